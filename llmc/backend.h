@@ -1,0 +1,214 @@
+// backend.h: the seam between the model (written once, in C) and the machines that compute it. A Backend is one
+// struct of function pointers: memory, then one entry per operation. The CPU backend (llmc/cpu) is compiled in; other
+// backends are plug-ins that fill the same struct. Nothing here knows of models, layers or training.
+//
+// Contracts that hold for every operation:
+//   * operands are contiguous row-major Tensors in this backend's memory; shapes and dtypes are CHECKed;
+//   * operations are issued in order on one compute stream; only download and synchronize wait;
+//   * "=" overwrites (the destination may hold anything, NaN included), "+=" adds to what is there;
+//   * an output aliases an input only where the entry says so;
+//   * activation tensors ("act") are fp32 or bf16, one dtype within a call; parameter tensors have the same dtype;
+//     gradients of parameters, statistics and losses are fp32; arithmetic is fp32 or wider, rounded once on store;
+//   * results do not depend on the number of threads: every reduction has a fixed order;
+//   * empty tensors (a zero leading dimension) are allowed and do nothing.
+//
+// Letters (glossary in model.h): N rows (= B*T in training), C channels, V vocabulary, Vp padded vocabulary,
+// NH query heads, NKV key/value heads, HS head size, F feed-forward width, QKV = (NH + 2*NKV)*HS.
+#ifndef LLMC_BACKEND_H
+#define LLMC_BACKEND_H
+
+#include "llmc/tensor.h"
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+typedef struct Backend Backend;
+
+typedef enum {
+    ACT_NONE,
+    ACT_GELU,    // tanh form: 0.5 x (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3)))  (GPT-2's "gelu_new")
+    ACT_RELU2,   // max(x, 0)^2  (So et al., Primer)
+    ACT_SWIGLU   // silu(gate) * up; the pre-activation row is [gate(F) | up(F)]
+} Activation;
+
+typedef enum { NORM_LAYER, NORM_RMS } NormKind;
+
+// out(M,N) = alpha * op(a) op(b) + beta * add [+ bias] [then activation, or times an activation's derivative]
+// Order: acc = alpha*sum; acc += beta*add; acc += bias[n]; then at most one of
+//   act      pre = acc (saved when pre is given), out = act(acc)           forward; ACT_GELU or ACT_RELU2
+//   act_grad out = acc * act'(pre)                                         backward; pre is read
+typedef struct {
+    bool trans_a;  // a is stored (K,M) instead of (M,K)
+    bool trans_b;  // b is stored (N,K) instead of (K,N): a linear layer's weight (out,in)
+    float alpha;   // 1 for the ordinary product
+    float beta;    // used when add is given
+    Tensor add;    // (M,N), out's dtype; may be out itself: then beta=1 is "+="
+    Tensor bias;   // (N), a's dtype
+    Activation act;
+    Activation act_grad;
+    Tensor pre;    // (M,N), out's dtype
+} MatmulArgs;
+
+typedef struct {
+    NormKind kind;
+    float eps;
+} NormArgs;
+
+// Rotary position embedding, "rotate half" pairing (i, i + HS/2) as in Hugging Face; tables are (max position, HS/2).
+typedef struct {
+    int64_t NH, NKV, HS;
+    bool use_rope;
+    Tensor cos, sin;           // fp32 (P, HS/2)
+    Tensor q_weight, k_weight; // (HS), RMS norm over each head before the rotation; TENSOR_NONE: no QK-norm
+    float eps;
+} QkArgs;
+
+// allowed(i,j) <=> doc_i == doc_j  and  (j <= i or prefix_j)  and  (window == 0 or i - j < window)
+// (with prefix_j, j > i is allowed whatever the window: i - j is negative.)
+typedef struct {
+    int64_t B, T;
+    int64_t NH, NKV, HS;  // NH is a multiple of NKV; query head h reads key/value head h / (NH/NKV)
+    float scale;          // scores = scale * q.k
+    int64_t window;       // 0: no limit
+    Tensor doc;           // int32 (B,T), non-decreasing along a row; TENSOR_NONE: one document a row
+    Tensor prefix;        // uint8 (B,T); TENSOR_NONE: plain causal
+} AttentionArgs;
+
+typedef struct {
+    int64_t V;            // real vocabulary; columns V..Vp of the logits are ignored, their gradient is 0
+    float softcap;        // logits = softcap * tanh(logits / softcap) first; 0: off
+    float loss_scale;     // the gradient is d(loss_scale * sum_i weight_i * nll_i)/d(logits)
+    bool want_grad;       // false: logits are left in an unspecified state, only nll is written
+} CrossEntropyArgs;
+
+// What the optimizer needs of the whole gradient, kept on the device so that no step waits for the host.
+typedef struct {
+    double sum_squares;  // of the unclipped gradient
+    float norm;          // sqrt(sum_squares)
+    float scale;         // what every gradient element is multiplied with: min(1, max_norm/norm), 1 if max_norm <= 0
+    int32_t skip;        // 1: the norm is not finite; updates leave everything untouched
+    int32_t pad;
+} GradStats;
+
+// One parameter tensor as the optimizer sees it. All fp32 arrays have `elems` elements.
+typedef struct {
+    float *master;       // fp32 value that is updated; in fp32 runs the weights themselves
+    uint16_t *weight;    // bf16 copy written after the update (round to nearest), or NULL
+    const float *grad;
+    float *m;            // first moment (AdamW) or momentum (Muon)
+    float *v;            // second moment (AdamW); NULL for Muon
+    int64_t elems;
+    float lr;            // learning rate of this tensor at this step
+    float weight_decay;  // decoupled: master -= lr * weight_decay * master
+} OptimTensor;
+
+typedef struct {
+    float beta1, beta2, eps;
+    int64_t t;  // 1 for the first step: bias corrections 1 - beta^t
+} AdamwArgs;
+
+struct Backend {
+    const char *name;          // "cpu", "cuda", "cudaemu"
+    char description[256];     // for people: "AMD EPYC, 2 threads, AVX-512 BF16"
+    int threads;               // host threads used by operations (CPU), else 0
+    bool bf16_native;          // bf16 dot products in hardware
+    void *impl;                // the backend's own state
+
+    // ---- memory ----
+    // Page- or 256-byte aligned, not zeroed. Returns NULL and fills err when there is not enough.
+    void *(*alloc)(Backend *be, size_t bytes, Error *err);
+    void (*free)(Backend *be, void *pointer, size_t bytes);
+    void (*zero)(Backend *be, void *pointer, size_t bytes);
+    void (*upload)(Backend *be, void *device, const void *host, size_t bytes);    // host may be reused on return
+    void (*download)(Backend *be, void *host, const void *device, size_t bytes);  // waits for what was issued before
+    void (*copy)(Backend *be, void *to, const void *from, size_t bytes);          // device to device, no overlap
+    bool (*synchronize)(Backend *be, Error *err);  // waits; false: an operation failed on the device
+    void (*close)(Backend *be);                    // frees the backend itself
+
+    // ---- matrix multiplication ----
+    // out fp32 or bf16; a and b of one dtype; (fp32,fp32)->fp32, (bf16,bf16)->bf16 or fp32. fp32 accumulation.
+    void (*matmul)(Backend *be, Tensor out, Tensor a, Tensor b, MatmulArgs args);
+    // dbias(C) fp32 {=, += if accumulate} column sums of dout(N,C).
+    void (*bias_backward)(Backend *be, Tensor dbias, Tensor dout, bool accumulate);
+
+    // ---- embedding ----
+    // out(N,C) = wte[tokens[i]] + wpe[positions[i]]; wpe may be TENSOR_NONE. tokens, positions int32 (N).
+    void (*embedding_forward)(Backend *be, Tensor out, Tensor tokens, Tensor positions, Tensor wte, Tensor wpe);
+    // dwte(Vp,C) fp32 +=, dwpe(P,C) fp32 += (or TENSOR_NONE). Rows are added in increasing i: deterministic.
+    void (*embedding_backward)(Backend *be, Tensor dwte, Tensor dwpe, Tensor dout, Tensor tokens, Tensor positions);
+
+    // ---- normalization over the last dimension ----
+    // out(N,C) =; mean(N) and rstd(N) fp32 = (mean is TENSOR_NONE for RMS); bias may be TENSOR_NONE.
+    void (*norm_forward)(Backend *be, Tensor out, Tensor mean, Tensor rstd, Tensor x, Tensor weight, Tensor bias,
+                         NormArgs args);
+    // dx(N,C) act {=, += if accumulate_dx}; dweight(C), dbias(C) fp32 {=, += if accumulate_dw}; dbias may be NONE.
+    void (*norm_backward)(Backend *be, Tensor dx, Tensor dweight, Tensor dbias, Tensor dout, Tensor x, Tensor weight,
+                          Tensor mean, Tensor rstd, bool accumulate_dx, bool accumulate_dw, NormArgs args);
+
+    // ---- what happens to q and k between their projection and attention ----
+    // out(N,QKV) = in with q and k heads RMS-normalized (optional) and then rotated (optional); v is copied.
+    // out may be in when there is no QK-norm. rstd fp32 (N, NH+NKV) = with QK-norm, else TENSOR_NONE.
+    void (*qk_forward)(Backend *be, Tensor out, Tensor rstd, Tensor in, Tensor positions, QkArgs args);
+    // din(N,QKV) =; may be dout. dq_weight, dk_weight (HS) fp32 {=, += if accumulate_dw}, TENSOR_NONE without QK-norm.
+    // `in` is the forward's input; only read with QK-norm.
+    void (*qk_backward)(Backend *be, Tensor din, Tensor dq_weight, Tensor dk_weight, Tensor dout, Tensor in, Tensor rstd,
+                        Tensor positions, bool accumulate_dw, QkArgs args);
+
+    // ---- attention ----
+    // out(B*T, NH*HS) =; lse fp32 (B,NH,T) = log of the softmax denominator (scores included). qkv (B*T, QKV) holds
+    // [q heads | k heads | v heads]. Memory beyond out and lse is O(T) per thread, never O(T*T). (FlashAttention-2,
+    // Dao 2023.)
+    void (*attention_forward)(Backend *be, Tensor out, Tensor lse, Tensor qkv, AttentionArgs args);
+    // dqkv(B*T, QKV) =.
+    void (*attention_backward)(Backend *be, Tensor dqkv, Tensor dout, Tensor qkv, Tensor out, Tensor lse,
+                               AttentionArgs args);
+    // Incremental decoding of one sequence: the n new positions start, start+1, ... of qkv(n, QKV) are appended to
+    // k_cache and v_cache (Tmax, NKV*HS), then out(n, NH*HS) = causal attention over the cache. args.T = n, args.B = 1.
+    void (*attention_decode)(Backend *be, Tensor out, Tensor k_cache, Tensor v_cache, Tensor qkv, int64_t start,
+                             AttentionArgs args);
+
+    // ---- activations ----
+    // out(N,F) =; pre is (N,F), for ACT_SWIGLU (N,2F).
+    void (*activation_forward)(Backend *be, Tensor out, Tensor pre, Activation kind);
+    // dpre = (shape of pre); dpre may be pre's or (not SWIGLU) dout's memory.
+    void (*activation_backward)(Backend *be, Tensor dpre, Tensor dout, Tensor pre, Activation kind);
+
+    // ---- loss ----
+    // nll(N) fp32 = -log softmax(logits)[target]; logits(N,Vp) act become their own gradient in place (weights and
+    // loss_scale applied). weights fp32 (N): rows of weight 0 give nll 0 and zero gradient, whatever their target.
+    void (*cross_entropy)(Backend *be, Tensor nll, Tensor logits, Tensor targets, Tensor weights, CrossEntropyArgs args);
+    // logits(N,Vp) in place = softcap * tanh(logits/softcap); for sampling.
+    void (*softcap)(Backend *be, Tensor logits, float softcap);
+    // out (1) fp64 {=, += if accumulate} sum_i weights[i] * nll[i].
+    void (*weighted_sum)(Backend *be, Tensor out, Tensor nll, Tensor weights, bool accumulate);
+
+    // ---- elementwise ----
+    void (*add)(Backend *be, Tensor out, Tensor a, Tensor b);          // out = a + b; out may be a or b
+    void (*cast)(Backend *be, Tensor out, Tensor in);                  // fp32 <-> bf16, or a copy; no overlap
+
+    // ---- optimizer ----
+    // *stats (device memory) = norm and clip scale of the flat fp32 gradient.
+    void (*grad_clip)(Backend *be, GradStats *stats, Tensor grad, float max_norm);
+    // One call for all tensors. Does nothing when stats->skip. (Loshchilov & Hutter, "Decoupled weight decay".)
+    //   g = grad*scale; m = b1 m + (1-b1) g; v = b2 v + (1-b2) g^2;
+    //   master -= lr * (m/(1-b1^t) / (sqrt(v/(1-b2^t)) + eps) + weight_decay * master)
+    void (*adamw)(Backend *be, const OptimTensor *tensors, int64_t count, const GradStats *stats, AdamwArgs args);
+    // Muon, step 1: m = momentum*m + g*scale; update(elems) act = (nesterov ? g*scale + momentum*m : m). Skips like adamw
+    // (update is then 0).
+    void (*muon_momentum)(Backend *be, Tensor update, OptimTensor tensor, const GradStats *stats, float momentum,
+                          bool nesterov);
+    // Muon, step 2: x /= (Frobenius norm of x + eps).
+    void (*frobenius_normalize)(Backend *be, Tensor x, float eps);
+    // Muon, step 3: master -= lr * (x + weight_decay * master); weight = bf16(master).
+    void (*muon_apply)(Backend *be, OptimTensor tensor, Tensor x, const GradStats *stats);
+};
+
+// The CPU backend. threads = 0: OMP_NUM_THREADS or all cores. isa: NULL or "auto" for the best the CPU has, or one of
+// "generic", "avx2", "avx512", "avx512bf16" (an error if the CPU lacks it).
+Backend *backend_cpu_open(int threads, const char *isa, Error *err);
+
+#ifdef __cplusplus
+}
+#endif
+#endif
