@@ -1,0 +1,170 @@
+// backend_cpu.c: opens the CPU backend: detects the instruction set, fills the function table from the kernel files
+// compiled for it, and owns memory and per-thread scratch. Called once by main and by tests.
+#include <omp.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+
+#include "llmc/cpu/kernels.h"
+
+#define CPU_MAX_THREADS 512
+#define CPU_HUGE_PAGE_BYTES ((size_t)2 << 20)
+
+typedef struct {
+    void *memory;
+    size_t bytes;
+} CpuScratch;
+
+typedef struct {
+    CpuScratch scratch[CPU_MAX_THREADS];
+} CpuState;
+
+typedef struct {
+    const char *name;
+    const char *label;
+    bool bf16_native;
+    void (*fill)(Backend *be);
+} CpuIsa;
+
+#define CPU_CALL_REGISTER(name, isa) name##_register_##isa(be);
+static void fill_generic(Backend *be) { (void)be; CPU_KERNEL_FILES(CPU_CALL_REGISTER, generic) }
+#if defined(__x86_64__)
+static void fill_avx2(Backend *be) { (void)be; CPU_KERNEL_FILES(CPU_CALL_REGISTER, avx2) }
+static void fill_avx512(Backend *be) { (void)be; CPU_KERNEL_FILES(CPU_CALL_REGISTER, avx512) }
+static void fill_avx512bf16(Backend *be) { (void)be; CPU_KERNEL_FILES(CPU_CALL_REGISTER, avx512bf16) }
+#endif
+
+// Best first.
+static const CpuIsa ISA_LEVELS[] = {
+#if defined(__x86_64__)
+    {"avx512bf16", "AVX-512 with BF16 dot products", true, fill_avx512bf16},
+    {"avx512", "AVX-512", false, fill_avx512},
+    {"avx2", "AVX2", false, fill_avx2},
+#endif
+    {"generic", "generic vectors", false, fill_generic},
+};
+#define ISA_LEVEL_COUNT ((int)(sizeof ISA_LEVELS / sizeof ISA_LEVELS[0]))
+
+static bool cpu_supports(const char *isa) {
+#if defined(__x86_64__)
+    bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+    bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                  __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
+    if (strcmp(isa, "avx2") == 0) return avx2;
+    if (strcmp(isa, "avx512") == 0) return avx512;
+    if (strcmp(isa, "avx512bf16") == 0) return avx512 && __builtin_cpu_supports("avx512bf16");
+#endif
+    return strcmp(isa, "generic") == 0;
+}
+
+// Large blocks come straight from mmap, aligned for huge pages and asking for them: first touch and TLB misses cost
+// more than many kernels otherwise.
+static void *cpu_alloc(Backend *be, size_t bytes, Error *err) {
+    (void)be;
+    size_t align = bytes >= CPU_HUGE_PAGE_BYTES ? CPU_HUGE_PAGE_BYTES : 4096;
+    size_t rounded = (bytes + align - 1) / align * align;
+    void *memory = aligned_alloc(align, rounded ? rounded : align);
+    if (memory == NULL) {
+        error_set(err, "cannot allocate %.1f MiB of memory; choose a smaller batch or model, or recompute=block",
+                  (double)bytes / 1048576.0);
+        return NULL;
+    }
+    if (align == CPU_HUGE_PAGE_BYTES) madvise(memory, rounded, MADV_HUGEPAGE);
+    return memory;
+}
+static void cpu_free(Backend *be, void *pointer, size_t bytes) {
+    (void)be;
+    (void)bytes;
+    free(pointer);
+}
+static void cpu_zero(Backend *be, void *pointer, size_t bytes) {
+    (void)be;
+    if (bytes > 0) memset(pointer, 0, bytes);
+}
+static void cpu_copy(Backend *be, void *to, const void *from, size_t bytes) {
+    (void)be;
+    if (bytes > 0) memcpy(to, from, bytes);
+}
+static bool cpu_synchronize(Backend *be, Error *err) {
+    (void)be;
+    (void)err;
+    return true;
+}
+
+void *cpu_scratch(Backend *be, int thread, size_t bytes) {
+    CHECK(thread >= 0 && thread < CPU_MAX_THREADS, "thread=%d", thread);
+    CpuScratch *scratch = &((CpuState *)be->impl)->scratch[thread];
+    if (scratch->bytes < bytes) {
+        free(scratch->memory);
+        Error err = {""};
+        scratch->memory = cpu_alloc(be, bytes, &err);
+        CHECK(scratch->memory != NULL, "%s", err.message);
+        scratch->bytes = bytes;
+    }
+    return scratch->memory;
+}
+size_t cpu_scratch_bytes(const Backend *be) {
+    const CpuState *state = be->impl;
+    size_t total = 0;
+    for (int i = 0; i < CPU_MAX_THREADS; ++i) total += state->scratch[i].bytes;
+    return total;
+}
+
+static void cpu_close(Backend *be) {
+    CpuState *state = be->impl;
+    for (int i = 0; i < CPU_MAX_THREADS; ++i) free(state->scratch[i].memory);
+    free(state);
+    free(be);
+}
+
+static void cpu_model_name(char *out, size_t out_bytes) {
+    snprintf(out, out_bytes, "CPU");
+    FILE *file = fopen("/proc/cpuinfo", "r");
+    if (file == NULL) return;
+    char line[256];
+    while (fgets(line, sizeof line, file) != NULL) {
+        char *colon = strchr(line, ':');
+        if (strncmp(line, "model name", 10) != 0 || colon == NULL) continue;
+        line[strcspn(line, "\n")] = '\0';
+        snprintf(out, out_bytes, "%.100s", colon + 2);
+        break;
+    }
+    fclose(file);
+}
+
+Backend *backend_cpu_open(int threads, const char *isa, Error *err) {
+    const CpuIsa *chosen = NULL;
+    bool any = isa == NULL || strcmp(isa, "auto") == 0;
+    for (int i = 0; i < ISA_LEVEL_COUNT && chosen == NULL; ++i)
+        if ((any || strcmp(isa, ISA_LEVELS[i].name) == 0) && cpu_supports(ISA_LEVELS[i].name)) chosen = &ISA_LEVELS[i];
+    if (chosen == NULL) {
+        error_set(err, "cpu_isa=%s: this CPU does not have it, or the name is none of auto, generic, avx2, avx512, "
+                       "avx512bf16", isa);
+        return NULL;
+    }
+    if (threads < 0 || threads > CPU_MAX_THREADS) {
+        error_set(err, "threads=%d: expected 0 (all) to %d", threads, CPU_MAX_THREADS);
+        return NULL;
+    }
+    if (threads > 0) omp_set_num_threads(threads);
+    Backend *be = xcalloc(1, sizeof *be);
+    be->name = "cpu";
+    be->threads = omp_get_max_threads();
+    be->bf16_native = chosen->bf16_native;
+    be->impl = xcalloc(1, sizeof(CpuState));
+    be->alloc = cpu_alloc;
+    be->free = cpu_free;
+    be->zero = cpu_zero;
+    be->upload = cpu_copy;
+    be->download = cpu_copy;
+    be->copy = cpu_copy;
+    be->synchronize = cpu_synchronize;
+    be->close = cpu_close;
+    chosen->fill(be);
+    char model[128];
+    cpu_model_name(model, sizeof model);
+    snprintf(be->description, sizeof be->description, "%s, %d thread%s, %s", model, be->threads,
+             be->threads == 1 ? "" : "s", chosen->label);
+    return be;
+}
