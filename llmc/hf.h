@@ -1,0 +1,58 @@
+// hf.h: the names that other people use: Hugging Face's config.json and tensor names for GPT-2, Llama, Mistral, Qwen2 and
+// Qwen3 dense models, and llm.c's model file. Both import and export walk one map from our parameter table to theirs.
+#ifndef LLMC_HF_H
+#define LLMC_HF_H
+
+#include "llmc/params.h"
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+// One tensor of the other side: rows [first_row, first_row + rows) of our parameter, transposed for GPT-2's Conv1D.
+typedef struct {
+    char name[128];
+    const ParamSpec *spec;
+    int64_t first_row, rows;
+    bool transposed;
+    int ndim;
+    int64_t dim[2];  // as the other side stores it
+} HfTensor;
+
+typedef struct {
+    HfTensor *tensor;
+    int count;
+} HfMap;
+
+// Which architecture name the config can be exported as: "GPT2LMHeadModel", "LlamaForCausalLM", "MistralForCausalLM",
+// "Qwen2ForCausalLM", "Qwen3ForCausalLM"; "TokamakForCausalLM" (Llama names) when none of them computes this model.
+const char *hf_architecture(const ModelConfig *config);
+void hf_map_build(HfMap *map, const ParamTable *params, const ModelConfig *config);
+void hf_map_free(HfMap *map);
+
+// config.json text. bos/eos ids < 0 are left out. dtype names the weights ("float32", "bfloat16"). Caller frees.
+char *hf_config_write(const ModelConfig *config, DType dtype, int64_t bos, int64_t eos);
+// Strict about what changes results (activation, rope_scaling kinds, tie_word_embeddings, head_dim, sliding window, ...):
+// what we cannot compute exactly is an error naming the key and value.
+bool hf_config_read(ModelConfig *out, const char *json, const char *path, Error *err);
+
+// Reads config.json of a directory, or the header of an llm.c .bin (magic 20240326).
+bool model_file_read_config(ModelConfig *out, const char *path, Error *err);
+// Calls `put` once for every parameter of the table with its fp32 values [spec->elems] (pad rows zero). Checks that every
+// tensor is there with the right shape and that none is left over (known harmless ones excepted: rotary inv_freq, masks).
+typedef bool (*ModelFilePut)(void *context, const ParamSpec *spec, const float *values, Error *err);
+bool model_file_read(const char *path, const ModelConfig *config, const ParamTable *params, ModelFilePut put,
+                     void *context, Error *err);
+// Gets fp32 values of a parameter into out[elems].
+typedef bool (*ModelFileGet)(void *context, const ParamSpec *spec, float *out, Error *err);
+// model.safetensors (dtype fp32 or bf16) inside an existing directory.
+bool model_file_write_hf(const char *dir, const ModelConfig *config, const ParamTable *params, DType dtype,
+                         ModelFileGet get, void *context, Error *err);
+// llm.c's model file: version 3 (fp32) or 5 (bf16); GPT-2 architecture only.
+bool model_file_write_llmc(const char *path, const ModelConfig *config, const ParamTable *params, DType dtype,
+                           ModelFileGet get, void *context, Error *err);
+
+#ifdef __cplusplus
+}
+#endif
+#endif

@@ -1,0 +1,50 @@
+// safetensors.h: reading and writing safetensors files (https://github.com/huggingface/safetensors): 8-byte header length,
+// JSON header, raw little-endian tensors. Files are untrusted: every offset, size, dtype and shape is checked before use.
+#ifndef LLMC_SAFETENSORS_H
+#define LLMC_SAFETENSORS_H
+
+#include "llmc/tensor.h"
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+#define SAFETENSORS_MAX_DIMS 8
+
+typedef struct {
+    char *name;
+    char dtype[8];  // as in the file: "F32", "BF16", "F16", "I32", ...
+    int ndim;
+    int64_t dim[SAFETENSORS_MAX_DIMS];
+    size_t bytes;
+    const unsigned char *data;  // into the mapped file
+    int file;                   // which shard file it is in
+} SafeTensor;
+
+typedef struct SafeTensors SafeTensors;
+// A .safetensors file, a model.safetensors.index.json, or a directory that holds either.
+bool safetensors_open(SafeTensors **out, const char *path, Error *err);
+void safetensors_close(SafeTensors *file);
+int safetensors_count(const SafeTensors *file);
+const SafeTensor *safetensors_at(const SafeTensors *file, int index);
+const SafeTensor *safetensors_find(const SafeTensors *file, const char *name);  // NULL: absent
+const char *safetensors_metadata(const SafeTensors *file, const char *key);     // NULL: absent
+// Elements [first, first+count) converted to fp32 (from F32, BF16, F16, F64). Error on other dtypes.
+bool safetensors_read_f32(const SafeTensor *tensor, int64_t first, int64_t count, float *out, Error *err);
+
+// One tensor to be written. `fetch` returns its bytes in host memory, valid until the next fetch; it is called once, in order.
+typedef struct {
+    const char *name;
+    DType dtype;
+    int ndim;
+    int64_t dim[SAFETENSORS_MAX_DIMS];
+} SafeTensorSpec;
+typedef const void *(*SafeTensorFetch)(void *context, int index, Error *err);
+// Writes and fsyncs; an error (disk full, ...) removes nothing that was there before under another name.
+bool safetensors_write(const char *path, const SafeTensorSpec *specs, int count, const char *metadata_json,
+                       SafeTensorFetch fetch, void *context, Error *err);
+
+#ifdef __cplusplus
+}
+#endif
+#endif
