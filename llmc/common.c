@@ -66,15 +66,12 @@ char *xstrdup(const char *text) {
     return memcpy(xmalloc(bytes), text, bytes);
 }
 char *xasprintf(const char *format, ...) {
+    char *text = NULL;
     va_list args;
     va_start(args, format);
-    int length = vsnprintf(NULL, 0, format, args);
+    int length = vasprintf(&text, format, args);
     va_end(args);
-    CHECK(length >= 0, "bad format %s", format);
-    char *text = xmalloc((size_t)length + 1);
-    va_start(args, format);
-    vsnprintf(text, (size_t)length + 1, format, args);
-    va_end(args);
+    CHECK(length >= 0, "out of host memory or bad format: %s", format);
     return text;
 }
 

@@ -10,6 +10,7 @@
 
 #define CPU_MAX_THREADS 512
 #define CPU_HUGE_PAGE_BYTES ((size_t)2 << 20)
+#define CPU_ALIGN_BYTES ((size_t)256)
 
 typedef struct {
     void *memory;
@@ -58,19 +59,20 @@ static bool cpu_supports(const char *isa) {
     return strcmp(isa, "generic") == 0;
 }
 
-// Large blocks come straight from mmap, aligned for huge pages and asking for them: first touch and TLB misses cost
-// more than many kernels otherwise.
+// Large blocks are whole huge pages and ask for them: first touch and TLB misses cost more than many kernels
+// otherwise. Small ones keep their exact size, so that a memory checker sees the first byte past the end.
 static void *cpu_alloc(Backend *be, size_t bytes, Error *err) {
     (void)be;
-    size_t align = bytes >= CPU_HUGE_PAGE_BYTES ? CPU_HUGE_PAGE_BYTES : 4096;
-    size_t rounded = (bytes + align - 1) / align * align;
-    void *memory = aligned_alloc(align, rounded ? rounded : align);
-    if (memory == NULL) {
+    bool huge = bytes >= CPU_HUGE_PAGE_BYTES;
+    size_t align = huge ? CPU_HUGE_PAGE_BYTES : CPU_ALIGN_BYTES;
+    size_t rounded = huge ? (bytes + align - 1) / align * align : bytes;
+    void *memory = NULL;
+    if (rounded < bytes || posix_memalign(&memory, align, rounded ? rounded : 1) != 0) {
         error_set(err, "cannot allocate %.1f MiB of memory; choose a smaller batch or model, or recompute=block",
                   (double)bytes / 1048576.0);
         return NULL;
     }
-    if (align == CPU_HUGE_PAGE_BYTES) madvise(memory, rounded, MADV_HUGEPAGE);
+    if (huge) madvise(memory, rounded, MADV_HUGEPAGE);
     return memory;
 }
 static void cpu_free(Backend *be, void *pointer, size_t bytes) {
