@@ -1,0 +1,498 @@
+// model.c: forward and backward pass, straight-line, in the order in which a token travels. No backend's name appears here.
+#include "llmc/model.h"
+
+#include <math.h>
+#include <stdlib.h>
+
+// ---------------------------------------------------------------------------------------------------------------
+// Layout
+
+static bool is_gated(const Model *m) { return m->config.activation == ACT_SWIGLU; }
+static int64_t fc_width(const ModelConfig *c) { return c->activation == ACT_SWIGLU ? 2 * c->F : c->F; }
+
+static Tensor role_view(const Model *m, void *base, DType dtype, ParamRole role, int layer) {
+    const ParamSpec *spec = params_find(&m->params, role, layer);
+    return spec == NULL ? TENSOR_NONE : params_view(spec, base, dtype);
+}
+
+static void bind_tensors(const Model *m, ModelTensors *t, void *base, DType dtype) {
+    t->wte = role_view(m, base, dtype, PARAM_WTE, -1);
+    t->wpe = role_view(m, base, dtype, PARAM_WPE, -1);
+    t->norm_f_w = role_view(m, base, dtype, PARAM_NORM_F_W, -1);
+    t->norm_f_b = role_view(m, base, dtype, PARAM_NORM_F_B, -1);
+    t->head = m->config.tied ? t->wte : role_view(m, base, dtype, PARAM_HEAD, -1);
+    t->block = xcalloc(to_size(m->config.L), sizeof *t->block);
+    for (int l = 0; l < m->config.L; ++l) {
+        BlockTensors *b = &t->block[l];
+        b->norm1_w = role_view(m, base, dtype, PARAM_NORM1_W, l);
+        b->norm1_b = role_view(m, base, dtype, PARAM_NORM1_B, l);
+        b->qkv_w = role_view(m, base, dtype, PARAM_QKV_W, l);
+        b->qkv_b = role_view(m, base, dtype, PARAM_QKV_B, l);
+        b->q_norm_w = role_view(m, base, dtype, PARAM_Q_NORM_W, l);
+        b->k_norm_w = role_view(m, base, dtype, PARAM_K_NORM_W, l);
+        b->attn_proj_w = role_view(m, base, dtype, PARAM_ATTN_PROJ_W, l);
+        b->attn_proj_b = role_view(m, base, dtype, PARAM_ATTN_PROJ_B, l);
+        b->norm2_w = role_view(m, base, dtype, PARAM_NORM2_W, l);
+        b->norm2_b = role_view(m, base, dtype, PARAM_NORM2_B, l);
+        b->fc_w = role_view(m, base, dtype, PARAM_FC_W, l);
+        b->fc_b = role_view(m, base, dtype, PARAM_FC_B, l);
+        b->mlp_proj_w = role_view(m, base, dtype, PARAM_MLP_PROJ_W, l);
+        b->mlp_proj_b = role_view(m, base, dtype, PARAM_MLP_PROJ_B, l);
+    }
+}
+
+static void layout_weights(Model *m, Arena *arena) {
+    size_t elems = to_size(m->params.total_elems);
+    bool bf16 = m->shape.dtype == DTYPE_BF16;
+    m->weights = arena_alloc(arena, elems * dtype_bytes(m->shape.dtype), "parameters");
+    if (!m->shape.training)
+        m->master = NULL;
+    else
+        m->master = bf16 ? (float *)arena_alloc(arena, elems * sizeof(float), "master weights") : (float *)m->weights;
+    bind_tensors(m, &m->w, m->weights, m->shape.dtype);
+    if (m->shape.training) {
+        m->grads = (float *)arena_alloc(arena, elems * sizeof(float), "gradients");
+        bind_tensors(m, &m->g, m->grads, DTYPE_F32);
+    }
+}
+
+static void layout_block_acts(Model *m, BlockActs *a, Arena *arena) {
+    const ModelConfig *c = &m->config;
+    const char *tag = "activations";
+    DType dtype = m->shape.dtype;
+    int64_t N = m->shape.max_rows, qkv_width = model_config_qkv_width(c);
+    bool layer_norm = c->norm == NORM_LAYER;
+    a->norm1 = arena_tensor(arena, tag, dtype, 2, N, c->C, 0, 0);
+    a->norm1_mean = layer_norm ? arena_tensor(arena, tag, DTYPE_F32, 1, N, 0, 0, 0) : TENSOR_NONE;
+    a->norm1_rstd = arena_tensor(arena, tag, DTYPE_F32, 1, N, 0, 0, 0);
+    a->qkv = arena_tensor(arena, tag, dtype, 2, N, qkv_width, 0, 0);
+    a->qkv_raw = c->qk_norm ? arena_tensor(arena, tag, dtype, 2, N, qkv_width, 0, 0) : a->qkv;
+    a->qk_rstd = c->qk_norm ? arena_tensor(arena, tag, DTYPE_F32, 2, N, c->NH + c->NKV, 0, 0) : TENSOR_NONE;
+    a->att = arena_tensor(arena, tag, dtype, 2, N, c->NH * c->HS, 0, 0);
+    a->lse = arena_tensor(arena, tag, DTYPE_F32, 2, N, c->NH, 0, 0);
+    a->mid = arena_tensor(arena, tag, dtype, 2, N, c->C, 0, 0);
+    a->norm2 = arena_tensor(arena, tag, dtype, 2, N, c->C, 0, 0);
+    a->norm2_mean = layer_norm ? arena_tensor(arena, tag, DTYPE_F32, 1, N, 0, 0, 0) : TENSOR_NONE;
+    a->norm2_rstd = arena_tensor(arena, tag, DTYPE_F32, 1, N, 0, 0, 0);
+    a->fc_pre = arena_tensor(arena, tag, dtype, 2, N, fc_width(c), 0, 0);
+    a->fc = arena_tensor(arena, tag, dtype, 2, N, c->F, 0, 0);
+}
+
+static void layout_activations(Model *m, Arena *arena) {
+    const ModelConfig *c = &m->config;
+    const char *tag = "activations";
+    DType dtype = m->shape.dtype;
+    int64_t N = m->shape.max_rows;
+    bool keep_all = m->shape.training && !m->shape.recompute;
+    m->h = xcalloc(to_size(c->L + 1), sizeof *m->h);
+    m->acts = xcalloc(to_size(c->L), sizeof *m->acts);
+    for (int64_t l = 0; l <= c->L; ++l)
+        m->h[l] = l == 0 || m->shape.training ? arena_tensor(arena, tag, dtype, 2, N, c->C, 0, 0) : m->h[0];
+    for (int64_t l = 0; l < c->L; ++l) {
+        if (l == 0 || keep_all)
+            layout_block_acts(m, &m->acts[l], arena);
+        else
+            m->acts[l] = m->acts[0];
+    }
+    m->norm_f = arena_tensor(arena, tag, dtype, 2, N, c->C, 0, 0);
+    m->norm_f_mean = c->norm == NORM_LAYER ? arena_tensor(arena, tag, DTYPE_F32, 1, N, 0, 0, 0) : TENSOR_NONE;
+    m->norm_f_rstd = arena_tensor(arena, tag, DTYPE_F32, 1, N, 0, 0, 0);
+    m->nll = arena_tensor(arena, tag, DTYPE_F32, 1, N, 0, 0, 0);
+    m->loss_sum = arena_tensor(arena, tag, DTYPE_F64, 1, 1, 0, 0, 0);
+    m->logits = arena_tensor(arena, "logits", dtype, 2, min_i64(m->shape.loss_chunk_rows, N), c->Vp, 0, 0);
+    if (!m->shape.training) return;
+    int64_t wide = max_i64(c->F, model_config_qkv_width(c) + c->NH * c->HS);
+    m->dh = arena_tensor(arena, "activation gradients", dtype, 2, N, c->C, 0, 0);
+    m->dnorm = arena_tensor(arena, "activation gradients", dtype, 2, N, c->C, 0, 0);
+    m->dwide = arena_tensor(arena, "activation gradients", dtype, 1, N * wide, 0, 0, 0);
+}
+
+static void layout_inputs(Model *m, Arena *arena) {
+    const ModelConfig *c = &m->config;
+    const char *tag = "inputs";
+    int64_t N = m->shape.max_rows;
+    m->tokens = arena_tensor(arena, tag, DTYPE_I32, 1, N, 0, 0, 0);
+    m->targets = arena_tensor(arena, tag, DTYPE_I32, 1, N, 0, 0, 0);
+    m->positions = arena_tensor(arena, tag, DTYPE_I32, 1, N, 0, 0, 0);
+    m->weight = arena_tensor(arena, tag, DTYPE_F32, 1, N, 0, 0, 0);
+    m->doc = arena_tensor(arena, tag, DTYPE_I32, 1, N, 0, 0, 0);
+    m->prefix = arena_tensor(arena, tag, DTYPE_U8, 1, N, 0, 0, 0);
+    if (c->position == POSITION_ROPE) {
+        m->rope_cos = arena_tensor(arena, "tables", DTYPE_F32, 2, m->shape.max_seq_len, c->HS / 2, 0, 0);
+        m->rope_sin = arena_tensor(arena, "tables", DTYPE_F32, 2, m->shape.max_seq_len, c->HS / 2, 0, 0);
+    }
+    if (m->shape.cache_tokens == 0) return;
+    m->k_cache = xcalloc(to_size(c->L), sizeof *m->k_cache);
+    m->v_cache = xcalloc(to_size(c->L), sizeof *m->v_cache);
+    for (int64_t l = 0; l < c->L; ++l) {
+        m->k_cache[l] = arena_tensor(arena, "KV cache", m->shape.dtype, 2, m->shape.cache_tokens, c->NKV * c->HS, 0, 0);
+        m->v_cache[l] = arena_tensor(arena, "KV cache", m->shape.dtype, 2, m->shape.cache_tokens, c->NKV * c->HS, 0, 0);
+    }
+}
+
+// Frequency of pair i, with Llama-3.1's rescaling: long wavelengths are slowed by `factor`, short ones kept, between them a
+// linear blend (Hugging Face, modeling_rope_utils.py, "llama3").
+static double rope_frequency(const ModelConfig *c, int64_t i) {
+    double frequency = pow(c->rope_theta, -2.0 * (double)i / (double)c->HS);
+    const RopeScaling *s = &c->rope_scaling;
+    if (s->factor == 0) return frequency;
+    double wavelength = 6.283185307179586 / frequency;
+    double original = (double)s->original_max_seq_len;
+    if (wavelength < original / s->high_freq_factor) return frequency;
+    if (wavelength > original / s->low_freq_factor) return frequency / s->factor;
+    double smooth = (original / wavelength - s->low_freq_factor) / (s->high_freq_factor - s->low_freq_factor);
+    return (1 - smooth) * frequency / s->factor + smooth * frequency;
+}
+
+static void fill_rope_tables(Model *m) {
+    int64_t half = m->config.HS / 2, P = m->shape.max_seq_len;
+    float *cosines = xmalloc(tensor_bytes(m->rope_cos)), *sines = xmalloc(tensor_bytes(m->rope_sin));
+    for (int64_t i = 0; i < half; ++i) {
+        double frequency = rope_frequency(&m->config, i);
+        for (int64_t p = 0; p < P; ++p) {
+            cosines[p * half + i] = (float)cos((double)p * frequency);
+            sines[p * half + i] = (float)sin((double)p * frequency);
+        }
+    }
+    m->be->upload(m->be, m->rope_cos.data, cosines, tensor_bytes(m->rope_cos));
+    m->be->upload(m->be, m->rope_sin.data, sines, tensor_bytes(m->rope_sin));
+    free(cosines);
+    free(sines);
+}
+
+void model_init(Model *m, const ModelConfig *config, const ModelShape *shape, Backend *be, Arena *arena) {
+    *m = (Model){.config = *config, .shape = *shape, .be = be};
+    CHECK(shape->max_rows > 0 && shape->max_seq_len > 0 && shape->loss_chunk_rows > 0, "rows=%lld T=%lld chunk=%lld",
+          (long long)shape->max_rows, (long long)shape->max_seq_len, (long long)shape->loss_chunk_rows);
+    params_build(&m->params, config);
+    layout_weights(m, arena);
+    layout_activations(m, arena);
+    layout_inputs(m, arena);
+    if (arena->backend == NULL) return;
+    CHECK(be != NULL, "a model on a real arena needs a backend%s", "");
+    // The alignment gaps between tensors are part of the flat arrays that norms and updates walk: they stay zero.
+    be->zero(be, m->weights, to_size(m->params.total_elems) * dtype_bytes(shape->dtype));
+    if (m->grads != NULL) be->zero(be, m->grads, to_size(m->params.total_elems) * sizeof(float));
+    if (shape->training && shape->dtype == DTYPE_BF16)
+        be->zero(be, m->master, to_size(m->params.total_elems) * sizeof(float));
+    if (config->position == POSITION_ROPE) fill_rope_tables(m);
+}
+
+void model_free(Model *m) {
+    params_free(&m->params);
+    free(m->w.block);
+    free(m->g.block);
+    free(m->h);
+    free(m->acts);
+    free(m->k_cache);
+    free(m->v_cache);
+    *m = (Model){0};
+}
+
+// ---------------------------------------------------------------------------------------------------------------
+// Parameters in and out
+
+void model_set_param(Model *m, const ParamSpec *spec, const float *values) {
+    size_t elems = to_size(spec->elems);
+    Tensor weight = params_view(spec, m->weights, m->shape.dtype);
+    if (m->master != NULL) m->be->upload(m->be, m->master + spec->offset, values, elems * sizeof(float));
+    if (m->shape.dtype == DTYPE_F32) {
+        m->be->upload(m->be, weight.data, values, elems * sizeof(float));
+        return;
+    }
+    uint16_t *rounded = xmalloc(elems * sizeof *rounded);
+    for (size_t i = 0; i < elems; ++i) rounded[i] = bf16_from_f32(values[i]);
+    m->be->upload(m->be, weight.data, rounded, elems * sizeof *rounded);
+    free(rounded);
+}
+
+void model_get_param(const Model *m, const ParamSpec *spec, float *values) {
+    size_t elems = to_size(spec->elems);
+    Tensor weight = params_view(spec, m->weights, m->shape.dtype);
+    if (m->shape.dtype == DTYPE_F32) {
+        m->be->download(m->be, values, weight.data, elems * sizeof(float));
+        return;
+    }
+    uint16_t *rounded = xmalloc(elems * sizeof *rounded);
+    m->be->download(m->be, rounded, weight.data, elems * sizeof *rounded);
+    for (size_t i = 0; i < elems; ++i) values[i] = bf16_to_f32(rounded[i]);
+    free(rounded);
+}
+
+void model_init_weights(Model *m, uint64_t seed) {
+    int64_t largest = 0;
+    for (int i = 0; i < m->params.count; ++i) largest = max_i64(largest, m->params.spec[i].elems);
+    float *values = xmalloc(to_size(largest) * sizeof *values);
+    for (int i = 0; i < m->params.count; ++i) {
+        params_init_values(&m->params.spec[i], seed, values);
+        model_set_param(m, &m->params.spec[i], values);
+    }
+    free(values);
+}
+
+// ---------------------------------------------------------------------------------------------------------------
+// The three products of a linear layer with weight w (out,in)
+
+// out = x w^T + bias [+ residual], or act(x w^T + bias) with the pre-activation kept.
+static void linear_forward(Model *m, Tensor out, Tensor x, Tensor w, Tensor bias, Tensor residual, Activation act,
+                           Tensor pre) {
+    MatmulArgs args = {.trans_b = true, .alpha = 1, .beta = 1, .add = residual, .bias = bias, .act = act, .pre = pre};
+    m->be->matmul(m->be, out, x, w, args);
+}
+// dx = dout w [times act'(pre)].
+static void linear_backward_input(Model *m, Tensor dx, Tensor dout, Tensor w, Activation act_grad, Tensor pre) {
+    MatmulArgs args = {.alpha = 1, .act_grad = act_grad, .pre = pre};
+    m->be->matmul(m->be, dx, dout, w, args);
+}
+// dw {=, +=} dout^T x; dbias {=, +=} column sums of dout.
+static void linear_backward_weight(Model *m, Tensor dw, Tensor dbias, Tensor dout, Tensor x, bool accumulate) {
+    MatmulArgs args = {.trans_a = true, .alpha = 1, .beta = 1, .add = accumulate ? dw : TENSOR_NONE};
+    m->be->matmul(m->be, dw, dout, x, args);
+    if (!tensor_is_none(dbias)) m->be->bias_backward(m->be, dbias, dout, accumulate);
+}
+
+// ---------------------------------------------------------------------------------------------------------------
+// One block
+
+static AttentionArgs attention_args(const Model *m) {
+    const ModelConfig *c = &m->config;
+    AttentionArgs args = {.B = m->B, .T = m->T, .NH = c->NH, .NKV = c->NKV, .HS = c->HS,
+                          .scale = 1.0f / sqrtf((float)c->HS), .window = c->window};
+    if (m->has_doc) args.doc = tensor_2d(m->doc.data, DTYPE_I32, m->B, m->T);
+    if (m->has_prefix) args.prefix = tensor_2d(m->prefix.data, DTYPE_U8, m->B, m->T);
+    return args;
+}
+
+static QkArgs qk_args(const Model *m, const BlockTensors *w) {
+    const ModelConfig *c = &m->config;
+    return (QkArgs){.NH = c->NH, .NKV = c->NKV, .HS = c->HS, .use_rope = c->position == POSITION_ROPE,
+                    .cos = m->rope_cos, .sin = m->rope_sin, .q_weight = w->q_norm_w, .k_weight = w->k_norm_w,
+                    .eps = c->norm_eps};
+}
+
+// The first N rows of every tensor of a block, for a batch smaller than the largest.
+static Tensor rows_of(Tensor t, int64_t N) { return tensor_is_none(t) ? t : tensor_rows(t, 0, N); }
+static BlockActs acts_for(const BlockActs *a, int64_t N) {
+    return (BlockActs){
+        .norm1 = rows_of(a->norm1, N), .norm1_mean = rows_of(a->norm1_mean, N), .norm1_rstd = rows_of(a->norm1_rstd, N),
+        .qkv_raw = rows_of(a->qkv_raw, N), .qk_rstd = rows_of(a->qk_rstd, N), .qkv = rows_of(a->qkv, N),
+        .att = rows_of(a->att, N), .lse = rows_of(a->lse, N), .mid = rows_of(a->mid, N),
+        .norm2 = rows_of(a->norm2, N), .norm2_mean = rows_of(a->norm2_mean, N), .norm2_rstd = rows_of(a->norm2_rstd, N),
+        .fc_pre = rows_of(a->fc_pre, N), .fc = rows_of(a->fc, N)};
+}
+// lse is stored (N,NH) for its size; attention sees it as (B,NH,T).
+static Tensor lse_view(const Model *m, Tensor lse) {
+    return tensor_3d(lse.data, DTYPE_F32, m->B, m->config.NH, m->T);
+}
+
+// h_{l+1} = block(h_l). start >= 0: incremental decoding, this block's cache takes part at that position.
+static void block_forward(Model *m, int64_t l, int64_t start) {
+    Backend *be = m->be;
+    const ModelConfig *c = &m->config;
+    const BlockTensors *w = &m->w.block[l];
+    int64_t N = m->B * m->T;
+    BlockActs a = acts_for(&m->acts[l], N);
+    Tensor in = tensor_rows(m->h[l], 0, N), out = tensor_rows(m->h[l + 1], 0, N);
+    NormArgs norm = {c->norm, c->norm_eps};
+
+    be->norm_forward(be, a.norm1, a.norm1_mean, a.norm1_rstd, in, w->norm1_w, w->norm1_b, norm);
+    linear_forward(m, a.qkv_raw, a.norm1, w->qkv_w, w->qkv_b, TENSOR_NONE, ACT_NONE, TENSOR_NONE);
+    be->qk_forward(be, a.qkv, a.qk_rstd, a.qkv_raw, tensor_rows(m->positions, 0, N), qk_args(m, w));
+    if (start < 0)
+        be->attention_forward(be, a.att, lse_view(m, a.lse), a.qkv, attention_args(m));
+    else
+        be->attention_decode(be, a.att, m->k_cache[l], m->v_cache[l], a.qkv, start, attention_args(m));
+    linear_forward(m, a.mid, a.att, w->attn_proj_w, w->attn_proj_b, in, ACT_NONE, TENSOR_NONE);
+
+    be->norm_forward(be, a.norm2, a.norm2_mean, a.norm2_rstd, a.mid, w->norm2_w, w->norm2_b, norm);
+    if (is_gated(m)) {
+        linear_forward(m, a.fc_pre, a.norm2, w->fc_w, w->fc_b, TENSOR_NONE, ACT_NONE, TENSOR_NONE);
+        be->activation_forward(be, a.fc, a.fc_pre, c->activation);
+    } else {
+        linear_forward(m, a.fc, a.norm2, w->fc_w, w->fc_b, TENSOR_NONE, c->activation, a.fc_pre);
+    }
+    linear_forward(m, out, a.fc, w->mlp_proj_w, w->mlp_proj_b, a.mid, ACT_NONE, TENSOR_NONE);
+}
+
+// On entry dh is the gradient of h_{l+1}, on return that of h_l.
+static void block_backward(Model *m, int64_t l, bool accumulate) {
+    Backend *be = m->be;
+    const ModelConfig *c = &m->config;
+    const BlockTensors *w = &m->w.block[l], *g = &m->g.block[l];
+    int64_t N = m->B * m->T, qkv_width = model_config_qkv_width(c);
+    DType dtype = m->shape.dtype;
+    BlockActs a = acts_for(&m->acts[l], N);
+    Tensor in = tensor_rows(m->h[l], 0, N), dh = tensor_rows(m->dh, 0, N), dnorm = tensor_rows(m->dnorm, 0, N);
+    NormArgs norm = {c->norm, c->norm_eps};
+
+    // feed-forward. dfc_pre of a gated layer replaces fc_pre, which nobody reads again.
+    Tensor dfc = tensor_2d(m->dwide.data, dtype, N, c->F), dfc_pre = dfc;
+    linear_backward_weight(m, g->mlp_proj_w, g->mlp_proj_b, dh, a.fc, accumulate);
+    if (is_gated(m)) {
+        linear_backward_input(m, dfc, dh, w->mlp_proj_w, ACT_NONE, TENSOR_NONE);
+        dfc_pre = a.fc_pre;
+        be->activation_backward(be, dfc_pre, dfc, a.fc_pre, c->activation);
+    } else {
+        linear_backward_input(m, dfc_pre, dh, w->mlp_proj_w, c->activation, a.fc_pre);
+    }
+    linear_backward_weight(m, g->fc_w, g->fc_b, dfc_pre, a.norm2, accumulate);
+    linear_backward_input(m, dnorm, dfc_pre, w->fc_w, ACT_NONE, TENSOR_NONE);
+    be->norm_backward(be, dh, g->norm2_w, g->norm2_b, dnorm, a.mid, w->norm2_w, a.norm2_mean, a.norm2_rstd, true,
+                      accumulate, norm);
+
+    // attention
+    Tensor dqkv = tensor_2d(m->dwide.data, dtype, N, qkv_width);
+    unsigned char *after_dqkv = (unsigned char *)m->dwide.data + tensor_bytes(dqkv);
+    Tensor datt = tensor_2d(after_dqkv, dtype, N, c->NH * c->HS);
+    linear_backward_weight(m, g->attn_proj_w, g->attn_proj_b, dh, a.att, accumulate);
+    linear_backward_input(m, datt, dh, w->attn_proj_w, ACT_NONE, TENSOR_NONE);
+    be->attention_backward(be, dqkv, datt, a.qkv, a.att, lse_view(m, a.lse), attention_args(m));
+    be->qk_backward(be, dqkv, g->q_norm_w, g->k_norm_w, dqkv, a.qkv_raw, a.qk_rstd, tensor_rows(m->positions, 0, N),
+                    accumulate, qk_args(m, w));
+    linear_backward_weight(m, g->qkv_w, g->qkv_b, dqkv, a.norm1, accumulate);
+    linear_backward_input(m, dnorm, dqkv, w->qkv_w, ACT_NONE, TENSOR_NONE);
+    be->norm_backward(be, dh, g->norm1_w, g->norm1_b, dnorm, in, w->norm1_w, a.norm1_mean, a.norm1_rstd, true,
+                      accumulate, norm);
+}
+
+// ---------------------------------------------------------------------------------------------------------------
+// The whole model
+
+static void upload_positions(Model *m, int64_t N, int64_t T, int64_t start) {
+    int32_t *positions = xmalloc(to_size(N) * sizeof *positions);
+    for (int64_t i = 0; i < N; ++i) positions[i] = (int32_t)(start + i % T);
+    m->be->upload(m->be, m->positions.data, positions, to_size(N) * sizeof *positions);
+    free(positions);
+}
+
+static void upload_batch(Model *m, const Batch *batch) {
+    Backend *be = m->be;
+    int64_t N = batch->B * batch->T;
+    CHECK(N <= m->shape.max_rows && batch->T <= m->shape.max_seq_len, "batch %lld x %lld, planned %lld rows, T %lld",
+          (long long)batch->B, (long long)batch->T, (long long)m->shape.max_rows, (long long)m->shape.max_seq_len);
+    m->B = batch->B;
+    m->T = batch->T;
+    m->has_doc = batch->doc != NULL;
+    m->has_prefix = batch->prefix != NULL;
+    be->upload(be, m->tokens.data, batch->tokens, to_size(N) * sizeof(int32_t));
+    be->upload(be, m->targets.data, batch->targets, to_size(N) * sizeof(int32_t));
+    be->upload(be, m->weight.data, batch->weights, to_size(N) * sizeof(float));
+    if (m->has_doc) be->upload(be, m->doc.data, batch->doc, to_size(N) * sizeof(int32_t));
+    if (m->has_prefix) be->upload(be, m->prefix.data, batch->prefix, to_size(N));
+    // Positions depend on the row length alone; they are sent once for the largest batch and stay.
+    if (m->position_T != batch->T) {
+        upload_positions(m, m->shape.max_rows, batch->T, 0);
+        m->position_T = batch->T;
+    }
+}
+
+// h_0 ... h_L and the final norm.
+static void trunk_forward(Model *m, int64_t start) {
+    Backend *be = m->be;
+    int64_t N = m->B * m->T;
+    be->embedding_forward(be, tensor_rows(m->h[0], 0, N), tensor_rows(m->tokens, 0, N), tensor_rows(m->positions, 0, N),
+                          m->w.wte, m->w.wpe);
+    for (int64_t l = 0; l < m->config.L; ++l) block_forward(m, l, start);
+    be->norm_forward(be, tensor_rows(m->norm_f, 0, N), rows_of(m->norm_f_mean, N), tensor_rows(m->norm_f_rstd, 0, N),
+                     tensor_rows(m->h[m->config.L], 0, N), m->w.norm_f_w, m->w.norm_f_b,
+                     (NormArgs){m->config.norm, m->config.norm_eps});
+}
+
+static Tensor head_forward(Model *m, int64_t first, int64_t rows) {
+    Tensor logits = tensor_rows(m->logits, 0, rows);
+    linear_forward(m, logits, tensor_rows(m->norm_f, first, rows), m->w.head, TENSOR_NONE, TENSOR_NONE, ACT_NONE,
+                   TENSOR_NONE);
+    return logits;
+}
+
+void model_begin_step(Model *m) {
+    m->grads_fresh = true;
+    m->be->zero(m->be, m->loss_sum.data, sizeof(double));
+}
+
+void model_forward(Model *m, const Batch *batch, double loss_scale, bool train) {
+    Backend *be = m->be;
+    CHECK(!train || m->shape.training, "this model was laid out without gradients%s", "");
+    upload_batch(m, batch);
+    trunk_forward(m, -1);
+    int64_t N = m->B * m->T;
+    CrossEntropyArgs args = {.V = m->config.V, .softcap = m->config.logit_softcap, .loss_scale = (float)loss_scale,
+                             .want_grad = train};
+    for (int64_t first = 0; first < N; first += m->shape.loss_chunk_rows) {
+        int64_t rows = min_i64(m->shape.loss_chunk_rows, N - first);
+        Tensor logits = head_forward(m, first, rows);
+        be->cross_entropy(be, tensor_rows(m->nll, first, rows), logits, tensor_rows(m->targets, first, rows),
+                          tensor_rows(m->weight, first, rows), args);
+        if (!train) continue;
+        linear_backward_input(m, tensor_rows(m->dnorm, first, rows), logits, m->w.head, ACT_NONE, TENSOR_NONE);
+        linear_backward_weight(m, m->g.head, TENSOR_NONE, logits, tensor_rows(m->norm_f, first, rows),
+                               first > 0 || !m->grads_fresh);
+    }
+    be->weighted_sum(be, m->loss_sum, tensor_rows(m->nll, 0, N), tensor_rows(m->weight, 0, N), true);
+}
+
+void model_backward(Model *m) {
+    Backend *be = m->be;
+    const ModelConfig *c = &m->config;
+    int64_t N = m->B * m->T;
+    bool accumulate = !m->grads_fresh;
+    Tensor dh = tensor_rows(m->dh, 0, N);
+    be->norm_backward(be, dh, m->g.norm_f_w, m->g.norm_f_b, tensor_rows(m->dnorm, 0, N),
+                      tensor_rows(m->h[c->L], 0, N), m->w.norm_f_w, rows_of(m->norm_f_mean, N),
+                      tensor_rows(m->norm_f_rstd, 0, N), false, accumulate, (NormArgs){c->norm, c->norm_eps});
+    for (int64_t l = c->L - 1; l >= 0; --l) {
+        if (m->shape.recompute && l < c->L - 1) block_forward(m, l, -1);
+        block_backward(m, l, accumulate);
+    }
+    // The embedding's gradient only adds; where the head has not just overwritten it, it starts from zero.
+    if (!accumulate && !c->tied) be->zero(be, m->g.wte.data, tensor_bytes(m->g.wte));
+    if (!accumulate && !tensor_is_none(m->g.wpe)) be->zero(be, m->g.wpe.data, tensor_bytes(m->g.wpe));
+    be->embedding_backward(be, m->g.wte, m->g.wpe, dh, tensor_rows(m->tokens, 0, N), tensor_rows(m->positions, 0, N));
+    m->grads_fresh = false;
+}
+
+double model_loss_sum(Model *m) {
+    double sum;
+    m->be->download(m->be, &sum, m->loss_sum.data, sizeof sum);
+    return sum;
+}
+
+// ---------------------------------------------------------------------------------------------------------------
+// Logits for people who ask for them
+
+static void download_logits(Model *m, Tensor logits, float *out) {
+    Backend *be = m->be;
+    if (m->config.logit_softcap > 0) be->softcap(be, logits, m->config.logit_softcap);
+    int64_t rows = logits.dim[0], Vp = m->config.Vp, V = m->config.V;
+    unsigned char *raw = xmalloc(tensor_bytes(logits));
+    be->download(be, raw, logits.data, tensor_bytes(logits));
+    for (int64_t r = 0; r < rows; ++r)
+        for (int64_t v = 0; v < V; ++v)
+            out[r * V + v] = logits.dtype == DTYPE_F32 ? ((const float *)(const void *)raw)[r * Vp + v]
+                                                       : bf16_to_f32(((const uint16_t *)(const void *)raw)[r * Vp + v]);
+    free(raw);
+}
+
+void model_logits(Model *m, const Batch *batch, float *logits) {
+    upload_batch(m, batch);
+    trunk_forward(m, -1);
+    int64_t N = m->B * m->T;
+    for (int64_t first = 0; first < N; first += m->shape.loss_chunk_rows) {
+        int64_t rows = min_i64(m->shape.loss_chunk_rows, N - first);
+        download_logits(m, head_forward(m, first, rows), logits + first * m->config.V);
+    }
+}
+
+void model_decode(Model *m, const int32_t *tokens, int64_t n, int64_t start, float *logits) {
+    CHECK(n > 0 && n <= m->shape.max_rows && start >= 0 && start + n <= m->shape.cache_tokens,
+          "n=%lld start=%lld rows=%lld cache=%lld", (long long)n, (long long)start, (long long)m->shape.max_rows,
+          (long long)m->shape.cache_tokens);
+    m->B = 1;
+    m->T = n;
+    m->has_doc = m->has_prefix = false;
+    m->position_T = 0;
+    m->be->upload(m->be, m->tokens.data, tokens, to_size(n) * sizeof *tokens);
+    upload_positions(m, n, n, start);
+    trunk_forward(m, start);
+    download_logits(m, head_forward(m, n - 1, 1), logits);
+}
