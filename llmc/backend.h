@@ -25,15 +25,6 @@ extern "C" {
 
 typedef struct Backend Backend;
 
-typedef enum {
-    ACT_NONE,
-    ACT_GELU,    // tanh form: 0.5 x (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3)))  (GPT-2's "gelu_new")
-    ACT_RELU2,   // max(x, 0)^2  (So et al., Primer)
-    ACT_SWIGLU   // silu(gate) * up; the pre-activation row is [gate(F) | up(F)]
-} Activation;
-
-typedef enum { NORM_LAYER, NORM_RMS } NormKind;
-
 // out(M,N) = alpha * op(a) op(b) + beta * add [+ bias] [then activation, or times an activation's derivative]
 // Order: acc = alpha*sum; acc += beta*add; acc += bias[n]; then at most one of
 //   act      pre = acc (saved when pre is given), out = act(acc)           forward; ACT_GELU or ACT_RELU2

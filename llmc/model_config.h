@@ -4,8 +4,8 @@
 #ifndef LLMC_MODEL_CONFIG_H
 #define LLMC_MODEL_CONFIG_H
 
-#include "llmc/backend.h"
 #include "llmc/common.h"
+#include "llmc/types.h"
 
 #ifdef __cplusplus
 extern "C" {

@@ -7,12 +7,11 @@
 #include <string.h>
 
 #include "llmc/common.h"
+#include "llmc/types.h"
 
 #ifdef __cplusplus
 extern "C" {
 #endif
-
-typedef enum { DTYPE_F32, DTYPE_BF16, DTYPE_I32, DTYPE_U8, DTYPE_F64, DTYPE_COUNT } DType;
 
 #define TENSOR_MAX_DIMS 4
 typedef struct {
