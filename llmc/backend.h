@@ -116,6 +116,9 @@ struct Backend {
     void (*copy)(Backend *be, void *to, const void *from, size_t bytes);          // device to device, no overlap
     bool (*synchronize)(Backend *be, Error *err);  // waits; false: an operation failed on the device
     void (*close)(Backend *be);                    // frees the backend itself
+    // Dense multiply-add rate for matmul inputs of this dtype, FLOP/s over all threads, measured for ~10 ms with operands in
+    // registers: what "% of peak" divides by.
+    double (*measure_peak)(Backend *be, DType dtype);
 
     // ---- matrix multiplication ----
     // out fp32 or bf16; a and b of one dtype; (fp32,fp32)->fp32, (bf16,bf16)->bf16 or fp32. fp32 accumulation.

@@ -6,7 +6,8 @@
 
 #include "llmc/backend.h"
 
-#define CPU_KERNEL_FILES(X, isa)
+#define CPU_KERNEL_FILES(X, isa) \
+    X(peak, isa)
 
 #define CPU_DECLARE_REGISTER(name, isa) void name##_register_##isa(Backend *be);
 CPU_KERNEL_FILES(CPU_DECLARE_REGISTER, generic)
