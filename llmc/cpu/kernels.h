@@ -7,6 +7,7 @@
 #include "llmc/backend.h"
 
 #define CPU_KERNEL_FILES(X, isa) \
+    X(attention, isa) \
     X(peak, isa)
 
 #define CPU_DECLARE_REGISTER(name, isa) void name##_register_##isa(Backend *be);

@@ -1,0 +1,235 @@
+// attention_block.h: the block arithmetic under attention_kernels.c, its only user: packing heads into fp32 rows,
+// transposing a block, small matrix products in register tiles, and the mask as one interval of keys per query.
+// Knows nothing of batches, heads or threads.
+//
+// Scores are kept transposed, keys down and queries across: a vector holds one key against VF_LANES queries, so the
+// softmax reduces vertically and needs no sum or maximum across lanes, and one product shape (broadcast rows of the
+// left operand, vector rows of the right one) serves all seven products of forward and backward.
+#ifndef LLMC_CPU_ATTENTION_BLOCK_H
+#define LLMC_CPU_ATTENTION_BLOCK_H
+
+#include "llmc/cpu/simd.h"
+
+// Queries and keys of a block. Three blocks of scores and operands at head size 64 fill a usual first-level cache.
+#define BLOCK 64
+// A register tile: TILE_ROWS x TILE_VECTORS accumulators. TILE_ROWS divides VF_LANES (see block_query_range).
+#define TILE_ROWS (VF_LANES == 16 ? 8 : 4)
+#define TILE_VECTORS 2
+// Queries whose scores are computed together: the width of a tile.
+#define GROUP (TILE_VECTORS * VF_LANES)
+
+// The rows of one head inside a wider matrix: row r's elements start at element r*stride.
+typedef struct {
+    void *data;
+    DType dtype;
+    int64_t stride;
+} HeadRows;
+
+SIMD_INLINE HeadRows head_rows(Tensor t, int64_t row, int64_t column) {
+    int64_t stride = t.dim[t.ndim - 1];
+    HeadRows rows = {(unsigned char *)t.data + to_size(row * stride + column) * dtype_bytes(t.dtype), t.dtype, stride};
+    return rows;
+}
+
+// to(padded_rows, padded_columns) fp32 = from's rows [first, first+rows), `columns` wide; the padding is 0, so that
+// tiles may run over it.
+static void pack_rows(float *to, HeadRows from, int64_t first, int64_t rows, int64_t padded_rows, int64_t columns,
+                      int64_t padded_columns) {
+    int64_t whole = columns / VF_LANES * VF_LANES;
+    for (int64_t r = 0; r < rows; ++r) {
+        float *row = to + r * padded_columns;
+        int64_t at = (first + r) * from.stride;
+        if (from.dtype == DTYPE_F32)
+            for (int64_t c = 0; c < whole; c += VF_LANES) vf_store(row + c, vf_load((const float *)from.data + at + c));
+        else
+            for (int64_t c = 0; c < whole; c += VF_LANES)
+                vf_store(row + c, vf_load_bf16((const uint16_t *)from.data + at + c));
+        if (whole < columns) vf_store(row + whole, vf_load_part_as(from.data, at + whole, from.dtype, columns - whole));
+    }
+    if (rows < padded_rows)
+        memset(to + rows * padded_columns, 0, to_size((padded_rows - rows) * padded_columns) * sizeof(float));
+}
+
+// The reverse: to's rows [first, first+rows) = scale[r] * from, rounded to the destination's dtype. scale may be NULL.
+static void unpack_rows(HeadRows to, int64_t first, const float *from, const float *scale, int64_t rows, int64_t columns,
+                        int64_t padded_columns) {
+    int64_t whole = columns / VF_LANES * VF_LANES;
+    for (int64_t r = 0; r < rows; ++r) {
+        const float *row = from + r * padded_columns;
+        vf factor = vf_set(scale != NULL ? scale[r] : 1.0f);
+        int64_t at = (first + r) * to.stride;
+        for (int64_t c = 0; c < whole; c += VF_LANES) vf_store_as(to.data, at + c, vf_load(row + c) * factor, to.dtype);
+        if (whole < columns)
+            vf_store_part_as(to.data, at + whole, vf_load(row + whole) * factor, to.dtype, columns - whole);
+    }
+}
+
+// Interleave the lower (upper) halves of a and b: a0 b0 a1 b1 ...
+#if VF_LANES == 16
+#define LOW_LANES 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23
+#define HIGH_LANES 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31
+#elif VF_LANES == 8
+#define LOW_LANES 0, 8, 1, 9, 2, 10, 3, 11
+#define HIGH_LANES 4, 12, 5, 13, 6, 14, 7, 15
+#else
+#define LOW_LANES 0, 4, 1, 5
+#define HIGH_LANES 2, 6, 3, 7
+#endif
+#if defined(__clang__)
+SIMD_INLINE vf interleave_low(vf a, vf b) { return __builtin_shufflevector(a, b, LOW_LANES); }
+SIMD_INLINE vf interleave_high(vf a, vf b) { return __builtin_shufflevector(a, b, HIGH_LANES); }
+#else
+SIMD_INLINE vf interleave_low(vf a, vf b) { return __builtin_shuffle(a, b, (vi){LOW_LANES}); }
+SIMD_INLINE vf interleave_high(vf a, vf b) { return __builtin_shuffle(a, b, (vi){HIGH_LANES}); }
+#endif
+
+// to(columns, BLOCK) = scale * from(BLOCK, columns)^T; columns is a multiple of VF_LANES. A square of VF_LANES is
+// transposed by log2(VF_LANES) perfect shuffles of its rows.
+static void transpose_block(float *to, const float *from, int64_t columns, float scale) {
+    for (int64_t r = 0; r < BLOCK; r += VF_LANES)
+        for (int64_t c = 0; c < columns; c += VF_LANES) {
+            vf square[VF_LANES], shuffled[VF_LANES];
+            for (int i = 0; i < VF_LANES; ++i) square[i] = vf_load(from + (r + i) * columns + c) * scale;
+            for (int width = 1; width < VF_LANES; width *= 2) {
+                for (int i = 0; i < VF_LANES / 2; ++i) {
+                    shuffled[2 * i] = interleave_low(square[i], square[i + VF_LANES / 2]);
+                    shuffled[2 * i + 1] = interleave_high(square[i], square[i + VF_LANES / 2]);
+                }
+                memcpy(square, shuffled, sizeof square);
+            }
+            for (int i = 0; i < VF_LANES; ++i) vf_store(to + (c + i) * BLOCK + r, square[i]);
+        }
+}
+
+// c(TILE_ROWS, vectors*VF_LANES) {=, += if accumulate} a(TILE_ROWS, depth) b(depth, ...), where a's element (r,k) is
+// a[r*a_row + k*a_column]: a transposed left operand costs nothing. `vectors` and `accumulate` are constants.
+SIMD_INLINE void tile_multiply(float *c, int64_t c_stride, const float *a, int64_t a_row, int64_t a_column,
+                               const float *b, int64_t b_stride, int64_t depth, int vectors, bool accumulate) {
+    vf sum[TILE_ROWS][TILE_VECTORS];
+#pragma GCC unroll 8
+    for (int r = 0; r < TILE_ROWS; ++r)
+#pragma GCC unroll 2
+        for (int v = 0; v < vectors; ++v)
+            sum[r][v] = accumulate ? vf_load(c + r * c_stride + v * VF_LANES) : vf_set(0.0f);
+    for (int64_t k = 0; k < depth; ++k) {
+        vf right[TILE_VECTORS];
+#pragma GCC unroll 2
+        for (int v = 0; v < vectors; ++v) right[v] = vf_load(b + k * b_stride + v * VF_LANES);
+#pragma GCC unroll 8
+        for (int r = 0; r < TILE_ROWS; ++r) {
+            vf left = vf_set(a[r * a_row + k * a_column]);
+#pragma GCC unroll 2
+            for (int v = 0; v < vectors; ++v) sum[r][v] += left * right[v];
+        }
+    }
+#pragma GCC unroll 8
+    for (int r = 0; r < TILE_ROWS; ++r)
+#pragma GCC unroll 2
+        for (int v = 0; v < vectors; ++v) vf_store(c + r * c_stride + v * VF_LANES, sum[r][v]);
+}
+
+// c(TILE_ROWS, columns) += a(TILE_ROWS, depth) b(depth, columns): a strip of rows as wide as a head. c and b have
+// `columns` as stride, a multiple of VF_LANES.
+SIMD_INLINE void strip_multiply_add(float *c, const float *a, int64_t a_row, int64_t a_column, const float *b,
+                                    int64_t columns, int64_t depth) {
+    int64_t n = 0;
+    for (; n + GROUP <= columns; n += GROUP)
+        tile_multiply(c + n, columns, a, a_row, a_column, b + n, columns, depth, TILE_VECTORS, true);
+    for (; n < columns; n += VF_LANES)
+        tile_multiply(c + n, columns, a, a_row, a_column, b + n, columns, depth, 1, true);
+}
+
+// ---- the mask ----
+
+// Query i may see key j <=> low[i] <= j <= (prefix[j] ? high[i] : position[i]). low, high and position do not
+// decrease with i, so the keys that a run of queries may see lie in one interval given by its two ends, and likewise
+// the queries that may see a run of keys. The arrays are padded to whole blocks with copies of the last query.
+typedef struct {
+    int32_t *low;
+    int32_t *high;
+    int32_t *position;
+    const uint8_t *prefix;  // per key; NULL: none
+} KeySpans;
+
+typedef struct {
+    int64_t begin, end;  // [begin, end), relative to a block's start; begin <= end
+} Range;
+
+// The spans of `queries` queries at positions first, first+1, ... doc (NULL: one document) is indexed by query, so it
+// and prefix need first == 0. window 0: no limit.
+static void key_spans_fill(KeySpans *spans, const int32_t *doc, const uint8_t *prefix, int64_t queries, int64_t first,
+                           int64_t window) {
+    int64_t start = 0;
+    for (int64_t i = 0; i < queries; ++i) {
+        if (doc != NULL && i > 0 && doc[i] != doc[i - 1]) start = i;
+        int64_t position = first + i;
+        spans->low[i] = (int32_t)(window > 0 ? max_i64(start, position - window + 1) : start);
+        spans->position[i] = (int32_t)position;
+    }
+    int64_t last_prefix = -1;
+    for (int64_t i = queries - 1; i >= 0; --i) {
+        if (doc != NULL && i + 1 < queries && doc[i] != doc[i + 1]) last_prefix = -1;
+        if (prefix != NULL && prefix[i] && last_prefix < 0) last_prefix = i;
+        spans->high[i] = (int32_t)max_i64(first + i, last_prefix);
+    }
+    for (int64_t i = queries; i < round_up(queries, BLOCK); ++i) {
+        spans->low[i] = spans->low[queries - 1];
+        spans->high[i] = spans->high[queries - 1];
+        spans->position[i] = spans->position[queries - 1];
+    }
+    spans->prefix = prefix;
+}
+
+// The keys of block j0 that some query of [i, i+count) may see.
+SIMD_INLINE Range block_key_range(const KeySpans *spans, int64_t i, int64_t count, int64_t j0) {
+    int64_t begin = min_i64(max_i64(spans->low[i] - j0, 0), BLOCK);
+    int64_t end = min_i64(spans->high[i + count - 1] + 1 - j0, BLOCK);
+    return (Range){begin, max_i64(begin, end)};
+}
+
+// The first `count` queries of block i0 that may see some key of the strip [j, j+TILE_ROWS). All of them lie in groups
+// whose scores block_scores computed for this strip, because a group's interval contains those of its queries.
+SIMD_INLINE Range block_query_range(const KeySpans *spans, int64_t i0, int64_t count, int64_t j) {
+    Range range = {0, count};
+    while (range.begin < count && spans->high[i0 + range.begin] < j) ++range.begin;
+    while (range.end > range.begin && spans->low[i0 + range.end - 1] >= j + TILE_ROWS) --range.end;
+    return range;
+}
+
+// scores(TILE_ROWS keys from j, GROUP queries from i) = -inf where the mask forbids.
+static void mask_strip(float *scores, const KeySpans *spans, int64_t i, int64_t j) {
+    for (int v = 0; v < TILE_VECTORS; ++v) {
+        vi low, high, position;
+        memcpy(&low, spans->low + i + v * VF_LANES, sizeof low);
+        memcpy(&high, spans->high + i + v * VF_LANES, sizeof high);
+        memcpy(&position, spans->position + i + v * VF_LANES, sizeof position);
+        for (int r = 0; r < TILE_ROWS; ++r) {
+            int32_t key = (int32_t)j + r;
+            // Keys beyond the last one are beyond every position; prefix has no entry for them.
+            bool ahead = spans->prefix != NULL && key <= spans->high[i + GROUP - 1] && spans->prefix[key];
+            vi allowed = (low <= key) & ((ahead ? high : position) >= key);
+            float *at = scores + r * BLOCK + v * VF_LANES;
+            vf_store(at, vf_select(allowed, vf_load(at), vf_set(-INFINITY)));
+        }
+    }
+}
+
+// scores(BLOCK keys, BLOCK queries), its columns of the group of queries from i0+column on, = keys . queries, -inf where
+// the mask forbids. keys(.., padded) are the rows of block j0, queries(head_size, BLOCK) is transposed and scaled.
+// Returns the keys that were computed: whole strips.
+static Range block_scores(float *scores, const float *keys, const float *queries, const KeySpans *spans, int64_t i0,
+                          int64_t column, int64_t j0, int64_t head_size, int64_t padded) {
+    int64_t i = i0 + column;
+    Range range = block_key_range(spans, i, GROUP, j0);
+    range.begin = range.begin / TILE_ROWS * TILE_ROWS;
+    range.end = round_up(range.end, TILE_ROWS);
+    for (int64_t r = range.begin; r < range.end; r += TILE_ROWS) {
+        float *strip = scores + r * BLOCK + column;
+        tile_multiply(strip, BLOCK, keys + r * padded, padded, 1, queries + column, BLOCK, head_size, TILE_VECTORS, false);
+        bool all_allowed = j0 + r >= spans->low[i + GROUP - 1] && j0 + r + TILE_ROWS - 1 <= spans->position[i];
+        if (!all_allowed) mask_strip(strip, spans, i, j0 + r);
+    }
+    return range;
+}
+
+#endif
