@@ -5,11 +5,11 @@
 // A test file lists its cases and hands them to op_test_main, which runs each of them at every level of the device:
 //
 //     static void test_add(OpTest *t) {
-//         Tensor a = op_test_random(t, DTYPE_BF16, 2, (int64_t[]){3, 7}, 1.0), b = ...;
-//         Tensor out = op_test_tensor(t, DTYPE_BF16, 2, (int64_t[]){3, 7});   // NaN until the operation writes it
+//         Tensor a = op_test_random(t, DTYPE_BF16, OP_TEST_DIMS(3, 7), 1.0), b = ...;
+//         Tensor out = op_test_tensor(t, DTYPE_BF16, OP_TEST_DIMS(3, 7));  // NaN until the operation writes it
 //         t->be->add(t->be, out, a, b);
 //         ... a reference in double from op_test_host(t, a) ...
-//         op_test_close(t, out, ref, 4e-3, "add 3x7");
+//         op_test_close(t, out, ref, op_test_tolerance(out.dtype), "add 3x7");
 //     }
 //     int main(void) {
 //         const OpTestCase CASES[] = {OP_TEST_CASE(test_add)};
@@ -29,7 +29,7 @@
 
 // Unit round-off of what a result is stored as: half the distance between 1 and the next number.
 #define OP_TEST_EPS_F32 0x1p-24
-#define OP_TEST_EPS_BF16 0x1p-9
+#define OP_TEST_EPS_BF16 0x1p-8
 
 typedef struct {
     Backend *be;
@@ -42,6 +42,14 @@ typedef struct {
     void (*body)(OpTest *t);
 } OpTestCase;
 #define OP_TEST_CASE(function) {#function, function}
+
+// The two arguments "number of dimensions, dimensions": op_test_tensor(t, DTYPE_F32, OP_TEST_DIMS(N, C)).
+#define OP_TEST_DIMS(...) \
+    (int)(sizeof((int64_t[]){__VA_ARGS__}) / sizeof(int64_t)), (int64_t[]) { __VA_ARGS__ }
+
+// Tolerances of operations that round once on store. fp32: a few dozen roundings of 2^-24 each in sums and
+// polynomials. bf16: that one rounding, at most 2^-8 of each element, and nothing else that counts.
+static inline double op_test_tolerance(DType dtype) { return dtype == DTYPE_F32 ? 2e-6 : 1.02 * OP_TEST_EPS_BF16; }
 
 // Returns the number of failed cases: main's exit status.
 int op_test_main(const OpTestCase *cases, size_t count);

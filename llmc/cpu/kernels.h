@@ -8,7 +8,14 @@
 
 #define CPU_KERNEL_FILES(X, isa) \
     X(attention, isa) \
-    X(peak, isa)
+    X(embedding, isa) \
+    X(loss, isa) \
+    X(norm, isa) \
+    X(optim, isa) \
+    X(peak, isa) \
+    X(pointwise, isa) \
+    X(reduce, isa) \
+    X(rope, isa)
 
 #define CPU_DECLARE_REGISTER(name, isa) void name##_register_##isa(Backend *be);
 CPU_KERNEL_FILES(CPU_DECLARE_REGISTER, generic)
@@ -18,10 +25,28 @@ CPU_KERNEL_FILES(CPU_DECLARE_REGISTER, avx512)
 CPU_KERNEL_FILES(CPU_DECLARE_REGISTER, avx512bf16)
 #endif
 
+// Below this many elements an operation runs on the calling thread: waking the others costs microseconds.
+#define CPU_PARALLEL_ELEMS 16384
+
 // Scratch memory of the calling thread, at least `bytes`, 64-byte aligned, kept between calls and counted by
 // cpu_scratch_bytes(). The first step of a run grows it; later steps reuse it. Contents are not kept.
 void *cpu_scratch(Backend *be, int thread, size_t bytes);
 // What the scratch of all threads takes now.
 size_t cpu_scratch_bytes(const Backend *be);
+
+// Stop with both shapes unless the tensor is what the operation's contract says.
+static inline void cpu_check_1d(const char *name, Tensor t, DType dtype, int64_t d0) {
+    CHECK(t.ndim == 1 && t.dtype == dtype && t.dim[0] == d0, "%s: expected %s (%lld), found %s (%lld) of %d dimensions",
+          name, dtype_name(dtype), (long long)d0, dtype_name(t.dtype), (long long)t.dim[0], t.ndim);
+}
+static inline void cpu_check_2d(const char *name, Tensor t, DType dtype, int64_t d0, int64_t d1) {
+    CHECK(t.ndim == 2 && t.dtype == dtype && t.dim[0] == d0 && t.dim[1] == d1,
+          "%s: expected %s (%lld, %lld), found %s (%lld, %lld) of %d dimensions", name, dtype_name(dtype),
+          (long long)d0, (long long)d1, dtype_name(t.dtype), (long long)t.dim[0], (long long)t.dim[1], t.ndim);
+}
+static inline void cpu_check_act(const char *name, Tensor t) {
+    CHECK(t.dtype == DTYPE_F32 || t.dtype == DTYPE_BF16, "%s: expected fp32 or bf16, found %s", name,
+          dtype_name(t.dtype));
+}
 
 #endif

@@ -57,27 +57,54 @@ SIMD_INLINE void vf_store_bf16(uint16_t *p, vf v) {
 #endif
 }
 // First `count` lanes only (count < VF_LANES); the rest read as 0.
+#if defined(__AVX512F__) && defined(__AVX512BW__) && defined(__AVX512VL__)
+SIMD_INLINE __mmask16 vf_mask(int64_t count) { return (__mmask16)((1u << count) - 1u); }
+SIMD_INLINE vf vf_load_part(const float *p, int64_t count) { return (vf)_mm512_maskz_loadu_ps(vf_mask(count), p); }
+SIMD_INLINE void vf_store_part(float *p, vf v, int64_t count) { _mm512_mask_storeu_ps(p, vf_mask(count), (__m512)v); }
+SIMD_INLINE vf vf_load_bf16_part(const uint16_t *p, int64_t count) {
+    __m512i wide = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(vf_mask(count), p));
+    return (vf)_mm512_slli_epi32(wide, 16);
+}
+#else
 SIMD_INLINE vf vf_load_part(const float *p, int64_t count) {
     float lanes[VF_LANES] = {0};
-    memcpy(lanes, p, (size_t)count * sizeof(float));
+    for (int64_t i = 0; i < count; ++i) lanes[i] = p[i];
     return vf_load(lanes);
 }
-SIMD_INLINE void vf_store_part(float *p, vf v, int64_t count) { memcpy(p, &v, (size_t)count * sizeof(float)); }
+SIMD_INLINE void vf_store_part(float *p, vf v, int64_t count) {
+    for (int64_t i = 0; i < count; ++i) p[i] = v[i];
+}
 SIMD_INLINE vf vf_load_bf16_part(const uint16_t *p, int64_t count) {
     uint16_t lanes[VF_LANES] = {0};
-    memcpy(lanes, p, (size_t)count * sizeof(uint16_t));
+    for (int64_t i = 0; i < count; ++i) lanes[i] = p[i];
     return vf_load_bf16(lanes);
 }
+#endif
 SIMD_INLINE void vf_store_bf16_part(uint16_t *p, vf v, int64_t count) {
     uint16_t lanes[VF_LANES];
     vf_store_bf16(lanes, v);
-    memcpy(p, lanes, (size_t)count * sizeof(uint16_t));
+    for (int64_t i = 0; i < count; ++i) p[i] = lanes[i];
 }
 
 // mask lanes are all-ones or zero: a where set, else b.
 SIMD_INLINE vf vf_select(vi mask, vf a, vf b) { return (vf)(((vi)a & mask) | ((vi)b & ~mask)); }
+// b where either is NaN.
+#if defined(__AVX512F__)
+SIMD_INLINE vf vf_max(vf a, vf b) { return (vf)_mm512_max_ps((__m512)a, (__m512)b); }
+SIMD_INLINE vf vf_min(vf a, vf b) { return (vf)_mm512_min_ps((__m512)a, (__m512)b); }
+SIMD_INLINE vf vf_sqrt(vf v) { return (vf)_mm512_sqrt_ps((__m512)v); }
+#elif defined(__AVX2__)
+SIMD_INLINE vf vf_max(vf a, vf b) { return (vf)_mm256_max_ps((__m256)a, (__m256)b); }
+SIMD_INLINE vf vf_min(vf a, vf b) { return (vf)_mm256_min_ps((__m256)a, (__m256)b); }
+SIMD_INLINE vf vf_sqrt(vf v) { return (vf)_mm256_sqrt_ps((__m256)v); }
+#else
 SIMD_INLINE vf vf_max(vf a, vf b) { return vf_select(a > b, a, b); }
 SIMD_INLINE vf vf_min(vf a, vf b) { return vf_select(a < b, a, b); }
+SIMD_INLINE vf vf_sqrt(vf v) {
+    for (int i = 0; i < VF_LANES; ++i) v[i] = sqrtf(v[i]);
+    return v;
+}
+#endif
 
 // Sums in a fixed tree order.
 SIMD_INLINE float vf_sum(vf v) {
@@ -143,6 +170,16 @@ SIMD_INLINE void vf_store_part_as(void *base, int64_t index, vf v, DType dtype, 
         vf_store_part((float *)base + index, v, count);
     else
         vf_store_bf16_part((uint16_t *)base + index, v, count);
+}
+// The body of every loop over elements: the next min(left, VF_LANES) lanes, whole vectors and the tail alike.
+SIMD_INLINE vf vf_load_some(const void *base, int64_t index, int64_t left, DType dtype) {
+    return left >= VF_LANES ? vf_load_as(base, index, dtype) : vf_load_part_as(base, index, dtype, left);
+}
+SIMD_INLINE void vf_store_some(void *base, int64_t index, vf v, int64_t left, DType dtype) {
+    if (left >= VF_LANES)
+        vf_store_as(base, index, v, dtype);
+    else
+        vf_store_part_as(base, index, v, dtype, left);
 }
 
 #endif

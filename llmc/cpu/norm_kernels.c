@@ -1,0 +1,129 @@
+// norm_kernels.c: LayerNorm and RMSNorm over the last dimension, forward and backward, one row at a time so that a
+// row is read from memory once. Reached through backend.h; knows nothing of models.
+#include "llmc/cpu/isa.h"
+#include "llmc/cpu/partials.h"
+
+static void check_norm(Tensor x, Tensor weight, Tensor bias, Tensor mean, Tensor rstd, NormKind kind) {
+    CHECK(x.ndim == 2, "x: expected 2 dimensions, found %d", x.ndim);
+    cpu_check_act("x", x);
+    cpu_check_1d("weight", weight, x.dtype, x.dim[1]);
+    if (!tensor_is_none(bias)) cpu_check_1d("bias", bias, x.dtype, x.dim[1]);
+    CHECK(tensor_is_none(mean) == (kind == NORM_RMS), "kind=%d: mean is given for LayerNorm only", (int)kind);
+    if (kind == NORM_LAYER) cpu_check_1d("mean", mean, DTYPE_F32, x.dim[0]);
+    cpu_check_1d("rstd", rstd, DTYPE_F32, x.dim[0]);
+}
+
+// The variance is taken around the mean in a second pass over the row, which is in L1 by then: sum(x^2) - mean^2 would
+// cancel.
+SIMD_INLINE void norm_forward_row(Tensor out, float *mean_out, float *rstd_out, Tensor x, Tensor weight, Tensor bias,
+                                  NormArgs args, int64_t row, DType dtype) {
+    int64_t C = x.dim[1], base = row * C;
+    float mean = 0;
+    if (args.kind == NORM_LAYER) {
+        vf sum = vf_set(0.0f);
+        for (int64_t c = 0; c < C; c += VF_LANES) sum += vf_load_some(x.data, base + c, C - c, dtype);
+        mean = vf_sum(sum) / (float)C;
+        *mean_out = mean;
+    }
+    vf squares = vf_set(0.0f);
+    int64_t c = 0;
+    for (; c + VF_LANES <= C; c += VF_LANES) {
+        vf centered = vf_load_as(x.data, base + c, dtype) - mean;
+        squares += centered * centered;
+    }
+    float sum_squares = vf_sum(squares);
+    if (c < C) {  // the lanes past the end would count mean^2
+        vf tail = vf_load_part_as(x.data, base + c, dtype, C - c) - mean;
+        for (int64_t i = 0; i < C - c; ++i) sum_squares += tail[i] * tail[i];
+    }
+    float rstd = 1.0f / sqrtf(sum_squares / (float)C + args.eps);
+    *rstd_out = rstd;
+    for (c = 0; c < C; c += VF_LANES) {
+        int64_t left = C - c;
+        vf y = (vf_load_some(x.data, base + c, left, dtype) - mean) * rstd;
+        y *= vf_load_some(weight.data, c, left, dtype);
+        if (!tensor_is_none(bias)) y += vf_load_some(bias.data, c, left, dtype);
+        vf_store_some(out.data, base + c, y, left, dtype);
+    }
+}
+
+static void norm_forward(Backend *be, Tensor out, Tensor mean, Tensor rstd, Tensor x, Tensor weight, Tensor bias,
+                         NormArgs args) {
+    check_norm(x, weight, bias, mean, rstd, args.kind);
+    cpu_check_2d("out", out, x.dtype, x.dim[0], x.dim[1]);
+    int64_t N = x.dim[0];
+    (void)be;
+#pragma omp parallel for schedule(static) num_threads(be->threads) if (tensor_elems(x) > CPU_PARALLEL_ELEMS)
+    for (int64_t row = 0; row < N; ++row) {
+        float *row_mean = args.kind == NORM_LAYER ? (float *)mean.data + row : NULL;
+        float *row_rstd = (float *)rstd.data + row;
+        if (x.dtype == DTYPE_F32)
+            norm_forward_row(out, row_mean, row_rstd, x, weight, bias, args, row, DTYPE_F32);
+        else
+            norm_forward_row(out, row_mean, row_rstd, x, weight, bias, args, row, DTYPE_BF16);
+    }
+}
+
+// With xhat = (x - mean) rstd and g = dout * weight:  dx = rstd (g - avg(g) - xhat avg(g xhat)); RMSNorm has no avg(g).
+// dweight += dout xhat and dbias += dout go to the chunk's partial row [dweight(C) | dbias(C)].
+SIMD_INLINE void norm_backward_row(Tensor dx, float *partial, Tensor dout, Tensor x, Tensor weight, float mean,
+                                   float rstd, NormKind kind, bool want_bias, bool accumulate, int64_t row,
+                                   DType dtype) {
+    int64_t C = x.dim[1], base = row * C;
+    vf sum_g = vf_set(0.0f), sum_gx = vf_set(0.0f);
+    for (int64_t c = 0; c < C; c += VF_LANES) {
+        int64_t left = C - c;
+        vf d = vf_load_some(dout.data, base + c, left, dtype);
+        vf xhat = (vf_load_some(x.data, base + c, left, dtype) - mean) * rstd;
+        vf g = d * vf_load_some(weight.data, c, left, dtype);
+        sum_g += g;
+        sum_gx += g * xhat;
+        vf_store_some(partial, c, vf_load_some(partial, c, left, DTYPE_F32) + d * xhat, left, DTYPE_F32);
+        if (want_bias)
+            vf_store_some(partial, C + c, vf_load_some(partial, C + c, left, DTYPE_F32) + d, left, DTYPE_F32);
+    }
+    float avg_g = kind == NORM_LAYER ? vf_sum(sum_g) / (float)C : 0.0f;
+    float avg_gx = vf_sum(sum_gx) / (float)C;
+    for (int64_t c = 0; c < C; c += VF_LANES) {
+        int64_t left = C - c;
+        vf xhat = (vf_load_some(x.data, base + c, left, dtype) - mean) * rstd;
+        vf g = vf_load_some(dout.data, base + c, left, dtype) * vf_load_some(weight.data, c, left, dtype);
+        vf d = rstd * (g - avg_g - xhat * avg_gx);
+        if (accumulate) d += vf_load_some(dx.data, base + c, left, dtype);
+        vf_store_some(dx.data, base + c, d, left, dtype);
+    }
+}
+
+static void norm_backward(Backend *be, Tensor dx, Tensor dweight, Tensor dbias, Tensor dout, Tensor x, Tensor weight,
+                          Tensor mean, Tensor rstd, bool accumulate_dx, bool accumulate_dw, NormArgs args) {
+    int64_t N = x.dim[0], C = x.dim[1];
+    check_norm(x, weight, TENSOR_NONE, mean, rstd, args.kind);
+    cpu_check_2d("dx", dx, x.dtype, N, C);
+    cpu_check_2d("dout", dout, x.dtype, N, C);
+    cpu_check_1d("dweight", dweight, DTYPE_F32, C);
+    bool want_bias = !tensor_is_none(dbias);
+    if (want_bias) cpu_check_1d("dbias", dbias, DTYPE_F32, C);
+    int64_t width = want_bias ? 2 * C : C, chunks = partials_chunks(N);
+    float *partials = partials_zeroed(be, N, width);
+#pragma omp parallel for schedule(static) num_threads(be->threads) if (N * C > CPU_PARALLEL_ELEMS)
+    for (int64_t chunk = 0; chunk < chunks; ++chunk) {
+        float *partial = partials + chunk * width;
+        for (int64_t row = partials_first_row(N, chunk); row < partials_first_row(N, chunk + 1); ++row) {
+            float row_mean = args.kind == NORM_LAYER ? ((const float *)mean.data)[row] : 0.0f;
+            float row_rstd = ((const float *)rstd.data)[row];
+            if (x.dtype == DTYPE_F32)
+                norm_backward_row(dx, partial, dout, x, weight, row_mean, row_rstd, args.kind, want_bias,
+                                  accumulate_dx, row, DTYPE_F32);
+            else
+                norm_backward_row(dx, partial, dout, x, weight, row_mean, row_rstd, args.kind, want_bias,
+                                  accumulate_dx, row, DTYPE_BF16);
+        }
+    }
+    partials_sum(be, dweight.data, partials, N, width, 0, C, accumulate_dw);
+    if (want_bias) partials_sum(be, dbias.data, partials, N, width, C, C, accumulate_dw);
+}
+
+void ISA_NAME(norm_register)(Backend *be) {
+    be->norm_forward = norm_forward;
+    be->norm_backward = norm_backward;
+}

@@ -1,0 +1,155 @@
+// test_ops_norm.c: LayerNorm and RMSNorm against double precision; gradients against finite differences of that.
+#include "tests/op_test.h"
+
+#include <math.h>
+
+#define EPS 1e-5
+
+// Several channel counts around the vector widths, one row, no rows, more rows than one summation chunk.
+static const int64_t SHAPES[][2] = {{1, 1}, {1, 33}, {3, 7}, {2, 16}, {37, 20}, {0, 8}};
+#define SHAPE_COUNT (sizeof SHAPES / sizeof SHAPES[0])
+
+typedef struct {
+    int64_t N, C;
+    NormKind kind;
+    double *x, *weight, *bias;  // bias may be NULL
+    const double *dout;
+    double *out, *mean, *rstd;
+} NormRef;
+
+static void norm_ref_forward(const NormRef *r) {
+    for (int64_t i = 0; i < r->N; ++i) {
+        const double *x = r->x + i * r->C;
+        double mean = 0, squares = 0;
+        for (int64_t c = 0; c < r->C; ++c) mean += r->kind == NORM_LAYER ? x[c] / (double)r->C : 0;
+        for (int64_t c = 0; c < r->C; ++c) squares += (x[c] - mean) * (x[c] - mean);
+        double rstd = 1 / sqrt(squares / (double)r->C + EPS);
+        for (int64_t c = 0; c < r->C; ++c)
+            r->out[i * r->C + c] = (x[c] - mean) * rstd * r->weight[c] + (r->bias != NULL ? r->bias[c] : 0);
+        r->mean[i] = mean;
+        r->rstd[i] = rstd;
+    }
+}
+static double norm_ref_loss(void *user) {
+    const NormRef *r = user;
+    norm_ref_forward(r);
+    double loss = 0;
+    for (int64_t i = 0; i < r->N * r->C; ++i) loss += r->dout[i] * r->out[i];
+    return loss;
+}
+
+typedef struct {
+    Tensor x, weight, bias, dout, out, mean, rstd, dx, dweight, dbias;
+    double *dx_before, *dweight_before, *dbias_before;
+    NormArgs args;
+    bool accumulate_dx, accumulate_dw;
+    NormRef ref;
+} NormCase;
+
+static NormCase norm_case(OpTest *t, int64_t N, int64_t C, NormKind kind, bool bias, DType dtype) {
+    NormCase n = {.args = {kind, (float)EPS}};
+    n.x = op_test_random(t, dtype, OP_TEST_DIMS(N, C), 1.5);
+    n.weight = op_test_random(t, dtype, OP_TEST_DIMS(C), 1.0);
+    n.bias = bias ? op_test_random(t, dtype, OP_TEST_DIMS(C), 1.0) : TENSOR_NONE;
+    n.dout = op_test_random(t, dtype, OP_TEST_DIMS(N, C), 1.0);
+    n.out = op_test_tensor(t, dtype, OP_TEST_DIMS(N, C));
+    n.mean = kind == NORM_LAYER ? op_test_tensor(t, DTYPE_F32, OP_TEST_DIMS(N)) : TENSOR_NONE;
+    n.rstd = op_test_tensor(t, DTYPE_F32, OP_TEST_DIMS(N));
+    n.dx = op_test_random(t, dtype, OP_TEST_DIMS(N, C), 1.0);
+    n.dweight = op_test_random(t, DTYPE_F32, OP_TEST_DIMS(C), 1.0);
+    n.dbias = bias ? op_test_random(t, DTYPE_F32, OP_TEST_DIMS(C), 1.0) : TENSOR_NONE;
+    n.dx_before = op_test_host(t, n.dx);
+    n.dweight_before = op_test_host(t, n.dweight);
+    if (bias) n.dbias_before = op_test_host(t, n.dbias);
+    n.ref = (NormRef){N, C, kind, op_test_host(t, n.x), op_test_host(t, n.weight),
+                      bias ? op_test_host(t, n.bias) : NULL, op_test_host(t, n.dout), op_test_doubles(t, N * C),
+                      op_test_doubles(t, N), op_test_doubles(t, N)};
+    return n;
+}
+
+static void run_forward(OpTest *t, void *user) {
+    const NormCase *n = user;
+    t->be->norm_forward(t->be, n->out, n->mean, n->rstd, n->x, n->weight, n->bias, n->args);
+}
+// Overwritten gradients are poisoned first, accumulated ones start from the case's random values.
+static void run_backward(OpTest *t, void *user) {
+    const NormCase *n = user;
+    op_test_poison(t, n->dx);
+    op_test_poison(t, n->dweight);
+    if (n->accumulate_dx) op_test_upload(t, n->dx, n->dx_before);
+    if (n->accumulate_dw) op_test_upload(t, n->dweight, n->dweight_before);
+    if (!tensor_is_none(n->dbias)) op_test_poison(t, n->dbias);
+    if (!tensor_is_none(n->dbias) && n->accumulate_dw) op_test_upload(t, n->dbias, n->dbias_before);
+    t->be->norm_backward(t->be, n->dx, n->dweight, n->dbias, n->dout, n->x, n->weight, n->mean, n->rstd,
+                         n->accumulate_dx, n->accumulate_dw, n->args);
+}
+
+static void check_forward(OpTest *t, int64_t N, int64_t C, NormKind kind, bool bias, DType dtype) {
+    NormCase n = norm_case(t, N, C, kind, bias, dtype);
+    run_forward(t, &n);
+    norm_ref_forward(&n.ref);
+    op_test_close(t, n.out, n.ref.out, op_test_tolerance(dtype), "norm_forward kind %d %lldx%lld", (int)kind,
+                  (long long)N, (long long)C);
+    if (kind == NORM_LAYER) op_test_close(t, n.mean, n.ref.mean, 2e-6, "mean");
+    op_test_close(t, n.rstd, n.ref.rstd, 2e-6, "rstd");
+}
+
+static double *numeric(OpTest *t, NormRef *ref, double *x, int64_t elems, const double *before) {
+    double *grad = op_test_doubles(t, elems);
+    op_test_numeric_gradient(grad, x, elems, 1e-5, norm_ref_loss, ref);
+    for (int64_t i = 0; i < elems && before != NULL; ++i) grad[i] += before[i];
+    return grad;
+}
+static void check_backward(OpTest *t, int64_t N, int64_t C, NormKind kind, bool bias, DType dtype, bool accumulate) {
+    NormCase n = norm_case(t, N, C, kind, bias, dtype);
+    n.accumulate_dx = n.accumulate_dw = accumulate;
+    run_forward(t, &n);
+    run_backward(t, &n);
+    const double *dx = numeric(t, &n.ref, n.ref.x, N * C, accumulate ? n.dx_before : NULL);
+    const double *dweight = numeric(t, &n.ref, n.ref.weight, C, accumulate ? n.dweight_before : NULL);
+    // Gradients of parameters are fp32 whatever the activations are.
+    op_test_close(t, n.dx, dx, op_test_tolerance(dtype), "norm_backward kind %d dx %lldx%lld", (int)kind,
+                  (long long)N, (long long)C);
+    op_test_close(t, n.dweight, dweight, 2e-6, "dweight %lldx%lld", (long long)N, (long long)C);
+    if (!bias) return;
+    op_test_close(t, n.dbias, numeric(t, &n.ref, n.ref.bias, C, accumulate ? n.dbias_before : NULL), 2e-6, "dbias");
+}
+
+static void test_norm_forward(OpTest *t) {
+    for (size_t s = 0; s < SHAPE_COUNT; ++s)
+        for (DType dtype = DTYPE_F32; dtype <= DTYPE_BF16; ++dtype) {
+            check_forward(t, SHAPES[s][0], SHAPES[s][1], NORM_LAYER, true, dtype);
+            check_forward(t, SHAPES[s][0], SHAPES[s][1], NORM_LAYER, false, dtype);
+            check_forward(t, SHAPES[s][0], SHAPES[s][1], NORM_RMS, false, dtype);
+        }
+}
+// With one or two channels a normalized row hardly depends on x: the gradient is all cancellation.
+static void test_norm_backward(OpTest *t) {
+    for (size_t s = 1; s < SHAPE_COUNT; ++s)
+        for (DType dtype = DTYPE_F32; dtype <= DTYPE_BF16; ++dtype)
+            for (int accumulate = 0; accumulate < 2; ++accumulate) {
+                check_backward(t, SHAPES[s][0], SHAPES[s][1], NORM_LAYER, true, dtype, accumulate);
+                check_backward(t, SHAPES[s][0], SHAPES[s][1], NORM_LAYER, false, dtype, accumulate);
+                check_backward(t, SHAPES[s][0], SHAPES[s][1], NORM_RMS, false, dtype, accumulate);
+            }
+}
+// A mean far from zero: a variance computed as E[x^2] - mean^2 in fp32 would have lost all digits.
+static void test_norm_large_mean(OpTest *t) {
+    NormCase n = norm_case(t, 2, 100, NORM_LAYER, true, DTYPE_F32);
+    for (int64_t i = 0; i < 200; ++i) n.ref.x[i] = 4096 + 0.25 * round(4 * n.ref.x[i]);
+    op_test_upload(t, n.x, n.ref.x);
+    run_forward(t, &n);
+    norm_ref_forward(&n.ref);
+    op_test_close(t, n.rstd, n.ref.rstd, 1e-4, "rstd around mean 4096");  // mean is off by 2^-12 at worst
+}
+static void test_norm_threads(OpTest *t) {
+    NormCase n = norm_case(t, 200, 130, NORM_LAYER, true, DTYPE_F32);
+    op_test_thread_invariant(t, run_forward, &n, (Tensor[]){n.out, n.mean, n.rstd}, 3, "norm_forward");
+    op_test_thread_invariant(t, run_backward, &n, (Tensor[]){n.dx, n.dweight, n.dbias}, 3, "norm_backward");
+}
+
+int main(void) {
+    const OpTestCase CASES[] = {OP_TEST_CASE(test_norm_forward), OP_TEST_CASE(test_norm_backward),
+                                OP_TEST_CASE(test_norm_large_mean), OP_TEST_CASE(test_norm_threads)};
+    return op_test_main(CASES, sizeof CASES / sizeof CASES[0]);
+}
