@@ -1,5 +1,14 @@
 // schedule.h: the timetable of a run: which phase, batch shape and learning rate belong to a step. Pure functions of
-// the config; knows nothing of devices.
+// the config; called by the training loop, the loader and the plan; knows nothing of devices.
+//
+// A learning-rate segment begins at the first phase and at every phase with new_lr_segment, and ends where the next
+// one begins, or at horizon_steps. Over its N steps, k counted from 0, the factor is
+//     k < warmup_steps:  (k + 1) / warmup_steps
+//     constant:          1
+//     linear, cosine:    from 1 at k = warmup_steps down to final_lr_frac at k = N
+//     wsd:               1, then linear over the last round(decay_frac N) steps down to final_lr_frac at k = N
+// A decay that would begin inside the warm-up begins at its end. k = N lies past the last step: with final_lr_frac 0
+// the last step still learns a little instead of being wasted.
 #ifndef LLMC_SCHEDULE_H
 #define LLMC_SCHEDULE_H
 
@@ -19,23 +28,28 @@ typedef struct {
 } PhaseSpan;
 
 typedef struct {
-    const RunConfig *config;
+    const RunConfig *config; // must outlive the schedule
     int phase_count;
     PhaseSpan phase[CONFIG_MAX_PHASES];
     int64_t total_steps;
-    // The step count that learning-rate curves end at; differs from the plan only in runs bounded by time, where it
-    // is measured, then frozen, and kept in the checkpoint.
+    // The step that the last learning-rate segment ends at. Equal to total_steps; kept in the checkpoint, because in
+    // a run bounded by time it is measured, then frozen by schedule_set_horizon.
     int64_t horizon_steps;
 } Schedule;
 
-// Errors: batch_tokens not a multiple of B*T*world, a budget smaller than one step, ...
+// Steps of a run bounded by time until its horizon is set: a bound that no run reaches, so that the learning rate
+// warms up but does not decay yet.
+#define SCHEDULE_OPEN_STEPS ((int64_t)1 << 32)
+
+// Errors: sizes that are not positive, batch_tokens not a multiple of B*T*world, a budget smaller than one step, a
+// run bounded by time with more than one phase.
 bool schedule_build(Schedule *schedule, const RunConfig *config, int world, Error *err);
 // The phase of step (0-based); the last one for steps at or past the end.
 const PhaseSpan *schedule_phase(const Schedule *schedule, int64_t step);
-// Multiplier in [0, 1] of the segment's peak, and the learning rate itself.
+// Multiplier in [0, 1] of the segment's peak, and the learning rate itself. Steps past the horizon keep its value.
 double schedule_lr_factor(const Schedule *schedule, int64_t step);
 double schedule_lr(const Schedule *schedule, int64_t step);
-// For train_seconds: fixes the end of the (single) phase at total_steps.
+// For train_seconds: fixes the end of the (single) phase and of its curve at total_steps > 0.
 void schedule_set_horizon(Schedule *schedule, int64_t total_steps);
 // Tokens seen before `step`.
 int64_t schedule_tokens_before(const Schedule *schedule, int64_t step);

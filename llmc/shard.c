@@ -74,7 +74,7 @@ static bool check_open_file(Shard *shard, Error *err) {
     if (fstat(shard->fd, &info) != 0 || !S_ISREG(info.st_mode))
         return error_set(err, "%s: expected a regular file", shard->path);
     if (info.st_size < SHARD_HEADER_BYTES)
-        return error_set(err, "%s: expected a header of %d bytes, found a file of %lld: truncated or not a token shard",
+        return error_set(err, "%s: expected a header of %d bytes, found a file of %lld: cut, or not a shard",
                          shard->path, SHARD_HEADER_BYTES, (long long)info.st_size);
     int32_t header[HEADER_INTS];
     if (!pread_fully(shard->fd, header, sizeof header, 0))
@@ -82,9 +82,9 @@ static bool check_open_file(Shard *shard, Error *err) {
     if (!header_parse(shard, header, err)) return false;
     int64_t expected = SHARD_HEADER_BYTES + shard->token_count * shard->bytes_per_token;
     if (info.st_size != expected)
-        return error_set(err, "%s: expected %lld bytes for the %lld tokens that its header counts, found %lld: %s",
-                         shard->path, (long long)expected, (long long)shard->token_count, (long long)info.st_size,
-                         info.st_size < expected ? "truncated" : "too long");
+        return error_set(err, "%s: expected %lld bytes for the %lld tokens that its header counts, found %lld: "
+                         "%s", shard->path, (long long)expected, (long long)shard->token_count,
+                         (long long)info.st_size, info.st_size < expected ? "truncated" : "too long");
     return true;
 }
 
@@ -256,7 +256,7 @@ ShardWriter *shard_writer_open(const char *path, int version, int64_t vocab, int
     CHECK(version == 1 || version == 2, "version=%d", version);
     CHECK(vocab > 0 && vocab <= INT32_MAX && eot >= -1 && eot < vocab, "vocab=%lld eot=%d", (long long)vocab, eot);
     if (version == 1 && vocab > 65536) {
-        error_set(err, "%s: expected a vocabulary of at most 65536 for a version-1 shard, found %lld: write version 2",
+        error_set(err, "%s: expected a vocabulary of at most 65536 for a version-1 shard, found %lld: use version 2",
                   path, (long long)vocab);
         return NULL;
     }
