@@ -1,0 +1,134 @@
+// test_ops_loss.c: cross-entropy against double precision; its gradient against finite differences of that.
+#include "tests/op_test.h"
+
+#include <math.h>
+
+typedef struct {
+    int64_t N, V, Vp;
+    double *logits;
+    const double *targets, *weights;
+    double softcap, loss_scale;
+    double *nll;
+} LossRef;
+
+static double loss_ref(void *user) {
+    const LossRef *r = user;
+    double loss = 0;
+    for (int64_t i = 0; i < r->N; ++i) {
+        r->nll[i] = 0;
+        if (r->weights[i] == 0) continue;
+        double sum = 0, at_target = 0, max = -INFINITY;
+        for (int64_t v = 0; v < r->V; ++v) max = fmax(max, r->logits[i * r->Vp + v]);
+        if (r->softcap > 0) max = r->softcap * tanh(max / r->softcap);
+        for (int64_t v = 0; v < r->V; ++v) {
+            double x = r->logits[i * r->Vp + v];
+            if (r->softcap > 0) x = r->softcap * tanh(x / r->softcap);
+            sum += exp(x - max);
+            if (v == (int64_t)r->targets[i]) at_target = x;
+        }
+        r->nll[i] = log(sum) + max - at_target;
+        loss += r->loss_scale * r->weights[i] * r->nll[i];
+    }
+    return loss;
+}
+
+typedef struct {
+    Tensor nll, logits, targets, weights;
+    double *logits_before;
+    CrossEntropyArgs args;
+    LossRef ref;
+} LossCase;
+
+static void run_loss(OpTest *t, void *user) {
+    const LossCase *l = user;
+    op_test_upload(t, l->logits, l->logits_before);
+    t->be->cross_entropy(t->be, l->nll, l->logits, l->targets, l->weights, l->args);
+}
+
+// Every third row has weight 0 and an impossible target; the padding columns hold NaN.
+static LossCase loss_case(OpTest *t, int64_t N, int64_t V, int64_t Vp, float softcap, DType dtype) {
+    LossCase l = {.args = {.V = V, .softcap = softcap, .loss_scale = 0.37f, .want_grad = true}};
+    l.nll = op_test_tensor(t, DTYPE_F32, OP_TEST_DIMS(N));
+    l.logits = op_test_random(t, dtype, OP_TEST_DIMS(N, Vp), 4.0);
+    l.targets = op_test_integers(t, OP_TEST_DIMS(N), V);
+    l.weights = op_test_random(t, DTYPE_F32, OP_TEST_DIMS(N), 1.0);
+    double *targets = op_test_host(t, l.targets), *weights = op_test_host(t, l.weights);
+    l.logits_before = op_test_host(t, l.logits);
+    for (int64_t i = 0; i < N; ++i) {
+        for (int64_t v = V; v < Vp; ++v) l.logits_before[i * Vp + v] = NAN;
+        if (i % 3 != 1) continue;
+        weights[i] = 0;
+        targets[i] = i % 2 == 0 ? -1 : 1 << 30;
+    }
+    op_test_upload(t, l.targets, targets);
+    op_test_upload(t, l.weights, weights);
+    double *logits = op_test_doubles(t, N * Vp);
+    for (int64_t i = 0; i < N * Vp; ++i) logits[i] = l.logits_before[i];
+    l.ref = (LossRef){N, V, Vp, logits, targets, weights, (double)softcap, (double)l.args.loss_scale,
+                      op_test_doubles(t, N)};
+    return l;
+}
+
+static void check_loss(OpTest *t, int64_t N, int64_t V, int64_t Vp, float softcap, DType dtype) {
+    LossCase l = loss_case(t, N, V, Vp, softcap, dtype);
+    double *grad = op_test_doubles(t, N * Vp);
+    op_test_numeric_gradient(grad, l.ref.logits, N * Vp, 1e-5, loss_ref, &l.ref);
+    loss_ref(&l.ref);
+    run_loss(t, &l);
+    op_test_close(t, l.nll, l.ref.nll, 2e-6, "nll %lldx%lld softcap %g", (long long)N, (long long)V, (double)softcap);
+    op_test_close(t, l.logits, grad, op_test_tolerance(dtype), "dlogits %lldx%lld softcap %g", (long long)N,
+                  (long long)V, (double)softcap);
+    l.args.want_grad = false;
+    op_test_poison(t, l.nll);
+    run_loss(t, &l);
+    op_test_close(t, l.nll, l.ref.nll, 2e-6, "nll without gradient %lldx%lld", (long long)N, (long long)V);
+}
+static void test_cross_entropy(OpTest *t) {
+    const int64_t SHAPES[][3] = {{1, 1, 1}, {1, 5, 8}, {4, 16, 16}, {7, 33, 40}, {3, 100, 128}, {0, 9, 9}};
+    for (size_t s = 0; s < sizeof SHAPES / sizeof SHAPES[0]; ++s)
+        for (DType dtype = DTYPE_F32; dtype <= DTYPE_BF16; ++dtype)
+            for (int capped = 0; capped < 2; ++capped)
+                check_loss(t, SHAPES[s][0], SHAPES[s][1], SHAPES[s][2], capped ? 5.0f : 0.0f, dtype);
+}
+// Logits whose exponentials overflow, a confident row, and a vocabulary that spans several blocks.
+static void test_cross_entropy_large(OpTest *t) {
+    LossCase l = loss_case(t, 3, 5003, 5056, 0.0f, DTYPE_F32);
+    for (int64_t i = 0; i < 3 * 5056; ++i) l.logits_before[i] = 300 * l.logits_before[i] - 200;
+    l.logits_before[2 * 5056 + (int64_t)l.ref.targets[2]] = 5000;
+    op_test_upload(t, l.logits, l.logits_before);
+    double *rounded = op_test_host(t, l.logits);
+    for (int64_t i = 0; i < 3 * 5056; ++i) l.ref.logits[i] = l.logits_before[i] = rounded[i];
+    loss_ref(&l.ref);
+    run_loss(t, &l);
+    op_test_close(t, l.nll, l.ref.nll, 2e-6, "nll of large logits");
+    const double *grad = op_test_host(t, l.logits);
+    double sum = 0, largest = 0;
+    for (int64_t v = 0; v < 5056; ++v) {
+        sum += grad[v];
+        largest = fmax(largest, fabs(grad[v]));
+    }
+    assert_true(fabs(sum) <= 1e-5 * largest);  // softmax minus one-hot sums to zero
+    for (int64_t v = 0; v < 5056; ++v) assert_true(fabs(grad[2 * 5056 + v]) < 1e-6);
+}
+// A NaN or infinite logit reaches the loss, from any lane and from the tail, and only in its own row.
+static void test_cross_entropy_nan(OpTest *t) {
+    const double bad[2] = {NAN, INFINITY};
+    for (int64_t at = 0; at < 37; at += 6)
+        for (int kind = 0; kind < 2; ++kind) {
+            LossCase l = loss_case(t, 3, 37, 37, 0.0f, DTYPE_F32);
+            l.logits_before[at] = bad[kind];
+            run_loss(t, &l);
+            const double *nll = op_test_host(t, l.nll);
+            assert_true(!isfinite(nll[0]) && nll[1] == 0 && isfinite(nll[2]));
+        }
+}
+static void test_cross_entropy_threads(OpTest *t) {
+    LossCase l = loss_case(t, 29, 1003, 1024, 0.0f, DTYPE_F32);
+    op_test_thread_invariant(t, run_loss, &l, (Tensor[]){l.nll, l.logits}, 2, "cross_entropy");
+}
+
+int main(void) {
+    const OpTestCase CASES[] = {OP_TEST_CASE(test_cross_entropy), OP_TEST_CASE(test_cross_entropy_large),
+                                OP_TEST_CASE(test_cross_entropy_nan), OP_TEST_CASE(test_cross_entropy_threads)};
+    return op_test_main(CASES, sizeof CASES / sizeof CASES[0]);
+}
