@@ -9,6 +9,7 @@
 #define CPU_KERNEL_FILES(X, isa) \
     X(attention, isa) \
     X(embedding, isa) \
+    X(gemm, isa) \
     X(loss, isa) \
     X(norm, isa) \
     X(optim, isa) \

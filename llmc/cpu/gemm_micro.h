@@ -1,0 +1,182 @@
+// gemm_micro.h: the innermost loops of matrix multiplication: products of packed panels, dot products of rows for
+// few-row inputs, and the epilogue that turns a tile of sums into output. Only gemm_kernels.c includes it. It knows
+// nothing of blocking or threads.
+#ifndef LLMC_CPU_GEMM_MICRO_H
+#define LLMC_CPU_GEMM_MICRO_H
+
+#include "llmc/backend.h"
+#include "llmc/cpu/gemm_pack.h"
+
+// The register tile: TILE_ROWS x (TILE_VECTORS * VF_LANES) sums. Each word along K costs TILE_ROWS * TILE_VECTORS
+// multiply-adds but only TILE_ROWS + TILE_VECTORS loads. AVX-512: 8 x 48, 24 of 32 registers, 24 multiply-adds for
+// 11 loads, and 48 divides every dimension of GPT-2. AVX2: 4 x 24, 12 of 16 registers. Other: 4 x 8, no fused
+// multiply-add assumed.
+#if VF_LANES == 16
+#define TILE_ROWS 8
+#define TILE_VECTORS 3
+#elif VF_LANES == 8
+#define TILE_ROWS 4
+#define TILE_VECTORS 3
+#else
+#define TILE_ROWS 4
+#define TILE_VECTORS 2
+#endif
+#define TILE_COLS (TILE_VECTORS * VF_LANES)
+
+// sum + a * b, per 32-bit word; a pair adds both its products.
+SIMD_INLINE vf word_multiply_add(vf sum, vf a, vf b, const GemmWord word) {
+#if defined(__AVX512BF16__)
+    if (word == WORD_BF16_PAIR) return (vf)_mm512_dpbf16_ps((__m512)sum, (__m512bh)a, (__m512bh)b);
+#endif
+    (void)word;
+    return sum + a * b;
+}
+// A word is copied as an integer: as a float, a pair could look like a signalling NaN.
+SIMD_INLINE vf word_broadcast(const float *from) {
+    int32_t bits;
+    memcpy(&bits, from, sizeof bits);
+    return (vf)(bits - (vi){0});
+}
+
+// tile(TILE_ROWS, vectors * VF_LANES) = sum over words of a panel of TILE_ROWS rows and one of that many columns.
+// Each sum is one chain in order of K, wherever its tile lies: results do not depend on how work is divided.
+SIMD_INLINE void tile_multiply(float *tile, const float *a, const float *b, int64_t words, const int vectors,
+                               const GemmWord word) {
+    vf sum[TILE_ROWS][TILE_VECTORS];
+#pragma GCC unroll 8
+    for (int i = 0; i < TILE_ROWS; ++i)
+#pragma GCC unroll 4
+        for (int j = 0; j < vectors; ++j) sum[i][j] = (vf){0};
+    for (int64_t w = 0; w < words; ++w) {
+        vf column[TILE_VECTORS];
+#pragma GCC unroll 4
+        for (int j = 0; j < vectors; ++j) column[j] = vf_load(b + j * VF_LANES);
+#pragma GCC unroll 8
+        for (int i = 0; i < TILE_ROWS; ++i) {
+            vf row = word_broadcast(a + i);
+#pragma GCC unroll 4
+            for (int j = 0; j < vectors; ++j) sum[i][j] = word_multiply_add(sum[i][j], row, column[j], word);
+        }
+        a += TILE_ROWS;
+        b += vectors * VF_LANES;
+    }
+#pragma GCC unroll 8
+    for (int i = 0; i < TILE_ROWS; ++i)
+#pragma GCC unroll 4
+        for (int j = 0; j < vectors; ++j) vf_store(tile + (i * vectors + j) * VF_LANES, sum[i][j]);
+}
+
+// tile[m * tile_ld + n] = a[a_row + m] . b[b_row + n] for row_count rows of a and VF_LANES / row_count rows of b, both
+// contiguous along K. Of b, only `b_rows` rows are there: the last one stands in for more. b is read once, from
+// memory: meant for few rows of a.
+SIMD_INLINE void rows_dot(float *tile, int64_t tile_ld, const GemmSource *a, int64_t a_row, const GemmSource *b,
+                          int64_t b_row, int64_t b_rows, int64_t elems, const int row_count, const GemmWord word) {
+    const int64_t step = VF_LANES * word_elems(word);
+    const int columns = VF_LANES / row_count;
+    vf sum[VF_LANES];
+#pragma GCC unroll 16
+    for (int i = 0; i < VF_LANES; ++i) sum[i] = (vf){0};
+    for (int64_t k = 0; k < elems; k += step) {
+        const int64_t there = elems - k;
+        vf row[VF_LANES];
+#pragma GCC unroll 16
+        for (int m = 0; m < row_count; ++m) row[m] = load_words(a->data, (a_row + m) * a->ld + k, there, word);
+#pragma GCC unroll 16
+        for (int n = 0; n < columns; ++n) {
+            vf column = load_words(b->data, (b_row + min_i64(n, b_rows - 1)) * b->ld + k, there, word);
+#pragma GCC unroll 16
+            for (int m = 0; m < row_count; ++m)
+                sum[m * columns + n] = word_multiply_add(sum[m * columns + n], row[m], column, word);
+        }
+    }
+    float turned[VF_LANES * VF_LANES];
+    transpose_store(turned, VF_LANES, sum, VF_LANES);
+    vf total = vf_load(turned);
+    for (int i = 1; i < VF_LANES; ++i) total += vf_load(turned + i * VF_LANES);
+    for (int m = 0; m < row_count; ++m)
+        memcpy(tile + m * tile_ld, (const float *)&total + m * columns, (size_t)columns * sizeof(float));
+}
+
+// What happens to sums on their way to the output; see MatmulArgs.
+typedef struct {
+    void *out, *pre;
+    const void *add, *bias;  // NULL: absent
+    DType dtype;             // of out, add and pre
+    DType bias_dtype;
+    int64_t ld;              // elements of a row of out, add and pre
+    float alpha, beta;
+    Activation act, act_grad;
+} GemmEpilogue;
+
+// Where a tile lies and which of the blocks along K it ends. Between blocks, sums wait as fp32 in `partial`.
+typedef struct {
+    int64_t row, col, rows, cols;
+    float *partial;  // of the tile's first element
+    int64_t partial_ld;
+    bool first_block, last_block;
+} GemmTile;
+
+// GELU in its tanh form is x * sigmoid(2u), u = sqrt(2/pi) (x + 0.044715 x^3).
+#define GELU_SCALE 0.7978845608f
+#define GELU_CUBE 0.044715f
+SIMD_INLINE vf epilogue_act(vf x, Activation act) {
+    if (act == ACT_RELU2) {
+        vf positive = vf_select(x < 0.0f, vf_set(0.0f), x);
+        return positive * positive;
+    }
+    return x * vf_sigmoid(2.0f * GELU_SCALE * (x + GELU_CUBE * x * x * x));
+}
+SIMD_INLINE vf epilogue_act_grad(vf x, Activation act) {
+    if (act == ACT_RELU2) return 2.0f * vf_select(x < 0.0f, vf_set(0.0f), x);
+    vf s = vf_sigmoid(2.0f * GELU_SCALE * (x + GELU_CUBE * x * x * x));
+    return s + x * s * (1.0f - s) * (2.0f * GELU_SCALE) * (1.0f + 3.0f * GELU_CUBE * x * x);
+}
+
+// `count` >= VF_LANES: a whole vector.
+SIMD_INLINE vf load_some(const void *base, int64_t index, DType dtype, int64_t count) {
+    return count >= VF_LANES ? vf_load_as(base, index, dtype) : vf_load_part_as(base, index, dtype, count);
+}
+SIMD_INLINE void store_some(void *base, int64_t index, vf v, DType dtype, int64_t count) {
+    if (count >= VF_LANES)
+        vf_store_as(base, index, v, dtype);
+    else
+        vf_store_part_as(base, index, v, dtype, count);
+}
+
+SIMD_INLINE void epilogue_vector(const GemmEpilogue *e, const GemmTile *t, vf sum, int64_t i, int64_t j,
+                                 const DType dtype, int64_t count) {
+    const int64_t at = (t->row + i) * e->ld + t->col + j;
+    float *partial = t->partial == NULL ? NULL : t->partial + i * t->partial_ld + j;
+    vf acc = e->alpha * sum;
+    if (!t->first_block)
+        acc += load_some(partial, 0, DTYPE_F32, count);
+    else if (e->add != NULL)
+        acc += e->beta * load_some(e->add, at, dtype, count);
+    if (!t->last_block) {
+        store_some(partial, 0, acc, DTYPE_F32, count);
+        return;
+    }
+    if (e->bias != NULL) acc += load_some(e->bias, t->col + j, e->bias_dtype, count);
+    if (e->act != ACT_NONE) {
+        if (e->pre != NULL) store_some(e->pre, at, acc, dtype, count);
+        acc = epilogue_act(acc, e->act);
+    } else if (e->act_grad != ACT_NONE) {
+        acc *= epilogue_act_grad(load_some(e->pre, at, dtype, count), e->act_grad);
+    }
+    store_some(e->out, at, acc, dtype, count);
+}
+
+SIMD_INLINE void tile_finish_as(const GemmEpilogue *e, const GemmTile *t, const float *tile, int64_t tile_ld,
+                                const DType dtype) {
+    for (int64_t i = 0; i < t->rows; ++i)
+        for (int64_t j = 0; j < t->cols; j += VF_LANES)
+            epilogue_vector(e, t, vf_load(tile + i * tile_ld + j), i, j, dtype, t->cols - j);
+}
+static void tile_finish(const GemmEpilogue *e, const GemmTile *t, const float *tile, int64_t tile_ld) {
+    if (e->dtype == DTYPE_F32)
+        tile_finish_as(e, t, tile, tile_ld, DTYPE_F32);
+    else
+        tile_finish_as(e, t, tile, tile_ld, DTYPE_BF16);
+}
+
+#endif

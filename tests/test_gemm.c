@@ -1,0 +1,221 @@
+// test_gemm.c: Backend.matmul against a naive reference in double: every transpose, dtype and epilogue option, shapes
+// that leave every kind of remainder, several blocks of K, few rows, nothing at all, and NaN.
+#include <math.h>
+#include <stdio.h>
+
+#include "tests/op_test.h"
+
+typedef enum { ADD_NONE, ADD_OTHER, ADD_OUT } AddMode;
+
+typedef struct {
+    int64_t M, N, K;
+    bool trans_a, trans_b;
+    DType in, out;
+    float alpha;  // 0 here stands for 1
+    AddMode add;
+    bool bias, save_pre;
+    Activation act, act_grad;
+} Case;
+
+typedef struct {
+    Tensor a, b, out, add, bias, pre;
+    double *ref, *ref_pre;  // ref_pre: NULL unless the operation writes pre
+    MatmulArgs args;
+} Operands;
+
+static const DType DTYPES[][2] = {{DTYPE_F32, DTYPE_F32}, {DTYPE_BF16, DTYPE_BF16}, {DTYPE_BF16, DTYPE_F32}};
+#define DTYPES_COUNT (sizeof DTYPES / sizeof DTYPES[0])
+
+static double gelu(double x) { return 0.5 * x * (1 + tanh(sqrt(2 / M_PI) * (x + 0.044715 * x * x * x))); }
+static double gelu_grad(double x) {
+    double scale = sqrt(2 / M_PI), t = tanh(scale * (x + 0.044715 * x * x * x));
+    return 0.5 * (1 + t) + 0.5 * x * (1 - t * t) * scale * (1 + 3 * 0.044715 * x * x);
+}
+
+static Tensor random_2d(OpTest *t, DType dtype, int64_t rows, int64_t cols) {
+    return op_test_random(t, dtype, 2, (int64_t[]){rows, cols}, 1.0);
+}
+
+static double *transposed(OpTest *t, const double *x, int64_t rows, int64_t cols) {
+    double *out = op_test_doubles(t, rows * cols);
+    for (int64_t i = 0; i < rows; ++i)
+        for (int64_t j = 0; j < cols; ++j) out[j * rows + i] = x[i * cols + j];
+    return out;
+}
+
+static void reference(OpTest *t, Operands *o, const Case *c) {
+    double *a = op_test_host(t, o->a), *b = op_test_host(t, o->b);
+    if (c->trans_b) b = transposed(t, b, c->N, c->K);
+    double *add = c->add == ADD_NONE ? NULL : op_test_host(t, o->args.add);
+    double *bias = c->bias ? op_test_host(t, o->bias) : NULL;
+    double *pre = c->act_grad != ACT_NONE ? op_test_host(t, o->pre) : NULL;
+    o->ref = op_test_doubles(t, c->M * c->N);
+    if (c->save_pre) o->ref_pre = op_test_doubles(t, c->M * c->N);
+    for (int64_t m = 0; m < c->M; ++m) {
+        double *row = o->ref + m * c->N;
+        for (int64_t k = 0; k < c->K; ++k) {
+            double x = c->trans_a ? a[k * c->M + m] : a[m * c->K + k];
+            for (int64_t n = 0; n < c->N; ++n) row[n] += x * b[k * c->N + n];
+        }
+        for (int64_t n = 0; n < c->N; ++n) {
+            int64_t at = m * c->N + n;
+            double acc = o->args.alpha * row[n] + (add ? o->args.beta * add[at] : 0) + (bias ? bias[n] : 0);
+            if (c->save_pre) o->ref_pre[at] = acc;
+            if (c->act == ACT_GELU) acc = gelu(acc);
+            if (c->act == ACT_RELU2) acc = acc > 0 ? acc * acc : 0;
+            if (c->act_grad == ACT_GELU) acc *= gelu_grad(pre[at]);
+            if (c->act_grad == ACT_RELU2) acc *= pre[at] > 0 ? 2 * pre[at] : 0;
+            row[n] = acc;
+        }
+    }
+}
+
+static Operands operands(OpTest *t, const Case *c) {
+    Operands o = {.add = TENSOR_NONE, .bias = TENSOR_NONE, .pre = TENSOR_NONE};
+    o.a = random_2d(t, c->in, c->trans_a ? c->K : c->M, c->trans_a ? c->M : c->K);
+    o.b = random_2d(t, c->in, c->trans_b ? c->N : c->K, c->trans_b ? c->K : c->N);
+    o.out = c->add == ADD_OUT ? random_2d(t, c->out, c->M, c->N)
+                              : op_test_tensor(t, c->out, 2, (int64_t[]){c->M, c->N});
+    if (c->add == ADD_OTHER) o.add = random_2d(t, c->out, c->M, c->N);
+    if (c->add == ADD_OUT) o.add = o.out;
+    if (c->bias) o.bias = op_test_random(t, c->in, 1, (int64_t[]){c->N}, 1.0);
+    if (c->save_pre) o.pre = op_test_tensor(t, c->out, 2, (int64_t[]){c->M, c->N});
+    if (c->act_grad != ACT_NONE) o.pre = random_2d(t, c->out, c->M, c->N);
+    o.args = (MatmulArgs){.trans_a = c->trans_a, .trans_b = c->trans_b, .alpha = c->alpha != 0 ? c->alpha : 1.0f,
+                          .beta = c->add == ADD_OTHER ? -0.5f : 1.0f, .add = o.add, .bias = o.bias, .act = c->act,
+                          .act_grad = c->act_grad, .pre = o.pre};
+    return o;
+}
+
+// An fp32 sum of K products of N(0,1) grows like sqrt(k) and is rounded at each step: errors add up to about
+// eps * sqrt(K/2) of the result, and a few eps more for the epilogue. The activations' exponential has 2e-7. bf16
+// has 8 significant bits: rounding changes a number by up to 2^-8 of it, and a matrix may be a single number.
+static double tolerance(const Case *c) {
+    double sum = OP_TEST_EPS_F32 * (sqrt((double)c->K) + 16);
+    return sum + (c->out == DTYPE_BF16 ? 0x1p-8 : 0);
+}
+
+static void check_case(OpTest *t, Case c) {
+    char label[256];
+    snprintf(label, sizeof label, "%lldx%lldx%lld trans %d %d, %s to %s, alpha %g add %d bias %d act %d grad %d pre %d",
+             (long long)c.M, (long long)c.N, (long long)c.K, c.trans_a, c.trans_b, dtype_name(c.in), dtype_name(c.out),
+             (double)c.alpha, c.add, c.bias, (int)c.act, (int)c.act_grad, c.save_pre);
+    Operands o = operands(t, &c);
+    reference(t, &o, &c);
+    t->be->matmul(t->be, o.out, o.a, o.b, o.args);
+    op_test_close(t, o.out, o.ref, tolerance(&c), "%s", label);
+    if (c.save_pre) op_test_close(t, o.pre, o.ref_pre, tolerance(&c), "pre of %s", label);
+}
+
+// Remainders of rows, of vectors, of tiles; one and two sides of every boundary; few rows (1..7), K odd and tiny.
+static void test_shapes(OpTest *t) {
+    static const int64_t SHAPES[][3] = {
+        {1, 1, 1},   {1, 100, 33},  {2, 17, 64}, {3, 5, 7},    {4, 47, 31},   {5, 49, 2},   {6, 33, 129}, {7, 48, 16},
+        {8, 48, 32}, {9, 95, 17},   {16, 16, 1}, {17, 32, 65}, {31, 97, 15},  {33, 144, 3}, {40, 1, 50},  {64, 128, 96},
+        {65, 63, 5}, {100, 24, 40}, {12, 8, 9},  {96, 96, 96}, {49, 192, 100}};
+    for (size_t s = 0; s < sizeof SHAPES / sizeof SHAPES[0]; ++s)
+        for (int trans = 0; trans < 4; ++trans)
+            for (size_t d = 0; d < DTYPES_COUNT; ++d)
+                check_case(t, (Case){.M = SHAPES[s][0], .N = SHAPES[s][1], .K = SHAPES[s][2], .trans_a = trans & 1,
+                                     .trans_b = trans & 2, .in = DTYPES[d][0], .out = DTYPES[d][1]});
+}
+
+// Shapes with more than one block of K, of rows and of columns, at every level; K odd, so that bf16 pairs end half.
+static void test_blocks(OpTest *t) {
+    for (size_t d = 0; d < DTYPES_COUNT; ++d) {
+        DType in = DTYPES[d][0], out = DTYPES[d][1];
+        check_case(t, (Case){.M = 5, .N = 1030, .K = 1539, .trans_a = true, .trans_b = true, .in = in, .out = out, .add = ADD_OUT});
+        check_case(t, (Case){.M = 530, .N = 7, .K = 1539, .in = in, .out = out, .bias = true,
+                             .act = ACT_GELU, .save_pre = true});
+        check_case(t, (Case){.M = 17, .N = 9, .K = 1539, .in = in, .out = out, .add = ADD_OTHER, .act_grad = ACT_GELU,
+                             .alpha = 0.1f});
+        check_case(t, (Case){.M = 520, .N = 50, .K = 9, .trans_a = true, .in = in, .out = out, .add = ADD_OTHER});
+        check_case(t, (Case){.M = 3, .N = 20, .K = 3001, .trans_b = true, .in = in, .out = out, .add = ADD_OUT});
+    }
+}
+
+static void test_epilogues(OpTest *t) {
+    static const int64_t SHAPES[][3] = {{13, 53, 37}, {3, 37, 33}};
+    static const struct {
+        Activation act, act_grad;
+        bool save_pre;
+    } ACTS[] = {{ACT_NONE, ACT_NONE, false},  {ACT_GELU, ACT_NONE, true}, {ACT_GELU, ACT_NONE, false},
+                {ACT_RELU2, ACT_NONE, true},  {ACT_NONE, ACT_GELU, false}, {ACT_NONE, ACT_RELU2, false}};
+    for (size_t s = 0; s < 2; ++s)
+        for (size_t d = 0; d < DTYPES_COUNT; ++d)
+            for (size_t i = 0; i < sizeof ACTS / sizeof ACTS[0]; ++i)
+                for (int option = 0; option < 12; ++option)
+                    check_case(t, (Case){.M = SHAPES[s][0], .N = SHAPES[s][1], .K = SHAPES[s][2],
+                                         // Scaled so that activations see values where they bend.
+                                         .alpha = option & 1 ? -0.3f : 0.25f, .trans_b = s == 1,
+                                         .add = (AddMode)(option / 4), .bias = option & 2, .in = DTYPES[d][0],
+                                         .out = DTYPES[d][1], .act = ACTS[i].act, .act_grad = ACTS[i].act_grad,
+                                         .save_pre = ACTS[i].save_pre});
+}
+
+// Without K the product is zero, and the rest of the epilogue still happens; without rows or columns nothing does.
+static void test_empty(OpTest *t) {
+    for (size_t d = 0; d < DTYPES_COUNT; ++d) {
+        check_case(t, (Case){.M = 9, .N = 50, .K = 0, .in = DTYPES[d][0], .out = DTYPES[d][1], .add = ADD_OTHER,
+                             .bias = true});
+        check_case(t, (Case){.M = 2, .N = 50, .K = 0, .trans_b = true, .in = DTYPES[d][0], .out = DTYPES[d][1]});
+        Case none = {.M = 0, .N = 50, .K = 8, .in = DTYPES[d][0], .out = DTYPES[d][1], .add = ADD_OUT};
+        Operands o = operands(t, &none);
+        t->be->matmul(t->be, o.out, o.a, o.b, o.args);
+        none = (Case){.M = 9, .N = 0, .K = 8, .in = DTYPES[d][0], .out = DTYPES[d][1]};
+        o = operands(t, &none);
+        t->be->matmul(t->be, o.out, o.a, o.b, o.args);
+    }
+}
+
+// A NaN or an infinity in one row of a (column of b) reaches that row (column) of the output and no other, also from
+// the tiles at the edge, which are padded.
+static void test_not_finite(OpTest *t) {
+    static const int64_t ROWS[] = {2, 43};
+    for (size_t d = 0; d < DTYPES_COUNT; ++d)
+        for (int i = 0; i < 8; ++i) {
+            const int64_t M = ROWS[i & 1], N = 67, K = 35, bad_row = M - 1, bad_col = N - 1;
+            const double bad = i & 4 ? INFINITY : NAN;
+            Case c = {.M = M, .N = N, .K = K, .trans_b = i & 2, .in = DTYPES[d][0], .out = DTYPES[d][1]};
+            Operands o = operands(t, &c);
+            double *a = op_test_host(t, o.a), *b = op_test_host(t, o.b);
+            a[bad_row * K + K - 1] = bad;
+            b[c.trans_b ? bad_col * K : bad_col] = bad;
+            op_test_upload(t, o.a, a);
+            op_test_upload(t, o.b, b);
+            t->be->matmul(t->be, o.out, o.a, o.b, o.args);
+            double *out = op_test_host(t, o.out);
+            for (int64_t m = 0; m < M; ++m)
+                for (int64_t n = 0; n < N; ++n) {
+                    bool reached = m == bad_row || n == bad_col;
+                    if (isfinite(out[m * N + n]) == reached)
+                        fail_msg("%s %lldx67x35: out[%lld][%lld] = %g", dtype_name(c.in), (long long)M, (long long)m,
+                                 (long long)n, out[m * N + n]);
+                }
+        }
+}
+
+static void run_product(OpTest *t, void *user) {
+    Operands *o = user;
+    t->be->matmul(t->be, o->out, o->a, o->b, o->args);
+}
+static void test_threads(OpTest *t) {
+    static const int64_t SHAPES[][3] = {{100, 100, 30}, {600, 20, 20}, {5, 700, 50}, {20, 24, 1700}};
+    for (size_t s = 0; s < sizeof SHAPES / sizeof SHAPES[0]; ++s)
+        for (int trans = 0; trans < 4; ++trans)
+            for (size_t d = 0; d < DTYPES_COUNT; ++d) {
+                Case c = {.M = SHAPES[s][0], .N = SHAPES[s][1], .K = SHAPES[s][2], .trans_a = trans & 1,
+                          .trans_b = trans & 2, .in = DTYPES[d][0], .out = DTYPES[d][1], .alpha = 0.7f,
+                          .add = ADD_OTHER, .bias = true, .act = ACT_GELU, .save_pre = true};
+                Operands o = operands(t, &c);
+                const Tensor outs[] = {o.out, o.pre};
+                op_test_thread_invariant(t, run_product, &o, outs, 2, "matmul");
+            }
+}
+
+int main(void) {
+    const OpTestCase CASES[] = {OP_TEST_CASE(test_shapes),     OP_TEST_CASE(test_blocks),
+                                OP_TEST_CASE(test_epilogues),  OP_TEST_CASE(test_empty),
+                                OP_TEST_CASE(test_not_finite), OP_TEST_CASE(test_threads)};
+    return op_test_main(CASES, sizeof CASES / sizeof CASES[0]);
+}
