@@ -1,6 +1,6 @@
-// config.h: what a run is. One option table (config.c) drives the run file, key=value overrides, --help, the printed
-// resolved config and range checks. A run is a list of sources and a list of phases; a run file without [source] or
-// [phase] sections has one of each. Knows nothing of tensors or devices.
+// config.h: what a run is. One option table (config_options.c) drives the run file, key=value overrides, --help, the
+// printed resolved config and range checks. A run is a list of sources and a list of phases; a run file without
+// [source] or [phase] sections has one of each, named "main". Knows nothing of tensors or devices.
 //
 // Run file (INI, read by inih):             Command line:
 //     out_dir = runs/kjv                        train_gpt train run.conf lr=1e-3 source.web.weight=0.5
@@ -11,6 +11,12 @@
 //     [phase cooldown]
 //     tokens = 100M
 //     weight.web = 0.3
+//
+// A key is written once in a file; on the command line the last word counts, and an override beats the file. Options
+// of sources and phases that stand before the first section are the defaults of all of them. Lines that start with #
+// or ; are comments, as is what follows " ;". An indented line continues the value above it. A value in double quotes
+// may hold \n \t \" \\ \xHH. Paths are relative to the working directory. How long to train is one of tokens, steps,
+// train_seconds.
 #ifndef LLMC_CONFIG_H
 #define LLMC_CONFIG_H
 
@@ -51,14 +57,14 @@ typedef struct {
 
 typedef struct {
     char name[CONFIG_NAME_BYTES];
-    int64_t tokens;                          // budget; rounded up to whole steps
-    double weight[CONFIG_MAX_SOURCES];       // resolved: the source's own weight unless the phase says otherwise
-    int64_t seq_len;                         // T
-    int64_t batch_tokens;                    // global batch of one optimizer step
-    int64_t batch_rows;                      // B: rows of one micro-batch on one rank
-    bool new_lr_segment;                     // the phase names a schedule: a segment of its own starts here and lasts
-    LrConfig lr;                             //   until the next phase that names one; else the run's curve goes on
-    char trainable[CONFIG_PATH_BYTES];       // comma-separated name patterns (fnmatch) of trained tensors; "*" : all
+    int64_t tokens;                     // budget; rounded up to whole steps
+    double weight[CONFIG_MAX_SOURCES];  // resolved: the source's own weight unless the phase says otherwise
+    int64_t seq_len;                    // T
+    int64_t batch_tokens;               // global batch of one optimizer step
+    int64_t batch_rows;                 // B: rows of one micro-batch on one rank
+    bool new_lr_segment;                // a learning-rate curve starts here (the first phase, and any that names one
+    LrConfig lr;                        //   of its options) and lasts until the next one; else the same curve goes on
+    char trainable[CONFIG_PATH_BYTES];  // comma-separated name patterns (fnmatch) of trained tensors; "*" : all
 } PhaseConfig;
 
 typedef struct {
@@ -69,29 +75,29 @@ typedef struct {
     char tokenizer[CONFIG_PATH_BYTES];  // tokenizer.json or directory; "" : the one beside the shards, if any
     int64_t seed;
     // device
-    char device[16];                    // auto, cpu, cuda, cudaemu
-    int64_t threads;                    // 0: all
-    char cpu_isa[16];                   // auto, generic, avx2, avx512, avx512bf16
-    DType dtype;                        // fp32, bf16
+    char device[16];   // auto, cpu, cuda, cudaemu
+    int64_t threads;   // 0: all
+    char cpu_isa[16];  // auto, generic, avx2, avx512, avx512bf16
+    DType dtype;       // fp32, bf16
     RecomputeKind recompute;
-    int64_t loss_chunk_rows;            // rows of logits alive at a time; 0: chosen by the engine
+    int64_t loss_chunk_rows;  // rows of logits alive at a time; 0: chosen by the engine
     // model
-    char model[64];                     // preset; then overridden by the options that follow
+    char model[64];  // preset; "": that of init_from; then overridden by the options that follow
     ModelConfig arch;
     // training defaults, inherited by phases
-    double train_seconds;               // > 0: one phase whose length follows from measured speed, instead of tokens
+    double train_seconds;  // > 0: one phase whose length follows from measured speed, instead of tokens
     OptimizerKind optimizer;
     double beta1, beta2, eps, weight_decay, grad_clip;
-    double muon_lr, muon_momentum;      // hidden matrices; muon_lr follows the same schedule shape as lr
-    int64_t muon_steps;                 // Newton-Schulz iterations
+    double muon_lr, muon_momentum;  // hidden matrices; muon_lr follows the same schedule shape as lr
+    int64_t muon_steps;             // Newton-Schulz iterations
     bool muon_nesterov;
-    int64_t max_bad_steps;              // consecutive non-finite gradients before the run stops
+    int64_t max_bad_steps;  // consecutive non-finite gradients before the run stops
     // cadence, in steps
     int64_t log_every, val_every, val_tokens, sample_every, sample_tokens;
     char sample_prompt[256];
     int64_t save_every, keep_last;
     OnSaveError on_save_error;
-    bool progress_bar;                  // live line when stderr is a terminal
+    bool progress_bar;  // live line when stderr is a terminal
     // data
     int source_count;
     SourceConfig source[CONFIG_MAX_SOURCES];
@@ -99,17 +105,25 @@ typedef struct {
     PhaseConfig phase[CONFIG_MAX_PHASES];
 } RunConfig;
 
-// Defaults, then the file (may be NULL), then overrides "key=value", "source.NAME.key=value", "phase.NAME.key=value" in
-// order, then resolution: model preset and its overrides, phase inheritance, checks. Errors name file:line or the override,
-// the key, what was expected and what was found; an unknown key suggests the nearest known one.
-// The vocabulary may still be 0 afterwards (it then comes from tokenizer or shards): call model_config_finish later.
-bool config_load(RunConfig *out, const char *path, int override_count, char *const *overrides, Error *err);
-// The resolved config as a run file that config_load reads back to the same RunConfig. Never contains defaults that the
-// machine chose silently.
+// Reads the architecture of a model that init_from names: model_file_read_config of hf.h, handed in so that this room
+// knows nothing of model files.
+typedef bool (*ConfigImport)(ModelConfig *out, const char *path, Error *err);
+
+// Defaults, then the file (may be NULL), then overrides "key=value", "source.NAME.key=value", "phase.NAME.key=value"
+// in order, then resolution: model preset or imported model and its overrides, phase inheritance, checks. Errors name
+// file:line or the override, the key, what was expected and what was found; an unknown key suggests the nearest known
+// one. The vocabulary may still be 0 afterwards (it then comes from tokenizer or shards): call model_config_finish
+// later. import NULL: init_from is an error. Equal settings give equal bytes (memcmp).
+bool config_load(RunConfig *out, const char *path, int override_count, char *const *overrides, ConfigImport import,
+                 Error *err);
+// What training needs and planning or sampling do not: training shards and a length.
+bool config_check_training(const RunConfig *config, Error *err);
+// The resolved config as a run file that config_load reads back to the same RunConfig: every value is written out,
+// whether it was given, inherited or a default.
 void config_print(FILE *out, const RunConfig *config);
 // As one JSON object (cJSON text, caller frees), for metrics.jsonl and state.json.
 char *config_to_json(const RunConfig *config);
-// Every option: name, type, default, range, meaning; grouped. `filter` NULL or part of a name.
+// Every option: name, type, default, range, meaning; grouped. `filter` NULL or part of a name or group.
 void config_help(FILE *out, const char *filter);
 
 #ifdef __cplusplus
