@@ -23,11 +23,11 @@ typedef struct Tokenizer Tokenizer;
 // ---- making and keeping ----
 
 // source is one of
-//   "bytes"                        256 bytes, id = byte value, and <|endoftext|> = 256
-//   a tokenizer.json               Hugging Face, byte-level BPE without merges dropout, prefix space, ...
-//   a directory                    holding tokenizer.json, or encoder.json + vocab.bpe (GPT-2), or vocab.json + merges.txt
-//   a .tiktoken file               base64 ranks; names r50k_base, p50k_base and cl100k_base choose the pattern
-//   a .bin file                    llama2.c's tokenizer (tok512.bin); encode as llama2.c does, not saveable
+//   "bytes"           256 bytes, id = byte value, and <|endoftext|> = 256
+//   a tokenizer.json  Hugging Face's, byte-level BPE; one that would change the text (normalizer, prefix space) is
+//   refused a directory       with tokenizer.json, or encoder.json and vocab.bpe (GPT-2), or vocab.json and
+//   merges.txt a .tiktoken file  base64 ranks; its name says how to split: r50k_base, p50k_base, gpt2, cl100k_base a
+//   .bin file       llama2.c's tokenizer (tok512.bin): encodes as llama2.c does, cannot be saved
 // NULL on error. Every input is untrusted: sizes are bounded and checked.
 Tokenizer *tokenizer_load(const char *source, Error *err);
 void tokenizer_free(Tokenizer *tokenizer);  // NULL is fine
@@ -39,11 +39,12 @@ bool tokenizer_save(const Tokenizer *tokenizer, const char *dir, Error *err);
 
 // ---- facts ----
 
-const char *tokenizer_name(const Tokenizer *tokenizer);    // "bytes", "gpt2", "bpe-4096", ...
-int32_t tokenizer_vocab(const Tokenizer *tokenizer);       // ids are 0 .. vocab-1
-int32_t tokenizer_eot(const Tokenizer *tokenizer);         // end-of-text id, or -1
-int32_t tokenizer_merges(const Tokenizer *tokenizer);      // number of merges
-// Equal exactly for tokenizers that give equal ids and bytes, however they were stored: to be kept in shards and checkpoints.
+const char *tokenizer_name(const Tokenizer *tokenizer);  // "bytes", "gpt2", "bpe-4096", ...
+int32_t tokenizer_vocab(const Tokenizer *tokenizer);     // ids are 0 .. vocab-1
+int32_t tokenizer_eot(const Tokenizer *tokenizer);       // end-of-text id, or -1
+int32_t tokenizer_merges(const Tokenizer *tokenizer);    // number of merges
+// Equal exactly for tokenizers that give equal ids and bytes, however they were stored: to be kept in shards and
+// checkpoints.
 uint64_t tokenizer_fingerprint(const Tokenizer *tokenizer);
 // The two ids that merge number `rank` joins, in training order.
 void tokenizer_merge(const Tokenizer *tokenizer, int32_t rank, int32_t *left, int32_t *right);
@@ -84,17 +85,17 @@ void token_encoder_feed(TokenEncoder *encoder, TokenList *out, const void *text,
 void token_encoder_finish(TokenEncoder *encoder, TokenList *out);  // ends the document
 
 // The largest known prefix of `text` (a document, or what is left of it after earlier cuts of this kind) whose
-// ids do not depend on what follows: encoding text[0, n) and what comes after it separately gives the ids of the whole.
-// 0 when no such point is known; never 0 when bytes >= TOKENIZER_SURE_CUT_BYTES.
+// ids do not depend on what follows: encoding text[0, n) and what comes after it separately gives the ids of the
+// whole. 0 when no such point is known; never 0 when bytes >= TOKENIZER_SURE_CUT_BYTES.
 int64_t tokenizer_safe_cut(const Tokenizer *tokenizer, const void *text, int64_t bytes);
 #define TOKENIZER_SURE_CUT_BYTES (4 << 20)
 
 // ---- training ----
 
 typedef struct {
-    int32_t vocab;           // in all: 256 bytes + merges + reserved + <|endoftext|>
-    int32_t reserved;        // extra special tokens <|reserved_0|> ..., before <|endoftext|>, which has the last id
-    int64_t min_count;       // a pair seen less often is not merged (>= 1)
+    int32_t vocab;      // in all: 256 bytes + merges + reserved + <|endoftext|>
+    int32_t reserved;   // extra special tokens <|reserved_0|> ..., before <|endoftext|>, which has the last id
+    int64_t min_count;  // a pair seen less often is not merged (>= 1)
     void (*progress)(void *context, int32_t merges_done, int32_t merges_wanted);  // may be NULL
     void *progress_context;
 } TokenizerTraining;
