@@ -1,58 +1,66 @@
 // loader.h: shards to batches. The sample at row r of step s is a pure function of (seed, s, r), whatever the world
 // size, threads or restarts; seeking is O(1). A thread prepares the next step while the current one is computed.
-// Knows rank and world as ints, nothing of devices or models.
+// Called by the training loop; knows rank and world as ints, nothing of devices or models.
+//
+// A source is the stream of its shards' tokens. With rows of T tokens, row k predicts stream[kT+1 .. kT+T] from
+// stream[kT .. kT+T-1]; a source of n tokens has (n-1)/T rows, which may cross shards. Row r of step s is sample
+// (s - first step of the phase) * rows_per_step + r of the phase; mixture.h says which source and row that is. Micro-
+// batch m of a rank holds rows m*B*world + rank*B + [0, B) of the step, so that all ranks together see the same rows
+// whatever the world size.
+// A source goes on through the phases where it stopped. When T changes its rows are cut anew, so it goes on at
+// ordinal (tokens given so far) / T of the new cut: in the epoch of the change some text may come twice, some not.
 #ifndef LLMC_LOADER_H
 #define LLMC_LOADER_H
 
+#include "llmc/batch.h"
 #include "llmc/schedule.h"
 
 #ifdef __cplusplus
 extern "C" {
 #endif
 
-// Rows of one micro-batch (B, T), host memory owned by the loader.
-typedef struct {
-    int64_t B, T;
-    const int32_t *tokens;   // (B,T)
-    const int32_t *targets;  // (B,T)
-    const float *weights;    // (B,T) loss weight; 0: not trained on
-    const int32_t *doc;      // (B,T) segment id within the row, from 0, non-decreasing; NULL: no document mask
-    const uint8_t *prefix;   // (B,T) 1: visible to the whole segment; NULL: causal
-    const int32_t *source;   // (B) which source the row is from
-} Batch;
-
 // Everything of one optimizer step on this rank.
 typedef struct {
     int64_t step;
     int64_t micro_batches;
-    const Batch *batch;      // [micro_batches]
-    double weight_sum;       // sum of weights over all micro-batches and ALL ranks
+    const Batch *batch;      // [micro_batches]; they carry doc when any source of the phase has doc_mask, and then
+                             // rows of sources without it are one segment each
+    double weight_sum;       // sum of weights over the micro-batches of THIS rank. The loss divides by the sum over
+                             // all ranks, which comm reduces: weights may depend on the text, and a rank reads only
+                             // its own rows.
     double wait_ms;          // how long the caller waited for the prefetch thread
 } StepBatch;
 
 typedef struct Loader Loader;
-// Opens and checks every shard of every source: magic, size, ids < vocab, at least one row each, enough tokens for one
-// step. eot < 0: documents unknown (then doc_mask is an error). vocab 0: take it from the shards.
-bool loader_open(Loader **out, const RunConfig *config, const Schedule *schedule, int64_t vocab, int32_t eot, int rank,
-                 int world, Error *err);
+// Opens every source that has a weight in some phase, and checks it: magic, size, vocabulary, end-of-text id and the
+// ids that shard_set_check reads (the rest when they are used); in each phase at least one row of each source, and
+// together the rows of one step. vocab 0: the largest that the shards state (error when none does). eot -1: the one
+// that the shards state, if any; doc_mask without one is an error. Copies what it needs of config and schedule.
+bool loader_open(Loader **out, const RunConfig *config, const Schedule *schedule, int64_t vocab, int32_t eot,
+                 int rank, int world, Error *err);
 void loader_close(Loader *loader);
 void loader_seek(Loader *loader, int64_t step);  // the next loader_next returns this step
-// Valid until the next call. NULL and err when a shard vanished or cannot be read.
+// Valid until the next call. NULL and err when a shard cannot be read or holds an id >= vocab; a further call tries
+// the same step again. Steps past the end go on with the last phase. Allocates nothing.
 const StepBatch *loader_next(Loader *loader, Error *err);
-// Host bytes that the loader holds for its two step buffers, by the config alone (for plan).
-size_t loader_plan_bytes(const Schedule *schedule, int world);
-int64_t loader_source_tokens(const Loader *loader, int source);
+// Host bytes of the two step buffers, by the config alone (for plan).
+size_t loader_plan_bytes(const Schedule *schedule);
+int64_t loader_source_tokens(const Loader *loader, int source);  // 0 for a source without a weight in any phase
+int64_t loader_vocab(const Loader *loader);
+int32_t loader_eot(const Loader *loader);  // -1: unknown
 
 // Held-out text of one source, in order: row k holds tokens [k*T, k*T+T] of the stream; the last row is padded with
-// weight 0, so that every token but the first is predicted exactly once.
+// weight 0, and the last batch with rows of weight 0, so that every token but the first is predicted exactly once.
 typedef struct HeldOut HeldOut;
-// max_tokens 0: all. Errors as loader_open.
+// max_tokens: predictions at most, 0: all. vocab, eot and errors as loader_open (vocab 0 where no shard states one:
+// ids are not checked); at least two tokens.
 bool heldout_open(HeldOut **out, const SourceConfig *source, int64_t B, int64_t T, int64_t max_tokens, int64_t vocab,
                   int32_t eot, Error *err);
 void heldout_close(HeldOut *heldout);
 int64_t heldout_batches(const HeldOut *heldout);
-// Fills batch k (0-based); valid until the next call.
-const Batch *heldout_batch(HeldOut *heldout, int64_t k);
+int64_t heldout_tokens(const HeldOut *heldout);  // predictions, the sum of all weights
+// Fills batch k (0-based); valid until the next call. batch->source is 0. NULL and err when a shard cannot be read.
+const Batch *heldout_batch(HeldOut *heldout, int64_t k, Error *err);
 
 #ifdef __cplusplus
 }

@@ -210,6 +210,21 @@ void shard_set_close(ShardSet *set) {
     *set = (ShardSet){.eot = -1};
 }
 
+bool shard_set_check(const ShardSet *set, int64_t vocab, int32_t eot, Error *err) {
+    for (int i = 0; i < set->shard_count; ++i) {
+        const Shard *shard = &set->shard[i];
+        if (vocab > 0 && shard->vocab > vocab)
+            return error_set(err, "%s: expected a vocabulary of at most %lld, found %lld: the shard was written with "
+                             "another tokenizer", shard->path, (long long)vocab, (long long)shard->vocab);
+        if (eot >= 0 && shard->eot >= 0 && shard->eot != eot)
+            return error_set(err, "%s: expected end-of-text id %d, found %d: the shard was written with another "
+                             "tokenizer", shard->path, eot, shard->eot);
+        int64_t count = min_i64(shard->token_count, SHARD_SET_CHECK_TOKENS);
+        if (!shard_check_range(shard, 0, count, vocab, err)) return false;
+    }
+    return true;
+}
+
 bool shard_set_read(int32_t *out, const ShardSet *set, int64_t first, int64_t count, int64_t vocab, Error *err) {
     CHECK(first >= 0 && count >= 0 && count <= set->token_count - first, "first=%lld count=%lld of %lld",
           (long long)first, (long long)count, (long long)set->token_count);

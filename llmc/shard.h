@@ -54,6 +54,12 @@ typedef struct {
 // Errors: an empty pattern, no match, any shard that shard_open refuses, shards that state different end-of-text ids.
 bool shard_set_open(ShardSet *set, const char *pattern, Error *err);
 void shard_set_close(ShardSet *set);
+// Whether the set suits a model: errors are a stated vocabulary above `vocab`, a stated end-of-text id that is not
+// `eot` (-1: any will do), and an id >= vocab within the first SHARD_SET_CHECK_TOKENS of each shard. That shows a
+// wrong tokenizer at once without reading a whole corpus; shard_set_read checks every token when it is used. vocab 0:
+// any.
+#define SHARD_SET_CHECK_TOKENS ((int64_t)1 << 22)
+bool shard_set_check(const ShardSet *set, int64_t vocab, int32_t eot, Error *err);
 // As shard_read, over the stream; reads may cross shards.
 bool shard_set_read(int32_t *out, const ShardSet *set, int64_t first, int64_t count, int64_t vocab, Error *err);
 
