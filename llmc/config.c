@@ -88,8 +88,10 @@ static bool resolve_architecture(RunConfig *out, const Draft *draft, ConfigImpor
         free(scratch);
         if (!all && import == NULL) return error_set(err, "%s: a model cannot be imported here", base);
         if (!all && !import(&out->arch, out->init_from, err)) return error_prefix(err, "%s", base);
-    } else if (!model_config_preset(&out->arch, out->model, err)) {
-        return error_prefix(err, "%s", base);
+    } else {
+        if (!model_config_preset(&out->arch, out->model, err)) return error_prefix(err, "%s", base);
+        out->preset_vocab = out->arch.V;
+        out->arch.V = 0;
     }
     store_architecture(out, run);
     if (!finish_architecture(&out->arch, err)) return error_prefix(err, "%s", base);

@@ -84,6 +84,7 @@ typedef struct {
     // model
     char model[64];  // preset; "": that of init_from; then overridden by the options that follow
     ModelConfig arch;
+    int64_t preset_vocab;  // for arch.V == 0 where there is no tokenizer
     // training defaults, inherited by phases
     double train_seconds;  // > 0: one phase whose length follows from measured speed, instead of tokens
     OptimizerKind optimizer;

@@ -51,7 +51,7 @@ const Option OPTIONS[] = {
     {"kv_heads", ARCH(NKV), OPTION_INT, 0, 1e6, .help = "key/value heads; 0: as many as heads"},
     {"head_size", ARCH(HS), OPTION_INT, 0, 1e6, .help = "0: channels / heads"},
     {"ffn", ARCH(F), OPTION_INT, 0, 1e8, .help = "feed-forward width; 0: the usual multiple of channels"},
-    {"vocab", ARCH(V), OPTION_INT, 0, 2e9, .help = "vocabulary; 0: that of the tokenizer or the shards"},
+    {"vocab", ARCH(V), OPTION_INT, 0, 2e9, .help = "vocabulary; 0: the tokenizer's, else the preset's"},
     {"max_seq_len", ARCH(max_seq_len), OPTION_INT, 1, 1e9, .help = "longest context"},
     {"norm", ARCH(norm), OPTION_ENUM, .names = "layer rms", .help = "LayerNorm or RMSNorm"},
     {"norm_eps", ARCH(norm_eps), OPTION_FLOAT, 0, 1, .help = "added to the variance"},
@@ -331,7 +331,7 @@ static char *describe_range(const Option *option) {
     default: break;
     }
     const char *kind = option->type == OPTION_INT ? "whole, " : "";
-    bool open = option->max >= 1e9;
+    bool open = option->max >= 1e6;
     return open ? xasprintf(" [%sfrom %.9g]", kind, option->min)
                 : xasprintf(" [%s%.9g to %.9g]", kind, option->min, option->max);
 }
@@ -349,9 +349,11 @@ void config_help(FILE *out, const char *filter) {
         if (!option_matches(option, group, filter)) continue;
         any = true;
         if (group != printed) {
-            const char *note = option->scopes & SCOPE_PHASE                                 ? " (run or [phase])"
-                               : (option->scopes & (SCOPE_SOURCE | SCOPE_RUN)) == SCOPE_RUN ? ""
-                                                                                            : " (run or [source])";
+            bool first_is_model = strcmp(option->name, "model") == 0;
+            const char *note = option->scopes & SCOPE_PHASE    ? " (run or [phase])"
+                               : option->scopes & SCOPE_SOURCE ? " (run or [source])"
+                               : first_is_model                ? " (defaults: the preset's)"
+                                                               : "";
             fprintf(out, "%s%s%s\n", *printed != '\0' ? "\n" : "", group, note);
             printed = group;
         }

@@ -98,7 +98,8 @@ static void test_defaults(void **state) {
     load_ok(&c, NULL, NULL);
     assert_string_equal(c.model, "gpt2:124M");
     assert_int_equal(c.arch.L, 12);
-    assert_int_equal(c.arch.V, 50257);
+    assert_int_equal(c.arch.V, 0);
+    assert_int_equal(c.preset_vocab, 50257);
     assert_int_equal(c.arch.HS, 64);
     assert_int_equal(c.optimizer, OPTIMIZER_ADAMW);
     assert_true(c.beta1 == 0.9 && c.beta2 == 0.95 && c.eps == 1e-8 && c.weight_decay == 0.1 && c.grad_clip == 1);
@@ -225,6 +226,7 @@ static void test_import(void **state) {
     load_ok(&c, "init_from = models/tiny\nmax_seq_len = 2048\nsteps = 3\n", NULL);
     assert_string_equal(c.model, "");
     assert_int_equal(c.arch.C, 64);
+    assert_int_equal(c.arch.V, 512);
     assert_int_equal(c.arch.max_seq_len, 2048);
     assert_int_equal(c.phase[0].seq_len, 2048);
     assert_int_equal(c.phase[0].tokens, 3 * 8 * 2048);
