@@ -1,7 +1,6 @@
-# Tokamak: `make help` lists the targets. Everything is built under $(BUILD).
+# Tokamak: `make help` lists the targets. Everything is built under $(BUILD); sources that a checkout lacks are left out.
 
 BUILD   ?= build
-CC      ?= cc
 ifeq ($(origin CC),default)
 CC      := cc
 endif
@@ -32,6 +31,7 @@ ISA_avx512bf16 := $(ISA_avx512) -mavx512bf16
 
 LIB_SRC     := $(filter-out %_kernels.c,$(wildcard llmc/*.c llmc/cpu/*.c))
 KERNEL_SRC  := $(wildcard llmc/cpu/*_kernels.c)
+TRAIN_SRC   := $(wildcard train_gpt.cu)
 PREP_SRC    := $(wildcard data/*.c)
 BENCH_SRC   := $(wildcard dev/bench/*.c)
 TEST_SRC    := $(wildcard tests/test_*.c)
@@ -41,18 +41,57 @@ obj = $(patsubst %,$(BUILD)/obj/%.o,$(basename $(1)))
 LIB_OBJ     := $(call obj,$(LIB_SRC)) $(foreach isa,$(ISAS),$(patsubst %.c,$(BUILD)/obj/%.$(isa).o,$(KERNEL_SRC)))
 LIB         := $(BUILD)/libllmc.a
 TESTS       := $(patsubst tests/%.c,$(BUILD)/tests/%,$(TEST_SRC))
+PROGRAMS    := $(if $(TRAIN_SRC),$(BUILD)/train_gpt) $(if $(PREP_SRC),$(BUILD)/prep) $(if $(BENCH_SRC),$(BUILD)/bench)
+# Sub-makes use every core unless the caller chose -jN.
+JOBS         = $(if $(filter -j%,$(MAKEFLAGS)),,-j$(shell nproc 2>/dev/null || echo 2))
 
-.PHONY: all help clean tests
-all: $(BUILD)/train_gpt $(BUILD)/prep $(BUILD)/bench ## build train_gpt, prep and bench (the default)
+.PHONY: all help clean tests test test-asan fuzz quickstart bench-cpu setup
+all: $(PROGRAMS) ## build train_gpt, prep and bench (the default)
+	@$(if $(PROGRAMS),:,echo 'nothing to build: train_gpt.cu, data/*.c and dev/bench/*.c are absent')
+
+quickstart: ## from nothing to a trained model: install, build, get text, train 90 s, sample
+	@scripts/quickstart.sh
+
+test: ## install what is missing, build everything, run all tests (ONLY=name: some)
+	@scripts/setup.sh
+	@$(MAKE) --no-print-directory $(JOBS) all tests
+	@tests/run.sh $(BUILD) $(ONLY)
+
+# Leaks are looked for where the leak checker works (it cannot in some containers).
+ASAN_MAKE = $(MAKE) --no-print-directory BUILD=build-asan OPT=-O1 \
+            SANITIZE='-fsanitize=address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer'
+test-asan: ## the same under AddressSanitizer and UBSan, in build-asan
+	@scripts/setup.sh
+	@$(ASAN_MAKE) $(JOBS) all tests
+	@echo 'int main(void) { return 0; }' | $(CC) -fsanitize=address -x c -o build-asan/leak_check -
+	@leaks=1; ASAN_OPTIONS=detect_leaks=1 build-asan/leak_check 2>/dev/null || { leaks=0; \
+	    echo 'the leak checker does not work on this machine: leaks are not looked for'; }; \
+	ASAN_OPTIONS="detect_leaks=$$leaks:strict_string_checks=1:detect_stack_use_after_return=1:$$ASAN_OPTIONS" \
+	UBSAN_OPTIONS="print_stacktrace=1:$$UBSAN_OPTIONS" tests/run.sh build-asan $(ONLY)
+
+fuzz: ## feed the parsers of untrusted files garbage (clang; FUZZ_SECONDS=5 each, ONLY=name: one)
+	@scripts/setup.sh --fuzz
+	@$(MAKE) --no-print-directory $(JOBS) -f tests/fuzz/fuzz.mk
+	@tests/fuzz/run.sh build-fuzz $(ONLY)
+
+bench-cpu: all ## speed of matmuls and training steps on this CPU
+	@dev/bench/bench_cpu.sh
+
+setup: ## only install what is missing
+	@scripts/setup.sh
+
+clean: ## remove everything that was built
+	$(Q)rm -rf $(BUILD) build-asan build-fuzz
 
 help: ## list the targets
-	@awk -F':.*## ' '/^[a-z][a-z-]*:.*## /{printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F':.*## ' '/^[a-z][a-z-]*:.*## /{printf "  make %-12s %s\n", $$1, $$2}' Makefile
+	@echo '  Variables: CC, CFLAGS, OPT=-O3, SANITIZE, BUILD=build (where), V=1 (show the commands)'
 
 $(LIB): $(LIB_OBJ)
 	@rm -f $@
-	$(Q)$(AR) rcs $@ $^
+	$(Q)$(AR) rcs $@ $(LIB_OBJ)
 
-$(BUILD)/train_gpt: $(call obj,train_gpt.cu) $(LIB)
+$(BUILD)/train_gpt: $(call obj,$(TRAIN_SRC)) $(LIB)
 	$(Q)$(CC) $(ALL_CFLAGS) -o $@ $^ $(LDLIBS)
 $(BUILD)/prep: $(call obj,$(PREP_SRC)) $(LIB)
 	$(Q)$(CC) $(ALL_CFLAGS) -o $@ $^ $(LDLIBS)
@@ -64,22 +103,31 @@ $(BUILD)/tests/%: $(BUILD)/obj/tests/%.o $(call obj,$(TEST_COMMON)) $(LIB)
 	@mkdir -p $(@D)
 	$(Q)$(CC) $(ALL_CFLAGS) -o $@ $^ $(TEST_LDLIBS) $(LDLIBS)
 
-$(BUILD)/obj/%.o: %.c
+# Objects depend on the flags that they were compiled with, and on the libraries being there.
+FLAGS_NOW := $(CC) $(ALL_CFLAGS) $(foreach isa,$(ISAS),$(ISA_$(isa)))
+$(BUILD)/flags: force | $(BUILD)/libraries
+	@printf '%s\n' '$(FLAGS_NOW)' | cmp -s - $@ || printf '%s\n' '$(FLAGS_NOW)' > $@
+$(BUILD)/libraries:
+	@mkdir -p $(@D)
+	@printf '#include <%s>\n' cjson/cJSON.h ini.h zstd.h zlib.h xxhash.h setjmp.h stdarg.h stddef.h stdint.h cmocka.h | \
+	    $(CC) -x c -fsyntax-only - 2>$@.log || { cat $@.log >&2; \
+	    echo 'A compiler or a library is missing (see above): run scripts/setup.sh, which installs them on Debian.' >&2; exit 1; }
+	@rm -f $@.log; touch $@
+.PHONY: force
+
+$(BUILD)/obj/%.o: %.c $(BUILD)/flags
 	@mkdir -p $(@D)
 	$(Q)$(CC) $(ALL_CFLAGS) -c -o $@ $<
 # train_gpt.cu is host code in the common subset of C11 and CUDA C++.
-$(BUILD)/obj/train_gpt.o: train_gpt.cu
+$(BUILD)/obj/train_gpt.o: train_gpt.cu $(BUILD)/flags
 	@mkdir -p $(@D)
 	$(Q)$(CC) $(ALL_CFLAGS) -x c -c -o $@ $<
 define isa_rule
-$(BUILD)/obj/%.$(1).o: %.c
+$(BUILD)/obj/%.$(1).o: %.c $(BUILD)/flags
 	@mkdir -p $$(@D)
 	$$(Q)$$(CC) $$(ALL_CFLAGS) -DISA=$(1) $$(ISA_$(1)) -c -o $$@ $$<
 endef
 $(foreach isa,$(ISAS),$(eval $(call isa_rule,$(isa))))
-
-clean: ## remove everything that was built
-	$(Q)rm -rf $(BUILD)
 
 .SECONDARY:
 -include $(shell find $(BUILD) -name '*.d' 2>/dev/null)
