@@ -18,10 +18,14 @@ typedef struct {
     char *final_dir;  // where it will appear
 } CheckpointWriter;
 
-// Creates run_dir if needed; removes what an interrupted writer left behind.
+// Creates run_dir if needed; removes what an interrupted writer or a deletion left behind.
 bool checkpoint_begin(CheckpointWriter *writer, const char *run_dir, int64_t step, Error *err);
+// The same at any path: what an export or import writes. The parent directory must exist.
+bool checkpoint_begin_at(CheckpointWriter *writer, const char *final_dir, Error *err);
 bool checkpoint_write_text(CheckpointWriter *writer, const char *name, const char *text, Error *err);
-// Hashes what lies in the directory, writes the manifest, syncs, renames. Either way the writer is released.
+// Hashes what lies in the directory, writes the manifest, syncs, renames; what already lay at final_dir is replaced in one
+// step where the file system can exchange two names. Either way the writer is released, and on failure final_dir is as
+// it was.
 bool checkpoint_commit(CheckpointWriter *writer, Error *err);
 void checkpoint_abort(CheckpointWriter *writer);
 
@@ -32,8 +36,8 @@ bool checkpoint_verify(const char *dir, bool deep, Error *err);
 char *checkpoint_newest(const char *run_dir, char **skipped);
 // Step number of a checkpoint directory name, or -1.
 int64_t checkpoint_step(const char *dir);
-// Deletes the oldest beyond keep_last (0: keep all); never the newest complete one. Deletion is atomic too: rename, then
-// remove.
+// Deletes all but the newest keep_last whole checkpoints (0: keep all); the newest whole one always stays. A damaged one
+// counts as nothing: it stays while it is newer than the oldest that is kept. Deletion is atomic too: rename, then remove.
 bool checkpoint_prune(const char *run_dir, int64_t keep_last, Error *err);
 
 #ifdef __cplusplus

@@ -267,7 +267,14 @@ void model_config_describe(const ModelConfig *config, char *out, size_t out_byte
     double scaled = count / (count >= 1e9 ? 1e9 : count >= 1e6 ? 1e6 : 1e3);
     char kv[48] = "";
     if (config->NKV != config->NH) snprintf(kv, sizeof kv, " (%lld key/value)", (long long)config->NKV);
-    snprintf(out, out_bytes, "%s, %lld layers, %lld wide, %lld heads%s, vocabulary %lld: %.1f%s parameters",
-             resemblance(config), (long long)config->L, (long long)config->C, (long long)config->NH, kv,
+    // An import may have found no biases where GPT-2 has some: nobody should have to guess.
+    bool gpt2 = strcmp(resemblance(config), "GPT-2-like") == 0;
+    bool some_missing = !config->norm_bias || !config->qkv_bias || !config->proj_bias || !config->mlp_bias;
+    char missing[64] = "";
+    if (gpt2 && some_missing)
+        snprintf(missing, sizeof missing, " without%s%s%s%s bias", config->norm_bias ? "" : " norm",
+                 config->qkv_bias ? "" : " q/k/v", config->proj_bias ? "" : " projection", config->mlp_bias ? "" : " MLP");
+    snprintf(out, out_bytes, "%s%s, %lld layers, %lld wide, %lld heads%s, vocabulary %lld: %.1f%s parameters",
+             resemblance(config), missing, (long long)config->L, (long long)config->C, (long long)config->NH, kv,
              (long long)config->V, scaled, unit);
 }

@@ -1,0 +1,18 @@
+// model_bin.h: llm.c's model file (GPT-2 only), the reading half; hf.h has the writer. Called by model_file.c alone.
+#ifndef LLMC_MODEL_BIN_H
+#define LLMC_MODEL_BIN_H
+
+#include "llmc/hf.h"
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+bool model_bin_read_config(ModelConfig *out, const char *path, Error *err);
+bool model_bin_read(const char *path, const ModelConfig *config, const ParamTable *params, ModelFilePut put,
+                    void *context, Error *err);
+
+#ifdef __cplusplus
+}
+#endif
+#endif

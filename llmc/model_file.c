@@ -1,0 +1,300 @@
+// model_file.c: the weights of Hugging Face directories, in and out, through the map of hf_map.c; see hf.h. Also decides
+// what a path is. Nothing is handed to the caller before every tensor of the file has been found in order.
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "llmc/hf.h"
+#include "llmc/json.h"
+#include "llmc/model_bin.h"
+#include "llmc/safetensors.h"
+
+#define CONFIG_FILE "config.json"
+#define WEIGHTS_FILE "model.safetensors"
+#define MAX_CONFIG_BYTES ((size_t)1 << 24)
+
+// ---- finding tensors ----
+
+static const char *without_prefix(const char *name) {
+    if (strncmp(name, "transformer.", 12) == 0) return name + 12;
+    if (strncmp(name, "model.", 6) == 0) return name + 6;
+    return name;
+}
+
+// Base models are saved without the prefix that models with a head put before the same names.
+static const SafeTensor *find_tensor(const SafeTensors *file, const char *name) {
+    const SafeTensor *tensor = safetensors_find(file, name);
+    return tensor != NULL ? tensor : safetensors_find(file, without_prefix(name));
+}
+
+static int index_of(const SafeTensors *file, const SafeTensor *tensor) {
+    return (int)(tensor - safetensors_at(file, 0));
+}
+
+static bool has_tensor(const SafeTensors *file, const char *name) { return find_tensor(file, name) != NULL; }
+
+// ---- config ----
+
+static bool read_config_text(char **out, const char *dir, Error *err) {
+    char *path = path_join(dir, CONFIG_FILE);
+    bool ok = file_read_all(path, MAX_CONFIG_BYTES, out, NULL, err);
+    free(path);
+    return ok;
+}
+
+// GPT-2's config.json has no word for missing biases; transformers takes absent ones for zeros.
+static bool drop_absent_gpt2_biases(ModelConfig *config, const char *dir, Error *err) {
+    SafeTensors *file;
+    if (!safetensors_open(&file, dir, err)) return false;
+    config->norm_bias = config->norm_bias && has_tensor(file, "transformer.h.0.ln_1.bias");
+    config->qkv_bias = config->qkv_bias && has_tensor(file, "transformer.h.0.attn.c_attn.bias");
+    config->proj_bias = config->proj_bias && has_tensor(file, "transformer.h.0.attn.c_proj.bias");
+    config->mlp_bias = config->mlp_bias && has_tensor(file, "transformer.h.0.mlp.c_fc.bias");
+    safetensors_close(file);
+    return true;
+}
+
+bool model_file_read_config(ModelConfig *out, const char *path, Error *err) {
+    if (!dir_exists(path)) return model_bin_read_config(out, path, err);
+    char *text;
+    if (!read_config_text(&text, path, err)) return false;
+    char *config_path = path_join(path, CONFIG_FILE);
+    ModelConfig config;
+    bool ok = hf_config_read(&config, text, config_path, err);
+    free(config_path);
+    free(text);
+    if (!ok) return false;
+    if (hf_layout(&config).gpt2_names && !drop_absent_gpt2_biases(&config, path, err)) return false;
+    *out = config;
+    return true;
+}
+
+// The names follow the file's own model_type: the config at hand may have been changed since (a soft-cap, a window).
+static bool read_gpt2_names(bool *out, const char *dir, Error *err) {
+    char *path = path_join(dir, CONFIG_FILE);
+    cJSON *root = json_parse_file(path, MAX_CONFIG_BYTES, err);
+    free(path);
+    if (root == NULL) return false;
+    const cJSON *type = json_find(root, "model_type");
+    *out = cJSON_IsString(type) && strcmp(type->valuestring, "gpt2") == 0;
+    cJSON_Delete(root);
+    return true;
+}
+
+// ---- import ----
+
+typedef struct {
+    const char *path;
+    SafeTensors *file;
+    HfMap map;
+    const SafeTensor **found;  // of each entry of the map; NULL: a bias of zeros that the file leaves out
+    bool *used;                // of each tensor of the file
+} Import;
+
+static bool is_float(const SafeTensor *tensor) {
+    static const char *const FLOATS[] = {"F32", "BF16", "F16", "F64"};
+    for (int i = 0; i < 4; ++i)
+        if (strcmp(tensor->dtype, FLOATS[i]) == 0) return true;
+    return false;
+}
+
+static void format_shape(char *out, size_t out_bytes, const int64_t *dim, int ndim) {
+    size_t used = (size_t)snprintf(out, out_bytes, "[");
+    for (int i = 0; i < ndim && used < out_bytes; ++i)
+        used += (size_t)snprintf(out + used, out_bytes - used, "%s%lld", i > 0 ? ", " : "", (long long)dim[i]);
+    if (used < out_bytes) snprintf(out + used, out_bytes - used, "]");
+}
+
+static bool check_tensor(const Import *import, const HfTensor *entry, const SafeTensor *tensor, Error *err) {
+    bool same = tensor->ndim == entry->ndim;
+    for (int i = 0; i < entry->ndim && same; ++i) same = tensor->dim[i] == entry->dim[i];
+    if (!same) {
+        char expected[64], found[256];
+        format_shape(expected, sizeof expected, entry->dim, entry->ndim);
+        format_shape(found, sizeof found, tensor->dim, tensor->ndim);
+        return error_set(err, "%s: tensor '%s': expected shape %s, found %s", import->path, tensor->name, expected, found);
+    }
+    if (!is_float(tensor))
+        return error_set(err, "%s: tensor '%s': expected F32, BF16, F16 or F64, found %s", import->path, tensor->name,
+                         tensor->dtype);
+    return true;
+}
+
+static bool check_zeros(const Import *import, const SafeTensor *tensor, int64_t count, Error *err) {
+    for (int64_t i = 0; i < count; ++i) {
+        float value;
+        if (!safetensors_read_f32(tensor, i, 1, &value, err)) return false;
+        if (!(value == 0))
+            return error_set(err, "%s: tensor '%s' holds values, but the model has no such bias", import->path,
+                             tensor->name);
+    }
+    return true;
+}
+
+static bool find_all(Import *import, Error *err) {
+    for (int i = 0; i < import->map.count; ++i) {
+        const HfTensor *entry = &import->map.tensor[i];
+        const SafeTensor *tensor = import->found[i] = find_tensor(import->file, entry->name);
+        if (tensor == NULL && entry->spec == NULL) continue;
+        if (tensor == NULL) return error_set(err, "%s: tensor '%s' is missing", import->path, entry->name);
+        import->used[index_of(import->file, tensor)] = true;
+        if (!check_tensor(import, entry, tensor, err)) return false;
+        if (entry->spec == NULL && !check_zeros(import, tensor, entry->dim[0], err)) return false;
+    }
+    return true;
+}
+
+static bool ends_with(const char *text, const char *end) {
+    size_t length = strlen(text), end_length = strlen(end);
+    return length >= end_length && strcmp(text + length - end_length, end) == 0;
+}
+
+// What older versions of transformers saved although it follows from the rest.
+static bool is_harmless(const Import *import, const SafeTensor *tensor) {
+    const char *name = tensor->name;
+    if (ends_with(name, ".rotary_emb.inv_freq")) return true;
+    if (ends_with(name, ".attn.bias") || ends_with(name, ".attn.masked_bias")) return true;
+    const SafeTensor *embedding = import->found[0];
+    return strcmp(name, "lm_head.weight") == 0 && strcmp(tensor->dtype, embedding->dtype) == 0 &&
+           tensor->bytes == embedding->bytes && memcmp(tensor->data, embedding->data, tensor->bytes) == 0;
+}
+
+static bool check_leftovers(const Import *import, Error *err) {
+    for (int i = 0; i < safetensors_count(import->file); ++i) {
+        const SafeTensor *tensor = safetensors_at(import->file, i);
+        if (import->used[i] || is_harmless(import, tensor)) continue;
+        if (strcmp(tensor->name, "lm_head.weight") == 0)
+            return error_set(err, "%s: the config says that head and embedding are tied (tie_word_embeddings), but "
+                             "'lm_head.weight' differs from the embedding", import->path);
+        return error_set(err, "%s: tensor '%s' has no place in this model", import->path, tensor->name);
+    }
+    return true;
+}
+
+// to(cols, rows) = from(rows, cols) transposed, in tiles that stay in the first-level cache.
+static void transpose(float *to, const float *from, int64_t rows, int64_t cols) {
+    const int64_t TILE = 32;
+    for (int64_t r0 = 0; r0 < rows; r0 += TILE)
+        for (int64_t c0 = 0; c0 < cols; c0 += TILE)
+            for (int64_t r = r0; r < min_i64(r0 + TILE, rows); ++r)
+                for (int64_t c = c0; c < min_i64(c0 + TILE, cols); ++c) to[c * rows + r] = from[r * cols + c];
+}
+
+static int64_t largest_param(const ParamTable *params) {
+    int64_t largest = 0;
+    for (int i = 0; i < params->count; ++i) largest = max_i64(largest, params->spec[i].elems);
+    return largest;
+}
+
+static bool read_entry(const Import *import, int index, float *values, float *scratch, Error *err) {
+    const HfTensor *entry = &import->map.tensor[index];
+    int64_t cols = entry->spec->dim[1], elems = entry->rows * cols;
+    float *to = values + entry->first_row * cols;
+    if (!safetensors_read_f32(import->found[index], 0, elems, entry->transposed ? scratch : to, err))
+        return error_prefix(err, "%s", import->path);
+    if (entry->transposed) transpose(to, scratch, cols, entry->rows);
+    return true;
+}
+
+static bool put_all(const Import *import, const ParamTable *params, ModelFilePut put, void *context, Error *err) {
+    size_t bytes = to_size(largest_param(params)) * sizeof(float);
+    float *values = xmalloc(bytes), *scratch = xmalloc(bytes);
+    bool ok = true;
+    for (int i = 0; i < import->map.count && ok;) {
+        const ParamSpec *spec = import->map.tensor[i].spec;
+        if (spec == NULL) {
+            ++i;
+            continue;
+        }
+        for (; i < import->map.count && import->map.tensor[i].spec == spec && ok; ++i)
+            ok = read_entry(import, i, values, scratch, err);
+        int64_t real = spec->real_rows * spec->dim[1];
+        memset(values + real, 0, to_size(spec->elems - real) * sizeof *values);
+        ok = ok && put(context, spec, values, err);
+    }
+    free(values);
+    free(scratch);
+    return ok;
+}
+
+bool model_file_read(const char *path, const ModelConfig *config, const ParamTable *params, ModelFilePut put,
+                     void *context, Error *err) {
+    if (!dir_exists(path)) return model_bin_read(path, config, params, put, context, err);
+    HfLayout layout = {false, true, true, true, true};
+    Import import = {.path = path};
+    if (!read_gpt2_names(&layout.gpt2_names, path, err) || !safetensors_open(&import.file, path, err)) return false;
+    hf_map_build_as(&import.map, params, layout);
+    import.found = xcalloc((size_t)import.map.count, sizeof *import.found);
+    import.used = xcalloc((size_t)safetensors_count(import.file), sizeof *import.used);
+    bool ok = find_all(&import, err) && check_leftovers(&import, err) && put_all(&import, params, put, context, err);
+    free(import.found);
+    free(import.used);
+    hf_map_free(&import.map);
+    safetensors_close(import.file);
+    return ok;
+}
+
+// ---- export ----
+
+typedef struct {
+    const HfMap *map;
+    DType dtype;
+    ModelFileGet get;
+    void *context;
+    const ParamSpec *current;  // whose values are in `values`
+    float *values, *scratch;
+    uint16_t *halves;
+} Export;
+
+static const void *fetch_tensor(void *context, int index, Error *err) {
+    Export *export = context;
+    const HfTensor *entry = &export->map->tensor[index];
+    int64_t elems = entry->dim[0] * (entry->ndim == 2 ? entry->dim[1] : 1);
+    const float *from = export->scratch;
+    if (entry->spec == NULL) {
+        memset(export->scratch, 0, to_size(elems) * sizeof *from);
+    } else {
+        if (entry->spec != export->current) {
+            export->current = NULL;
+            if (!export->get(export->context, entry->spec, export->values, err)) return NULL;
+            export->current = entry->spec;
+        }
+        int64_t cols = entry->spec->dim[1];
+        from = export->values + entry->first_row * cols;
+        if (entry->transposed) {
+            transpose(export->scratch, from, entry->rows, cols);
+            from = export->scratch;
+        }
+    }
+    if (export->dtype == DTYPE_F32) return from;
+    for (int64_t i = 0; i < elems; ++i) export->halves[i] = bf16_from_f32(from[i]);
+    return export->halves;
+}
+
+bool model_file_write_hf(const char *dir, const ModelConfig *config, const ParamTable *params, DType dtype,
+                         ModelFileGet get, void *context, Error *err) {
+    CHECK(dtype == DTYPE_F32 || dtype == DTYPE_BF16, "dtype=%s", dtype_name(dtype));
+    HfMap map;
+    hf_map_build(&map, params, config);
+    SafeTensorSpec *specs = xcalloc((size_t)map.count, sizeof *specs);
+    for (int i = 0; i < map.count; ++i) {
+        const HfTensor *entry = &map.tensor[i];
+        specs[i] = (SafeTensorSpec){entry->name, dtype, entry->ndim, {entry->dim[0], entry->dim[1]}};
+    }
+    size_t largest = to_size(largest_param(params));
+    Export export = {.map = &map, .dtype = dtype, .get = get, .context = context};
+    export.values = xmalloc(largest * sizeof *export.values);
+    export.scratch = xmalloc(largest * sizeof *export.scratch);
+    export.halves = xmalloc(largest * sizeof *export.halves);
+    char *path = path_join(dir, WEIGHTS_FILE);
+    // transformers refuses a file that does not say which framework's layout it has.
+    bool ok = safetensors_write(path, specs, map.count, "{\"format\":\"pt\"}", fetch_tensor, &export, err);
+    free(path);
+    free(export.values);
+    free(export.scratch);
+    free(export.halves);
+    free(specs);
+    hf_map_free(&map);
+    return ok;
+}
