@@ -1,5 +1,6 @@
-// logger.h: what a run leaves for people and tools: metrics.jsonl (the resolved config first, then one object a step),
-// TensorBoard event files, the loss-curve picture (SVG), and the live progress line. Called by the loop; never decides anything.
+// logger.h: what a run leaves for people and tools: metrics.jsonl (the resolved config first, then one object a
+// step), TensorBoard event files, the loss-curve picture (SVG), and the live progress line. Called by the loop; never
+// decides anything.
 #ifndef LLMC_LOGGER_H
 #define LLMC_LOGGER_H
 
@@ -12,32 +13,33 @@ extern "C" {
 #endif
 
 typedef struct {
-    int64_t step;          // 1 after the first step
-    int64_t total_steps;   // 0: unknown
-    int64_t tokens;        // seen so far
-    double loss;           // training loss, nats a token
+    int64_t step;         // 1 after the first step
+    int64_t total_steps;  // 0: unknown
+    int64_t tokens;       // seen so far
+    double loss;          // training loss, nats a token
     double lr;
     double grad_norm;
     double tokens_per_second;
-    double peak_share;     // of the device's peak for this dtype, 0..1; < 0 unknown
+    double peak_share;  // of the device's peak for this dtype, 0..1; < 0 unknown
     double step_ms, data_wait_ms;
-    double seconds_left;   // < 0 unknown
-    double seconds;        // of this run so far
-    bool skipped;          // non-finite gradient, no update
+    double seconds_left;  // < 0 unknown
+    double seconds;       // of this run so far
+    bool skipped;         // non-finite gradient, no update
     const char *phase;
 } StepRecord;
 
 typedef struct {
     int64_t step, tokens;
-    const char *source;     // held-out source, or "mean"
-    double loss;            // nats a token
+    const char *source;  // held-out source, or "mean"
+    double loss;         // nats a token
     double perplexity;
-    double bits_per_byte;   // < 0 when the tokenizer is unknown
+    double bits_per_byte;  // < 0 when the tokenizer is unknown
 } EvalRecord;
 
 typedef struct Logger Logger;
-// Opens dir/metrics.jsonl and an event file; when resuming at resume_step > 0, metrics after that step are cut off so that the
-// file reads as one uninterrupted run. config_json is the first line of a new file, and a "resumed" object otherwise.
+// Opens dir/metrics.jsonl and an event file; when resuming at resume_step > 0, metrics after that step are cut off so
+// that the file reads as one uninterrupted run. config_json is the first line of a new file, and a "resumed" object
+// otherwise.
 bool logger_open(Logger **out, const char *dir, const char *config_json, int64_t resume_step, bool progress_bar,
                  Error *err);
 void logger_step(Logger *logger, const StepRecord *record);
