@@ -249,10 +249,10 @@ void logger_step(Logger *logger, const StepRecord *record) {
     event_writer_add_scalar(events, "train/lr", record->lr);
     event_writer_add_scalar(events, "train/grad_norm", record->grad_norm);
     event_writer_add_scalar(events, "train/tokens", (double)record->tokens);
-    event_writer_add_scalar(events, "speed/tokens_per_second", record->tokens_per_second);
-    if (record->peak_share >= 0) event_writer_add_scalar(events, "speed/peak_share", record->peak_share);
-    event_writer_add_scalar(events, "speed/step_ms", record->step_ms);
-    event_writer_add_scalar(events, "speed/data_wait_ms", record->data_wait_ms);
+    event_writer_add_scalar(events, "train/tokens_per_second", record->tokens_per_second);
+    if (record->peak_share >= 0) event_writer_add_scalar(events, "train/peak_share", record->peak_share);
+    event_writer_add_scalar(events, "train/step_ms", record->step_ms);
+    event_writer_add_scalar(events, "train/data_wait_ms", record->data_wait_ms);
     bool ok = event_writer_end(events);
     if (now_seconds() - logger->last_flush >= FLUSH_SECONDS) {
         logger->last_flush = now_seconds();

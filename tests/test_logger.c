@@ -395,7 +395,7 @@ static void test_tensorboard(void **state) {
     assert_non_null(strstr(text, "301 train/loss 0.0331126\n"));
     assert_non_null(strstr(text, "301 train/lr 0.0006\n"));
     assert_non_null(strstr(text, "301 train/grad_norm 0.333333\n"));
-    assert_non_null(strstr(text, "301 speed/tokens_per_second 12345\n"));
+    assert_non_null(strstr(text, "301 train/tokens_per_second 12345\n"));
     assert_non_null(strstr(text, "301 val/books/loss 3.25\n"));
     assert_non_null(strstr(text, "301 val/books/bits_per_byte 1.21\n"));
     assert_non_null(strstr(text, "301 sample tensor of 25 bytes plugin\n"));
