@@ -104,6 +104,7 @@ struct Backend {
     char description[256];     // for people: "AMD EPYC, 2 threads, AVX-512 BF16"
     int threads;               // host threads used by operations (CPU), else 0
     bool bf16_native;          // bf16 dot products in hardware
+    size_t workspace_bytes;    // memory that operations may keep beyond their operands (packing buffers), for plan
     void *impl;                // the backend's own state
 
     // ---- memory ----

@@ -1,0 +1,49 @@
+// bench.c: the bench program's main: picks a benchmark by name.
+#include "dev/bench/bench.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+int bench_parse(const BenchOption *options, const char *usage, int argc, char **argv) {
+    for (int i = 1; i < argc; ++i)
+        if (strcmp(argv[i], "--help") == 0 || strcmp(argv[i], "-h") == 0) {
+            printf("%s\n\noptions\n", usage);
+            for (const BenchOption *o = options; o->name != NULL; ++o) printf("  %-14s %s\n", o->name, o->help);
+            return 0;
+        }
+    for (int i = 1; i < argc; i += 2) {
+        const BenchOption *o = options;
+        while (o->name != NULL && strcmp(o->name, argv[i]) != 0) ++o;
+        bool ok = o->name != NULL && i + 1 < argc;
+        if (ok && o->text != NULL) *o->text = argv[i + 1];
+        if (ok && o->count != NULL) ok = parse_count(argv[i + 1], o->count);
+        if (ok) continue;
+        fprintf(stderr, "bench %s: \"%s\": expected a known option and its value; see --help\n", argv[0], argv[i]);
+        return 2;
+    }
+    return -1;
+}
+
+static int compare_doubles(const void *a, const void *b) {
+    double x = *(const double *)a, y = *(const double *)b;
+    return x < y ? -1 : x > y;
+}
+double bench_median(double *values, int count) {
+    qsort(values, (size_t)count, sizeof *values, compare_doubles);
+    return count % 2 ? values[count / 2] : 0.5 * (values[count / 2 - 1] + values[count / 2]);
+}
+
+int main(int argc, char **argv) {
+    static const struct {
+        const char *name, *help;
+        int (*run)(int argc, char **argv);
+    } PARTS[] = {{"step", "whole training steps at fixed shapes", bench_step_main}};
+    for (size_t i = 0; argc > 1 && i < sizeof PARTS / sizeof PARTS[0]; ++i)
+        if (strcmp(argv[1], PARTS[i].name) == 0) return PARTS[i].run(argc - 1, argv + 1);
+    bool help = argc > 1 && (strcmp(argv[1], "--help") == 0 || strcmp(argv[1], "-h") == 0);
+    fprintf(help ? stdout : stderr, "bench: timings of the engine\n\n");
+    for (size_t i = 0; i < sizeof PARTS / sizeof PARTS[0]; ++i)
+        fprintf(help ? stdout : stderr, "  bench %-8s %s\n", PARTS[i].name, PARTS[i].help);
+    return help ? 0 : 2;
+}

@@ -1,0 +1,84 @@
+// plan.c: see plan.h.
+#include "llmc/plan.h"
+
+#include <stdlib.h>
+
+// Resident size of the program before it holds any data: code, shared libraries, stacks of its threads.
+#define PLAN_PROGRAM_BYTES ((size_t)12 << 20)
+
+int64_t plan_loss_chunk_rows(const RunConfig *config, int64_t rows) {
+    if (config->loss_chunk_rows > 0) return min_i64(config->loss_chunk_rows, rows);
+    int64_t row_bytes = config->arch.Vp * (int64_t)dtype_bytes(config->dtype);
+    int64_t fitting = PLAN_LOGITS_BYTES / row_bytes / 64 * 64;
+    return min_i64(rows, max_i64(fitting, 64));
+}
+
+ModelShape plan_model_shape(const RunConfig *config, const Schedule *schedule) {
+    ModelShape shape = {.dtype = config->dtype, .training = true, .recompute = config->recompute == RECOMPUTE_BLOCK};
+    for (int i = 0; i < schedule->phase_count; ++i) {
+        const PhaseSpan *phase = &schedule->phase[i];
+        shape.max_rows = max_i64(shape.max_rows, phase->B * phase->T);
+        shape.max_seq_len = max_i64(shape.max_seq_len, phase->T);
+    }
+    shape.loss_chunk_rows = plan_loss_chunk_rows(config, shape.max_rows);
+    shape.cache_tokens = config->sample_tokens > 0 ? shape.max_seq_len : 0;
+    return shape;
+}
+
+void plan_layout(Model *model, Optimizer *optimizer, const RunConfig *config, const Schedule *schedule, Backend *be,
+                 Arena *arena) {
+    ModelShape shape = plan_model_shape(config, schedule);
+    model_init(model, &config->arch, &shape, be, arena);
+    optimizer_init(optimizer, config, model, arena);
+}
+
+void plan_compute(MemoryPlan *plan, const RunConfig *config, const Schedule *schedule, size_t workspace_bytes) {
+    *plan = (MemoryPlan){0};
+    Model model;
+    Optimizer optimizer;
+    arena_init_measuring(&plan->arena);
+    plan_layout(&model, &optimizer, config, schedule, NULL, &plan->arena);
+    optimizer_free(&optimizer);
+    model_free(&model);
+    plan->workspace_bytes = workspace_bytes;
+    plan->loader_bytes = loader_plan_bytes(schedule);
+    plan->program_bytes = PLAN_PROGRAM_BYTES;
+    plan->total_bytes = plan->arena.used_bytes + plan->workspace_bytes + plan->loader_bytes + plan->program_bytes;
+}
+
+size_t plan_available_bytes(void) {
+    FILE *file = fopen("/proc/meminfo", "r");
+    if (file == NULL) return 0;
+    char line[256];
+    long long kib = 0;
+    while (fgets(line, sizeof line, file) != NULL)
+        if (sscanf(line, "MemAvailable: %lld kB", &kib) == 1) break;
+    fclose(file);
+    return (size_t)kib * 1024;
+}
+
+static void print_row(FILE *out, const char *what, size_t bytes, size_t total) {
+    fprintf(out, "  %-24s %16zu  %9.1f MiB  %5.1f %%\n", what, bytes, (double)bytes / 1048576.0,
+            100.0 * (double)bytes / (double)total);
+}
+
+void plan_print(FILE *out, const MemoryPlan *plan, const RunConfig *config, size_t available_bytes) {
+    char model[256];
+    model_config_describe(&config->arch, model, sizeof model);
+    fprintf(out, "%s\n%s, optimizer %s, recompute %s\n", model, dtype_name(config->dtype),
+            config->optimizer == OPTIMIZER_MUON ? "muon" : "adamw",
+            config->recompute == RECOMPUTE_BLOCK ? "block" : "none");
+    fprintf(out, "  %-24s %16s\n", "what", "bytes");
+    for (int i = 0; i < plan->arena.tag_count; ++i)
+        print_row(out, plan->arena.tags[i].tag, plan->arena.tags[i].bytes, plan->total_bytes);
+    print_row(out, "operation workspaces", plan->workspace_bytes, plan->total_bytes);
+    print_row(out, "loader", plan->loader_bytes, plan->total_bytes);
+    print_row(out, "program (estimate)", plan->program_bytes, plan->total_bytes);
+    print_row(out, "total", plan->total_bytes, plan->total_bytes);
+    if (available_bytes == 0) return;
+    bool fits = plan->total_bytes <= available_bytes;
+    fprintf(out, "available %.1f MiB: %s\n", (double)available_bytes / 1048576.0, fits ? "fits" : "does not fit");
+    if (!fits) {
+        fprintf(out, "  smaller: batch_rows, recompute=block, dtype=bf16, loss_chunk_rows, or a smaller model\n");
+    }
+}

@@ -1,0 +1,38 @@
+// plan.h: every byte of a run before anything is allocated, from the same layout calls that training makes.
+#ifndef LLMC_PLAN_H
+#define LLMC_PLAN_H
+
+#include <stdio.h>
+
+#include "llmc/optimizer.h"
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+typedef struct {
+    Arena arena;             // a measuring arena: total and per-tag bytes of device memory
+    size_t workspace_bytes;  // what operations keep beyond their operands (packing buffers)
+    size_t loader_bytes;     // host: two prefetched steps and one held-out batch
+    size_t program_bytes;    // code, libraries and stacks of the process, an estimate
+    size_t total_bytes;
+} MemoryPlan;
+
+// Rows of logits that are alive at a time: the option, or as many as keep them within PLAN_LOGITS_BYTES.
+#define PLAN_LOGITS_BYTES ((int64_t)256 << 20)
+int64_t plan_loss_chunk_rows(const RunConfig *config, int64_t rows);
+// Shapes of the run's largest micro-batch.
+ModelShape plan_model_shape(const RunConfig *config, const Schedule *schedule);
+// The one layout: on a measuring arena (be NULL) it is the plan, on a real one it is the run.
+void plan_layout(Model *model, Optimizer *optimizer, const RunConfig *config, const Schedule *schedule, Backend *be,
+                 Arena *arena);
+// workspace_bytes: the backend's, as it says before any work.
+void plan_compute(MemoryPlan *plan, const RunConfig *config, const Schedule *schedule, size_t workspace_bytes);
+// Physical memory of this machine that is free for a new process; 0 when unknown.
+size_t plan_available_bytes(void);
+void plan_print(FILE *out, const MemoryPlan *plan, const RunConfig *config, size_t available_bytes);
+
+#ifdef __cplusplus
+}
+#endif
+#endif

@@ -1,0 +1,401 @@
+// run.c: opening a run, entering its steps, evaluation and samples on the way. Checkpoints are in run_state.c.
+#include "llmc/run.h"
+
+#include <glob.h>
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "llmc/hf.h"
+#include "llmc/run_state.h"
+
+Backend *run_open_backend(const char *device, int threads, const char *cpu_isa, Error *err) {
+    if (strcmp(device, "auto") == 0 || strcmp(device, "cpu") == 0) return backend_cpu_open(threads, cpu_isa, err);
+    error_set(err, "device=%s: this build has only the CPU backend; use device=cpu or device=auto", device);
+    return NULL;
+}
+
+// dir/tokenizer.json of the directory that holds the first shard of a glob; NULL when there is none.
+static char *tokenizer_beside(const char *pattern) {
+    glob_t found;
+    char *path = NULL;
+    if (glob(pattern, 0, NULL, &found) == 0 && found.gl_pathc > 0) {
+        const char *slash = strrchr(found.gl_pathv[0], '/');
+        int dir_length = slash == NULL ? 1 : (int)(slash - found.gl_pathv[0]);
+        path = xasprintf("%.*s/tokenizer.json", dir_length, slash == NULL ? "." : found.gl_pathv[0]);
+    }
+    globfree(&found);
+    if (path != NULL && file_exists(path)) return path;
+    free(path);
+    return NULL;
+}
+
+bool run_find_tokenizer(Tokenizer **out, const RunConfig *config, Error *err) {
+    *out = NULL;
+    char *path = NULL;
+    if (config->tokenizer[0] != '\0') {
+        path = xstrdup(config->tokenizer);
+    } else if (config->init_from[0] != '\0') {
+        path = path_join(config->init_from, "tokenizer.json");
+        if (!file_exists(path)) {
+            free(path);
+            path = NULL;
+        }
+    }
+    if (path == NULL && config->source_count > 0) path = tokenizer_beside(config->source[0].train);
+    if (path == NULL) return true;
+    *out = tokenizer_load(path, err);
+    free(path);
+    return *out != NULL;
+}
+
+bool run_resolve_model(RunConfig *config, const Tokenizer *tokenizer, Error *err) {
+    ModelConfig *arch = &config->arch;
+    if (arch->V == 0) arch->V = tokenizer != NULL ? tokenizer_vocab(tokenizer) : config->preset_vocab;
+    arch->Vp = 0;
+    if (!model_config_finish(arch, err)) return false;
+    if (tokenizer != NULL && tokenizer_vocab(tokenizer) > arch->V)
+        return error_set(err, "the tokenizer \"%s\" has %d ids but the model's vocabulary is %lld: set vocab=%d or leave it out",
+                         tokenizer_name(tokenizer), tokenizer_vocab(tokenizer), (long long)arch->V,
+                         tokenizer_vocab(tokenizer));
+    return true;
+}
+
+// Learned positions end at max_seq_len; rotary ones do not.
+static bool check_lengths(const RunConfig *config, const Schedule *schedule, Error *err) {
+    for (int i = 0; i < schedule->phase_count; ++i)
+        if (config->arch.position == POSITION_LEARNED && schedule->phase[i].T > config->arch.max_seq_len)
+            return error_set(err, "seq_len=%lld is longer than the model's learned positions, max_seq_len=%lld",
+                             (long long)schedule->phase[i].T, (long long)config->arch.max_seq_len);
+    return true;
+}
+
+static bool open_data(Run *run, Error *err) {
+    const RunConfig *config = &run->config;
+    int32_t eot = run->tokenizer == NULL ? -1 : tokenizer_eot(run->tokenizer);
+    if (!loader_open(&run->loader, config, &run->schedule, config->arch.V, eot, run->comm.rank, run->comm.world, err))
+        return false;
+    const PhaseSpan *first = &run->schedule.phase[0];
+    for (int s = 0; s < config->source_count; ++s) {
+        if (config->source[s].val[0] == '\0') continue;
+        if (!heldout_open(&run->heldout[s], &config->source[s], first->B, first->T, config->val_tokens, config->arch.V,
+                          eot, err))
+            return false;
+    }
+    return true;
+}
+
+static bool open_memory(Run *run, Error *err) {
+    const RunConfig *config = &run->config;
+    plan_compute(&run->plan, config, &run->schedule, run->be->workspace_bytes);
+    size_t available = plan_available_bytes();
+    if (available > 0 && run->plan.total_bytes > available)
+        return error_set(err, "this run needs %.1f MiB of memory and %.1f MiB are available (train_gpt plan shows what for): "
+                              "lower batch_rows, or set recompute=block, dtype=bf16 or loss_chunk_rows",
+                         (double)run->plan.total_bytes / 1048576.0, (double)available / 1048576.0);
+    if (!arena_init(&run->arena, run->be, run->plan.arena.used_bytes, err)) return false;
+    plan_layout(&run->model, &run->optimizer, config, &run->schedule, run->be, &run->arena);
+    CHECK(run->arena.used_bytes == run->plan.arena.used_bytes, "laid out %zu bytes, planned %zu", run->arena.used_bytes,
+          run->plan.arena.used_bytes);
+    optimizer_reset(&run->optimizer, &run->model);
+    return true;
+}
+
+static bool put_parameter(void *context, const ParamSpec *spec, const float *values, Error *err) {
+    (void)err;
+    model_set_param(context, spec, values);
+    return true;
+}
+
+// Weights: resumed, imported or fresh. *resumed_from stays NULL unless a checkpoint was loaded (caller frees).
+static bool open_weights(Run *run, char **resumed_from, Error *err) {
+    const RunConfig *config = &run->config;
+    char *skipped = NULL, *newest = NULL;
+    *resumed_from = NULL;
+    if (strcmp(config->resume, "auto") == 0 || strcmp(config->resume, "never") == 0) {
+        newest = checkpoint_newest(config->out_dir, &skipped);
+        if (skipped != NULL) fprintf(stderr, "passed over: %s\n", skipped);
+        free(skipped);
+        if (newest != NULL && strcmp(config->resume, "never") == 0) {
+            error_set(err, "%s already holds %s and resume=never: choose another out_dir, or resume=auto to go on from it",
+                      config->out_dir, newest);
+            free(newest);
+            return false;
+        }
+    } else {
+        newest = xstrdup(config->resume);
+        if (!checkpoint_verify(newest, true, err)) {
+            free(newest);
+            return false;
+        }
+    }
+    if (newest != NULL) {
+        *resumed_from = newest;
+        return run_state_load(run, newest, err);
+    }
+    if (config->init_from[0] != '\0')
+        return model_file_read(config->init_from, &config->arch, &run->model.params, put_parameter, &run->model, err);
+    model_init_weights(&run->model, (uint64_t)config->seed);
+    return true;
+}
+
+static bool open_logger(Run *run, const char *resumed_from, Error *err) {
+    const RunConfig *config = &run->config;
+    if (!make_dirs(config->out_dir, err)) return false;
+    char *json = config_to_json(config);
+    bool ok = logger_open(&run->logger, config->out_dir, json, run->progress.step, config->progress_bar, err);
+    free(json);
+    if (!ok) return false;
+    char model[256];
+    model_config_describe(&config->arch, model, sizeof model);
+    logger_message(run->logger, "model    %s, %s", model, dtype_name(config->dtype));
+    logger_message(run->logger, "device   %s; measured peak %.0f GFLOP/s", run->be->description, run->peak_flops * 1e-9);
+    if (config->dtype == DTYPE_BF16 && !run->be->bf16_native)
+        logger_message(run->logger, "         no bf16 dot products on this CPU: bf16 is converted to fp32 inside matmuls");
+    logger_message(run->logger, "memory   %.1f MiB planned", (double)run->plan.total_bytes / 1048576.0);
+    const PhaseSpan *phase = schedule_phase(&run->schedule, run->progress.step);
+    logger_message(run->logger, "batch    %lld rows x %lld tokens a step, micro-batches of %lld rows",
+                   (long long)phase->rows_per_step, (long long)phase->T, (long long)phase->B);
+    if (run->tokenizer == NULL)
+        logger_message(run->logger, "         no tokenizer found: no bits per byte and no samples");
+    if (resumed_from != NULL)
+        logger_message(run->logger, "resumed  %s, step %lld", resumed_from, (long long)run->progress.step);
+    return true;
+}
+
+static bool open_all(Run *run, Error *err) {
+    RunConfig *config = &run->config;
+    comm_init(&run->comm);
+    if (!config_check_training(config, err)) return false;
+    if (!run_find_tokenizer(&run->tokenizer, config, err)) return false;
+    if (!run_resolve_model(config, run->tokenizer, err)) return false;
+    if (!schedule_build(&run->schedule, config, run->comm.world, err)) return false;
+    if (!check_lengths(config, &run->schedule, err)) return false;
+    if (!open_data(run, err)) return false;
+    run->be = run_open_backend(config->device, (int)config->threads, config->cpu_isa, err);
+    if (run->be == NULL) return false;
+    run->peak_flops = run->be->measure_peak(run->be, config->dtype);
+    if (!open_memory(run, err)) return false;
+    char *resumed_from = NULL;
+    bool ok = open_weights(run, &resumed_from, err) && open_logger(run, resumed_from, err);
+    free(resumed_from);
+    if (!ok) return false;
+    run->resumed_seconds = run->progress.seconds;
+    run->resumed_step = run->progress.step;
+    run->phase = -1;
+    loader_seek(run->loader, run->progress.step);
+    return true;
+}
+
+bool run_open(Run *run, const RunConfig *config, Error *err) {
+    *run = (Run){0};
+    run->config = *config;
+    if (open_all(run, err)) return true;
+    run_close(run);
+    return false;
+}
+
+void run_close(Run *run) {
+    if (run->logger != NULL) logger_close(run->logger);
+    if (run->loader != NULL) loader_close(run->loader);
+    for (int s = 0; s < CONFIG_MAX_SOURCES; ++s)
+        if (run->heldout[s] != NULL) heldout_close(run->heldout[s]);
+    optimizer_free(&run->optimizer);
+    model_free(&run->model);
+    arena_free(&run->arena);
+    tokenizer_free(run->tokenizer);
+    if (run->be != NULL) run->be->close(run->be);
+    *run = (Run){0};
+}
+
+// Time-bounded runs: the horizon is where the speed so far leads, so that learning-rate curves follow the clock.
+static bool time_is_left(Run *run) {
+    double budget = run->config.train_seconds, spent = run->progress.seconds;
+    int64_t step = run->progress.step;
+    if (step == 0) return true;
+    double step_seconds = spent / (double)step;
+    if (spent + step_seconds > budget) return false;
+    schedule_set_horizon(&run->schedule, max_i64((int64_t)(budget / step_seconds), step + 1));
+    return true;
+}
+
+bool run_begin_step(Run *run, Error *err) {
+    if (run->started == 0) run->started = now_seconds();
+    run->progress.seconds = run->resumed_seconds + now_seconds() - run->started;
+    if (run->config.train_seconds > 0 && !time_is_left(run)) return false;
+    if (run->progress.step >= run->schedule.total_steps) return false;
+    const PhaseSpan *phase = schedule_phase(&run->schedule, run->progress.step);
+    if (phase->index == run->phase) return true;
+    const PhaseConfig *wanted = &run->config.phase[phase->index];
+    if (run->config.phase_count > 1)
+        logger_message(run->logger, "phase    %s from step %lld: %lld steps of %lld rows x %lld tokens", wanted->name,
+                       (long long)run->progress.step, (long long)phase->steps, (long long)phase->rows_per_step,
+                       (long long)phase->T);
+    run->phase = phase->index;
+    return optimizer_set_trainable(&run->optimizer, &run->model.params, wanted->trainable, err);
+}
+
+bool run_guard_step(Run *run, const GradStats *stats, Error *err) {
+    if (!stats->skip) {
+        run->progress.bad_in_row = 0;
+        return true;
+    }
+    ++run->progress.bad_steps;
+    ++run->progress.bad_in_row;
+    logger_message(run->logger, "step %lld skipped: the gradient is not finite (%lld in a row, %lld in all)",
+                   (long long)run->progress.step, (long long)run->progress.bad_in_row, (long long)run->progress.bad_steps);
+    if (run->progress.bad_in_row < run->config.max_bad_steps) return true;
+    return error_set(err, "stopped at step %lld: %lld steps in a row had a gradient that is not finite (max_bad_steps=%lld); "
+                          "go on from the last checkpoint in %s with a lower lr, a longer warm-up or other data",
+                     (long long)run->progress.step, (long long)run->progress.bad_in_row,
+                     (long long)run->config.max_bad_steps, run->config.out_dir);
+}
+
+StepRecord run_step_record(const Run *run, const StepBatch *batch, double loss, const GradStats *stats, double step_ms) {
+    int64_t step = run->progress.step;
+    const PhaseSpan *phase = schedule_phase(&run->schedule, step - 1);
+    double tokens = (double)(phase->rows_per_step * phase->T);
+    double rate = tokens / (step_ms * 1e-3);
+    double flops = model_config_flops_per_token(&run->config.arch, phase->T) * rate;
+    double spent = run->progress.seconds;
+    double left = run->config.train_seconds > 0 ? run->config.train_seconds - spent
+                                                : (double)(run->schedule.total_steps - step) *
+                                                      (spent - run->resumed_seconds) /
+                                                      (double)(step - run->resumed_step);
+    return (StepRecord){
+        .step = step, .total_steps = run->schedule.total_steps,
+        .tokens = schedule_tokens_before(&run->schedule, step),
+        .loss = loss, .lr = schedule_lr(&run->schedule, step - 1), .grad_norm = (double)stats->norm,
+        .tokens_per_second = rate, .peak_share = run->peak_flops > 0 ? flops / run->peak_flops : -1,
+        .step_ms = step_ms, .data_wait_ms = batch->wait_ms, .seconds_left = left > 0 ? left : 0, .seconds = spent,
+        .skipped = stats->skip != 0, .phase = run->config.phase[phase->index].name};
+}
+
+bool run_evaluate(Run *run, Error *err) {
+    double nll = 0;
+    int64_t tokens = 0, sources = 0, bytes = 0;
+    int64_t seen = schedule_tokens_before(&run->schedule, run->progress.step);
+    for (int s = 0; s < run->config.source_count; ++s) {
+        if (run->heldout[s] == NULL) continue;
+        EvalResult result;
+        if (!eval_heldout(&result, &run->model, run->heldout[s], run->tokenizer, err)) return false;
+        EvalRecord record = {.step = run->progress.step, .tokens = seen, .source = run->config.source[s].name,
+                             .loss = result.loss, .perplexity = result.perplexity,
+                             .bits_per_byte = result.bits_per_byte};
+        logger_eval(run->logger, &record);
+        nll += result.loss * (double)result.tokens;
+        tokens += result.tokens;
+        bytes += result.text_bytes;
+        ++sources;
+    }
+    if (sources > 1) {
+        double mean = nll / (double)tokens;
+        EvalRecord record = {.step = run->progress.step, .tokens = seen, .source = "mean", .loss = mean,
+                             .perplexity = exp(mean),
+                             .bits_per_byte = bytes > 0 ? nll / (0.693147180559945309 * (double)bytes) : -1};
+        logger_eval(run->logger, &record);
+    }
+    return true;
+}
+
+typedef struct {
+    const Tokenizer *tokenizer;
+    char *text;
+    size_t length;
+} SampleText;
+
+static bool append_token(void *context, int32_t id) {
+    SampleText *sample = context;
+    int32_t bytes;
+    const uint8_t *token = tokenizer_token(sample->tokenizer, id, &bytes);
+    sample->text = xrealloc(sample->text, sample->length + (size_t)bytes + 1);
+    memcpy(sample->text + sample->length, token, (size_t)bytes);
+    sample->length += (size_t)bytes;
+    sample->text[sample->length] = '\0';
+    return true;
+}
+
+void run_sample(Run *run) {
+    if (run->tokenizer == NULL || run->model.shape.cache_tokens == 0) return;
+    int32_t eot = tokenizer_eot(run->tokenizer);
+    TokenList prompt = {0};
+    // A text begins after an end-of-text token, as every document of the shards does.
+    if (eot >= 0) token_list_push(&prompt, eot);
+    tokenizer_encode(run->tokenizer, &prompt, run->config.sample_prompt, (int64_t)strlen(run->config.sample_prompt), false);
+    if (prompt.count == 0 || prompt.count >= run->model.shape.cache_tokens) {
+        token_list_free(&prompt);
+        return;
+    }
+    SampleOptions options = {.temperature = 0.8, .top_p = 0.95, .seed = (uint64_t)run->config.seed,
+                             .max_tokens = run->config.sample_tokens};
+    SampleText sample = {.tokenizer = run->tokenizer, .text = xstrdup(run->config.sample_prompt),
+                         .length = strlen(run->config.sample_prompt)};
+    sample_continue(&run->model, prompt.ids, prompt.count, eot, &options, append_token, &sample);
+    logger_sample(run->logger, run->progress.step, sample.text);
+    free(sample.text);
+    token_list_free(&prompt);
+}
+
+void run_print_summary(const Run *run) {
+    const char *dir = run->config.out_dir;
+    char checkpoint[CONFIG_PATH_BYTES + 32];
+    snprintf(checkpoint, sizeof checkpoint, "%s/step_%08lld", dir, (long long)run->progress.step);
+    printf("\nstep %lld, %.1f s of training\n", (long long)run->progress.step, run->progress.seconds);
+    printf("  checkpoint   %s   (a Hugging Face model directory)\n", checkpoint);
+    printf("  loss curve   %s/loss.svg\n", dir);
+    printf("  metrics      %s/metrics.jsonl, and TensorBoard events beside it: tensorboard --logdir %s\n", dir, dir);
+    printf("try next\n");
+    if (run->tokenizer != NULL) printf("  train_gpt sample ckpt=%s prompt=\"Once\"\n", checkpoint);
+    if (run->config.source_count > 0 && run->config.source[0].val[0] != '\0')
+        printf("  train_gpt eval ckpt=%s data='%s'\n", checkpoint, run->config.source[0].val);
+    printf("  train_gpt ckpt verify %s\n", checkpoint);
+}
+
+// ---------------------------------------------------------------------------------------------------------------
+// Models for inference
+
+static bool inference_load(InferenceModel *out, const InferenceOptions *options, Error *err) {
+    RunConfig *config = &out->config;
+    if (!model_file_read_config(&config->arch, options->path, err) || !model_config_finish(&config->arch, err)) return false;
+    bool given = options->tokenizer != NULL && options->tokenizer[0] != '\0';
+    char *beside = path_join(options->path, "tokenizer.json");
+    bool ok = true;
+    if (given || file_exists(beside)) {
+        out->tokenizer = tokenizer_load(given ? options->tokenizer : beside, err);
+        ok = out->tokenizer != NULL;
+    }
+    free(beside);
+    if (!ok) return false;
+    out->be = run_open_backend(options->device, options->threads, "auto", err);
+    if (out->be == NULL) return false;
+    int64_t seq_len = options->seq_len > 0 ? options->seq_len : config->arch.max_seq_len;
+    if (config->arch.position == POSITION_LEARNED && seq_len > config->arch.max_seq_len)
+        return error_set(err, "seq_len=%lld is longer than the model's learned positions, max_seq_len=%lld",
+                         (long long)seq_len, (long long)config->arch.max_seq_len);
+    config->dtype = options->dtype;
+    ModelShape shape = {.max_rows = options->rows, .max_seq_len = seq_len, .dtype = options->dtype,
+                        .cache_tokens = options->cache_tokens};
+    shape.loss_chunk_rows = plan_loss_chunk_rows(config, shape.max_rows);
+    Arena measure;
+    arena_init_measuring(&measure);
+    model_init(&out->model, &config->arch, &shape, NULL, &measure);
+    model_free(&out->model);
+    if (!arena_init(&out->arena, out->be, measure.used_bytes, err)) return false;
+    model_init(&out->model, &config->arch, &shape, out->be, &out->arena);
+    return model_file_read(options->path, &config->arch, &out->model.params, put_parameter, &out->model, err);
+}
+
+bool inference_open(InferenceModel *out, const InferenceOptions *options, Error *err) {
+    *out = (InferenceModel){0};
+    if (inference_load(out, options, err)) return true;
+    inference_close(out);
+    return false;
+}
+
+void inference_close(InferenceModel *inference) {
+    model_free(&inference->model);
+    arena_free(&inference->arena);
+    tokenizer_free(inference->tokenizer);
+    if (inference->be != NULL) inference->be->close(inference->be);
+    *inference = (InferenceModel){0};
+}

@@ -1,0 +1,295 @@
+// run_state.c: see run_state.h.
+#include "llmc/run_state.h"
+
+#include <cjson/cJSON.h>
+#include <inttypes.h>
+#include <math.h>
+#include <stdlib.h>
+
+#include "llmc/hf.h"
+#include "llmc/safetensors.h"
+
+#define STATE_MAX_BYTES ((size_t)1 << 20)
+#define STATE_FORMAT 1
+
+// ---------------------------------------------------------------------------------------------------------------
+// state.json
+
+static const char *optimizer_name(OptimizerKind kind) { return kind == OPTIMIZER_MUON ? "muon" : "adamw"; }
+
+char *state_file_write(const StateFile *state, const char *config_json) {
+    cJSON *root = cJSON_CreateObject();
+    char fingerprint[32];
+    snprintf(fingerprint, sizeof fingerprint, "%016" PRIx64, state->tokenizer_fingerprint);
+    cJSON_AddNumberToObject(root, "format", STATE_FORMAT);
+    cJSON_AddNumberToObject(root, "step", (double)state->progress.step);
+    cJSON_AddNumberToObject(root, "bad_steps", (double)state->progress.bad_steps);
+    cJSON_AddNumberToObject(root, "bad_in_row", (double)state->progress.bad_in_row);
+    cJSON_AddNumberToObject(root, "seconds", state->progress.seconds);
+    cJSON_AddStringToObject(root, "optimizer", state->optimizer);
+    cJSON_AddStringToObject(root, "dtype", state->dtype);
+    cJSON_AddStringToObject(root, "tokenizer_fingerprint", fingerprint);
+    cJSON_AddItemToObject(root, "config", cJSON_Parse(config_json));
+    char *text = cJSON_Print(root);
+    cJSON_Delete(root);
+    return text;
+}
+
+static bool read_count(const cJSON *root, const char *key, int64_t *out, const char *path, Error *err) {
+    const cJSON *item = cJSON_GetObjectItemCaseSensitive(root, key);
+    if (!cJSON_IsNumber(item) || !(item->valuedouble >= 0) || item->valuedouble > 0x1p53 ||
+        item->valuedouble != floor(item->valuedouble))
+        return error_set(err, "%s: expected \"%s\" to be a whole number of 0 or more", path, key);
+    *out = (int64_t)item->valuedouble;
+    return true;
+}
+
+static bool read_word(const cJSON *root, const char *key, char *out, size_t out_bytes, const char *path, Error *err) {
+    const cJSON *item = cJSON_GetObjectItemCaseSensitive(root, key);
+    if (!cJSON_IsString(item) || strlen(item->valuestring) >= out_bytes)
+        return error_set(err, "%s: expected \"%s\" to be a short string", path, key);
+    memcpy(out, item->valuestring, strlen(item->valuestring) + 1);
+    return true;
+}
+
+static bool state_from_json(StateFile *out, const cJSON *root, const char *path, Error *err) {
+    int64_t format = 0;
+    char fingerprint[32];
+    *out = (StateFile){0};
+    if (!read_count(root, "format", &format, path, err)) return false;
+    if (format != STATE_FORMAT)
+        return error_set(err, "%s: expected format %d, found %" PRId64, path, STATE_FORMAT, format);
+    if (!read_count(root, "step", &out->progress.step, path, err) ||
+        !read_count(root, "bad_steps", &out->progress.bad_steps, path, err) ||
+        !read_count(root, "bad_in_row", &out->progress.bad_in_row, path, err) ||
+        !read_word(root, "optimizer", out->optimizer, sizeof out->optimizer, path, err) ||
+        !read_word(root, "dtype", out->dtype, sizeof out->dtype, path, err) ||
+        !read_word(root, "tokenizer_fingerprint", fingerprint, sizeof fingerprint, path, err))
+        return false;
+    const cJSON *seconds = cJSON_GetObjectItemCaseSensitive(root, "seconds");
+    if (!cJSON_IsNumber(seconds) || !(seconds->valuedouble >= 0))
+        return error_set(err, "%s: expected \"seconds\" to be a number of 0 or more", path);
+    out->progress.seconds = seconds->valuedouble;
+    char *end;
+    out->tokenizer_fingerprint = strtoull(fingerprint, &end, 16);
+    if (*end != '\0' || end == fingerprint)
+        return error_set(err, "%s: expected \"tokenizer_fingerprint\" to be hexadecimal, found \"%s\"", path, fingerprint);
+    return true;
+}
+
+bool state_file_parse(StateFile *out, const char *json, const char *path, Error *err) {
+    cJSON *root = cJSON_Parse(json);
+    if (!cJSON_IsObject(root)) {
+        cJSON_Delete(root);
+        return error_set(err, "%s: expected a JSON object", path);
+    }
+    bool ok = state_from_json(out, root, path, err);
+    cJSON_Delete(root);
+    return ok;
+}
+
+// ---------------------------------------------------------------------------------------------------------------
+// optimizer.safetensors
+
+typedef enum { STATE_MASTER, STATE_M, STATE_V } StateKind;
+static const char *const STATE_PREFIX[] = {"master", "m", "v"};
+
+typedef struct {
+    StateKind kind;
+    const ParamSpec *spec;
+    float *device;  // spec->elems floats of backend memory
+    char name[96];
+} StateTensor;
+
+// Every tensor of the optimizer's file, in the order of the file. Returns the count.
+static int state_tensors(const Run *run, StateTensor **out) {
+    const Model *model = &run->model;
+    const Optimizer *opt = &run->optimizer;
+    StateTensor *list = xcalloc(to_size(model->params.count) * 3, sizeof *list);
+    int count = 0;
+    for (int i = 0; i < model->params.count; ++i) {
+        const ParamSpec *spec = &model->params.spec[i];
+        float *parts[3] = {model->shape.dtype == DTYPE_BF16 ? model->master + spec->offset : NULL, opt->m + spec->offset,
+                           opt->v_offset[i] < 0 ? NULL : opt->v + opt->v_offset[i]};
+        for (int kind = STATE_MASTER; kind <= STATE_V; ++kind) {
+            if (parts[kind] == NULL) continue;
+            StateTensor *t = &list[count++];
+            *t = (StateTensor){.kind = (StateKind)kind, .spec = spec, .device = parts[kind]};
+            snprintf(t->name, sizeof t->name, "%s.%s", STATE_PREFIX[kind], spec->name);
+        }
+    }
+    *out = list;
+    return count;
+}
+
+typedef struct {
+    Run *run;
+    const StateTensor *list;
+    float *staging;
+} StateWriter;
+
+static const void *fetch_state(void *context, int index, Error *err) {
+    (void)err;
+    StateWriter *writer = context;
+    const StateTensor *t = &writer->list[index];
+    Backend *be = writer->run->be;
+    be->download(be, writer->staging, t->device, to_size(t->spec->elems) * sizeof(float));
+    return writer->staging;
+}
+
+static int64_t largest_param(const ParamTable *params) {
+    int64_t largest = 0;
+    for (int i = 0; i < params->count; ++i) largest = max_i64(largest, params->spec[i].elems);
+    return largest;
+}
+
+static bool write_optimizer(Run *run, const char *dir, Error *err) {
+    StateTensor *list;
+    int count = state_tensors(run, &list);
+    SafeTensorSpec *specs = xcalloc((size_t)count, sizeof *specs);
+    for (int i = 0; i < count; ++i)
+        specs[i] = (SafeTensorSpec){.name = list[i].name, .dtype = DTYPE_F32, .ndim = list[i].spec->ndim,
+                                    .dim = {list[i].spec->dim[0], list[i].spec->dim[1]}};
+    StateWriter writer = {run, list, xmalloc(to_size(largest_param(&run->model.params)) * sizeof(float))};
+    char *path = path_join(dir, "optimizer.safetensors");
+    bool ok = safetensors_write(path, specs, count, NULL, fetch_state, &writer, err);
+    free(path);
+    free(writer.staging);
+    free(specs);
+    free(list);
+    return ok;
+}
+
+static bool read_optimizer(Run *run, const char *dir, Error *err) {
+    char *path = path_join(dir, "optimizer.safetensors");
+    SafeTensors *file = NULL;
+    if (!safetensors_open(&file, path, err)) {
+        free(path);
+        return false;
+    }
+    StateTensor *list;
+    int count = state_tensors(run, &list);
+    float *staging = xmalloc(to_size(largest_param(&run->model.params)) * sizeof *staging);
+    bool ok = true;
+    for (int i = 0; i < count && ok; ++i) {
+        const SafeTensor *tensor = safetensors_find(file, list[i].name);
+        int64_t elems = list[i].spec->elems;
+        // A run that was fp32 until now has no masters: its weights, already loaded, are the masters.
+        if (tensor == NULL && list[i].kind == STATE_MASTER) continue;
+        if (tensor == NULL || tensor->bytes != to_size(elems) * sizeof(float)) {
+            ok = error_set(err, "%s: expected tensor %s with %" PRId64 " fp32 values, found %s", path, list[i].name, elems,
+                           tensor == NULL ? "none" : "another size");
+            break;
+        }
+        ok = safetensors_read_f32(tensor, 0, elems, staging, err);
+        if (!ok) break;
+        if (list[i].kind == STATE_MASTER)
+            model_set_param(&run->model, list[i].spec, staging);
+        else
+            run->be->upload(run->be, list[i].device, staging, to_size(elems) * sizeof(float));
+    }
+    free(staging);
+    free(list);
+    safetensors_close(file);
+    free(path);
+    return ok;
+}
+
+// ---------------------------------------------------------------------------------------------------------------
+// The whole
+
+static bool get_parameter(void *context, const ParamSpec *spec, float *out, Error *err) {
+    (void)err;
+    model_get_param(context, spec, out);
+    return true;
+}
+static bool put_parameter(void *context, const ParamSpec *spec, const float *values, Error *err) {
+    (void)err;
+    model_set_param(context, spec, values);
+    return true;
+}
+
+static bool write_files(Run *run, CheckpointWriter *writer, Error *err) {
+    const RunConfig *config = &run->config;
+    int32_t eot = run->tokenizer == NULL ? -1 : tokenizer_eot(run->tokenizer);
+    StateFile state = {.progress = run->progress,
+                       .tokenizer_fingerprint = run->tokenizer == NULL ? 0 : tokenizer_fingerprint(run->tokenizer)};
+    snprintf(state.optimizer, sizeof state.optimizer, "%s", optimizer_name(config->optimizer));
+    snprintf(state.dtype, sizeof state.dtype, "%s", dtype_name(config->dtype));
+    char *hf_config = hf_config_write(&config->arch, config->dtype, eot, eot);
+    char *run_config = config_to_json(config);
+    char *state_text = state_file_write(&state, run_config);
+    bool ok = model_file_write_hf(writer->dir, &config->arch, &run->model.params, config->dtype, get_parameter, &run->model,
+                                  err) &&
+              checkpoint_write_text(writer, "config.json", hf_config, err) &&
+              (run->tokenizer == NULL || tokenizer_save(run->tokenizer, writer->dir, err)) &&
+              write_optimizer(run, writer->dir, err) && checkpoint_write_text(writer, "state.json", state_text, err);
+    free(hf_config);
+    free(run_config);
+    free(state_text);
+    return ok;
+}
+
+bool run_state_save(Run *run, Error *err) {
+    CheckpointWriter writer;
+    if (!checkpoint_begin(&writer, run->config.out_dir, run->progress.step, err)) return false;
+    if (!write_files(run, &writer, err)) {
+        checkpoint_abort(&writer);
+        return false;
+    }
+    return checkpoint_commit(&writer, err) && checkpoint_prune(run->config.out_dir, run->config.keep_last, err);
+}
+
+static bool same_architecture(const ModelConfig *a, const ModelConfig *b) {
+    char *x = hf_config_write(a, DTYPE_F32, -1, -1), *y = hf_config_write(b, DTYPE_F32, -1, -1);
+    bool same = strcmp(x, y) == 0;
+    free(x);
+    free(y);
+    return same;
+}
+
+static bool check_state(const Run *run, const StateFile *state, const char *dir, Error *err) {
+    const char *wanted = optimizer_name(run->config.optimizer);
+    if (strcmp(state->optimizer, wanted) != 0)
+        return error_set(err, "%s: this checkpoint was trained with optimizer=%s, the run asks for %s: to change it, start a "
+                              "new run with init_from=%s", dir, state->optimizer, wanted, dir);
+    uint64_t fingerprint = run->tokenizer == NULL ? 0 : tokenizer_fingerprint(run->tokenizer);
+    if (state->tokenizer_fingerprint != 0 && fingerprint != 0 && state->tokenizer_fingerprint != fingerprint)
+        return error_set(err, "%s: this checkpoint was trained with another tokenizer (fingerprint %016" PRIx64
+                              ", the run's is %016" PRIx64 ")", dir, state->tokenizer_fingerprint, fingerprint);
+    ModelConfig arch;
+    if (!model_file_read_config(&arch, dir, err) || !model_config_finish(&arch, err)) return false;
+    if (!same_architecture(&arch, &run->config.arch)) {
+        char theirs[256], ours[256];
+        model_config_describe(&arch, theirs, sizeof theirs);
+        model_config_describe(&run->config.arch, ours, sizeof ours);
+        return error_set(err, "%s: this checkpoint is another architecture (%s) than the run (%s)", dir, theirs, ours);
+    }
+    return true;
+}
+
+bool run_state_load(Run *run, const char *dir, Error *err) {
+    char *path = path_join(dir, "state.json"), *json = NULL;
+    StateFile state;
+    bool ok = file_read_all(path, STATE_MAX_BYTES, &json, NULL, err) && state_file_parse(&state, json, path, err);
+    free(json);
+    free(path);
+    if (!ok || !check_state(run, &state, dir, err)) return false;
+    if (!model_file_read(dir, &run->config.arch, &run->model.params, put_parameter, &run->model, err)) return false;
+    if (!read_optimizer(run, dir, err)) return false;
+    run->progress = state.progress;
+    return true;
+}
+
+bool run_save(Run *run, Error *err) {
+    double start = now_seconds();
+    if (run_state_save(run, err)) {
+        logger_message(run->logger, "saved    %s/step_%08" PRId64 " in %.1f s", run->config.out_dir, run->progress.step,
+                       now_seconds() - start);
+        return true;
+    }
+    logger_message(run->logger, "NOT SAVED: %s; the previous checkpoint is untouched", err->message);
+    if (run->config.on_save_error == ON_SAVE_ERROR_STOP) return false;
+    err->message[0] = '\0';
+    return true;
+}

@@ -1,0 +1,30 @@
+// run_state.h: a run in and out of a checkpoint directory: weights as a Hugging Face model, optimizer.safetensors
+// (master.NAME in bf16 runs, m.NAME, v.NAME; fp32) and state.json. Loading gives back every bit that the next step depends on.
+#ifndef LLMC_RUN_STATE_H
+#define LLMC_RUN_STATE_H
+
+#include "llmc/run.h"
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+// Writes run->progress and all tensors as RUN/step_N and returns once it is durable.
+bool run_state_save(Run *run, Error *err);
+// Weights, moments and progress. Errors when the checkpoint's architecture, optimizer or tokenizer is another one.
+bool run_state_load(Run *run, const char *dir, Error *err);
+
+// state.json, apart from tensors: untrusted when read.
+typedef struct {
+    RunProgress progress;
+    char optimizer[16];
+    char dtype[8];
+    uint64_t tokenizer_fingerprint;  // 0: no tokenizer
+} StateFile;
+char *state_file_write(const StateFile *state, const char *config_json);  // caller frees
+bool state_file_parse(StateFile *out, const char *json, const char *path, Error *err);
+
+#ifdef __cplusplus
+}
+#endif
+#endif

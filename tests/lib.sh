@@ -1,0 +1,42 @@
+# lib.sh: what the shell tests share. `check NAME COMMAND...` runs one test and reports it in cmocka's lines, which tests/run.sh
+# counts. $BUILD is the build directory, $work a directory that disappears at the end.
+BUILD=${1:-build}
+train_gpt=$BUILD/train_gpt
+prep=$BUILD/prep
+work=$(mktemp -d)
+trap 'rm -rf "$work"' EXIT
+failures=0 tests=0
+
+check() {
+    local name=$1
+    shift
+    tests=$((tests + 1))
+    echo "[ RUN      ] $name"
+    if "$@"; then
+        echo "[       OK ] $name"
+    else
+        echo "[  FAILED  ] $name"
+        failures=$((failures + 1))
+    fi
+}
+finish() {
+    echo "[==========] $tests test(s) run."
+    [ "$failures" -eq 0 ]
+}
+# expect STATUS TEXT COMMAND...: the exit status, and all words of TEXT (an extended regular expression) in what it prints.
+expect() {
+    local status=$1 text=$2 out got
+    shift 2
+    out=$("$@" 2>&1 </dev/null)
+    got=$?
+    if [ "$got" -ne "$status" ]; then
+        echo "    expected exit status $status, found $got: $*"
+        echo "$out" | tail -n 5 | sed 's/^/    /'
+        return 1
+    fi
+    if ! echo "$out" | grep -qE -- "$text"; then
+        echo "    expected \"$text\" in the output of: $*"
+        echo "$out" | tail -n 5 | sed 's/^/    /'
+        return 1
+    fi
+}
