@@ -1,10 +1,10 @@
 // tokenizer_files.c: loaders of vocabularies that are not a tokenizer.json: GPT-2's encoder.json with vocab.bpe,
 // tiktoken's rank files, llama2.c's tokenizer.bin. All of it is untrusted input.
-#include <cjson/cJSON.h>
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
+#include "llmc/json.h"
 #include "llmc/tokenizer_impl.h"
 #include "llmc/unicode.h"
 
@@ -45,14 +45,14 @@ void byte_level_encode(char *out, const uint8_t *bytes, int64_t count) {
 
 bool tokenizer_add_vocab_entry(Tokenizer *t, const cJSON *entry, Error *err) {
     size_t length = strlen(entry->string);
-    double id = cJSON_IsNumber(entry) ? entry->valuedouble : -1;
-    if (!(id >= 0 && id < TOKENIZER_MAX_VOCAB) || id != floor(id))
-        return error_set(err, "the token \"%.40s\" has no id in 0 .. %d", entry->string, TOKENIZER_MAX_VOCAB - 1);
+    int64_t id;
+    if (!json_as_i64(entry, &id))
+        return error_set(err, "the token \"%.40s\" has no whole number as its id", entry->string);
     uint8_t *bytes = xmalloc(length + 1);
     int64_t count = byte_level_decode(bytes, entry->string);
-    bool ok = count < 0 ? tokenizer_add_token(t, (int64_t)id, (const uint8_t *)entry->string, (int64_t)length,
-                                              TOKEN_SPECIAL, err)
-                        : tokenizer_add_token(t, (int64_t)id, bytes, count, TOKEN_NORMAL, err);
+    bool ok = count < 0
+                  ? tokenizer_add_token(t, id, (const uint8_t *)entry->string, (int64_t)length, TOKEN_SPECIAL, err)
+                  : tokenizer_add_token(t, id, bytes, count, TOKEN_NORMAL, err);
     free(bytes);
     return ok;
 }
@@ -127,14 +127,8 @@ static void make_unmerged_special(Tokenizer *t) {
 }
 
 bool tokenizer_load_gpt2(Tokenizer **out, const char *vocab_path, const char *merges_path, Error *err) {
-    char *text;
-    if (!read_text(vocab_path, &text, err)) return false;
-    cJSON *vocab = cJSON_ParseWithOpts(text, NULL, true);
-    free(text);
-    if (!cJSON_IsObject(vocab)) {
-        cJSON_Delete(vocab);
-        return error_set(err, "%s: expected a JSON object of tokens and ids", vocab_path);
-    }
+    cJSON *vocab = json_parse_file(vocab_path, TOKENIZER_MAX_FILE_BYTES, err);
+    if (vocab == NULL) return false;
     Tokenizer *t = tokenizer_new(SPLIT_GPT2);
     bool ok = true;
     for (const cJSON *entry = vocab->child; ok && entry != NULL; entry = entry->next)

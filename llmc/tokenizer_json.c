@@ -1,12 +1,11 @@
 // tokenizer_json.c: Hugging Face's tokenizer.json, read and written. Only byte-level BPE is understood; whatever else
 // a file asks for (another model, a normalizer, a prefix space, dropout) is refused by name, never ignored. Untrusted
 // input.
-#include <cjson/cJSON.h>
-#include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
+#include "llmc/json.h"
 #include "llmc/tokenizer_impl.h"
 
 // ---- split patterns by their text ----
@@ -24,6 +23,9 @@ static const struct {
     {SPLIT_QWEN2,
      "(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\\r\\n\\p{L}\\p{N}]?\\p{L}+|\\p{N}| ?[^\\s\\p{L}\\p{N}]+[\\r\\n]*|"
      "\\s*[\\r\\n]+|\\s+(?!\\S)|\\s+"},
+    {SPLIT_CL100K,  // the first of a pattern is the one that is written: Oniguruma reads {1,3}+ and $ in other ways
+     "(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\\r\\n\\p{L}\\p{N}]?\\p{L}+|\\p{N}{1,3}| ?[^\\s\\p{L}\\p{N}]+[\\r\\n]*|"
+     "\\s+\\z|\\s*[\\r\\n]+|\\s+(?!\\S)|\\s+"},
     {SPLIT_CL100K,
      "'(?i:[sdmt]|ll|ve|re)|[^\\r\\n\\p{L}\\p{N}]?+\\p{L}++|\\p{N}{1,3}+| ?[^\\s\\p{L}\\p{N}]++[\\r\\n]*+|"
      "\\s++$|\\s*[\\r\\n]|\\s+(?!\\S)|\\s"},
@@ -32,31 +34,28 @@ enum { REGEX_COUNT = sizeof REGEXES / sizeof REGEXES[0] };
 
 // ---- reading ----
 
-static const cJSON *field(const cJSON *object, const char *name) {
-    return cJSON_GetObjectItemCaseSensitive(object, name);
-}
 static const char *text_of(const cJSON *item) { return cJSON_IsString(item) ? item->valuestring : ""; }
 static bool is_absent(const cJSON *item) { return item == NULL || cJSON_IsNull(item); }
 static bool is_off(const cJSON *item) { return is_absent(item) || cJSON_IsFalse(item); }
 
 // ByteLevel: *splits tells whether it also splits by GPT-2's pattern.
 static bool read_byte_level(const cJSON *item, bool *splits, Error *err) {
-    if (strcmp(text_of(field(item, "type")), "ByteLevel") != 0)
+    if (strcmp(text_of(json_find(item, "type")), "ByteLevel") != 0)
         return error_set(err, "pre_tokenizer \"%.40s\" is not supported; expected ByteLevel, or Split then ByteLevel",
-                         text_of(field(item, "type")));
-    if (!is_off(field(item, "add_prefix_space")))
+                         text_of(json_find(item, "type")));
+    if (!is_off(json_find(item, "add_prefix_space")))
         return error_set(err, "pre_tokenizer.add_prefix_space is not supported: it would change the text");
-    *splits = !cJSON_IsFalse(field(item, "use_regex"));
+    *splits = !cJSON_IsFalse(json_find(item, "use_regex"));
     return true;
 }
 
 static bool read_split(const cJSON *item, SplitPattern *pattern, Error *err) {
-    const char *regex = text_of(field(field(item, "pattern"), "Regex"));
-    const char *behavior = text_of(field(item, "behavior"));
-    bool invert = cJSON_IsTrue(field(item, "invert"));
-    if (strcmp(text_of(field(item, "type")), "Split") != 0)
+    const char *regex = text_of(json_find(json_find(item, "pattern"), "Regex"));
+    const char *behavior = text_of(json_find(item, "behavior"));
+    bool invert = cJSON_IsTrue(json_find(item, "invert"));
+    if (strcmp(text_of(json_find(item, "type")), "Split") != 0)
         return error_set(err, "pre_tokenizer \"%.40s\" is not supported; expected Split",
-                         text_of(field(item, "type")));
+                         text_of(json_find(item, "type")));
     // The patterns match all of a text, so isolating matches and removing what is between them are the same.
     if (!(strcmp(behavior, "Isolated") == 0 && !invert) && !(strcmp(behavior, "Removed") == 0 && invert))
         return error_set(err, "pre_tokenizer Split with behavior \"%.40s\" is not supported; expected Isolated",
@@ -73,7 +72,7 @@ static bool read_split(const cJSON *item, SplitPattern *pattern, Error *err) {
 static bool read_pre_tokenizer(const cJSON *item, SplitPattern *pattern, Error *err) {
     bool splits;
     *pattern = SPLIT_GPT2;
-    const cJSON *parts = field(item, "pretokenizers");
+    const cJSON *parts = json_find(item, "pretokenizers");
     if (!cJSON_IsArray(parts)) {
         if (!read_byte_level(item, &splits, err)) return false;
         return splits ? true : error_set(err, "pre_tokenizer ByteLevel without use_regex needs a Split before it");
@@ -85,44 +84,42 @@ static bool read_pre_tokenizer(const cJSON *item, SplitPattern *pattern, Error *
 }
 
 static bool check_model(const cJSON *model, Error *err) {
-    const cJSON *type = field(model, "type"), *dropout = field(model, "dropout");
+    const cJSON *type = json_find(model, "type"), *dropout = json_find(model, "dropout");
     if (!is_absent(type) && strcmp(text_of(type), "BPE") != 0)
         return error_set(err, "model type \"%.40s\" is not supported; expected BPE", text_of(type));
     if (!is_absent(dropout) && !(cJSON_IsNumber(dropout) && dropout->valuedouble == 0))
         return error_set(err, "model.dropout is not supported");
     static const char *const EMPTY[] = {"continuing_subword_prefix", "end_of_word_suffix"};
     for (int i = 0; i < 2; ++i)
-        if (!is_absent(field(model, EMPTY[i])) && text_of(field(model, EMPTY[i]))[0] != '\0')
+        if (!is_absent(json_find(model, EMPTY[i])) && text_of(json_find(model, EMPTY[i]))[0] != '\0')
             return error_set(err, "model.%s is not supported", EMPTY[i]);
-    if (!is_off(field(model, "byte_fallback")))
+    if (!is_off(json_find(model, "byte_fallback")))
         return error_set(
             err, "model.byte_fallback (a SentencePiece vocabulary) is not supported; expected byte-level BPE");
-    if (!cJSON_IsObject(field(model, "vocab")))
+    if (!cJSON_IsObject(json_find(model, "vocab")))
         return error_set(err, "model.vocab: expected an object of tokens and ids");
-    if (!cJSON_IsArray(field(model, "merges"))) return error_set(err, "model.merges: expected a list");
+    if (!cJSON_IsArray(json_find(model, "merges"))) return error_set(err, "model.merges: expected a list");
     return true;
 }
 
 // Added tokens are found in the text before anything is split. Here that is done for special tokens on request only,
 // so a token that ordinary text may contain cannot be left to it.
 static bool add_special(Tokenizer *t, const cJSON *item, Error *err) {
-    const char *content = text_of(field(item, "content"));
-    const cJSON *id = field(item, "id");
-    if (content[0] == '\0' || !cJSON_IsNumber(id) || id->valuedouble != floor(id->valuedouble) ||
-        !(id->valuedouble >= 0 && id->valuedouble < TOKENIZER_MAX_VOCAB))
+    const char *content = text_of(json_find(item, "content"));
+    int64_t id;
+    if (content[0] == '\0' || !json_as_i64(json_find(item, "id"), &id))
         return error_set(err, "added_tokens: expected \"content\" and \"id\", found \"%.40s\"", content);
-    if (!cJSON_IsTrue(field(item, "special")) && strpbrk(content, " \t\r\n") != NULL)
+    if (!cJSON_IsTrue(json_find(item, "special")) && strpbrk(content, " \t\r\n") != NULL)
         return error_set(err, "added_tokens: \"%.40s\" is not special and has white space; this is not supported",
                          content);
-    return tokenizer_add_token(t, (int64_t)id->valuedouble, (const uint8_t *)content, (int64_t)strlen(content),
-                               TOKEN_SPECIAL, err);
+    return tokenizer_add_token(t, id, (const uint8_t *)content, (int64_t)strlen(content), TOKEN_SPECIAL, err);
 }
 
 // The vocabulary usually repeats the added tokens.
 static bool is_known_special(const Tokenizer *t, const cJSON *entry) {
-    double id = cJSON_IsNumber(entry) ? entry->valuedouble : -1;
-    if (!(id >= 0 && id < t->vocab)) return false;
-    const Token *token = &t->tokens[(int32_t)id];
+    int64_t id;
+    if (!json_as_i64(entry, &id) || id < 0 || id >= t->vocab) return false;
+    const Token *token = &t->tokens[id];
     return token->kind == TOKEN_SPECIAL && (size_t)token->bytes == strlen(entry->string) &&
            memcmp(t->bytes + token->offset, entry->string, (size_t)token->bytes) == 0;
 }
@@ -154,40 +151,30 @@ static bool read_merges(Tokenizer *t, const cJSON *merges, Error *err) {
 }
 
 static bool read_root(Tokenizer *t, const cJSON *root, Error *err) {
-    const cJSON *model = field(root, "model");
+    const cJSON *model = json_find(root, "model");
     if (!cJSON_IsObject(model)) return error_set(err, "expected a tokenizer.json with a \"model\"");
-    if (!check_model(model, err) || !read_pre_tokenizer(field(root, "pre_tokenizer"), &t->pattern, err)) return false;
-    if (!is_absent(field(root, "normalizer")))
+    if (!check_model(model, err) || !read_pre_tokenizer(json_find(root, "pre_tokenizer"), &t->pattern, err))
+        return false;
+    if (!is_absent(json_find(root, "normalizer")))
         return error_set(err, "normalizer \"%.40s\" is not supported: it would change the text",
-                         text_of(field(field(root, "normalizer"), "type")));
-    t->whole_pieces = cJSON_IsTrue(field(model, "ignore_merges"));
-    return read_tokens(t, field(model, "vocab"), field(root, "added_tokens"), err) &&
-           read_merges(t, field(model, "merges"), err) && tokenizer_seal(t, err);
-}
-
-// cJSON would cut a text at \u0000 without a word. (Backslashes occur only inside JSON strings.)
-static bool has_escaped_zero(const char *json) {
-    for (const char *p = strchr(json, '\\'); p != NULL && p[1] != '\0'; p = strchr(p + 2, '\\'))
-        if (strncmp(p, "\\u0000", 6) == 0) return true;
-    return false;
+                         text_of(json_find(json_find(root, "normalizer"), "type")));
+    t->whole_pieces = cJSON_IsTrue(json_find(model, "ignore_merges"));
+    return read_tokens(t, json_find(model, "vocab"), json_find(root, "added_tokens"), err) &&
+           read_merges(t, json_find(model, "merges"), err) && tokenizer_seal(t, err);
 }
 
 bool tokenizer_load_json(Tokenizer **out, const char *path, Error *err) {
     char *json;
     size_t bytes;
     if (!file_read_all(path, TOKENIZER_MAX_FILE_BYTES, &json, &bytes, err)) return false;
-    cJSON *root = strlen(json) == bytes && !has_escaped_zero(json) ? cJSON_ParseWithOpts(json, NULL, true) : NULL;
+    cJSON *root = json_parse(json, bytes, path, err);
     Tokenizer *t = tokenizer_new(SPLIT_GPT2);
     t->json = json;
     t->json_bytes = bytes;
-    bool ok = root != NULL ? read_root(t, root, err) : error_set(err, "malformed JSON");
+    bool ok = root != NULL && (read_root(t, root, err) || error_prefix(err, "%s", path));
     cJSON_Delete(root);
-    if (ok) {
-        *out = t;
-    } else {
-        tokenizer_free(t);
-        error_prefix(err, "%s", path);
-    }
+    if (ok) *out = t;
+    else tokenizer_free(t);
     return ok;
 }
 
@@ -240,9 +227,9 @@ static void write_added_tokens(FILE *file, const Tokenizer *t) {
         if (t->tokens[id].kind != TOKEN_SPECIAL) continue;
         fprintf(file, "%s\n    {\"id\": %d, \"content\": ", separator, id);
         write_string(file, token_name(name, t, id));
-        fprintf(
-            file,
-            ", \"single_word\": false, \"lstrip\": false, \"rstrip\": false, \"normalized\": false, \"special\": true}");
+        fprintf(file,
+                ", \"single_word\": false, \"lstrip\": false, \"rstrip\": false, \"normalized\": false, "
+                "\"special\": true}");
         separator = ",";
     }
 }

@@ -144,11 +144,13 @@ int64_t split_piece(SplitPattern pattern, const uint8_t *text, int64_t bytes) {
 
 // The class of the character that ends before text + pos (pos >= 1).
 static int class_before(const uint8_t *text, int64_t pos) {
-    for (int64_t start = pos - 1; start >= 0 && start >= pos - 4; --start) {
-        int length, class = class_at(text + start, pos - start, &length);
-        if (length == pos - start) return class;
+    int length, class = CLASS_OTHER;
+    for (int64_t start = max_i64(pos - 4, 0); start < pos;
+         ++start) {  // the longest that fits; a single byte always does
+        class = class_at(text + start, pos - start, &length);
+        if (length == pos - start) break;
     }
-    return CLASS_OTHER;  // an invalid byte
+    return class;
 }
 
 // Whether a piece ends before text[pos], white space, whatever comes before and after: each piece that takes in a
