@@ -1,0 +1,56 @@
+#!/bin/sh
+# quickstart.sh: from a fresh Debian machine to a trained language model: installs what is missing, builds, gets text, trains a
+# tokenizer, writes shards, trains for at most 90 seconds, shows what came of it. Called by `make quickstart`.
+#     scripts/quickstart.sh [key=value ...]      TEXT=file: your own text instead of the King James Bible
+#                                                OUT=dir: where the run goes (default runs/quickstart)
+set -eu
+cd "$(dirname "$0")/.."
+
+case "${1:-}" in -h | --help)
+    sed -n '2,6s/^# \{0,1\}//p' "$0"
+    echo
+    echo "example"
+    echo "  TEXT=~/notes.txt OUT=runs/notes scripts/quickstart.sh train_seconds=300"
+    exit 0 ;;
+esac
+
+OUT=${OUT:-runs/quickstart}
+DATA=data/work/quickstart
+TEXT=${TEXT:-}
+BUILD=${BUILD:-build}
+VOCAB=${VOCAB:-2048}
+
+say() { printf '\n== %s\n' "$*"; }
+
+scripts/setup.sh
+say "building"
+${MAKE:-make} --no-print-directory -j"$(nproc)" all
+
+mkdir -p "$DATA"
+if [ -z "$TEXT" ]; then
+    TEXT=$DATA/kjv.txt
+    say "text: the King James Bible, from Debian's bible-kjv"
+    bible -f "Gen1:1-Rev22:21" >"$TEXT"
+elif [ ! -r "$TEXT" ]; then
+    echo "quickstart: TEXT=$TEXT: cannot be read" >&2
+    exit 1
+fi
+
+# The last tenth is held out: neither the tokenizer nor the model sees it before it is measured.
+bytes=$(wc -c <"$TEXT")
+seen=$((bytes / 10 * 9))
+head -c "$seen" "$TEXT" >"$DATA/train.txt"
+tail -c +"$((seen + 1))" "$TEXT" >"$DATA/val.txt"
+echo "$TEXT: $bytes bytes, the last $((bytes - seen)) held out"
+
+say "tokenizer: byte-level BPE, $VOCAB tokens"
+"$BUILD/prep" train-tokenizer --vocab "$VOCAB" --out "$DATA/tokenizer" "$DATA/train.txt"
+
+say "shards"
+rm -rf "$DATA/shards"
+"$BUILD/prep" tokenize --tokenizer "$DATA/tokenizer" --out "$DATA/shards" --name train "$DATA/train.txt"
+"$BUILD/prep" tokenize --tokenizer "$DATA/tokenizer" --out "$DATA/shards" --name val "$DATA/val.txt"
+
+say "training for at most 90 seconds"
+rm -rf "$OUT"
+"$BUILD/train_gpt" train scripts/quickstart.conf out_dir="$OUT" train="$DATA/shards/train_*.bin" val="$DATA/shards/val_*.bin" "$@"

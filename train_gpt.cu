@@ -1,0 +1,103 @@
+// train_gpt.cu: the program. `train` below is the whole of training, top to bottom; the other commands are in
+// llmc/commands.c. Host code only, in the common subset of C11 and CUDA C++: `cc -x c` builds it where there is no nvcc.
+#include <signal.h>
+#include <stdio.h>
+#include <string.h>
+
+#include "llmc/commands.h"
+#include "llmc/run.h"
+
+// ---------------------------------------------------------------------------------------------------------------
+// Ctrl-C and SIGTERM: finish the step, save, exit 0. A second Ctrl-C stops at once.
+
+static volatile sig_atomic_t stop_signal = 0;
+
+static void on_signal(int number) {
+    stop_signal = number;
+    signal(number, SIG_DFL);
+}
+
+// ---------------------------------------------------------------------------------------------------------------
+// Training
+
+static bool is_due(int64_t step, int64_t every) { return every > 0 && step % every == 0; }
+
+// One optimizer step. Returns false when the run is to end with an error.
+static bool train_step(Run *run, Error *err) {
+    double started = now_seconds();
+    const StepBatch *step = loader_next(run->loader, err);
+    if (step == NULL) return false;
+
+    Model *model = &run->model;
+    double weight_sum = comm_sum_scalar(&run->comm, step->weight_sum);
+    double loss_scale = weight_sum > 0 ? 1.0 / weight_sum : 0;
+    model_begin_step(model);
+    for (int64_t i = 0; i < step->micro_batches; ++i) {
+        model_forward(model, &step->batch[i], loss_scale, true);
+        model_backward(model);
+    }
+    comm_all_reduce_sum(&run->comm, tensor_1d(model->grads, DTYPE_F32, model->params.total_elems));
+    comm_all_reduce_sum(&run->comm, model->loss_sum);
+
+    int64_t t = run->progress.step + 1;
+    double lr = schedule_lr(&run->schedule, run->progress.step);
+    double lr_factor = schedule_lr_factor(&run->schedule, run->progress.step);
+    optimizer_step(&run->optimizer, model, &run->config, lr, lr_factor, t);
+    if (!run->be->synchronize(run->be, err)) return false;
+
+    GradStats stats = optimizer_stats(&run->optimizer, model);
+    double loss = model_loss_sum(model) * loss_scale;
+    run->progress.step = t;
+    run->progress.seconds = run->resumed_seconds + now_seconds() - run->started;
+    if (is_due(t, run->config.log_every) || stats.skip) {
+        StepRecord record = run_step_record(run, step, loss, &stats, (now_seconds() - started) * 1e3);
+        logger_step(run->logger, &record);
+    }
+    return run_guard_step(run, &stats, err);
+}
+
+static bool train_loop(Run *run, Error *err) {
+    const RunConfig *config = &run->config;
+    int64_t saved_at = run->progress.step;
+    if (run->progress.step == 0 && !run_evaluate(run, err)) return false;
+    while (stop_signal == 0 && run_begin_step(run, err)) {
+        if (!train_step(run, err)) return false;
+        int64_t step = run->progress.step;
+        if (is_due(step, config->val_every) && !run_evaluate(run, err)) return false;
+        if (is_due(step, config->sample_every)) run_sample(run);
+        if (is_due(step, config->save_every)) {
+            if (!run_save(run, err)) return false;
+            saved_at = step;
+        }
+    }
+    if (err->message[0] != '\0') return false;
+    if (stop_signal != 0) {
+        logger_message(run->logger, "%s: stopping after step %lld", strsignal(stop_signal), (long long)run->progress.step);
+    } else {
+        if (!is_due(run->progress.step, config->val_every) && !run_evaluate(run, err)) return false;
+        run_sample(run);
+    }
+    return saved_at == run->progress.step || run_save(run, err);
+}
+
+static int command_train(int argc, char **argv) {
+    RunConfig config;
+    int status = command_read_config(&config, "train", argc, argv);
+    if (status != COMMAND_GOES_ON) return status;
+    Error err = {""};
+    Run run;
+    if (!run_open(&run, &config, &err)) return command_fail(&err);
+    signal(SIGINT, on_signal);
+    signal(SIGTERM, on_signal);
+    bool ok = train_loop(&run, &err);
+    if (ok) run_print_summary(&run);
+    run_close(&run);
+    return ok ? 0 : command_fail(&err);
+}
+
+// ---------------------------------------------------------------------------------------------------------------
+
+int main(int argc, char **argv) {
+    if (argc >= 2 && strcmp(argv[1], "train") == 0) return command_train(argc - 1, argv + 1);
+    return command_main(argc, argv);
+}
