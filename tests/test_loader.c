@@ -196,6 +196,30 @@ static void test_seek_equals_sequential(void **state) {
     free(config);
 }
 
+// A seek while a long step is being prepared: its result must not pass for the one asked for.
+static void test_seek_into_a_running_job(void **state) {
+    (void)state;
+    write_counting_shard("a_0.bin", 300000, 0, 200000);
+    RunConfig *config = config_new(1, 1, 1);
+    config->phase[0] = (PhaseConfig){
+        .tokens = 100 * 65536, .weight = {1}, .seq_len = 16, .batch_tokens = 65536, .batch_rows = 4096};
+    Loader *loader = open_ok(config, 0, -1, 0, 1);
+    for (int64_t s = 0; s < 15; ++s) {
+        int64_t wanted = (s * 37 + 11) % 100;
+        next_ok(loader);
+        usleep((useconds_t)(s * 50));
+        loader_seek(loader, wanted);
+        const StepBatch *step = next_ok(loader);
+        assert_int_equal(step->step, wanted);
+        for (int64_t row = 0; row < 4096; ++row) {
+            int64_t expected = mixture_row(NULL, 7, 0, wanted * 4096 + row, 199999 / 16) * 16;
+            assert_int_equal(step->batch[0].tokens[row * 16], expected);
+        }
+    }
+    loader_close(loader);
+    free(config);
+}
+
 // The step handed out does not change while the next one is prepared.
 static void test_held_step_is_stable(void **state) {
     (void)state;
@@ -545,6 +569,7 @@ int main(void) {
         cmocka_unit_test_setup_teardown(test_each_row_once_per_epoch, setup, teardown),
         cmocka_unit_test_setup_teardown(test_world_size_changes_nothing, setup, teardown),
         cmocka_unit_test_setup_teardown(test_seek_equals_sequential, setup, teardown),
+        cmocka_unit_test_setup_teardown(test_seek_into_a_running_job, setup, teardown),
         cmocka_unit_test_setup_teardown(test_held_step_is_stable, setup, teardown),
         cmocka_unit_test_setup_teardown(test_phases_go_on_where_the_last_stopped, setup, teardown),
         cmocka_unit_test_setup_teardown(test_phases_with_other_shapes, setup, teardown),
