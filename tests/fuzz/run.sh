@@ -16,7 +16,7 @@ for target in "$build"/fuzz_*; do
     seeds=tests/fuzz/corpus/$name
     log=$build/logs/$name.log
     mkdir -p "$build/corpus/$name"
-    printf '  fuzz %-14s ' "$name"
+    printf '  fuzz %-23s ' "$name"
     if [ ! -d "$seeds" ]; then
         echo "FAILED: there are no seeds in $seeds"
         failed=$((failed + 1))
