@@ -99,12 +99,20 @@ typedef struct {
     int64_t t;  // 1 for the first step: bias corrections 1 - beta^t
 } AdamwArgs;
 
+// Bounds of what operations will be asked for, to plan their workspace.
+typedef struct {
+    int64_t rows;       // N of the largest activation
+    int64_t seq_len;    // longest T, or positions of a KV cache
+    int64_t head_size;  // HS
+    int64_t widest;     // largest last dimension of an activation, logits excepted
+} WorkspaceShape;
+
 struct Backend {
     const char *name;          // "cpu", "cuda", "cudaemu"
     char description[256];     // for people: "AMD EPYC, 2 threads, AVX-512 BF16"
     int threads;               // host threads used by operations (CPU), else 0
     bool bf16_native;          // bf16 dot products in hardware
-    size_t workspace_bytes;    // memory that operations may keep beyond their operands (packing buffers), for plan
+    size_t workspace_limit_bytes;  // what operations may keep beyond their operands; 0: no limit. See plan_workspace
     void *impl;                // the backend's own state
 
     // ---- memory ----
@@ -117,6 +125,9 @@ struct Backend {
     void (*copy)(Backend *be, void *to, const void *from, size_t bytes);          // device to device, no overlap
     bool (*synchronize)(Backend *be, Error *err);  // waits; false: an operation failed on the device
     void (*close)(Backend *be);                    // frees the backend itself
+    // Bytes that operations within these bounds may keep beyond their operands (packing buffers, partial sums). A run sets
+    // workspace_limit_bytes to it, and an operation that would need more aborts.
+    size_t (*plan_workspace)(const Backend *be, WorkspaceShape shape);
     // Dense multiply-add rate for matmul inputs of this dtype, FLOP/s over all threads, measured for ~10 ms with operands in
     // registers: what "% of peak" divides by.
     double (*measure_peak)(Backend *be, DType dtype);

@@ -83,7 +83,7 @@ static int command_plan(int argc, char **argv) {
     Backend *be = ok ? run_open_backend(config.device, (int)config.threads, config.cpu_isa, &err) : NULL;
     if (be == NULL) return command_fail(&err);
     MemoryPlan plan;
-    plan_compute(&plan, &config, &schedule, be->workspace_bytes);
+    plan_compute(&plan, &config, &schedule, be);
     size_t available = plan_available_bytes();
     printf("%s\n", be->description);
     plan_print(stdout, &plan, &config, available);

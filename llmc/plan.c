@@ -32,15 +32,18 @@ void plan_layout(Model *model, Optimizer *optimizer, const RunConfig *config, co
     optimizer_init(optimizer, config, model, arena);
 }
 
-void plan_compute(MemoryPlan *plan, const RunConfig *config, const Schedule *schedule, size_t workspace_bytes) {
+void plan_compute(MemoryPlan *plan, const RunConfig *config, const Schedule *schedule, const Backend *be) {
     *plan = (MemoryPlan){0};
     Model model;
     Optimizer optimizer;
     arena_init_measuring(&plan->arena);
     plan_layout(&model, &optimizer, config, schedule, NULL, &plan->arena);
+    const ModelConfig *arch = &config->arch;
+    WorkspaceShape bounds = {.rows = model.shape.max_rows, .seq_len = model.shape.max_seq_len, .head_size = arch->HS,
+                             .widest = max_i64(2 * arch->F, max_i64(model_config_qkv_width(arch), arch->C))};
+    plan->workspace_bytes = be->plan_workspace(be, bounds);
     optimizer_free(&optimizer);
     model_free(&model);
-    plan->workspace_bytes = workspace_bytes;
     plan->loader_bytes = loader_plan_bytes(schedule);
     plan->program_bytes = PLAN_PROGRAM_BYTES;
     plan->total_bytes = plan->arena.used_bytes + plan->workspace_bytes + plan->loader_bytes + plan->program_bytes;

@@ -87,7 +87,8 @@ static bool open_data(Run *run, Error *err) {
 
 static bool open_memory(Run *run, Error *err) {
     const RunConfig *config = &run->config;
-    plan_compute(&run->plan, config, &run->schedule, run->be->workspace_bytes);
+    plan_compute(&run->plan, config, &run->schedule, run->be);
+    run->be->workspace_limit_bytes = run->plan.workspace_bytes;
     size_t available = plan_available_bytes();
     if (available > 0 && run->plan.total_bytes > available)
         return error_set(err, "this run needs %.1f MiB of memory and %.1f MiB are available (train_gpt plan shows what for): "

@@ -131,7 +131,8 @@ static int run_steps(DType dtype, const StepShape *shape, int steps, int threads
     describe_run(bench, dtype, shape, recompute, chunk_rows);
     profile_init(&bench->profile, be);
     MemoryPlan plan;
-    plan_compute(&plan, &bench->config, &bench->schedule, be->workspace_bytes);
+    plan_compute(&plan, &bench->config, &bench->schedule, be);
+    be->workspace_limit_bytes = plan.workspace_bytes;
     CHECK(arena_init(&bench->arena, &bench->profile.outer, plan.arena.used_bytes, &err), "%s", err.message);
     plan_layout(&bench->model, &bench->optimizer, &bench->config, &bench->schedule, &bench->profile.outer, &bench->arena);
     optimizer_reset(&bench->optimizer, &bench->model);

@@ -94,10 +94,19 @@ static bool cpu_synchronize(Backend *be, Error *err) {
     return true;
 }
 
+size_t cpu_scratch_bytes(const Backend *be) {
+    const CpuState *state = be->impl;
+    size_t total = 0;
+    for (int i = 0; i < CPU_MAX_THREADS; ++i) total += state->scratch[i].bytes;
+    return total;
+}
+
 void *cpu_scratch(Backend *be, int thread, size_t bytes) {
     CHECK(thread >= 0 && thread < CPU_MAX_THREADS, "thread=%d", thread);
     CpuScratch *scratch = &((CpuState *)be->impl)->scratch[thread];
     if (scratch->bytes < bytes) {
+        size_t limit = be->workspace_limit_bytes, others = cpu_scratch_bytes(be) - scratch->bytes;
+        CHECK(limit == 0 || others + bytes <= limit, "workspace of %zu + %zu bytes, planned %zu", others, bytes, limit);
         free(scratch->memory);
         Error err = {""};
         scratch->memory = cpu_alloc(be, bytes, &err);
@@ -106,11 +115,15 @@ void *cpu_scratch(Backend *be, int thread, size_t bytes) {
     }
     return scratch->memory;
 }
-size_t cpu_scratch_bytes(const Backend *be) {
-    const CpuState *state = be->impl;
-    size_t total = 0;
-    for (int i = 0; i < CPU_MAX_THREADS; ++i) total += state->scratch[i].bytes;
-    return total;
+// A thread's scratch serves one operation at a time, so the neediest decides: matmul's packed panels (fixed blocks of
+// gemm_kernels.c), attention's packed keys, values and their gradients (attention_kernels.c), or partial sums (partials.h).
+static size_t cpu_plan_workspace(const Backend *be, WorkspaceShape shape) {
+    const size_t gemm = (size_t)4 << 20;
+    int64_t keys = round_up(shape.seq_len, 64), padded = round_up(shape.head_size, 16);
+    size_t attention = to_size(4 * keys * padded + 8 * 64 * padded + 2 * 64 * 64 + 8 * keys + 4096) * sizeof(float);
+    size_t partials = to_size(min_i64(64, div_up(shape.rows, 16)) * 2 * shape.widest) * sizeof(float);
+    size_t most = gemm > attention ? gemm : attention;
+    return (size_t)be->threads * most + (partials > most ? partials - most : 0);
 }
 
 static void cpu_close(Backend *be) {
@@ -162,6 +175,7 @@ Backend *backend_cpu_open(int threads, const char *isa, Error *err) {
     be->download = cpu_copy;
     be->copy = cpu_copy;
     be->synchronize = cpu_synchronize;
+    be->plan_workspace = cpu_plan_workspace;
     be->close = cpu_close;
     chosen->fill(be);
     char model[128];
