@@ -18,59 +18,108 @@ SIMD_INLINE void store_zeros(void *row, int64_t first, int64_t end, DType dtype)
     memset((char *)row + to_size(first) * each, 0, to_size(end - first) * each);
 }
 
-// Largest capped logit of the row. NaN is passed over; the exponentials that follow bring it to the loss.
-SIMD_INLINE float row_max(const void *row, int64_t V, float cap, DType dtype) {
-    vf best = vf_set(-INFINITY);
-    int64_t v = 0;
-    for (; v + VF_LANES <= V; v += VF_LANES) best = vf_max(capped_logit(row, v, VF_LANES, cap, dtype), best);
-    float max = vf_hmax(best);
-    if (v < V) {
-        vf tail = capped_logit(row, v, V - v, cap, dtype);
-        for (int64_t i = 0; i < V - v; ++i) max = tail[i] > max ? tail[i] : max;
+// A row is worked through in blocks that fit in L1. The softmax's sum is kept relative to the largest logit so far; where
+// the gradient can, it takes up the exponentials again that the block left in place of its logits.
+#define ROW_MAX_BLOCKS 256
+#define ROW_MIN_BLOCK 2048
+typedef struct {
+    int64_t block;              // elements, a multiple of VF_LANES
+    float top[ROW_MAX_BLOCKS];  // what a block's exponentials are relative to: the largest logit so far
+    float max, sum;             // of the whole row
+} RowSoftmax;
+
+// NaN is passed over here; the exponentials that follow bring it to the sum.
+SIMD_INLINE float block_max(const void *row, int64_t first, int64_t end, float cap, DType dtype) {
+    vf best[2] = {vf_set(-INFINITY), vf_set(-INFINITY)};
+    int64_t v = first;
+    for (; v + 2 * VF_LANES <= end; v += 2 * VF_LANES)
+        for (int k = 0; k < 2; ++k)
+            best[k] = vf_max(capped_logit(row, v + k * VF_LANES, VF_LANES, cap, dtype), best[k]);
+    float max = vf_hmax(vf_max(best[0], best[1]));
+    for (; v < end; v += VF_LANES) {
+        vf tail = capped_logit(row, v, end - v, cap, dtype);
+        for (int64_t i = 0; i < min_i64(VF_LANES, end - v); ++i) max = tail[i] > max ? tail[i] : max;
     }
     return max;
 }
-SIMD_INLINE float row_sum_exp(const void *row, int64_t V, float max, float cap, DType dtype) {
+// sum of exp(logit - top); keep: each exponential replaces its logit.
+SIMD_INLINE float block_sum_exp(void *row, int64_t first, int64_t end, float top, float cap, bool keep, DType dtype) {
     vf sum = vf_set(0.0f);
-    int64_t v = 0;
-    for (; v + VF_LANES <= V; v += VF_LANES) sum += vf_exp(capped_logit(row, v, VF_LANES, cap, dtype) - max);
+    int64_t v = first;
+    for (; v + VF_LANES <= end; v += VF_LANES) {
+        vf e = vf_exp(capped_logit(row, v, VF_LANES, cap, dtype) - top);
+        if (keep) vf_store_as(row, v, e, dtype);
+        sum += e;
+    }
     float total = vf_sum(sum);
-    if (v < V) {
-        vf tail = vf_exp(capped_logit(row, v, V - v, cap, dtype) - max);
-        for (int64_t i = 0; i < V - v; ++i) total += tail[i];
+    if (v < end) {
+        vf e = vf_exp(capped_logit(row, v, end - v, cap, dtype) - top);
+        if (keep) vf_store_part_as(row, v, e, dtype, end - v);
+        for (int64_t i = 0; i < end - v; ++i) total += e[i];
     }
     return total;
 }
-
-// d(scale nll)/d(logit) = scale (softmax - [v is the target]) (1 - tanh^2 where capped)
-SIMD_INLINE void row_gradient(void *row, int64_t V, int64_t Vp, int64_t target, float scale, float max, float sum,
-                              float cap, DType dtype) {
-    vf at_target = vf_load_some(row, target, 1, dtype);
-    float factor = scale / sum;
-    for (int64_t v = 0; v < V; v += VF_LANES) {
-        vf x = capped_logit(row, v, V - v, cap, dtype);
-        vf p = vf_exp(x - max) * factor;
-        if (cap > 0) p *= 1.0f - (x * (1.0f / cap)) * (x * (1.0f / cap));
-        vf_store_some(row, v, p, V - v, dtype);
+SIMD_INLINE void row_softmax(RowSoftmax *s, void *row, int64_t V, float cap, bool keep, DType dtype) {
+    s->block = round_up(max_i64(ROW_MIN_BLOCK, div_up(V, ROW_MAX_BLOCKS)), VF_LANES);
+    s->max = -INFINITY;
+    s->sum = 0;
+    for (int64_t first = 0, b = 0; first < V; first += s->block, ++b) {
+        int64_t end = min_i64(first + s->block, V);
+        float top = block_max(row, first, end, cap, dtype);
+        if (!(top > s->max)) top = s->max;
+        if (s->sum != 0) s->sum *= expf(s->max - top);
+        s->top[b] = s->max = top;
+        s->sum += block_sum_exp(row, first, end, top, cap, keep, dtype);
     }
-    // The target's element again from its logit: subtracting from the stored probability would round twice in bf16.
-    vf x = cap_logit(at_target, cap);
-    vf d = vf_exp(x - max) * factor - scale;
-    if (cap > 0) d *= 1.0f - (x * (1.0f / cap)) * (x * (1.0f / cap));
-    vf_store_some(row, target, d, 1, dtype);
-    store_zeros(row, V, Vp, dtype);
 }
 
+// d(scale nll)/d(logit) = scale (softmax - [v is the target]) (1 - tanh^2 where capped)
+SIMD_INLINE vf logit_gradient(vf logit, float max, float factor, float minus, float cap) {
+    vf x = cap_logit(logit, cap), d = vf_exp(x - max) * factor - minus;
+    if (cap > 0) d *= 1.0f - (x * (1.0f / cap)) * (x * (1.0f / cap));
+    return d;
+}
+SIMD_INLINE void row_gradient(const RowSoftmax *s, void *row, int64_t V, float scale, float cap, bool kept, DType dtype) {
+    for (int64_t first = 0, b = 0; first < V; first += s->block, ++b) {
+        int64_t end = min_i64(first + s->block, V);
+        float factor = scale / s->sum * (kept ? expf(s->top[b] - s->max) : 1.0f);
+        for (int64_t v = first; v < end; v += VF_LANES) {
+            vf d = vf_load_some(row, v, end - v, dtype);
+            if (kept)
+                d *= factor;
+            else
+                d = logit_gradient(d, s->max, factor, 0.0f, cap);
+            vf_store_some(row, v, d, end - v, dtype);
+        }
+    }
+}
+
+// cap is args.softcap, a constant 0 where there is none, so that the compiler drops it.
 SIMD_INLINE float cross_entropy_row(void *row, int64_t Vp, int64_t target, float weight, CrossEntropyArgs args,
-                                    DType dtype) {
-    float max = row_max(row, args.V, args.softcap, dtype);
-    float sum = row_sum_exp(row, args.V, max, args.softcap, dtype);
-    float at_target = capped_logit(row, target, 1, args.softcap, dtype)[0];
+                                    float cap, DType dtype) {
+    // bf16 exponentials would be rounded twice, and the soft-cap's derivative needs the logits.
+    bool keep = dtype == DTYPE_F32 && cap == 0;
+    float scale = weight * args.loss_scale;
+    vf at_target = vf_load_some(row, target, 1, dtype);
+    RowSoftmax s;
+    row_softmax(&s, row, args.V, cap, keep, dtype);
+    if (args.want_grad) {
+        row_gradient(&s, row, args.V, scale, cap, keep, dtype);
+        // The target's element again from its logit: subtracting from the stored probability would round twice.
+        vf d = logit_gradient(at_target, s.max, scale / s.sum, scale, cap);
+        vf_store_some(row, target, d, 1, dtype);
+        store_zeros(row, args.V, Vp, dtype);
+    }
     // Logits may be large and their difference small: in double.
-    float nll = (float)(log((double)sum) + (double)max - (double)at_target);
-    if (args.want_grad)
-        row_gradient(row, args.V, Vp, target, weight * args.loss_scale, max, sum, args.softcap, dtype);
-    return nll;
+    return (float)(log((double)s.sum) + (double)s.max - (double)cap_logit(at_target, cap)[0]);
+}
+static float cross_entropy_any(void *row, int64_t Vp, int64_t target, float weight, CrossEntropyArgs args,
+                               DType dtype) {
+    if (dtype == DTYPE_F32)
+        return args.softcap == 0 ? cross_entropy_row(row, Vp, target, weight, args, 0.0f, DTYPE_F32)
+                                 : cross_entropy_row(row, Vp, target, weight, args, args.softcap, DTYPE_F32);
+    return args.softcap == 0 ? cross_entropy_row(row, Vp, target, weight, args, 0.0f, DTYPE_BF16)
+                             : cross_entropy_row(row, Vp, target, weight, args, args.softcap, DTYPE_BF16);
 }
 
 static void cross_entropy(Backend *be, Tensor nll, Tensor logits, Tensor targets, Tensor weights,
@@ -97,10 +146,7 @@ static void cross_entropy(Backend *be, Tensor nll, Tensor logits, Tensor targets
         }
         CHECK(target >= 0 && target < args.V, "targets[%lld]=%lld, expected 0 to %lld", (long long)i,
               (long long)target, (long long)args.V - 1);
-        if (logits.dtype == DTYPE_F32)
-            *loss = cross_entropy_row(row, Vp, target, weight, args, DTYPE_F32);
-        else
-            *loss = cross_entropy_row(row, Vp, target, weight, args, DTYPE_BF16);
+        *loss = cross_entropy_any(row, Vp, target, weight, args, logits.dtype);
     }
 }
 

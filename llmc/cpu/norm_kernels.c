@@ -13,32 +13,39 @@ static void check_norm(Tensor x, Tensor weight, Tensor bias, Tensor mean, Tensor
     cpu_check_1d("rstd", rstd, DTYPE_F32, x.dim[0]);
 }
 
+// Sum over a row of x - shift, or of its square. Four sums in flight hide the latency of the additions.
+#define SUMS 4
+SIMD_INLINE float row_sum(const void *x, int64_t base, int64_t C, float shift, bool squared, DType dtype) {
+    vf sum[SUMS] = {vf_set(0.0f), vf_set(0.0f), vf_set(0.0f), vf_set(0.0f)};
+    int64_t c = 0;
+    for (; c + SUMS * VF_LANES <= C; c += SUMS * VF_LANES)
+        for (int k = 0; k < SUMS; ++k) {
+            vf v = vf_load_as(x, base + c + k * VF_LANES, dtype) - shift;
+            if (squared) v *= v;
+            sum[k] += v;
+        }
+    for (; c + VF_LANES <= C; c += VF_LANES) {
+        vf v = vf_load_as(x, base + c, dtype) - shift;
+        if (squared) v *= v;
+        sum[0] += v;
+    }
+    float total = vf_sum((sum[0] + sum[1]) + (sum[2] + sum[3]));
+    if (c == C) return total;
+    vf v = vf_load_part_as(x, base + c, dtype, C - c) - shift;
+    for (int64_t i = 0; i < C - c; ++i) total += squared ? v[i] * v[i] : v[i];
+    return total;
+}
+
 // The variance is taken around the mean in a second pass over the row, which is in L1 by then: sum(x^2) - mean^2 would
 // cancel.
 SIMD_INLINE void norm_forward_row(Tensor out, float *mean_out, float *rstd_out, Tensor x, Tensor weight, Tensor bias,
                                   NormArgs args, int64_t row, DType dtype) {
     int64_t C = x.dim[1], base = row * C;
     float mean = 0;
-    if (args.kind == NORM_LAYER) {
-        vf sum = vf_set(0.0f);
-        for (int64_t c = 0; c < C; c += VF_LANES) sum += vf_load_some(x.data, base + c, C - c, dtype);
-        mean = vf_sum(sum) / (float)C;
-        *mean_out = mean;
-    }
-    vf squares = vf_set(0.0f);
-    int64_t c = 0;
-    for (; c + VF_LANES <= C; c += VF_LANES) {
-        vf centered = vf_load_as(x.data, base + c, dtype) - mean;
-        squares += centered * centered;
-    }
-    float sum_squares = vf_sum(squares);
-    if (c < C) {  // the lanes past the end would count mean^2
-        vf tail = vf_load_part_as(x.data, base + c, dtype, C - c) - mean;
-        for (int64_t i = 0; i < C - c; ++i) sum_squares += tail[i] * tail[i];
-    }
-    float rstd = 1.0f / sqrtf(sum_squares / (float)C + args.eps);
+    if (args.kind == NORM_LAYER) *mean_out = mean = row_sum(x.data, base, C, 0.0f, false, dtype) / (float)C;
+    float rstd = 1.0f / sqrtf(row_sum(x.data, base, C, mean, true, dtype) / (float)C + args.eps);
     *rstd_out = rstd;
-    for (c = 0; c < C; c += VF_LANES) {
+    for (int64_t c = 0; c < C; c += VF_LANES) {
         int64_t left = C - c;
         vf y = (vf_load_some(x.data, base + c, left, dtype) - mean) * rstd;
         y *= vf_load_some(weight.data, c, left, dtype);

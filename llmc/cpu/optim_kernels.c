@@ -7,16 +7,30 @@
 // ---- norms ----
 // A fixed number of chunks, each summed in order in double, then added in order.
 #define NORM_CHUNKS 256
-typedef double vd __attribute__((vector_size(VF_LANES * 8)));
+// Half a vector of floats fills a whole vector of doubles.
+#define HALF (VF_LANES / 2)
+typedef double vd __attribute__((vector_size(VF_LANES * 4)));
+typedef float vf_half __attribute__((vector_size(VF_LANES * 2), may_alias));
 
-SIMD_INLINE double sum_squares_range(const void *x, int64_t first, int64_t end, DType dtype) {
-    vd sum = {0};
-    for (int64_t i = first; i < end; i += VF_LANES) {
-        vd wide = __builtin_convertvector(vf_load_some(x, i, end - i, dtype), vd);
-        sum += wide * wide;
+SIMD_INLINE void add_squares(vd sum[2], vf v) {
+    vf_half halves[2];
+    memcpy(halves, &v, sizeof v);
+    for (int k = 0; k < 2; ++k) {
+        vd wide = __builtin_convertvector(halves[k], vd);
+        sum[k] += wide * wide;
     }
+}
+SIMD_INLINE double sum_squares_range(const void *x, int64_t first, int64_t end, DType dtype) {
+    vd even[2] = {{0}, {0}}, odd[2] = {{0}, {0}};
+    int64_t i = first;
+    for (; i + 2 * VF_LANES <= end; i += 2 * VF_LANES) {
+        add_squares(even, vf_load_as(x, i, dtype));
+        add_squares(odd, vf_load_as(x, i + VF_LANES, dtype));
+    }
+    for (; i < end; i += VF_LANES) add_squares(even, vf_load_some(x, i, end - i, dtype));
+    vd sum = (even[0] + even[1]) + (odd[0] + odd[1]);
     double total = 0;
-    for (int lane = 0; lane < VF_LANES; ++lane) total += sum[lane];
+    for (int lane = 0; lane < HALF; ++lane) total += sum[lane];
     return total;
 }
 static double sum_squares(Backend *be, const void *x, int64_t elems, DType dtype) {

@@ -7,21 +7,13 @@
 #define BLOCK_ELEMS 4096
 
 // ---- activations ----
-#define GELU_SCALE 0.7978845608028654f  // sqrt(2/pi)
-#define GELU_CUBIC 0.044715f
-SIMD_INLINE vf gelu_tanh(vf x) { return vf_tanh(GELU_SCALE * (x + GELU_CUBIC * x * x * x)); }
-
 SIMD_INLINE vf activation(vf x, Activation kind) {
-    if (kind == ACT_GELU) return 0.5f * x * (1.0f + gelu_tanh(x));
-    vf positive = vf_max(vf_set(0.0f), x);  // NaN stays NaN
+    if (kind == ACT_GELU) return vf_gelu(x);
+    vf positive = vf_max(vf_set(0.0f), x);  // this order keeps NaN
     return positive * positive;
 }
 SIMD_INLINE vf activation_derivative(vf x, Activation kind) {
-    if (kind == ACT_GELU) {
-        vf t = gelu_tanh(x);
-        vf inner = GELU_SCALE * (1.0f + 3.0f * GELU_CUBIC * x * x);
-        return 0.5f * (1.0f + t) + 0.5f * x * (1.0f - t * t) * inner;
-    }
+    if (kind == ACT_GELU) return vf_gelu_derivative(x);
     return 2.0f * vf_max(vf_set(0.0f), x);
 }
 
