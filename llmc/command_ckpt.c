@@ -77,9 +77,9 @@ static bool put_values(void *context, const ParamSpec *spec, const float *values
     memcpy(((HostModel *)context)->values + spec->offset, values, to_size(spec->elems) * sizeof *values);
     return true;
 }
-static bool get_values(void *context, const ParamSpec *spec, float *out, Error *err) {
+static bool get_values(void *context, const ParamSpec *spec, int64_t first, int64_t count, float *out, Error *err) {
     (void)err;
-    memcpy(out, ((HostModel *)context)->values + spec->offset, to_size(spec->elems) * sizeof *out);
+    memcpy(out, ((HostModel *)context)->values + spec->offset + first, to_size(count) * sizeof *out);
     return true;
 }
 

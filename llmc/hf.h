@@ -54,8 +54,10 @@ bool model_file_read_config(ModelConfig *out, const char *path, Error *err);
 typedef bool (*ModelFilePut)(void *context, const ParamSpec *spec, const float *values, Error *err);
 bool model_file_read(const char *path, const ModelConfig *config, const ParamTable *params, ModelFilePut put,
                      void *context, Error *err);
-// Gets fp32 values of a parameter into out[elems].
-typedef bool (*ModelFileGet)(void *context, const ParamSpec *spec, float *out, Error *err);
+// Gets the fp32 values of elements [first, first + count) of a parameter into out[count].
+typedef bool (*ModelFileGet)(void *context, const ParamSpec *spec, int64_t first, int64_t count, float *out, Error *err);
+// Host memory that model_file_write_hf takes: two chunks, and for GPT-2 names its largest transposed matrix twice.
+size_t model_file_staging_bytes(const ModelConfig *config, const ParamTable *params);
 // model.safetensors (dtype fp32 or bf16) inside an existing directory.
 bool model_file_write_hf(const char *dir, const ModelConfig *config, const ParamTable *params, DType dtype,
                          ModelFileGet get, void *context, Error *err);

@@ -172,7 +172,6 @@ void model_init(Model *m, const ModelConfig *config, const ModelShape *shape, Ba
     CHECK(be != NULL, "a model on a real arena needs a backend%s", "");
     // The alignment gaps between tensors are part of the flat arrays that norms and updates walk: they stay zero.
     be->zero(be, m->weights, to_size(m->params.total_elems) * dtype_bytes(shape->dtype));
-    if (m->grads != NULL) be->zero(be, m->grads, to_size(m->params.total_elems) * sizeof(float));
     if (shape->training && shape->dtype == DTYPE_BF16)
         be->zero(be, m->master, to_size(m->params.total_elems) * sizeof(float));
     if (config->position == POSITION_ROPE) fill_rope_tables(m);
@@ -206,17 +205,19 @@ void model_set_param(Model *m, const ParamSpec *spec, const float *values) {
     free(rounded);
 }
 
-void model_get_param(const Model *m, const ParamSpec *spec, float *values) {
-    size_t elems = to_size(spec->elems);
-    Tensor weight = params_view(spec, m->weights, m->shape.dtype);
-    if (m->shape.dtype == DTYPE_F32) {
-        m->be->download(m->be, values, weight.data, elems * sizeof(float));
-        return;
+void model_get_param(const Model *m, const ParamSpec *spec, int64_t first, int64_t count, float *values) {
+    CHECK(first >= 0 && count >= 0 && first + count <= spec->elems, "%s: first=%lld count=%lld", spec->name,
+          (long long)first, (long long)count);
+    size_t elems = to_size(count), bytes = dtype_bytes(m->shape.dtype);
+    const unsigned char *from = (const unsigned char *)m->weights + to_size(spec->offset + first) * bytes;
+    m->be->download(m->be, values, from, elems * bytes);
+    if (m->shape.dtype == DTYPE_F32) return;
+    // Widened in place, from the end, so that no half is overwritten unread.
+    for (size_t i = elems; i-- > 0;) {
+        uint16_t half;
+        memcpy(&half, (const unsigned char *)values + i * sizeof half, sizeof half);
+        values[i] = bf16_to_f32(half);
     }
-    uint16_t *rounded = xmalloc(elems * sizeof *rounded);
-    m->be->download(m->be, rounded, weight.data, elems * sizeof *rounded);
-    for (size_t i = 0; i < elems; ++i) values[i] = bf16_to_f32(rounded[i]);
-    free(rounded);
 }
 
 void model_init_weights(Model *m, uint64_t seed) {

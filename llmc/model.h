@@ -92,9 +92,9 @@ void model_free(Model *model);  // host tables only; the arena owns the rest
 
 // Fresh weights, f(seed, name, index).
 void model_init_weights(Model *model, uint64_t seed);
-// fp32 values of one parameter in and out; sets weights and master. Host memory, spec->elems floats.
+// fp32 values of one parameter in (weights and master, all spec->elems), and of its elements [first, first + count) out.
 void model_set_param(Model *model, const ParamSpec *spec, const float *values);
-void model_get_param(const Model *model, const ParamSpec *spec, float *values);
+void model_get_param(const Model *model, const ParamSpec *spec, int64_t first, int64_t count, float *values);
 
 // Forget the gradients and the loss sum of the previous step; costs nothing.
 void model_begin_step(Model *model);

@@ -151,7 +151,7 @@ bool model_bin_read(const char *path, const ModelConfig *config, const ParamTabl
 
 static bool write_tensor(FileWriter *writer, const ParamSpec *spec, DType dtype, float *values, uint16_t *halves,
                          ModelFileGet get, void *context, Error *err) {
-    if (!get(context, spec, values, err)) {
+    if (!get(context, spec, 0, spec->elems, values, err)) {
         file_writer_abort(writer);
         return false;
     }

@@ -194,6 +194,7 @@ static bool read_entry(const Import *import, int index, float *values, float *sc
     if (!safetensors_read_f32(import->found[index], 0, elems, entry->transposed ? scratch : to, err))
         return error_prefix(err, "%s", import->path);
     if (entry->transposed) transpose(to, scratch, cols, entry->rows);
+    safetensors_release(import->found[index]);
     return true;
 }
 
@@ -242,33 +243,47 @@ typedef struct {
     DType dtype;
     ModelFileGet get;
     void *context;
-    const ParamSpec *current;  // whose values are in `values`
-    float *values, *scratch;
+    int transposed;           // the entry whose transpose is in `whole`, -1: none
+    float *whole, *scratch;   // the largest transposed matrix, twice
+    float *chunk;             // SAFETENSORS_CHUNK_ELEMS
     uint16_t *halves;
 } Export;
 
-static const void *fetch_tensor(void *context, int index, Error *err) {
-    Export *export = context;
+static int64_t largest_transposed(const HfMap *map) {
+    int64_t largest = 0;
+    for (int i = 0; i < map->count; ++i)
+        if (map->tensor[i].transposed) largest = max_i64(largest, map->tensor[i].dim[0] * map->tensor[i].dim[1]);
+    return largest;
+}
+
+size_t model_file_staging_bytes(const ModelConfig *config, const ParamTable *params) {
+    HfMap map;
+    hf_map_build(&map, params, config);
+    int64_t elems = 2 * largest_transposed(&map);
+    hf_map_free(&map);
+    return to_size(elems) * sizeof(float) + to_size(SAFETENSORS_CHUNK_ELEMS) * (sizeof(float) + sizeof(uint16_t));
+}
+
+static const float *fetch_values(Export *export, int index, int64_t first, int64_t count, Error *err) {
     const HfTensor *entry = &export->map->tensor[index];
-    int64_t elems = entry->dim[0] * (entry->ndim == 2 ? entry->dim[1] : 1);
-    const float *from = export->scratch;
-    if (entry->spec == NULL) {
-        memset(export->scratch, 0, to_size(elems) * sizeof *from);
-    } else {
-        if (entry->spec != export->current) {
-            export->current = NULL;
-            if (!export->get(export->context, entry->spec, export->values, err)) return NULL;
-            export->current = entry->spec;
-        }
-        int64_t cols = entry->spec->dim[1];
-        from = export->values + entry->first_row * cols;
-        if (entry->transposed) {
-            transpose(export->scratch, from, entry->rows, cols);
-            from = export->scratch;
-        }
+    if (entry->spec == NULL) return memset(export->chunk, 0, to_size(count) * sizeof *export->chunk);
+    int64_t cols = entry->spec->dim[1], start = entry->first_row * cols;
+    if (!entry->transposed)
+        return export->get(export->context, entry->spec, start + first, count, export->chunk, err) ? export->chunk : NULL;
+    if (export->transposed != index) {
+        export->transposed = -1;
+        if (!export->get(export->context, entry->spec, start, entry->rows * cols, export->scratch, err)) return NULL;
+        transpose(export->whole, export->scratch, entry->rows, cols);
+        export->transposed = index;
     }
-    if (export->dtype == DTYPE_F32) return from;
-    for (int64_t i = 0; i < elems; ++i) export->halves[i] = bf16_from_f32(from[i]);
+    return export->whole + first;
+}
+
+static const void *fetch_tensor(void *context, int index, int64_t first, int64_t count, Error *err) {
+    Export *export = context;
+    const float *from = fetch_values(export, index, first, count, err);
+    if (from == NULL || export->dtype == DTYPE_F32) return from;
+    for (int64_t i = 0; i < count; ++i) export->halves[i] = bf16_from_f32(from[i]);
     return export->halves;
 }
 
@@ -282,17 +297,19 @@ bool model_file_write_hf(const char *dir, const ModelConfig *config, const Param
         const HfTensor *entry = &map.tensor[i];
         specs[i] = (SafeTensorSpec){entry->name, dtype, entry->ndim, {entry->dim[0], entry->dim[1]}};
     }
-    size_t largest = to_size(largest_param(params));
-    Export export = {.map = &map, .dtype = dtype, .get = get, .context = context};
-    export.values = xmalloc(largest * sizeof *export.values);
+    size_t largest = to_size(largest_transposed(&map));
+    Export export = {.map = &map, .dtype = dtype, .get = get, .context = context, .transposed = -1};
+    export.whole = xmalloc(largest * sizeof *export.whole);
     export.scratch = xmalloc(largest * sizeof *export.scratch);
-    export.halves = xmalloc(largest * sizeof *export.halves);
+    export.chunk = xmalloc(to_size(SAFETENSORS_CHUNK_ELEMS) * sizeof *export.chunk);
+    export.halves = xmalloc(to_size(SAFETENSORS_CHUNK_ELEMS) * sizeof *export.halves);
     char *path = path_join(dir, WEIGHTS_FILE);
     // transformers refuses a file that does not say which framework's layout it has.
     bool ok = safetensors_write(path, specs, map.count, "{\"format\":\"pt\"}", fetch_tensor, &export, err);
     free(path);
-    free(export.values);
+    free(export.whole);
     free(export.scratch);
+    free(export.chunk);
     free(export.halves);
     free(specs);
     hf_map_free(&map);

@@ -52,6 +52,7 @@ void optimizer_free(Optimizer *opt) {
 }
 
 void optimizer_reset(Optimizer *opt, Model *model) {
+    model->be->zero(model->be, model->grads, to_size(model->params.total_elems) * sizeof(float));
     model->be->zero(model->be, opt->m, to_size(model->params.total_elems) * sizeof(float));
     model->be->zero(model->be, opt->v, to_size(opt->v_elems) * sizeof(float));
     model->be->zero(model->be, opt->stats, sizeof *opt->stats);

@@ -29,7 +29,8 @@ typedef struct {
 
 void optimizer_init(Optimizer *opt, const RunConfig *config, const Model *model, Arena *arena);
 void optimizer_free(Optimizer *opt);
-// Moments to zero.
+// Gradients and moments to zero. After the weights are there: memory that loading them passes through is then never on top
+// of these arrays.
 void optimizer_reset(Optimizer *opt, Model *model);
 // Which tensors a phase trains: comma-separated fnmatch patterns of parameter names. Errors when a pattern matches nothing.
 bool optimizer_set_trainable(Optimizer *opt, const ParamTable *params, const char *patterns, Error *err);

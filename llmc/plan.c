@@ -3,6 +3,8 @@
 
 #include <stdlib.h>
 
+#include "llmc/hf.h"
+
 // Resident size of the program before it holds any data: code, shared libraries, stacks of its threads.
 #define PLAN_PROGRAM_BYTES ((size_t)12 << 20)
 
@@ -42,11 +44,13 @@ void plan_compute(MemoryPlan *plan, const RunConfig *config, const Schedule *sch
     WorkspaceShape bounds = {.rows = model.shape.max_rows, .seq_len = model.shape.max_seq_len, .head_size = arch->HS,
                              .widest = max_i64(2 * arch->F, max_i64(model_config_qkv_width(arch), arch->C))};
     plan->workspace_bytes = be->plan_workspace(be, bounds);
+    plan->staging_bytes = model_file_staging_bytes(arch, &model.params);
     optimizer_free(&optimizer);
     model_free(&model);
     plan->loader_bytes = loader_plan_bytes(schedule);
     plan->program_bytes = PLAN_PROGRAM_BYTES;
-    plan->total_bytes = plan->arena.used_bytes + plan->workspace_bytes + plan->loader_bytes + plan->program_bytes;
+    plan->total_bytes = plan->arena.used_bytes + plan->workspace_bytes + plan->loader_bytes + plan->staging_bytes +
+                        plan->program_bytes;
 }
 
 size_t plan_available_bytes(void) {
@@ -76,6 +80,7 @@ void plan_print(FILE *out, const MemoryPlan *plan, const RunConfig *config, size
         print_row(out, plan->arena.tags[i].tag, plan->arena.tags[i].bytes, plan->total_bytes);
     print_row(out, "operation workspaces", plan->workspace_bytes, plan->total_bytes);
     print_row(out, "loader", plan->loader_bytes, plan->total_bytes);
+    print_row(out, "checkpoint staging", plan->staging_bytes, plan->total_bytes);
     print_row(out, "program (estimate)", plan->program_bytes, plan->total_bytes);
     print_row(out, "total", plan->total_bytes, plan->total_bytes);
     if (available_bytes == 0) return;

@@ -98,7 +98,6 @@ static bool open_memory(Run *run, Error *err) {
     plan_layout(&run->model, &run->optimizer, config, &run->schedule, run->be, &run->arena);
     CHECK(run->arena.used_bytes == run->plan.arena.used_bytes, "laid out %zu bytes, planned %zu", run->arena.used_bytes,
           run->plan.arena.used_bytes);
-    optimizer_reset(&run->optimizer, &run->model);
     return true;
 }
 
@@ -134,9 +133,11 @@ static bool open_weights(Run *run, char **resumed_from, Error *err) {
         *resumed_from = newest;
         return run_state_load(run, newest, err);
     }
-    if (config->init_from[0] != '\0')
-        return model_file_read(config->init_from, &config->arch, &run->model.params, put_parameter, &run->model, err);
-    model_init_weights(&run->model, (uint64_t)config->seed);
+    if (config->init_from[0] == '\0')
+        model_init_weights(&run->model, (uint64_t)config->seed);
+    else if (!model_file_read(config->init_from, &config->arch, &run->model.params, put_parameter, &run->model, err))
+        return false;
+    optimizer_reset(&run->optimizer, &run->model);
     return true;
 }
 

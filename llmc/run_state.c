@@ -128,19 +128,12 @@ typedef struct {
     float *staging;
 } StateWriter;
 
-static const void *fetch_state(void *context, int index, Error *err) {
+static const void *fetch_state(void *context, int index, int64_t first, int64_t count, Error *err) {
     (void)err;
     StateWriter *writer = context;
-    const StateTensor *t = &writer->list[index];
     Backend *be = writer->run->be;
-    be->download(be, writer->staging, t->device, to_size(t->spec->elems) * sizeof(float));
+    be->download(be, writer->staging, writer->list[index].device + first, to_size(count) * sizeof(float));
     return writer->staging;
-}
-
-static int64_t largest_param(const ParamTable *params) {
-    int64_t largest = 0;
-    for (int i = 0; i < params->count; ++i) largest = max_i64(largest, params->spec[i].elems);
-    return largest;
 }
 
 static bool write_optimizer(Run *run, const char *dir, Error *err) {
@@ -150,7 +143,7 @@ static bool write_optimizer(Run *run, const char *dir, Error *err) {
     for (int i = 0; i < count; ++i)
         specs[i] = (SafeTensorSpec){.name = list[i].name, .dtype = DTYPE_F32, .ndim = list[i].spec->ndim,
                                     .dim = {list[i].spec->dim[0], list[i].spec->dim[1]}};
-    StateWriter writer = {run, list, xmalloc(to_size(largest_param(&run->model.params)) * sizeof(float))};
+    StateWriter writer = {run, list, xmalloc(to_size(SAFETENSORS_CHUNK_ELEMS) * sizeof(float))};
     char *path = path_join(dir, "optimizer.safetensors");
     bool ok = safetensors_write(path, specs, count, NULL, fetch_state, &writer, err);
     free(path);
@@ -160,34 +153,52 @@ static bool write_optimizer(Run *run, const char *dir, Error *err) {
     return ok;
 }
 
+// Masters come before anything else is in memory, so that they may pass through whole.
+static bool read_master(Run *run, const ParamSpec *spec, const SafeTensor *tensor, Error *err) {
+    float *values = xmalloc(to_size(spec->elems) * sizeof *values);
+    bool ok = safetensors_read_f32(tensor, 0, spec->elems, values, err);
+    if (ok) model_set_param(&run->model, spec, values);
+    free(values);
+    return ok;
+}
+
+static bool read_moment(Backend *be, float *device, int64_t elems, const SafeTensor *tensor, float *staging, Error *err) {
+    for (int64_t first = 0; first < elems; first += SAFETENSORS_CHUNK_ELEMS) {
+        int64_t count = min_i64(SAFETENSORS_CHUNK_ELEMS, elems - first);
+        if (!safetensors_read_f32(tensor, first, count, staging, err)) return false;
+        be->upload(be, device + first, staging, to_size(count) * sizeof(float));
+    }
+    return true;
+}
+
+static bool read_state_tensor(Run *run, const StateTensor *t, const SafeTensors *file, const char *path, float *staging,
+                              Error *err) {
+    const SafeTensor *tensor = safetensors_find(file, t->name);
+    int64_t elems = t->spec->elems;
+    // A run that was fp32 until now has no masters: its weights, already loaded, are the masters.
+    if (tensor == NULL && t->kind == STATE_MASTER) return true;
+    if (tensor == NULL || tensor->bytes != to_size(elems) * sizeof(float))
+        return error_set(err, "%s: expected tensor %s with %" PRId64 " fp32 values, found %s", path, t->name, elems,
+                         tensor == NULL ? "none" : "another size");
+    bool ok = t->kind == STATE_MASTER ? read_master(run, t->spec, tensor, err)
+                                      : read_moment(run->be, t->device, elems, tensor, staging, err);
+    safetensors_release(tensor);
+    return ok;
+}
+
 static bool read_optimizer(Run *run, const char *dir, Error *err) {
     char *path = path_join(dir, "optimizer.safetensors");
     SafeTensors *file = NULL;
-    if (!safetensors_open(&file, path, err)) {
-        free(path);
-        return false;
-    }
-    StateTensor *list;
-    int count = state_tensors(run, &list);
-    float *staging = xmalloc(to_size(largest_param(&run->model.params)) * sizeof *staging);
-    bool ok = true;
-    for (int i = 0; i < count && ok; ++i) {
-        const SafeTensor *tensor = safetensors_find(file, list[i].name);
-        int64_t elems = list[i].spec->elems;
-        // A run that was fp32 until now has no masters: its weights, already loaded, are the masters.
-        if (tensor == NULL && list[i].kind == STATE_MASTER) continue;
-        if (tensor == NULL || tensor->bytes != to_size(elems) * sizeof(float)) {
-            ok = error_set(err, "%s: expected tensor %s with %" PRId64 " fp32 values, found %s", path, list[i].name, elems,
-                           tensor == NULL ? "none" : "another size");
-            break;
-        }
-        ok = safetensors_read_f32(tensor, 0, elems, staging, err);
-        if (!ok) break;
-        if (list[i].kind == STATE_MASTER)
-            model_set_param(&run->model, list[i].spec, staging);
-        else
-            run->be->upload(run->be, list[i].device, staging, to_size(elems) * sizeof(float));
-    }
+    StateTensor *list = NULL;
+    float *staging = NULL;
+    bool ok = safetensors_open(&file, path, err);
+    int count = ok ? state_tensors(run, &list) : 0;
+    if (ok) staging = xmalloc(to_size(SAFETENSORS_CHUNK_ELEMS) * sizeof *staging);
+    for (int i = 0; i < count && ok; ++i)
+        if (list[i].kind == STATE_MASTER) ok = read_state_tensor(run, &list[i], file, path, staging, err);
+    if (ok) optimizer_reset(&run->optimizer, &run->model);
+    for (int i = 0; i < count && ok; ++i)
+        if (list[i].kind != STATE_MASTER) ok = read_state_tensor(run, &list[i], file, path, staging, err);
     free(staging);
     free(list);
     safetensors_close(file);
@@ -198,9 +209,9 @@ static bool read_optimizer(Run *run, const char *dir, Error *err) {
 // ---------------------------------------------------------------------------------------------------------------
 // The whole
 
-static bool get_parameter(void *context, const ParamSpec *spec, float *out, Error *err) {
+static bool get_parameter(void *context, const ParamSpec *spec, int64_t first, int64_t count, float *out, Error *err) {
     (void)err;
-    model_get_param(context, spec, out);
+    model_get_param(context, spec, first, count, out);
     return true;
 }
 static bool put_parameter(void *context, const ParamSpec *spec, const float *values, Error *err) {

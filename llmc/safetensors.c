@@ -406,6 +406,12 @@ static char *build_header(const SafeTensorSpec *specs, int count, const char *me
     return padded;
 }
 
+void safetensors_release(const SafeTensor *tensor) {
+    const uintptr_t page = 4096, first = (uintptr_t)tensor->data / page * page, end = (uintptr_t)tensor->data + tensor->bytes;
+    // A private mapping of a file that nobody wrote to: its pages come back from the file.
+    madvise((void *)first, end / page * page - first, MADV_DONTNEED);
+}
+
 bool safetensors_write(const char *path, const SafeTensorSpec *specs, int count, const char *metadata_json,
                        SafeTensorFetch fetch, void *context, Error *err) {
     char *header = build_header(specs, count, metadata_json);
@@ -422,9 +428,14 @@ bool safetensors_write(const char *path, const SafeTensorSpec *specs, int count,
               file_writer_append(&writer, header, header_bytes, err);
     free(header);
     for (int i = 0; i < count && ok; ++i) {
-        const void *bytes = fetch(context, i, err);
-        if (bytes == NULL) file_writer_abort(&writer);
-        ok = bytes != NULL && file_writer_append(&writer, bytes, spec_bytes(&specs[i]), err);
+        size_t elem_bytes = dtype_bytes(specs[i].dtype);
+        int64_t elems = (int64_t)(spec_bytes(&specs[i]) / elem_bytes);
+        for (int64_t first = 0; first < elems && ok; first += SAFETENSORS_CHUNK_ELEMS) {
+            int64_t chunk = min_i64(SAFETENSORS_CHUNK_ELEMS, elems - first);
+            const void *bytes = fetch(context, i, first, chunk, err);
+            if (bytes == NULL) file_writer_abort(&writer);
+            ok = bytes != NULL && file_writer_append(&writer, bytes, to_size(chunk) * elem_bytes, err);
+        }
     }
     return ok && file_writer_commit(&writer, err);
 }

@@ -31,15 +31,19 @@ const SafeTensor *safetensors_find(const SafeTensors *file, const char *name);  
 const char *safetensors_metadata(const SafeTensors *file, const char *key);     // NULL: absent
 // Elements [first, first+count) converted to fp32 (from F32, BF16, F16, F64). Error on other dtypes.
 bool safetensors_read_f32(const SafeTensor *tensor, int64_t first, int64_t count, float *out, Error *err);
+// Tells the system that this tensor's pages are not needed any more; reading it again is possible, and slow.
+void safetensors_release(const SafeTensor *tensor);
 
-// One tensor to be written. `fetch` returns its bytes in host memory, valid until the next fetch; it is called once, in order.
+// One tensor to be written. `fetch` returns the bytes of its elements [first, first + count) in host memory, valid until the
+// next fetch; it is called in order, for at most SAFETENSORS_CHUNK_ELEMS at a time, so that staging stays small.
+#define SAFETENSORS_CHUNK_ELEMS ((int64_t)1 << 20)
 typedef struct {
     const char *name;
     DType dtype;
     int ndim;
     int64_t dim[SAFETENSORS_MAX_DIMS];
 } SafeTensorSpec;
-typedef const void *(*SafeTensorFetch)(void *context, int index, Error *err);
+typedef const void *(*SafeTensorFetch)(void *context, int index, int64_t first, int64_t count, Error *err);
 // Writes and fsyncs; an error (disk full, ...) removes nothing that was there before under another name.
 bool safetensors_write(const char *path, const SafeTensorSpec *specs, int count, const char *metadata_json,
                        SafeTensorFetch fetch, void *context, Error *err);

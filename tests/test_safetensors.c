@@ -33,9 +33,11 @@ typedef struct {
     const void *const *data;
     int calls, fail_at;
 } Source;
-static const void *fetch_from(void *context, int index, Error *err) {
+// The tensors of these tests are smaller than a chunk: once each, in order, whole (and never an empty one).
+static const void *fetch_from(void *context, int index, int64_t first, int64_t count, Error *err) {
     Source *source = context;
-    assert_int_equal(source->calls++, index);  // once each, in order
+    assert_true(index >= source->calls && first == 0 && count > 0);
+    source->calls = index + 1;
     if (index == source->fail_at) {
         error_set(err, "tensor %d is lost", index);
         return NULL;

@@ -135,9 +135,9 @@ static int run_steps(DType dtype, const StepShape *shape, int steps, int threads
     be->workspace_limit_bytes = plan.workspace_bytes;
     CHECK(arena_init(&bench->arena, &bench->profile.outer, plan.arena.used_bytes, &err), "%s", err.message);
     plan_layout(&bench->model, &bench->optimizer, &bench->config, &bench->schedule, &bench->profile.outer, &bench->arena);
-    optimizer_reset(&bench->optimizer, &bench->model);
     for (int i = 0; i < bench->model.params.count; ++i) bench->optimizer.trainable[i] = true;
     model_init_weights(&bench->model, 1);
+    optimizer_reset(&bench->optimizer, &bench->model);
     fill_batch(bench);
 
     double *seconds = xcalloc((size_t)steps, sizeof *seconds), total = 0;
