@@ -116,7 +116,7 @@ Tensor params_view(const ParamSpec *spec, void *base, DType dtype) {
 // Two normals of one random block (Box-Muller's pair): at 124M elements the logarithms are what a start waits for.
 static void fill_normal(float *out, uint64_t tensor_seed, int64_t elems, double std) {
     const double TWO_PI = 6.283185307179586476925;
-#pragma omp parallel for schedule(static)
+#pragma omp parallel for schedule(static) if (elems > 65536)
     for (int64_t pair = 0; pair < (elems + 1) / 2; ++pair) {
         uint32_t words[4];
         rng_block(tensor_seed, RNG_STREAM_INIT, (uint64_t)pair, words);
