@@ -43,7 +43,7 @@ void tokenizer_free(Tokenizer *t) {
     free(t->merges);
     free(t->pairs);
     free(t->specials);
-    free(t->json);
+    free(t->original);
     free(t);
 }
 
@@ -278,6 +278,12 @@ static bool load_directory(Tokenizer **out, const char *dir, Error *err) {
         free(vocab);
         free(merges);
     }
+    path = path_join(dir, "tokenizer.bin");
+    if (!found && file_exists(path)) {
+        found = true;
+        ok = tokenizer_load_llama2c(out, path, err);
+    }
+    free(path);
     if (found) return ok;
     return error_set(err,
                      "%s: no tokenizer here; expected tokenizer.json, encoder.json with vocab.bpe, or vocab.json "

@@ -27,14 +27,14 @@ typedef struct Tokenizer Tokenizer;
 //   a tokenizer.json  Hugging Face's, byte-level BPE; one that would change the text (normalizer, prefix space) is
 //   refused a directory       with tokenizer.json, or encoder.json and vocab.bpe (GPT-2), or vocab.json and
 //   merges.txt a .tiktoken file  base64 ranks; its name says how to split: r50k_base, p50k_base, gpt2, cl100k_base a
-//   .bin file       llama2.c's tokenizer (tok512.bin): encodes as llama2.c does, cannot be saved
+//   .bin file       llama2.c's tokenizer (tok512.bin): encodes as llama2.c does
 // NULL on error. Every input is untrusted: sizes are bounded and checked.
 Tokenizer *tokenizer_load(const char *source, Error *err);
 void tokenizer_free(Tokenizer *tokenizer);  // NULL is fine
 
 // Writes dir/tokenizer.json and dir/tokenizer_config.json (each atomically), which Hugging Face's tokenizers and
 // transformers (PreTrainedTokenizerFast, AutoTokenizer) load and give the same ids. What was loaded from a
-// tokenizer.json is written back byte for byte. dir must exist.
+// tokenizer.json is written back byte for byte; a llama2.c vocabulary becomes dir/tokenizer.bin. dir must exist.
 bool tokenizer_save(const Tokenizer *tokenizer, const char *dir, Error *err);
 
 // ---- facts ----
@@ -107,6 +107,7 @@ typedef struct WordCounts WordCounts;
 WordCounts *word_counts_new(void);
 void word_counts_free(WordCounts *counts);
 void word_counts_add(WordCounts *counts, const void *text, int64_t bytes);  // one whole document, or up to a safe cut
+int64_t word_counts_safe_cut(const void *text, int64_t bytes);              // as tokenizer_safe_cut
 void word_counts_merge(WordCounts *counts, const WordCounts *other);
 int64_t word_counts_unique(const WordCounts *counts);
 int64_t word_counts_bytes(const WordCounts *counts);  // bytes of text counted

@@ -302,6 +302,8 @@ bool tokenizer_load_llama2c(Tokenizer **out, const char *path, Error *err) {
     if (!file_read_all(path, TOKENIZER_MAX_FILE_BYTES, &file, &file_bytes, err)) return false;
     Tokenizer *t = tokenizer_new(SPLIT_SPACES);
     t->llama2c = true;
+    t->original = file;
+    t->original_bytes = file_bytes;
     t->eot = LLAMA2C_BOS;  // llama2.c puts <s> before each document and stops sampling at it
     float *scores = xmalloc((file_bytes / 8 + 1) * sizeof *scores);
     bool ok = file_bytes > 4;
@@ -322,7 +324,6 @@ bool tokenizer_load_llama2c(Tokenizer **out, const char *path, Error *err) {
         else ok = add_llama2c_token(t, id, (const uint8_t *)file + pos, length, err) || error_prefix(err, "%s", path);
         pos += ok ? (size_t)length : 0;
     }
-    free(file);
     if (ok) add_scored_pairs(t, scores);
     free(scores);
     ok = ok && (tokenizer_seal(t, err) || error_prefix(err, "%s", path));

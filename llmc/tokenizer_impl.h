@@ -55,8 +55,8 @@ struct Tokenizer {
     int32_t *specials;  // ids of special tokens, longest name first
     int32_t special_count;
 
-    char *json;  // the tokenizer.json that this came from, or NULL
-    size_t json_bytes;
+    char *original;  // the tokenizer.json or llama2.c file that this came from, or NULL
+    size_t original_bytes;
 };
 
 Tokenizer *tokenizer_new(SplitPattern pattern);

@@ -169,8 +169,8 @@ bool tokenizer_load_json(Tokenizer **out, const char *path, Error *err) {
     if (!file_read_all(path, TOKENIZER_MAX_FILE_BYTES, &json, &bytes, err)) return false;
     cJSON *root = json_parse(json, bytes, path, err);
     Tokenizer *t = tokenizer_new(SPLIT_GPT2);
-    t->json = json;
-    t->json_bytes = bytes;
+    t->original = json;
+    t->original_bytes = bytes;
     bool ok = root != NULL && (read_root(t, root, err) || error_prefix(err, "%s", path));
     cJSON_Delete(root);
     if (ok) *out = t;
@@ -301,10 +301,10 @@ static bool save_file(const char *dir, const char *name, void (*write)(FILE *, c
     return ok;
 }
 
-static void write_original(FILE *file, const Tokenizer *t) { fwrite(t->json, 1, t->json_bytes, file); }
+static void write_original(FILE *file, const Tokenizer *t) { fwrite(t->original, 1, t->original_bytes, file); }
 
 bool tokenizer_save(const Tokenizer *t, const char *dir, Error *err) {
-    if (t->llama2c) return error_set(err, "%s: a llama2.c vocabulary cannot be written as tokenizer.json", dir);
-    return save_file(dir, "tokenizer.json", t->json != NULL ? write_original : write_tokenizer, t, err) &&
+    if (t->llama2c) return save_file(dir, "tokenizer.bin", write_original, t, err);
+    return save_file(dir, "tokenizer.json", t->original != NULL ? write_original : write_tokenizer, t, err) &&
            save_file(dir, "tokenizer_config.json", write_config, t, err);
 }

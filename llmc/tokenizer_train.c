@@ -88,6 +88,8 @@ void word_counts_add(WordCounts *counts, const void *text, int64_t bytes) {
     }
 }
 
+int64_t word_counts_safe_cut(const void *text, int64_t bytes) { return split_safe_cut(SPLIT_GPT2, text, 0, bytes); }
+
 void word_counts_merge(WordCounts *counts, const WordCounts *other) {
     counts->text_bytes += other->text_bytes;
     for (int64_t i = 0; i <= other->mask; ++i) {

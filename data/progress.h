@@ -1,0 +1,21 @@
+// progress.h: one line on stderr about how far a long command is: rewritten in place on a terminal, else a line now
+// and then.
+#ifndef DATA_PROGRESS_H
+#define DATA_PROGRESS_H
+
+#include "llmc/common.h"
+
+typedef struct {
+    const char *what;     // "tokenize"
+    int64_t total_bytes;  // of the inputs; -1: unknown
+    double started, shown;
+    bool is_terminal;
+} Progress;
+
+void progress_start(Progress *progress, const char *what, int64_t total_bytes);
+// Shows bytes done, MB/s, time left and the note, if it is time to.
+void progress_update(Progress *progress, int64_t done_bytes, const char *note);
+void progress_end(Progress *progress);  // clears the line
+double process_cpu_seconds(void);       // of all threads so far
+
+#endif
