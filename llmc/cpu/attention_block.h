@@ -15,7 +15,7 @@
 // A register tile: TILE_ROWS x TILE_VECTORS accumulators. TILE_ROWS divides VF_LANES (see block_query_range).
 #define TILE_ROWS (VF_LANES == 16 ? 8 : 4)
 #define TILE_VECTORS 2
-// Queries whose scores are computed together: the width of a tile.
+// Columns of a tile.
 #define GROUP (TILE_VECTORS * VF_LANES)
 
 // The rows of one head inside a wider matrix: row r's elements start at element r*stride.
@@ -187,8 +187,14 @@ SIMD_INLINE Range block_key_range(const KeySpans *spans, int64_t i, int64_t coun
     return (Range){begin, max_i64(begin, end)};
 }
 
-// The first `count` queries of block i0 that may see some key of the strip [j, j+TILE_ROWS). All of them lie in groups
-// whose scores block_scores computed for this strip, because a group's interval contains those of its queries.
+// The same for the vector of queries from i on, widened to whole strips.
+SIMD_INLINE Range block_strip_range(const KeySpans *spans, int64_t i, int64_t j0) {
+    Range range = block_key_range(spans, i, VF_LANES, j0);
+    return (Range){range.begin / TILE_ROWS * TILE_ROWS, round_up(range.end, TILE_ROWS)};
+}
+
+// The first `count` queries of block i0 that may see some key of the strip [j, j+TILE_ROWS). The strip lies in the
+// block_strip_range of each of them, because the interval of a vector contains those of its queries.
 SIMD_INLINE Range block_query_range(const KeySpans *spans, int64_t i0, int64_t count, int64_t j) {
     Range range = {0, count};
     while (range.begin < count && spans->high[i0 + range.begin] < j) ++range.begin;
@@ -196,40 +202,42 @@ SIMD_INLINE Range block_query_range(const KeySpans *spans, int64_t i0, int64_t c
     return range;
 }
 
-// scores(TILE_ROWS keys from j, GROUP queries from i) = -inf where the mask forbids.
-static void mask_strip(float *scores, const KeySpans *spans, int64_t i, int64_t j) {
-    for (int v = 0; v < TILE_VECTORS; ++v) {
-        vi low, high, position;
-        memcpy(&low, spans->low + i + v * VF_LANES, sizeof low);
-        memcpy(&high, spans->high + i + v * VF_LANES, sizeof high);
-        memcpy(&position, spans->position + i + v * VF_LANES, sizeof position);
-        for (int r = 0; r < TILE_ROWS; ++r) {
-            int32_t key = (int32_t)j + r;
-            // Keys beyond the last one are beyond every position; prefix has no entry for them.
-            bool ahead = spans->prefix != NULL && key <= spans->high[i + GROUP - 1] && spans->prefix[key];
-            vi allowed = (low <= key) & ((ahead ? high : position) >= key);
-            float *at = scores + r * BLOCK + v * VF_LANES;
-            vf_store(at, vf_select(allowed, vf_load(at), vf_set(-INFINITY)));
-        }
+// scores(BLOCK keys, BLOCK queries) of the strip of keys from j and the vector of queries from i = -inf where the mask
+// forbids.
+static void mask_scores(float *scores, const KeySpans *spans, int64_t i, int64_t j) {
+    if (j >= spans->low[i + VF_LANES - 1] && j + TILE_ROWS - 1 <= spans->position[i]) return;
+    vi low, high, position;
+    memcpy(&low, spans->low + i, sizeof low);
+    memcpy(&high, spans->high + i, sizeof high);
+    memcpy(&position, spans->position + i, sizeof position);
+    for (int r = 0; r < TILE_ROWS; ++r) {
+        int32_t key = (int32_t)j + r;
+        // Keys beyond the last one are beyond every position; prefix has no entry for them.
+        bool ahead = spans->prefix != NULL && key <= spans->high[i + VF_LANES - 1] && spans->prefix[key];
+        vi allowed = (low <= key) & ((ahead ? high : position) >= key);
+        vf_store(scores + r * BLOCK, vf_select(allowed, vf_load(scores + r * BLOCK), vf_set(-INFINITY)));
     }
 }
 
-// scores(BLOCK keys, BLOCK queries), its columns of the group of queries from i0+column on, = keys . queries, -inf where
-// the mask forbids. keys(.., padded) are the rows of block j0, queries(head_size, BLOCK) is transposed and scaled.
-// Returns the keys that were computed: whole strips.
-static Range block_scores(float *scores, const float *keys, const float *queries, const KeySpans *spans, int64_t i0,
-                          int64_t column, int64_t j0, int64_t head_size, int64_t padded) {
-    int64_t i = i0 + column;
-    Range range = block_key_range(spans, i, GROUP, j0);
-    range.begin = range.begin / TILE_ROWS * TILE_ROWS;
-    range.end = round_up(range.end, TILE_ROWS);
-    for (int64_t r = range.begin; r < range.end; r += TILE_ROWS) {
-        float *strip = scores + r * BLOCK + column;
-        tile_multiply(strip, BLOCK, keys + r * padded, padded, 1, queries + column, BLOCK, head_size, TILE_VECTORS, false);
-        bool all_allowed = j0 + r >= spans->low[i + GROUP - 1] && j0 + r + TILE_ROWS - 1 <= spans->position[i];
-        if (!all_allowed) mask_strip(strip, spans, i, j0 + r);
+// to(BLOCK keys, BLOCK queries) = keys(BLOCK, padded) . queries(head_size, BLOCK) for the first `count` queries of block
+// i0, as far as the mask reaches: vector by vector of queries its block_strip_range. The rest is left alone.
+static void block_multiply(float *to, const float *keys, const float *queries, const KeySpans *spans, int64_t i0,
+                           int64_t count, int64_t j0, int64_t head_size, int64_t padded) {
+    for (int64_t column = 0; column < count; column += GROUP) {
+        int64_t next = column + VF_LANES;
+        Range left = block_strip_range(spans, i0 + column, j0);
+        Range right = next < count ? block_strip_range(spans, i0 + next, j0) : (Range){left.end, left.end};
+        for (int64_t r = left.begin; r < right.end; r += TILE_ROWS) {
+            float *strip = to + r * BLOCK;
+            const float *rows = keys + r * padded;
+            if (r < left.end && r >= right.begin)
+                tile_multiply(strip + column, BLOCK, rows, padded, 1, queries + column, BLOCK, head_size, 2, false);
+            else if (r < left.end)
+                tile_multiply(strip + column, BLOCK, rows, padded, 1, queries + column, BLOCK, head_size, 1, false);
+            else if (r >= right.begin)
+                tile_multiply(strip + next, BLOCK, rows, padded, 1, queries + next, BLOCK, head_size, 1, false);
+        }
     }
-    return range;
 }
 
 #endif

@@ -108,34 +108,34 @@ static void work_load_head(Work *work, const AttentionInput *in, int64_t b, int6
 
 // ---- forward ----
 
-// The online softmax on the columns of one group: scores become exp(score - new maximum), top, sum and rescale follow.
-static void softmax_update(Work *work, int64_t column, Range keys) {
-    for (int64_t c = column; c < column + GROUP; c += VF_LANES) {
-        float *scores = work->scores + c;
-        vf old_top = vf_load(work->top + c);
-        vf top = old_top;
-        for (int64_t r = keys.begin; r < keys.end; ++r) top = vf_max(top, vf_load(scores + r * BLOCK));
-        vf rescale = vf_exp(old_top - top);
-        vf sum = vf_load(work->sum + c) * rescale;
-        for (int64_t r = keys.begin; r < keys.end; ++r) {
-            vf p = vf_exp(vf_load(scores + r * BLOCK) - top);
-            vf_store(scores + r * BLOCK, p);
-            sum += p;
-        }
-        vf_store(work->top + c, top);
-        vf_store(work->sum + c, sum);
-        vf_store(work->rescale + c, rescale);
+// The online softmax of the vector of queries i0 + column: scores become exp(score - new maximum); top, sum and rescale
+// follow.
+static void softmax_update(Work *work, int64_t i0, int64_t column, int64_t j0) {
+    Range keys = block_strip_range(&work->spans, i0 + column, j0);
+    float *scores = work->scores + column;
+    for (int64_t r = keys.begin; r < keys.end; r += TILE_ROWS)
+        mask_scores(scores + r * BLOCK, &work->spans, i0 + column, j0 + r);
+    vf old_top = vf_load(work->top + column);
+    vf top = old_top;
+    for (int64_t r = keys.begin; r < keys.end; ++r) top = vf_max(top, vf_load(scores + r * BLOCK));
+    vf rescale = vf_exp(old_top - top);
+    vf sum = vf_load(work->sum + column) * rescale;
+    for (int64_t r = keys.begin; r < keys.end; ++r) {
+        vf p = vf_exp(vf_load(scores + r * BLOCK) - top);
+        vf_store(scores + r * BLOCK, p);
+        sum += p;
     }
+    vf_store(work->top + column, top);
+    vf_store(work->sum + column, sum);
+    vf_store(work->rescale + column, rescale);
 }
 
 // One block of keys against the block of queries from i0 on: out = out * rescale + P V.
 static void forward_block(Work *work, int64_t i0, int64_t queries, int64_t j0, int64_t head_size) {
     int64_t padded = work->padded;
-    for (int64_t column = 0; column < queries; column += GROUP) {
-        Range keys = block_scores(work->scores, work->k + j0 * padded, work->q_transposed, &work->spans, i0, column, j0,
-                                  head_size, padded);
-        softmax_update(work, column, keys);
-    }
+    block_multiply(work->scores, work->k + j0 * padded, work->q_transposed, &work->spans, i0, queries, j0, head_size,
+                   padded);
+    for (int64_t column = 0; column < queries; column += VF_LANES) softmax_update(work, i0, column, j0);
     for (int64_t i = 0; i < queries; i += TILE_ROWS) {
         Range keys = block_key_range(&work->spans, i0 + i, TILE_ROWS, j0);
         for (int64_t r = i; r < i + TILE_ROWS; ++r) {
@@ -196,16 +196,18 @@ static void forward_run(Backend *be, Tensor out, Tensor lse, const AttentionInpu
 
 // ---- backward ----
 
-// P and dS of one group of queries from dP: scores become exp(score - lse), dscores become P (dP - dot) scale.
-static void softmax_backward(Work *work, int64_t column, Range keys, float scale) {
-    for (int64_t c = column; c < column + GROUP; c += VF_LANES) {
-        vf lse = vf_load(work->lse + c), dot = vf_load(work->dot + c);
-        for (int64_t r = keys.begin; r < keys.end; ++r) {
-            float *scores = work->scores + r * BLOCK + c, *dscores = work->dscores + r * BLOCK + c;
-            vf p = vf_exp(vf_load(scores) - lse);
-            vf_store(scores, p);
-            vf_store(dscores, p * (vf_load(dscores) - dot) * scale);
-        }
+// P and dS of the vector of queries i0 + column: scores become exp(score - lse), dscores, holding dP, become
+// P (dP - dot) scale.
+static void softmax_backward(Work *work, int64_t i0, int64_t column, int64_t j0, float scale) {
+    Range keys = block_strip_range(&work->spans, i0 + column, j0);
+    vf lse = vf_load(work->lse + column), dot = vf_load(work->dot + column);
+    for (int64_t r = keys.begin; r < keys.end; r += TILE_ROWS)
+        mask_scores(work->scores + r * BLOCK + column, &work->spans, i0 + column, j0 + r);
+    for (int64_t r = keys.begin; r < keys.end; ++r) {
+        float *scores = work->scores + r * BLOCK + column, *dscores = work->dscores + r * BLOCK + column;
+        vf p = vf_exp(vf_load(scores) - lse);
+        vf_store(scores, p);
+        vf_store(dscores, p * (vf_load(dscores) - dot) * scale);
     }
 }
 
@@ -213,17 +215,12 @@ static void softmax_backward(Work *work, int64_t column, Range keys, float scale
 static void backward_block(Work *work, int64_t i0, int64_t queries, int64_t j0, const AttentionArgs *args) {
     int64_t padded = work->padded;
     const float *k = work->k + j0 * padded, *v = work->v + j0 * padded;
-    Range all = {BLOCK, 0};
-    for (int64_t column = 0; column < queries; column += GROUP) {
-        Range keys = block_scores(work->scores, k, work->q_transposed, &work->spans, i0, column, j0, args->HS, padded);
-        for (int64_t r = keys.begin; r < keys.end; r += TILE_ROWS)
-            tile_multiply(work->dscores + r * BLOCK + column, BLOCK, v + r * padded, padded, 1,
-                          work->dout_transposed + column, BLOCK, args->HS, TILE_VECTORS, false);
-        softmax_backward(work, column, keys, args->scale);
-        all.begin = min_i64(all.begin, keys.begin);
-        all.end = max_i64(all.end, keys.end);
-    }
-    for (int64_t r = all.begin; r < all.end; r += TILE_ROWS) {
+    block_multiply(work->scores, k, work->q_transposed, &work->spans, i0, queries, j0, args->HS, padded);
+    block_multiply(work->dscores, v, work->dout_transposed, &work->spans, i0, queries, j0, args->HS, padded);
+    for (int64_t column = 0; column < queries; column += VF_LANES)
+        softmax_backward(work, i0, column, j0, args->scale);
+    Range all = block_key_range(&work->spans, i0, queries, j0);
+    for (int64_t r = all.begin / TILE_ROWS * TILE_ROWS; r < all.end; r += TILE_ROWS) {
         Range range = block_query_range(&work->spans, i0, queries, j0 + r);
         int64_t at = r * BLOCK + range.begin, depth = range.end - range.begin;
         strip_multiply_add(work->dv + (j0 + r) * padded, work->scores + at, BLOCK, 1, work->dout + range.begin * padded,
