@@ -67,15 +67,19 @@ static const char *const ACTIVATION_NAMES[] = {"none", "gelu", "relu2", "swiglu"
 
 static void add_int(cJSON *root, const char *key, int64_t value) { cJSON_AddNumberToObject(root, key, (double)value); }
 
-// The shortest decimal that reads back to the same float: 1e-05 rather than 9.9999997473787516e-06.
-static void add_float(cJSON *root, const char *key, float value) {
-    char text[32];
-    for (int digits = 1; digits <= 9; ++digits) {
-        snprintf(text, sizeof text, "%.*g", digits, (double)value);
-        if (strtof(text, NULL) == value) break;
+// The shortest decimal that reads back to the same number (1e-05 rather than 9.9999997473787516e-06), and visibly no
+// integer: transformers 4 warns about a factor of 4 that should be 4.0.
+static void add_real(cJSON *root, const char *key, double value, bool is_float) {
+    char text[40];
+    for (int digits = 1; digits <= 17; ++digits) {
+        snprintf(text, sizeof text, "%.*g", digits, value);
+        if (is_float ? strtof(text, NULL) == (float)value : strtod(text, NULL) == value) break;
     }
-    cJSON_AddNumberToObject(root, key, strtod(text, NULL));
+    if (strpbrk(text, ".e") == NULL) strcat(text, ".0");
+    cJSON_AddRawToObject(root, key, text);
 }
+static void add_double(cJSON *root, const char *key, double value) { add_real(root, key, value, false); }
+static void add_float(cJSON *root, const char *key, float value) { add_real(root, key, (double)value, true); }
 
 static void add_id(cJSON *root, const char *key, int64_t id) {
     if (id >= 0) add_int(root, key, id);
@@ -90,13 +94,13 @@ static void write_gpt2(cJSON *root, const ModelConfig *config) {
     add_int(root, "n_positions", config->max_seq_len);
     add_float(root, "layer_norm_epsilon", config->norm_eps);
     cJSON_AddStringToObject(root, "activation_function", "gelu_new");
-    cJSON_AddNumberToObject(root, "resid_pdrop", 0);
-    cJSON_AddNumberToObject(root, "embd_pdrop", 0);
-    cJSON_AddNumberToObject(root, "attn_pdrop", 0);
+    add_double(root, "resid_pdrop", 0);
+    add_double(root, "embd_pdrop", 0);
+    add_double(root, "attn_pdrop", 0);
 }
 
 static void write_rope(cJSON *root, const ModelConfig *config) {
-    cJSON_AddNumberToObject(root, "rope_theta", config->rope_theta);
+    add_double(root, "rope_theta", config->rope_theta);
     const RopeScaling *scaling = &config->rope_scaling;
     if (scaling->factor == 0) {
         cJSON_AddNullToObject(root, "rope_scaling");
@@ -104,9 +108,9 @@ static void write_rope(cJSON *root, const ModelConfig *config) {
     }
     cJSON *object = cJSON_AddObjectToObject(root, "rope_scaling");
     cJSON_AddStringToObject(object, "rope_type", "llama3");
-    cJSON_AddNumberToObject(object, "factor", scaling->factor);
-    cJSON_AddNumberToObject(object, "low_freq_factor", scaling->low_freq_factor);
-    cJSON_AddNumberToObject(object, "high_freq_factor", scaling->high_freq_factor);
+    add_double(object, "factor", scaling->factor);
+    add_double(object, "low_freq_factor", scaling->low_freq_factor);
+    add_double(object, "high_freq_factor", scaling->high_freq_factor);
     add_int(object, "original_max_position_embeddings", scaling->original_max_seq_len);
 }
 
@@ -124,7 +128,7 @@ static void write_llama_family(cJSON *root, const ModelConfig *config, const cha
     write_sizes(root, config);
     add_float(root, "rms_norm_eps", config->norm_eps);
     cJSON_AddStringToObject(root, "hidden_act", "silu");
-    cJSON_AddNumberToObject(root, "attention_dropout", 0);
+    add_double(root, "attention_dropout", 0);
     write_rope(root, config);
     if (strcmp(type, "llama") == 0 || strcmp(type, "qwen3") == 0)
         cJSON_AddBoolToObject(root, "attention_bias", hf_layout(config).qkv_bias);

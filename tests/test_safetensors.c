@@ -373,6 +373,40 @@ static void test_failed_writes_leave_the_old_file(void **state) {
     free(big);
 }
 
+// Tensors longer than a chunk are asked for piece by piece, and arrive in order.
+static const void *fetch_counting(void *context, int index, int64_t first, int64_t count, Error *err) {
+    (void)err;
+    int32_t *chunk = context;
+    assert_true(count > 0 && count <= SAFETENSORS_CHUNK_ELEMS && first % SAFETENSORS_CHUNK_ELEMS == 0);
+    for (int64_t i = 0; i < count; ++i) chunk[i] = (int32_t)(first + i) + index;
+    return chunk;
+}
+static void test_long_tensors(void **state) {
+    FileTest *t = *state;
+    const int64_t elems = 2 * SAFETENSORS_CHUNK_ELEMS + 5;
+    const SafeTensorSpec specs[] = {{"a", DTYPE_I32, 1, {elems}}, {"b", DTYPE_I32, 1, {SAFETENSORS_CHUNK_ELEMS}}};
+    int32_t *chunk = xmalloc(to_size(SAFETENSORS_CHUNK_ELEMS) * sizeof *chunk);
+    char *path = file_test_path(t, "a.safetensors");
+    file_test_expect_ok(t, safetensors_write(path, specs, 2, NULL, fetch_counting, chunk, &t->err));
+    SafeTensors *file;
+    file_test_expect_ok(t, safetensors_open(&file, path, &t->err));
+    for (int k = 0; k < 2; ++k) {
+        const SafeTensor *tensor = safetensors_find(file, specs[k].name);
+        int64_t wrong = 0;
+        for (int64_t i = 0; i < specs[k].dim[0]; ++i) {
+            int32_t value;
+            memcpy(&value, tensor->data + 4 * i, sizeof value);
+            wrong += value != i + k;
+        }
+        assert_int_equal(wrong, 0);
+        safetensors_release(tensor);
+        assert_int_equal(tensor->data[4], 1 + k);  // released pages come back from the file
+    }
+    safetensors_close(file);
+    free(path);
+    free(chunk);
+}
+
 // ---- a real file ----
 
 static void test_real_model(void **state) {
@@ -398,7 +432,7 @@ int main(void) {
         FILE_TEST(test_round_trip), FILE_TEST(test_conversion_to_f32), FILE_TEST(test_conversion_of_other_dtypes),
         FILE_TEST(test_accepted), FILE_TEST(test_rejected), FILE_TEST(test_bad_lengths),
         FILE_TEST(test_truncation_and_corruption), FILE_TEST(test_shards),
-        FILE_TEST(test_failed_writes_leave_the_old_file), FILE_TEST(test_real_model),
+        FILE_TEST(test_failed_writes_leave_the_old_file), FILE_TEST(test_long_tensors), FILE_TEST(test_real_model),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
