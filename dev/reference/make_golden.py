@@ -6,8 +6,8 @@
     dev/reference/make_golden.py --check    regenerate in memory and compare with the files that are there
 
 Run by hand; neither building nor testing needs it. What every tensor means is written in tests/golden/README.md.
-transformers' models compute in float64 throughout (their fp32 islands - RMSNorm, rotary tables, softmax - are replaced,
-and the result is checked against the untouched model), and results are stored as float32.
+transformers' models compute in float64 throughout (their fp32 islands - RMSNorm, rotary tables, softmax - are
+replaced, and the result is checked against the untouched model), and results are stored as float32.
 """
 
 import argparse
