@@ -18,5 +18,6 @@ int bench_parse(const BenchOption *options, const char *usage, int argc, char **
 double bench_median(double *values, int count);
 
 int bench_step_main(int argc, char **argv);
+int bench_ops_main(int argc, char **argv);
 
 #endif
