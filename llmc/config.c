@@ -211,7 +211,8 @@ static bool names_lr(const Section *section) {
 // What of a phase follows from other options: lengths, budget.
 static bool resolve_lengths(PhaseConfig *phase, const RunConfig *config, const Budget *budget, Error *err) {
     if (phase->seq_len == 0) phase->seq_len = config->arch.max_seq_len;
-    if (phase->seq_len > config->arch.max_seq_len)
+    // Rotary positions have no end; learned ones do.
+    if (config->arch.position == POSITION_LEARNED && phase->seq_len > config->arch.max_seq_len)
         return error_set(err, "phase '%s': expected seq_len of at most max_seq_len=%lld, found %lld", phase->name,
                          (long long)config->arch.max_seq_len, (long long)phase->seq_len);
     if (phase->batch_tokens == 0) phase->batch_tokens = phase->batch_rows * phase->seq_len;

@@ -67,7 +67,7 @@ static bool state_from_json(StateFile *out, const cJSON *root, const char *path,
         !read_word(root, "tokenizer_fingerprint", fingerprint, sizeof fingerprint, path, err))
         return false;
     const cJSON *seconds = cJSON_GetObjectItemCaseSensitive(root, "seconds");
-    if (!cJSON_IsNumber(seconds) || !(seconds->valuedouble >= 0))
+    if (!cJSON_IsNumber(seconds) || !(seconds->valuedouble >= 0) || !isfinite(seconds->valuedouble))
         return error_set(err, "%s: expected \"seconds\" to be a number of 0 or more", path);
     out->progress.seconds = seconds->valuedouble;
     char *end;

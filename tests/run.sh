@@ -44,7 +44,7 @@ for test in "$build"/tests/test_* tests/test_*.sh; do
     [ -z "$why" ] || bad=$((bad + 1))
     printf '%4d passed%s%s %6s s\n' "$ok" "$([ "$bad" -gt 0 ] && echo ", $bad FAILED")" \
         "$([ "$skip" -gt 0 ] && echo ", $skip skipped")" "$seconds"
-    awk '/\[ RUN      \] /{sub(/.*\[ RUN      \] /, ""); name = $0; reason = ""; next} /\[  SKIPPED \] / && name != "" {
+    awk '/^\[=+\].*test\(s\) run/{exit} /\[ RUN      \] /{sub(/.*\[ RUN      \] /, ""); name = $0; reason = ""; next} /\[  SKIPPED \] / && name != "" {
         print "      skipped " name ":" (reason == "" ? " (no reason given)" : reason); name = ""; next} {reason = reason " " $0}' "$log"
     if [ "$bad" -gt 0 ]; then
         [ -z "$why" ] || echo "      $why"

@@ -230,6 +230,9 @@ static void test_import(void **state) {
     assert_int_equal(c.arch.max_seq_len, 2048);
     assert_int_equal(c.phase[0].seq_len, 2048);
     assert_int_equal(c.phase[0].tokens, 3 * 8 * 2048);
+    load_ok(&c, "model = llama:d2\nmax_seq_len = 64\nseq_len = 128\n", NULL);
+    assert_int_equal(c.phase[0].seq_len, 128);
+    load_ok(&c, "init_from = models/tiny\nmax_seq_len = 2048\nsteps = 3\n", NULL);
     check_round_trip(&c);  // without the importer: the printed file names everything
     load_bad("init_from = models/tiny\nmodel = gpt2:d2\n", NULL, LIST("run.conf:2", "init_from", "gpt2:d2"));
     load_bad("seed=2\ninit_from = models/none\n", NULL, LIST("run.conf:2", "models/none: no such model"));

@@ -22,7 +22,7 @@ for target in "$build"/fuzz_*; do
         failed=$((failed + 1))
         continue
     fi
-    if "$target" -max_total_time="${FUZZ_SECONDS:-5}" -timeout=30 -rss_limit_mb=2048 -max_len=20000 -print_final_stats=1 \
+    if "$target" -max_total_time="${FUZZ_SECONDS:-5}" -timeout=30 -rss_limit_mb=2048 -max_len=20000 -dict=tests/fuzz/words.dict -print_final_stats=1 \
         -use_value_profile=1 -artifact_prefix="$build/crashes/$name-" "$build/corpus/$name" "$seeds" >"$log" 2>&1; then
         passed=$((passed + 1))
         awk '/number_of_executed_units/{runs = $2} /cov: /{sub(/.*cov: /, ""); cover = $1}
