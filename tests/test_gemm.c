@@ -97,9 +97,10 @@ static double tolerance(const Case *c) {
 
 static void check_case(OpTest *t, Case c) {
     char label[256];
-    snprintf(label, sizeof label, "%lldx%lldx%lld trans %d %d, %s to %s, alpha %g add %d bias %d act %d grad %d pre %d",
-             (long long)c.M, (long long)c.N, (long long)c.K, c.trans_a, c.trans_b, dtype_name(c.in), dtype_name(c.out),
-             (double)c.alpha, c.add, c.bias, (int)c.act, (int)c.act_grad, c.save_pre);
+    snprintf(label, sizeof label,
+             "%lldx%lldx%lld trans %d %d, %s to %s, alpha %g add %d bias %d act %d grad %d pre %d", (long long)c.M,
+             (long long)c.N, (long long)c.K, c.trans_a, c.trans_b, dtype_name(c.in), dtype_name(c.out), (double)c.alpha,
+             c.add, c.bias, (int)c.act, (int)c.act_grad, c.save_pre);
     Operands o = operands(t, &c);
     reference(t, &o, &c);
     t->be->matmul(t->be, o.out, o.a, o.b, o.args);
@@ -111,8 +112,8 @@ static void check_case(OpTest *t, Case c) {
 static void test_shapes(OpTest *t) {
     static const int64_t SHAPES[][3] = {
         {1, 1, 1},   {1, 100, 33},  {2, 17, 64}, {3, 5, 7},    {4, 47, 31},   {5, 49, 2},   {6, 33, 129}, {7, 48, 16},
-        {8, 48, 32}, {9, 95, 17},   {16, 16, 1}, {17, 32, 65}, {31, 97, 15},  {33, 144, 3}, {40, 1, 50},  {64, 128, 96},
-        {65, 63, 5}, {100, 24, 40}, {12, 8, 9},  {96, 96, 96}, {49, 192, 100}};
+        {8, 48, 32}, {9, 95, 17},   {16, 16, 1}, {17, 32, 65}, {31, 97, 15},  {33, 144, 3}, {40, 1, 50},
+        {65, 63, 5}, {100, 24, 40}, {12, 8, 9},  {96, 96, 96}, {49, 192, 100}, {64, 128, 96}};
     for (size_t s = 0; s < sizeof SHAPES / sizeof SHAPES[0]; ++s)
         for (int trans = 0; trans < 4; ++trans)
             for (size_t d = 0; d < DTYPES_COUNT; ++d)
@@ -124,7 +125,8 @@ static void test_shapes(OpTest *t) {
 static void test_blocks(OpTest *t) {
     for (size_t d = 0; d < DTYPES_COUNT; ++d) {
         DType in = DTYPES[d][0], out = DTYPES[d][1];
-        check_case(t, (Case){.M = 5, .N = 1030, .K = 1539, .trans_a = true, .trans_b = true, .in = in, .out = out, .add = ADD_OUT});
+        check_case(t, (Case){.M = 5, .N = 1030, .K = 1539, .trans_a = true, .trans_b = true, .in = in, .out = out,
+                             .add = ADD_OUT});
         check_case(t, (Case){.M = 530, .N = 7, .K = 1539, .in = in, .out = out, .bias = true,
                              .act = ACT_GELU, .save_pre = true});
         check_case(t, (Case){.M = 17, .N = 9, .K = 1539, .in = in, .out = out, .add = ADD_OTHER, .act_grad = ACT_GELU,

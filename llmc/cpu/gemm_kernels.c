@@ -30,8 +30,8 @@
 
 typedef struct {
     GemmSource a, b;
+    DType dtype;  // of a and b
     GemmEpilogue epilogue;
-    GemmWord word;
     int64_t M, N, K;
     int64_t block_k;  // elements of K per block
 } Gemm;
@@ -40,55 +40,120 @@ typedef struct {
     int64_t row, rows, col, cols;
 } GemmRegion;
 
-static void tile_multiply_any(float *tile, const float *a, const float *b, int64_t words, int vectors,
-                              GemmWord word) {
-    if (word == WORD_BF16_PAIR) {
-        if (vectors == 1) tile_multiply(tile, a, b, words, 1, WORD_BF16_PAIR);
-        if (vectors == 2) tile_multiply(tile, a, b, words, 2, WORD_BF16_PAIR);
-        if (vectors == 3) tile_multiply(tile, a, b, words, TILE_VECTORS, WORD_BF16_PAIR);
+// A panel of b: columns [col, col + cols), elements [k, k + elems) of K; `vectors` vectors wide.
+typedef struct {
+    float *words;
+    int64_t col, cols, k, elems;
+    int vectors;
+} GemmPanel;
+
+static void tile_multiply_any(float *tile, const float *a, const GemmPanel *b, int64_t steps, GemmAside aside,
+                              DType dtype) {
+#define MULTIPLY(width, does, type)                                          \
+    if (b->vectors == width && aside.kind == does && dtype == type) \
+        tile_multiply(tile, a, b->words, steps, aside, width, does, type);
+#define MULTIPLY_ALL(type)                                                                          \
+    MULTIPLY(TILE_VECTORS, ASIDE_NONE, type) MULTIPLY(TILE_VECTORS, ASIDE_PREFETCH, type)           \
+    MULTIPLY(TILE_VECTORS, ASIDE_TRANSPOSE, type) MULTIPLY(TILE_VECTORS, ASIDE_COPY, type) \
+    MULTIPLY(1, ASIDE_NONE, type) if (TILE_VECTORS > 2) { MULTIPLY(2, ASIDE_NONE, type) }
+    MULTIPLY_ALL(DTYPE_F32)
+    MULTIPLY_ALL(DTYPE_BF16)
+#undef MULTIPLY_ALL
+#undef MULTIPLY
+}
+
+static GemmPanel panel_at(float *words, int64_t col, int64_t cols, int64_t k, int64_t elems) {
+    const int64_t there = max_i64(min_i64(cols, TILE_COLS), 0);
+    return (GemmPanel){words, col, there, k, elems, (int)div_up(there, VF_LANES)};
+}
+static GemmChunk panel_chunk(const GemmPanel *p, int64_t index) {
+    return (GemmChunk){p->words + index * VF_LANES, p->vectors * VF_LANES, 0};
+}
+static void panel_pack(const Gemm *g, const GemmPanel *p, int64_t first_chunk) {
+    for (int64_t c = first_chunk; c < p->vectors; ++c)
+        pack_chunk(panel_chunk(p, c), &g->b, p->col + c * VF_LANES, p->cols - c * VF_LANES, p->k, p->elems, g->dtype);
+}
+
+// How many chunks of the panel `next` are packed while `tiles` tiles of the panel `now` are multiplied: one a tile,
+// if all of its steps are whole and the micro-kernel is that of full width.
+static int64_t chunks_aside(const Gemm *g, const GemmPanel *now, const GemmPanel *next, int64_t tiles) {
+    if (now->vectors != TILE_VECTORS || next->elems % (STEP_WORDS * word_elems(g->dtype)) != 0) return 0;
+    return min_i64(next->cols / VF_LANES, tiles);
+}
+
+// The last `chunks` of `tiles` tiles pack a chunk each of the panel `next`; those before them fetch it: `steps` lines
+// a tile, either of four of its columns, or of that many rows of b.
+static GemmAside panel_aside(const Gemm *g, const GemmPanel *next, int64_t chunks, int64_t tile, int64_t tiles,
+                             int64_t steps) {
+    const bool transpose = g->b.k_contiguous;
+    const int64_t bytes = elem_bytes(g->dtype), ld = g->b.ld;
+    const int64_t packing = tiles - chunks;  // the first tile that packs
+    const int64_t corner = transpose ? next->col * ld + next->k : next->k * ld + next->col;
+    GemmAside aside = {.kind = ASIDE_NONE, .data = g->b.data, .ld = ld};
+    if (chunks == 0) return aside;
+    if (tile >= packing) {
+        const int64_t chunk = tile - packing;
+        aside.kind = transpose ? ASIDE_TRANSPOSE : ASIDE_COPY;
+        aside.index = corner + chunk * VF_LANES * (transpose ? ld : 1);
+        aside.chunk = panel_chunk(next, chunk);
+        return aside;
+    }
+    const int64_t tiles_a_line = STEP_WORDS * word_elems(g->dtype);  // that fetch the same line of all rows of b
+    const int64_t fetching = transpose ? next->cols / 4 : div_up(next->cols * bytes, 64) * tiles_a_line;
+    const int64_t turn = tile - max_i64(packing - fetching, 0);
+    if (turn < 0) return aside;
+    aside.kind = ASIDE_PREFETCH;
+    aside.line = (const char *)g->b.data + corner * bytes;
+    aside.next_line = ld * bytes;
+    if (transpose) {
+        aside.line += turn * 4 * ld * bytes;
+        aside.next_lines = 64 - 4 * ld * bytes;
     } else {
-        if (vectors == 1) tile_multiply(tile, a, b, words, 1, WORD_F32);
-        if (vectors == 2) tile_multiply(tile, a, b, words, 2, WORD_F32);
-        if (vectors == 3) tile_multiply(tile, a, b, words, TILE_VECTORS, WORD_F32);
+        aside.line += turn % tiles_a_line * steps * ld * bytes + turn / tiles_a_line * 64;
+    }
+    return aside;
+}
+
+static void block_pack_a(const Gemm *g, float *panels, GemmRegion r, int64_t k, int64_t elems, int64_t words) {
+    const int64_t half_offset = TILE_ROWS < VF_LANES ? TILE_ROWS * words : 0;
+    for (int64_t i = 0; i < r.rows; i += VF_LANES) {
+        const GemmChunk chunk = {panels + i * words, TILE_ROWS, half_offset};
+        pack_chunk(chunk, &g->a, r.row + i, r.rows - i, k, elems, g->dtype);
     }
 }
 
-static void pack_a(float *panels, int64_t panel_words, const GemmSource *a, int64_t row, int64_t rows, int64_t k,
-                   int64_t count, GemmWord word) {
-    if (word == WORD_F32) pack_panels(panels, panel_words, a, row, rows, k, count, TILE_ROWS, WORD_F32);
-    if (word == WORD_BF16) pack_panels(panels, panel_words, a, row, rows, k, count, TILE_ROWS, WORD_BF16);
-    if (word == WORD_BF16_PAIR) pack_panels(panels, panel_words, a, row, rows, k, count, TILE_ROWS, WORD_BF16_PAIR);
-}
-
-// One panel of b; its width is `vectors` vectors.
-static void pack_b(float *panel, const GemmSource *b, int64_t col, int64_t cols, int64_t k, int64_t count,
-                   int vectors, GemmWord word) {
-    const int width = vectors * VF_LANES;
-    if (word == WORD_F32) pack_panels(panel, 0, b, col, cols, k, count, width, WORD_F32);
-    if (word == WORD_BF16) pack_panels(panel, 0, b, col, cols, k, count, width, WORD_BF16);
-    if (word == WORD_BF16_PAIR) pack_panels(panel, 0, b, col, cols, k, count, width, WORD_BF16_PAIR);
-}
+typedef struct {
+    float *a_panels, *b_panels[2], *partial;
+    int64_t partial_ld;
+} GemmBuffers;
 
 // One block of a region: its rows of a are packed, then panel by panel of b all its tiles are computed.
-static void gemm_block(const Gemm *g, GemmRegion r, int64_t k, float *a_panels, float *b_panel, float *partial,
-                       int64_t partial_ld) {
-    const int64_t count = min_i64(g->block_k, g->K - k);
-    const int64_t words = div_up(count, word_elems(g->word));
-    pack_a(a_panels, words * TILE_ROWS, &g->a, r.row, r.rows, k, count, g->word);
-    GemmTile t = {.partial_ld = partial_ld, .first_block = k == 0, .last_block = k + count == g->K};
+static void gemm_block(const Gemm *g, GemmRegion r, int64_t k, GemmBuffers buffers) {
+    const int64_t elems = min_i64(g->block_k, g->K - k);
+    const int64_t steps = div_up(elems, STEP_WORDS * word_elems(g->dtype)), words = steps * STEP_WORDS;
+    const int64_t tiles = div_up(r.rows, TILE_ROWS);
+    GemmTile t = {.partial_ld = buffers.partial_ld, .first_block = k == 0, .last_block = k + elems == g->K};
+    block_pack_a(g, buffers.a_panels, r, k, elems, words);
+    GemmPanel now = panel_at(buffers.b_panels[0], r.col, r.cols, k, elems);
+    panel_pack(g, &now, 0);
     for (int64_t j = 0; j < r.cols; j += TILE_COLS) {
-        t.col = r.col + j;
-        t.cols = min_i64(TILE_COLS, r.cols - j);
-        const int vectors = (int)div_up(t.cols, VF_LANES);
-        pack_b(b_panel, &g->b, t.col, t.cols, k, count, vectors, g->word);
-        for (int64_t i = 0; i < r.rows; i += TILE_ROWS) {
+        const GemmPanel next = panel_at(buffers.b_panels[(j / TILE_COLS + 1) % 2], r.col + j + TILE_COLS,
+                                        r.cols - j - TILE_COLS, k, elems);
+        const int64_t chunks = chunks_aside(g, &now, &next, tiles);
+        for (int64_t i = 0; i < tiles; ++i) {
             float tile[TILE_ROWS * TILE_COLS];
-            t.row = r.row + i;
-            t.rows = min_i64(TILE_ROWS, r.rows - i);
-            t.partial = partial == NULL ? NULL : partial + i * partial_ld + j;
-            tile_multiply_any(tile, a_panels + i * words, b_panel, words, vectors, g->word);
-            tile_finish(&g->epilogue, &t, tile, vectors * VF_LANES);
+            t.row = r.row + i * TILE_ROWS;
+            t.rows = min_i64(TILE_ROWS, r.rows - i * TILE_ROWS);
+            t.col = now.col;
+            t.cols = now.cols;
+            t.partial = buffers.partial == NULL ? NULL : buffers.partial + i * TILE_ROWS * buffers.partial_ld + j;
+            tile_prefetch(&g->epilogue, &t);
+            tile_multiply_any(tile, buffers.a_panels + i * words * TILE_ROWS, &now, steps,
+                              panel_aside(g, &next, chunks, i, tiles, steps), g->dtype);
+            tile_finish(&g->epilogue, &t, tile, now.vectors * VF_LANES);
         }
+        panel_pack(g, &next, chunks);
+        now = next;
     }
 }
 
@@ -96,35 +161,32 @@ static void gemm_block(const Gemm *g, GemmRegion r, int64_t k, float *a_panels, 
 static void gemm_region(const Gemm *g, GemmRegion region, Backend *be) {
     const bool several = g->block_k < g->K;
     const bool in_place = g->epilogue.dtype == DTYPE_F32;
-    float *out = g->epilogue.out;
     const int64_t col_block = several ? COL_BLOCK : max_i64(region.cols, 1);
-    const int64_t words = div_up(g->block_k, word_elems(g->word));
-    const int64_t most_rows = min_i64(ROW_BLOCK, round_up(region.rows, TILE_ROWS));
+    const int64_t words = div_up(g->block_k, STEP_WORDS * word_elems(g->dtype)) * STEP_WORDS;
+    const int64_t most_rows = min_i64(ROW_BLOCK, round_up(region.rows, VF_LANES));
     const int64_t most_cols = min_i64(col_block, round_up(region.cols, TILE_COLS));
     const int64_t a_words = round_up(most_rows * words, 16), b_words = TILE_COLS * words;
     const int64_t partial_words = several && !in_place ? most_rows * most_cols : 0;
-    const size_t scratch_bytes = sizeof(float) * to_size(a_words + b_words + partial_words);
-    float *a_panels = cpu_scratch(be, omp_get_thread_num(), scratch_bytes);
-    float *b_panel = a_panels + a_words;
+    const size_t scratch_bytes = sizeof(float) * to_size(a_words + 2 * b_words + partial_words);
+    float *scratch = cpu_scratch(be, omp_get_thread_num(), scratch_bytes);
+    float *b_panel = scratch + a_words, *partial = b_panel + 2 * b_words, *out = g->epilogue.out;
     for (int64_t i = 0; i < region.rows; i += ROW_BLOCK)
         for (int64_t j = 0; j < region.cols; j += col_block) {
-            GemmRegion block = {region.row + i, min_i64(ROW_BLOCK, region.rows - i), region.col + j,
-                                min_i64(col_block, region.cols - j)};
-            float *partial = NULL;
-            if (several) partial = in_place ? out + block.row * g->N + block.col : b_panel + b_words;
-            for (int64_t k = 0; k == 0 || k < g->K; k += g->block_k)
-                gemm_block(g, block, k, a_panels, b_panel, partial, in_place ? g->N : most_cols);
+            const GemmRegion block = {region.row + i, min_i64(ROW_BLOCK, region.rows - i), region.col + j,
+                                      min_i64(col_block, region.cols - j)};
+            GemmBuffers buffers = {scratch, {b_panel, b_panel + b_words}, NULL, in_place ? g->N : most_cols};
+            if (several) buffers.partial = in_place ? out + block.row * g->N + block.col : partial;
+            for (int64_t k = 0; k == 0 || k < g->K; k += g->block_k) gemm_block(g, block, k, buffers);
         }
 }
 
-static void rows_dot_any(float *tile, const Gemm *g, int64_t row, int64_t col, int row_count, GemmWord word) {
+static void rows_dot_any(float *tile, const Gemm *g, int64_t row, int64_t col, int row_count, DType dtype) {
     const int64_t there = g->N - col;
 #define ROWS_DOT(count, kind) \
-    if (row_count == count && word == kind)   \
+    if (row_count == count && dtype == kind)  \
         rows_dot(tile, VF_LANES, &g->a, row, &g->b, col, there, g->K, count, kind);
-    ROWS_DOT(1, WORD_F32) ROWS_DOT(2, WORD_F32) ROWS_DOT(4, WORD_F32)
-    ROWS_DOT(1, WORD_BF16) ROWS_DOT(2, WORD_BF16) ROWS_DOT(4, WORD_BF16)
-    ROWS_DOT(1, WORD_BF16_PAIR) ROWS_DOT(2, WORD_BF16_PAIR) ROWS_DOT(4, WORD_BF16_PAIR)
+    ROWS_DOT(1, DTYPE_F32) ROWS_DOT(2, DTYPE_F32) ROWS_DOT(4, DTYPE_F32)
+    ROWS_DOT(1, DTYPE_BF16) ROWS_DOT(2, DTYPE_BF16) ROWS_DOT(4, DTYPE_BF16)
 #undef ROWS_DOT
 }
 
@@ -136,7 +198,7 @@ static void few_rows_columns(const Gemm *g, int64_t col) {
     for (int64_t m = 0; m < g->M;) {
         const int row_count = g->M - m >= 4 ? 4 : g->M - m >= 2 ? 2 : 1;
         for (int64_t n = 0; n < t.cols; n += VF_LANES / row_count)
-            rows_dot_any(tile + m * VF_LANES + n, g, m, col + n, row_count, g->word);
+            rows_dot_any(tile + m * VF_LANES + n, g, m, col + n, row_count, g->dtype);
         m += row_count;
     }
     tile_finish(&g->epilogue, &t, tile, VF_LANES);
@@ -195,15 +257,6 @@ static void check_operand(Tensor t, const char *name, int64_t rows, int64_t cols
           (long long)t.dim[1], dtype_name(dtype), (long long)rows, (long long)cols);
 }
 
-static GemmWord word_kind(DType dtype) {
-#if defined(__AVX512BF16__)
-    const GemmWord bf16 = WORD_BF16_PAIR;
-#else
-    const GemmWord bf16 = WORD_BF16;
-#endif
-    return dtype == DTYPE_BF16 ? bf16 : WORD_F32;
-}
-
 static void gemm_matmul(Backend *be, Tensor out, Tensor a, Tensor b, MatmulArgs args) {
     CHECK(a.ndim == 2 && b.ndim == 2 && out.ndim == 2, "matmul: ndim out=%d a=%d b=%d", out.ndim, a.ndim, b.ndim);
     const int64_t M = out.dim[0], N = out.dim[1], K = args.trans_a ? a.dim[0] : a.dim[1];
@@ -225,15 +278,15 @@ static void gemm_matmul(Backend *be, Tensor out, Tensor a, Tensor b, MatmulArgs 
           (int)args.act_grad);
     if (M == 0 || N == 0) return;
 
-    Gemm g = {.word = word_kind(a.dtype), .M = M, .N = N, .K = K};
+    Gemm g = {.dtype = a.dtype, .M = M, .N = N, .K = K};
     g.a = (GemmSource){a.data, a.dim[1], !args.trans_a};
     g.b = (GemmSource){b.data, b.dim[1], args.trans_b};
     g.epilogue = (GemmEpilogue){.out = out.data, .pre = args.pre.data, .add = args.add.data, .bias = args.bias.data,
                                 .dtype = out.dtype, .bias_dtype = a.dtype, .ld = N, .alpha = args.alpha,
                                 .beta = args.beta, .act = args.act, .act_grad = args.act_grad};
     // Blocks of K of equal size, which depends on K alone: so does the order of every sum.
-    const int64_t words = max_i64(div_up(K, word_elems(g.word)), 1);
-    g.block_k = div_up(words, div_up(words, BLOCK_WORDS)) * word_elems(g.word);
+    const int64_t words = max_i64(div_up(K, word_elems(g.dtype)), 1);
+    g.block_k = div_up(words, div_up(words, BLOCK_WORDS)) * word_elems(g.dtype);
     gemm_run(be, &g);
 }
 

@@ -24,11 +24,11 @@
 #define TILE_COLS (TILE_VECTORS * VF_LANES)
 
 // sum + a * b, per 32-bit word; a pair adds both its products.
-SIMD_INLINE vf word_multiply_add(vf sum, vf a, vf b, const GemmWord word) {
+SIMD_INLINE vf word_multiply_add(vf sum, vf a, vf b, const DType dtype) {
 #if defined(__AVX512BF16__)
-    if (word == WORD_BF16_PAIR) return (vf)_mm512_dpbf16_ps((__m512)sum, (__m512bh)a, (__m512bh)b);
+    if (dtype == DTYPE_BF16) return (vf)_mm512_dpbf16_ps((__m512)sum, (__m512bh)a, (__m512bh)b);
 #endif
-    (void)word;
+    (void)dtype;
     return sum + a * b;
 }
 // A word is copied as an integer: as a float, a pair could look like a signalling NaN.
@@ -38,27 +38,57 @@ SIMD_INLINE vf word_broadcast(const float *from) {
     return (vf)(bits - (vi){0});
 }
 
-// tile(TILE_ROWS, vectors * VF_LANES) = sum over words of a panel of TILE_ROWS rows and one of that many columns.
+// What a micro-kernel does besides, once per step of STEP_WORDS words, while its multiply-adds keep their units busy
+// and leave those of loads, stores and shuffles idle: nothing, fetch lines for the panel of b that comes next into
+// L2, or pack a chunk of that panel.
+typedef enum { ASIDE_NONE, ASIDE_PREFETCH, ASIDE_TRANSPOSE, ASIDE_COPY } GemmAsideKind;
+typedef struct {
+    GemmAsideKind kind;
+    // ASIDE_PREFETCH: a line per step; next_line leads to the one after it, next_lines on top of that every 4 steps.
+    const char *line;
+    int64_t next_line, next_lines;
+    // ASIDE_TRANSPOSE (a source contiguous along K), ASIDE_COPY: see pack_step.
+    GemmChunk chunk;
+    const void *data;
+    int64_t index, ld;
+} GemmAside;
+
+SIMD_INLINE void aside_step(GemmAside *aside, int64_t step, const GemmAsideKind kind, const DType dtype) {
+    if (kind == ASIDE_PREFETCH) {
+        __builtin_prefetch(aside->line, 0, 2);
+        aside->line += aside->next_line + (step % 4 == 3 ? aside->next_lines : 0);
+    } else if (kind != ASIDE_NONE) {
+        pack_step(aside->chunk, aside->data, aside->index, aside->ld, kind == ASIDE_TRANSPOSE, false, dtype);
+        aside->chunk.to += STEP_WORDS * aside->chunk.stride;
+        aside->index += STEP_WORDS * word_elems(dtype) * (kind == ASIDE_TRANSPOSE ? 1 : aside->ld);
+    }
+}
+
+// tile(TILE_ROWS, vectors * VF_LANES) = sum over steps of a panel of TILE_ROWS rows and one of that many columns.
 // Each sum is one chain in order of K, wherever its tile lies: results do not depend on how work is divided.
-SIMD_INLINE void tile_multiply(float *tile, const float *a, const float *b, int64_t words, const int vectors,
-                               const GemmWord word) {
+SIMD_INLINE void tile_multiply(float *tile, const float *a, const float *b, int64_t steps, GemmAside aside,
+                               const int vectors, const GemmAsideKind kind, const DType dtype) {
     vf sum[TILE_ROWS][TILE_VECTORS];
 #pragma GCC unroll 8
     for (int i = 0; i < TILE_ROWS; ++i)
 #pragma GCC unroll 4
         for (int j = 0; j < vectors; ++j) sum[i][j] = (vf){0};
-    for (int64_t w = 0; w < words; ++w) {
-        vf column[TILE_VECTORS];
+    for (int64_t s = 0; s < steps; ++s) {
+        aside_step(&aside, s, kind, dtype);
 #pragma GCC unroll 4
-        for (int j = 0; j < vectors; ++j) column[j] = vf_load(b + j * VF_LANES);
+        for (int w = 0; w < STEP_WORDS; ++w) {
+            vf column[TILE_VECTORS];
+#pragma GCC unroll 4
+            for (int j = 0; j < vectors; ++j) column[j] = vf_load(b + j * VF_LANES);
 #pragma GCC unroll 8
-        for (int i = 0; i < TILE_ROWS; ++i) {
-            vf row = word_broadcast(a + i);
+            for (int i = 0; i < TILE_ROWS; ++i) {
+                vf row = word_broadcast(a + i);
 #pragma GCC unroll 4
-            for (int j = 0; j < vectors; ++j) sum[i][j] = word_multiply_add(sum[i][j], row, column[j], word);
+                for (int j = 0; j < vectors; ++j) sum[i][j] = word_multiply_add(sum[i][j], row, column[j], dtype);
+            }
+            a += TILE_ROWS;
+            b += vectors * VF_LANES;
         }
-        a += TILE_ROWS;
-        b += vectors * VF_LANES;
     }
 #pragma GCC unroll 8
     for (int i = 0; i < TILE_ROWS; ++i)
@@ -66,12 +96,26 @@ SIMD_INLINE void tile_multiply(float *tile, const float *a, const float *b, int6
         for (int j = 0; j < vectors; ++j) vf_store(tile + (i * vectors + j) * VF_LANES, sum[i][j]);
 }
 
-// tile[m * tile_ld + n] = a[a_row + m] . b[b_row + n] for row_count rows of a and VF_LANES / row_count rows of b, both
-// contiguous along K. Of b, only `b_rows` rows are there: the last one stands in for more. b is read once, from
+// VF_LANES words along K from element `index`, of which `elems` elements are there (any number; all if enough).
+SIMD_INLINE vf load_words(const void *data, int64_t index, int64_t elems, const DType dtype) {
+    vf words = {0};
+    if (dtype == DTYPE_BF16 && !BF16_PAIRS)
+        return elems >= VF_LANES ? vf_load_bf16((const uint16_t *)data + index)
+                                 : vf_load_bf16_part((const uint16_t *)data + index, elems);
+    const char *from = (const char *)data + index * elem_bytes(dtype);
+    if (elems >= VF_LANES * word_elems(dtype))
+        memcpy(&words, from, sizeof words);
+    else
+        memcpy(&words, from, (size_t)(elems * elem_bytes(dtype)));
+    return words;
+}
+
+// tile[m * tile_ld + n] = a[a_row + m] . b[b_row + n] for row_count rows of a and VF_LANES / row_count rows of b,
+// both contiguous along K. Of b, only `b_rows` rows are there: the last one stands in for more. b is read once, from
 // memory: meant for few rows of a.
 SIMD_INLINE void rows_dot(float *tile, int64_t tile_ld, const GemmSource *a, int64_t a_row, const GemmSource *b,
-                          int64_t b_row, int64_t b_rows, int64_t elems, const int row_count, const GemmWord word) {
-    const int64_t step = VF_LANES * word_elems(word);
+                          int64_t b_row, int64_t b_rows, int64_t elems, const int row_count, const DType dtype) {
+    const int64_t step = VF_LANES * word_elems(dtype);
     const int columns = VF_LANES / row_count;
     vf sum[VF_LANES];
 #pragma GCC unroll 16
@@ -80,17 +124,20 @@ SIMD_INLINE void rows_dot(float *tile, int64_t tile_ld, const GemmSource *a, int
         const int64_t there = elems - k;
         vf row[VF_LANES];
 #pragma GCC unroll 16
-        for (int m = 0; m < row_count; ++m) row[m] = load_words(a->data, (a_row + m) * a->ld + k, there, word);
+        for (int m = 0; m < row_count; ++m) row[m] = load_words(a->data, (a_row + m) * a->ld + k, there, dtype);
 #pragma GCC unroll 16
         for (int n = 0; n < columns; ++n) {
-            vf column = load_words(b->data, (b_row + min_i64(n, b_rows - 1)) * b->ld + k, there, word);
+            vf column = load_words(b->data, (b_row + min_i64(n, b_rows - 1)) * b->ld + k, there, dtype);
 #pragma GCC unroll 16
             for (int m = 0; m < row_count; ++m)
-                sum[m * columns + n] = word_multiply_add(sum[m * columns + n], row[m], column, word);
+                sum[m * columns + n] = word_multiply_add(sum[m * columns + n], row[m], column, dtype);
         }
     }
     float turned[VF_LANES * VF_LANES];
-    transpose_store(turned, VF_LANES, sum, VF_LANES);
+    for (int k = 0; k < VF_LANES; k += STEP_WORDS) {
+        const GemmChunk to = {turned + k * VF_LANES, VF_LANES, 0};
+        pack_step(to, sum, k, VF_LANES, true, false, DTYPE_F32);
+    }
     vf total = vf_load(turned);
     for (int i = 1; i < VF_LANES; ++i) total += vf_load(turned + i * VF_LANES);
     for (int m = 0; m < row_count; ++m)
@@ -115,6 +162,14 @@ typedef struct {
     int64_t partial_ld;
     bool first_block, last_block;
 } GemmTile;
+
+// Fetches what tile_finish will read or write, while the tile is still to be multiplied.
+SIMD_INLINE void tile_prefetch(const GemmEpilogue *e, const GemmTile *t) {
+    const int64_t bytes = e->dtype == DTYPE_F32 ? 4 : 2;
+    for (int64_t i = 0; i < t->rows; ++i)
+        for (int64_t j = 0; j < t->cols * bytes; j += 64)
+            __builtin_prefetch((const char *)e->out + ((t->row + i) * e->ld + t->col) * bytes + j, 1, 3);
+}
 
 // GELU in its tanh form is x * sigmoid(2u), u = sqrt(2/pi) (x + 0.044715 x^3).
 #define GELU_SCALE 0.7978845608f
@@ -143,40 +198,49 @@ SIMD_INLINE void store_some(void *base, int64_t index, vf v, DType dtype, int64_
         vf_store_part_as(base, index, v, dtype, count);
 }
 
+// The epilogue of `count` neighbours of row i, from column j of the tile on. `plain`: the sums are only added to what
+// is there, if anything.
 SIMD_INLINE void epilogue_vector(const GemmEpilogue *e, const GemmTile *t, vf sum, int64_t i, int64_t j,
-                                 const DType dtype, int64_t count) {
+                                 int64_t count, const bool plain, const DType dtype) {
     const int64_t at = (t->row + i) * e->ld + t->col + j;
-    float *partial = t->partial == NULL ? NULL : t->partial + i * t->partial_ld + j;
-    vf acc = e->alpha * sum;
+    const int64_t partial_at = i * t->partial_ld + j;
+    vf acc = sum;
+    if (!plain) acc *= e->alpha;
     if (!t->first_block)
-        acc += load_some(partial, 0, DTYPE_F32, count);
+        acc += load_some(t->partial, partial_at, DTYPE_F32, count);
     else if (e->add != NULL)
         acc += e->beta * load_some(e->add, at, dtype, count);
     if (!t->last_block) {
-        store_some(partial, 0, acc, DTYPE_F32, count);
+        store_some(t->partial, partial_at, acc, DTYPE_F32, count);
         return;
     }
-    if (e->bias != NULL) acc += load_some(e->bias, t->col + j, e->bias_dtype, count);
-    if (e->act != ACT_NONE) {
-        if (e->pre != NULL) store_some(e->pre, at, acc, dtype, count);
-        acc = epilogue_act(acc, e->act);
-    } else if (e->act_grad != ACT_NONE) {
-        acc *= epilogue_act_grad(load_some(e->pre, at, dtype, count), e->act_grad);
+    if (!plain) {
+        if (e->bias != NULL) acc += load_some(e->bias, t->col + j, e->bias_dtype, count);
+        if (e->act != ACT_NONE) {
+            if (e->pre != NULL) store_some(e->pre, at, acc, dtype, count);
+            acc = epilogue_act(acc, e->act);
+        } else if (e->act_grad != ACT_NONE) {
+            acc *= epilogue_act_grad(load_some(e->pre, at, dtype, count), e->act_grad);
+        }
     }
     store_some(e->out, at, acc, dtype, count);
 }
 
 SIMD_INLINE void tile_finish_as(const GemmEpilogue *e, const GemmTile *t, const float *tile, int64_t tile_ld,
-                                const DType dtype) {
-    for (int64_t i = 0; i < t->rows; ++i)
-        for (int64_t j = 0; j < t->cols; j += VF_LANES)
-            epilogue_vector(e, t, vf_load(tile + i * tile_ld + j), i, j, dtype, t->cols - j);
+                                const bool plain, const DType dtype) {
+    for (int64_t i = 0; i < t->rows; ++i) {
+        int64_t j = 0;
+        for (; j + VF_LANES <= t->cols; j += VF_LANES)
+            epilogue_vector(e, t, vf_load(tile + i * tile_ld + j), i, j, VF_LANES, plain, dtype);
+        if (j < t->cols) epilogue_vector(e, t, vf_load(tile + i * tile_ld + j), i, j, t->cols - j, plain, dtype);
+    }
 }
 static void tile_finish(const GemmEpilogue *e, const GemmTile *t, const float *tile, int64_t tile_ld) {
-    if (e->dtype == DTYPE_F32)
-        tile_finish_as(e, t, tile, tile_ld, DTYPE_F32);
-    else
-        tile_finish_as(e, t, tile, tile_ld, DTYPE_BF16);
+    const bool plain = e->alpha == 1.0f && e->bias == NULL && e->act == ACT_NONE && e->act_grad == ACT_NONE;
+    if (plain && e->dtype == DTYPE_F32) tile_finish_as(e, t, tile, tile_ld, true, DTYPE_F32);
+    if (plain && e->dtype != DTYPE_F32) tile_finish_as(e, t, tile, tile_ld, true, DTYPE_BF16);
+    if (!plain && e->dtype == DTYPE_F32) tile_finish_as(e, t, tile, tile_ld, false, DTYPE_F32);
+    if (!plain && e->dtype != DTYPE_F32) tile_finish_as(e, t, tile, tile_ld, false, DTYPE_BF16);
 }
 
 #endif
