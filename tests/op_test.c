@@ -3,9 +3,12 @@
 
 #include <math.h>
 #include <omp.h>
+#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/wait.h>
+#include <unistd.h>
 
 #include "llmc/rng.h"
 
@@ -53,7 +56,7 @@ static void check_fence(OpTest *t, const unsigned char *start, size_t bytes, con
     unsigned char fence[FENCE_BYTES];
     t->be->download(t->be, fence, start, bytes);
     for (size_t i = 0; i < bytes; ++i)
-        if (fence[i] != FENCE_VALUE) fail_msg("memory %s a tensor was overwritten, at byte %zu of %zu", where, i, bytes);
+        if (fence[i] != FENCE_VALUE) fail_msg("memory %s a tensor was overwritten: byte %zu of %zu", where, i, bytes);
 }
 static void check_fences(OpTest *t, const OpTestBlock *block) {
     const unsigned char *start = block->memory;
@@ -268,6 +271,32 @@ void op_test_thread_invariant(OpTest *t, void (*run)(OpTest *t, void *user), voi
         }
     }
     set_threads(t, OP_TEST_THREADS);
+}
+
+void op_test_aborts(OpTest *t, void (*run)(OpTest *t, void *user), void *user, const char *message) {
+    int ends[2];
+    assert_int_equal(pipe(ends), 0);
+    fflush(NULL);
+    pid_t child = fork();
+    assert_true(child >= 0);
+    if (child == 0) {
+        dup2(ends[1], STDERR_FILENO);
+        signal(SIGABRT, SIG_DFL);  // the test framework's handler would report a failed case
+        run(t, user);
+        _exit(0);
+    }
+    close(ends[1]);
+    char text[2048] = "";
+    for (size_t used = 0; used + 1 < sizeof text;) {
+        ssize_t got = read(ends[0], text + used, sizeof text - 1 - used);
+        if (got <= 0) break;
+        used += (size_t)got;
+    }
+    close(ends[0]);
+    int status = 0;
+    assert_int_equal(waitpid(child, &status, 0), child);
+    if (!WIFSIGNALED(status) || WTERMSIG(status) != SIGABRT) fail_msg("expected an abort: %s", message);
+    if (strstr(text, message) == NULL) fail_msg("expected a message with \"%s\", found \"%s\"", message, text);
 }
 
 // ---- gradients ----

@@ -80,6 +80,10 @@ void op_test_same_bits(OpTest *t, Tensor a, Tensor b, const char *label);
 void op_test_thread_invariant(OpTest *t, void (*run)(OpTest *t, void *user), void *user, const Tensor *outs,
                               size_t out_count, const char *label);
 
+// Fails the case unless run aborts with a message that contains `message`: a CHECK of the operation's contract. It runs
+// in a child process; only for backends in host memory, and for sizes too small for threads.
+void op_test_aborts(OpTest *t, void (*run)(OpTest *t, void *user), void *user, const char *message);
+
 // ---- gradients ----
 // grad[i] = (f(x + h e_i) - f(x - h e_i)) / 2h. x is restored. In double with h = 1e-5 and values near 1 the
 // truncation and rounding errors are both about 1e-10, far below any tolerance here.

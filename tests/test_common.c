@@ -17,7 +17,8 @@
 // ---- numbers ----
 static void test_parse_i64(void **state) {
     (void)state;
-    static const char *const BAD[] = {"", "-", "+1", " 1", "1 ", "1x", "0x10", "1.0", "--1", "9223372036854775808", "1e3"};
+    static const char *const BAD[] = {"", "-", "+1", " 1", "1 ", "1x", "0x10", "1.0", "--1", "1e3",
+                                      "9223372036854775808"};
     int64_t value = 42;
     for (size_t i = 0; i < sizeof BAD / sizeof BAD[0]; ++i) assert_false(parse_i64(BAD[i], &value));
     assert_int_equal(value, 42);  // untouched
@@ -27,7 +28,8 @@ static void test_parse_i64(void **state) {
 }
 static void test_parse_f64(void **state) {
     (void)state;
-    static const char *const BAD[] = {"", "nan", "inf", "-inf", "1e400", "0x1p3", "1 ", " 1", "1,5", "1e", ".", "1-2"};
+    static const char *const BAD[] = {"", "nan", "inf", "-inf", "1e400", "0x1p3", "1 ", " 1", "1,5", "1e", ".",
+                                      "1-2"};
     double value = 42;
     for (size_t i = 0; i < sizeof BAD / sizeof BAD[0]; ++i) assert_false(parse_f64(BAD[i], &value));
     assert_true(value == 42);
@@ -125,11 +127,12 @@ static void test_write_and_read(void **state) {
     free(path);
     free(temporary);
 }
-// When the last step fails (a directory stands where the file should go), what was there stays and nothing is left over.
+// When the last step fails (a directory stands where the file should go), what was there stays, nothing is left over.
 static void test_failed_write_leaves_nothing(void **state) {
     const Scratch *s = *state;
     Error err = {""};
-    char *path = path_join(s->dir, "taken"), *inside = path_join(path, "kept"), *temporary = path_join(s->dir, "taken.tmp");
+    char *path = path_join(s->dir, "taken"), *inside = path_join(path, "kept");
+    char *temporary = path_join(s->dir, "taken.tmp");
     assert_true(make_dirs(path, &err) && file_write_atomic(inside, "x", 1, &err));
     assert_false(file_write_atomic(path, "new", 3, &err));
     assert_non_null(strstr(err.message, path));

@@ -37,9 +37,19 @@ static void test_numeric_gradient(OpTest *t) {
     assert_true(fabs(grad[0] - 4) < 1e-8 && fabs(grad[1] - 3) < 1e-8);
     assert_true(x[0] == 2 && x[1] == 5);
 }
+static void run_check(OpTest *t, void *user) {
+    (void)t;
+    const int *value = user;
+    CHECK(*value == 3, "value=%d", *value);
+}
+static void test_aborts(OpTest *t) {
+    int value = 4;
+    op_test_aborts(t, run_check, &value, "value=4");
+}
 
 int main(void) {
     const OpTestCase CASES[] = {OP_TEST_CASE(test_tensors_start_poisoned), OP_TEST_CASE(test_nan_never_passes),
-                                OP_TEST_CASE(test_values_survive_the_device), OP_TEST_CASE(test_numeric_gradient)};
+                                OP_TEST_CASE(test_values_survive_the_device), OP_TEST_CASE(test_numeric_gradient),
+                                OP_TEST_CASE(test_aborts)};
     return op_test_main(CASES, sizeof CASES / sizeof CASES[0]);
 }

@@ -65,8 +65,24 @@ static void test_embedding_backward_threads(OpTest *t) {
     EmbeddingCase e = embedding_case(t, 101, 203, true, DTYPE_F32);
     op_test_thread_invariant(t, run_backward, &e, (Tensor[]){e.dwte, e.dwpe}, 2, "embedding_backward");
 }
+static void run_forward(OpTest *t, void *user) {
+    const EmbeddingCase *e = user;
+    t->be->embedding_forward(t->be, e->out, e->tokens, e->positions, e->wte, e->wpe);
+}
+static void test_embedding_bad_ids(OpTest *t) {
+    EmbeddingCase e = embedding_case(t, 2, 5, true, DTYPE_F32);
+    op_test_upload(t, e.tokens, (double[]){3, V});
+    op_test_aborts(t, run_forward, &e, "tokens[1]=11, expected 0 to 10");
+    op_test_aborts(t, run_backward, &e, "tokens[1]=11, expected 0 to 10");
+    op_test_upload(t, e.tokens, (double[]){0, V - 1});
+    op_test_upload(t, e.positions, (double[]){-1, 0});
+    op_test_aborts(t, run_forward, &e, "positions[0]=-1, expected 0 to 6");
+    e.out.dim[1] = 4;
+    op_test_aborts(t, run_forward, &e, "out: expected fp32 (2, 5), found fp32 (2, 4)");
+}
 
 int main(void) {
-    const OpTestCase CASES[] = {OP_TEST_CASE(test_embedding), OP_TEST_CASE(test_embedding_backward_threads)};
+    const OpTestCase CASES[] = {OP_TEST_CASE(test_embedding), OP_TEST_CASE(test_embedding_backward_threads),
+                                OP_TEST_CASE(test_embedding_bad_ids)};
     return op_test_main(CASES, sizeof CASES / sizeof CASES[0]);
 }

@@ -2,6 +2,7 @@
 #include "tests/op_test.h"
 
 #include <math.h>
+#include <stdio.h>
 
 typedef struct {
     int64_t N, V, Vp;
@@ -122,6 +123,39 @@ static void test_cross_entropy_nan(OpTest *t) {
             assert_true(!isfinite(nll[0]) && nll[1] == 0 && isfinite(nll[2]));
         }
 }
+// The exponential at this level, element by element: with logits (0, x) and scale 1 the second gradient is
+// e^x / (1 + e^x), down to where results are denormal (spacing 2^-149).
+static void test_cross_entropy_tail(OpTest *t) {
+    const int64_t N = 10501;
+    double *logits = op_test_doubles(t, 2 * N), *ones = op_test_doubles(t, N);
+    for (int64_t i = 0; i < N; ++i) {
+        logits[2 * i + 1] = (double)(float)(-0.01 * (double)i);
+        ones[i] = 1;
+    }
+    Tensor nll = op_test_tensor(t, DTYPE_F32, OP_TEST_DIMS(N));
+    Tensor device = op_test_from(t, DTYPE_F32, OP_TEST_DIMS(N, 2), logits);
+    Tensor targets = op_test_from(t, DTYPE_I32, OP_TEST_DIMS(N), op_test_doubles(t, N));
+    Tensor weights = op_test_from(t, DTYPE_F32, OP_TEST_DIMS(N), ones);
+    CrossEntropyArgs args = {.V = 2, .loss_scale = 1.0f, .want_grad = true};
+    t->be->cross_entropy(t->be, nll, device, targets, weights, args);
+    const double *grad = op_test_host(t, device);
+    for (int64_t i = 0; i < N; ++i) {
+        double expected = 1 / (1 + exp(-logits[2 * i + 1])), error = fabs(grad[2 * i + 1] - expected);
+        if (!(error <= fmax(4e-7 * expected, 0x1p-149)))
+            fail_msg("softmax of (0, %g) is off by %g of %g", logits[2 * i + 1], error, expected);
+    }
+}
+// A row that counts must have a target inside the vocabulary, padding columns excluded.
+static void test_cross_entropy_bad_target(OpTest *t) {
+    const double bad[3] = {-1, 33, 1 << 30};
+    for (int i = 0; i < 3; ++i) {
+        LossCase l = loss_case(t, 1, 33, 40, 0.0f, DTYPE_F32);
+        op_test_upload(t, l.targets, &bad[i]);
+        char message[64];
+        snprintf(message, sizeof message, "targets[0]=%d, expected 0 to 32", (int)bad[i]);
+        op_test_aborts(t, run_loss, &l, message);
+    }
+}
 static void test_cross_entropy_threads(OpTest *t) {
     LossCase l = loss_case(t, 29, 1003, 1024, 0.0f, DTYPE_F32);
     op_test_thread_invariant(t, run_loss, &l, (Tensor[]){l.nll, l.logits}, 2, "cross_entropy");
@@ -129,6 +163,8 @@ static void test_cross_entropy_threads(OpTest *t) {
 
 int main(void) {
     const OpTestCase CASES[] = {OP_TEST_CASE(test_cross_entropy), OP_TEST_CASE(test_cross_entropy_large),
-                                OP_TEST_CASE(test_cross_entropy_nan), OP_TEST_CASE(test_cross_entropy_threads)};
+                                OP_TEST_CASE(test_cross_entropy_nan), OP_TEST_CASE(test_cross_entropy_tail),
+                                OP_TEST_CASE(test_cross_entropy_bad_target),
+                                OP_TEST_CASE(test_cross_entropy_threads)};
     return op_test_main(CASES, sizeof CASES / sizeof CASES[0]);
 }

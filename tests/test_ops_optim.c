@@ -163,8 +163,8 @@ static void run_adamw_again(OpTest *t, void *user) {
 static void test_adamw_threads(OpTest *t) {
     Param params[PARAM_COUNT];
     adamw_params(t, params);
-    op_test_thread_invariant(t, run_adamw_again, params, (Tensor[]){params[4].master, params[5].v, params[4].weight}, 3,
-                             "adamw");
+    const Tensor outs[3] = {params[4].master, params[5].v, params[4].weight};
+    op_test_thread_invariant(t, run_adamw_again, params, outs, 3, "adamw");
 }
 
 // ---- Muon ----

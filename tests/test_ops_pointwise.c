@@ -35,7 +35,8 @@ static void check_activation(OpTest *t, int64_t N, int64_t F, Activation kind, D
     int64_t width = kind == ACT_SWIGLU ? 2 * F : F;
     Tensor pre = op_test_random(t, dtype, OP_TEST_DIMS(N, width), 2.0);
     Tensor dout = op_test_random(t, dtype, OP_TEST_DIMS(N, F), 1.0);
-    Tensor out = op_test_tensor(t, dtype, OP_TEST_DIMS(N, F)), dpre = op_test_tensor(t, dtype, OP_TEST_DIMS(N, width));
+    Tensor out = op_test_tensor(t, dtype, OP_TEST_DIMS(N, F));
+    Tensor dpre = op_test_tensor(t, dtype, OP_TEST_DIMS(N, width));
     ActivationRef ref = {kind, N, F, op_test_host(t, pre), op_test_host(t, dout)};
     double *expected = op_test_doubles(t, N * F), *grad = op_test_doubles(t, N * width);
     for (int64_t i = 0; i < N * F; ++i) expected[i] = activation_ref(&ref, i / F, i % F);
@@ -104,7 +105,8 @@ static void test_add(OpTest *t) {
 }
 static void test_cast(OpTest *t) {
     for (int64_t N = 0; N <= 40; N += 13) {
-        Tensor wide = op_test_random(t, DTYPE_F32, OP_TEST_DIMS(N), 1.0), back = op_test_tensor(t, DTYPE_F32, OP_TEST_DIMS(N));
+        Tensor wide = op_test_random(t, DTYPE_F32, OP_TEST_DIMS(N), 1.0);
+        Tensor back = op_test_tensor(t, DTYPE_F32, OP_TEST_DIMS(N));
         Tensor narrow = op_test_tensor(t, DTYPE_BF16, OP_TEST_DIMS(N));
         Tensor expected = op_test_from(t, DTYPE_BF16, OP_TEST_DIMS(N), op_test_host(t, wide));
         t->be->cast(t->be, narrow, wide);
@@ -137,6 +139,37 @@ static void test_softcap(OpTest *t) {
         }
 }
 
+// Element by element, at this level's vector functions: with cap 1 the soft-cap is tanh itself; silu(x) is x e^x far
+// out. Bounds as in simd.h, twice that for the two roundings around the exponential.
+static double worst_relative(const double *out, const double *ref, int64_t elems) {
+    double worst = 0;
+    for (int64_t i = 0; i < elems; ++i) {
+        double error = ref[i] == 0 ? fabs(out[i]) : fabs(out[i] / ref[i] - 1);
+        if (!(error <= worst)) worst = error;  // a NaN stays
+    }
+    return worst;
+}
+static void test_vector_functions(OpTest *t) {
+    const int64_t N = 20001;
+    double *x = op_test_doubles(t, 2 * N), *tanh_ref = op_test_doubles(t, N), *silu_ref = op_test_doubles(t, N);
+    for (int64_t i = 0; i < N; ++i) {
+        x[2 * i] = (double)(float)(-80 + 0.005 * (double)i);
+        x[2 * i + 1] = 1;
+        tanh_ref[i] = tanh(x[2 * i] / 8);
+        silu_ref[i] = x[2 * i] / (1 + exp(-x[2 * i]));
+    }
+    Tensor gate_up = op_test_from(t, DTYPE_F32, OP_TEST_DIMS(N, 2), x);
+    Tensor silu = op_test_tensor(t, DTYPE_F32, OP_TEST_DIMS(N, 1));
+    t->be->activation_forward(t->be, silu, gate_up, ACT_SWIGLU);
+    double worst = worst_relative(op_test_host(t, silu), silu_ref, N);
+    if (!(worst <= 4e-7)) fail_msg("relative error of silu: %.3g", worst);
+    for (int64_t i = 0; i < N; ++i) x[i] = x[2 * i] / 8;
+    Tensor logits = op_test_from(t, DTYPE_F32, OP_TEST_DIMS(N, 1), x);
+    t->be->softcap(t->be, logits, 1.0f);
+    worst = worst_relative(op_test_host(t, logits), tanh_ref, N);
+    if (!(worst <= 4e-7)) fail_msg("relative error of tanh: %.3g", worst);
+}
+
 // Long enough that threads take part, with a tail.
 typedef struct {
     Tensor out, pre;
@@ -155,6 +188,6 @@ int main(void) {
     const OpTestCase CASES[] = {OP_TEST_CASE(test_activations),         OP_TEST_CASE(test_activation_extremes),
                                 OP_TEST_CASE(test_add),                 OP_TEST_CASE(test_cast),
                                 OP_TEST_CASE(test_cast_special_values), OP_TEST_CASE(test_softcap),
-                                OP_TEST_CASE(test_pointwise_threads)};
+                                OP_TEST_CASE(test_vector_functions),    OP_TEST_CASE(test_pointwise_threads)};
     return op_test_main(CASES, sizeof CASES / sizeof CASES[0]);
 }

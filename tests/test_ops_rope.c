@@ -29,7 +29,8 @@ static void qk_ref_forward(const QkRef *r) {
                 out[i] = y[i] = r->norm && h < heads ? x[i] * rstd * weight[i] : x[i];
             if (r->norm && h < heads) r->rstd[n * heads + h] = rstd;
             for (int64_t i = 0; i < half && r->rope && h < heads; ++i) {
-                double c = r->cos[(int64_t)r->positions[n] * half + i], s = r->sin[(int64_t)r->positions[n] * half + i];
+                int64_t at = (int64_t)r->positions[n] * half + i;
+                double c = r->cos[at], s = r->sin[at];
                 out[i] = y[i] * c - y[half + i] * s;
                 out[half + i] = y[half + i] * c + y[i] * s;
             }

@@ -11,7 +11,7 @@
 
 #include "llmc/rng.h"
 
-// Known-answer vectors of philox4x32-10 from the Random123 distribution. The counter is (index, stream), the key seed.
+// Known answers of philox4x32-10 from the Random123 distribution. The counter is (index, stream), the key the seed.
 static void test_philox_known_answers(void **state) {
     (void)state;
     static const struct {
@@ -20,7 +20,8 @@ static void test_philox_known_answers(void **state) {
     } VECTORS[] = {
         {0, 0, 0, {0x6627e8d5, 0xe169c58d, 0xbc57ac4c, 0x9b00dbd8}},
         {UINT64_MAX, UINT64_MAX, UINT64_MAX, {0x408f276d, 0x41c83b0e, 0xa20bc7c6, 0x6d5451fd}},
-        {0x299f31d0a4093822, 0x0370734413198a2e, 0x85a308d3243f6a88, {0xd16cfe09, 0x94fdcceb, 0x5001e420, 0x24126ea1}},
+        {0x299f31d0a4093822, 0x0370734413198a2e, 0x85a308d3243f6a88,
+         {0xd16cfe09, 0x94fdcceb, 0x5001e420, 0x24126ea1}},
     };
     for (size_t i = 0; i < sizeof VECTORS / sizeof VECTORS[0]; ++i) {
         uint32_t words[4];
@@ -37,7 +38,8 @@ static void test_distributions(void **state) {
     const int n = 100000;
     double uniform = 0, mean = 0, square = 0, fourth = 0;
     for (int i = 0; i < n; ++i) {
-        double u = rng_uniform(7, RNG_STREAM_TEST, (uint64_t)i), x = (double)rng_normal(7, RNG_STREAM_TEST, (uint64_t)i);
+        double u = rng_uniform(7, RNG_STREAM_TEST, (uint64_t)i);
+        double x = (double)rng_normal(7, RNG_STREAM_TEST, (uint64_t)i);
         assert_true(u >= 0 && u < 1 && isfinite(x));
         uniform += u / n;
         mean += x / n;

@@ -6,7 +6,7 @@
 #include <string.h>
 #include <sys/mman.h>
 
-#include "llmc/cpu/kernels.h"
+#include "llmc/cpu/partials.h"
 
 #define CPU_MAX_THREADS 512
 #define CPU_HUGE_PAGE_BYTES ((size_t)2 << 20)
@@ -114,7 +114,8 @@ void *cpu_scratch(Backend *be, int thread, size_t bytes) {
     CpuScratch *scratch = &((CpuState *)be->impl)->scratch[thread];
     if (scratch->bytes < bytes) {
         size_t limit = be->workspace_limit_bytes, others = cpu_scratch_bytes(be) - scratch->bytes;
-        CHECK(limit == 0 || others + bytes <= limit, "workspace of %zu + %zu bytes, planned %zu", others, bytes, limit);
+        CHECK(limit == 0 || others + bytes <= limit, "workspace of %zu + %zu bytes, planned %zu", others, bytes,
+              limit);
         free(scratch->memory);
         Error err = {""};
         scratch->memory = cpu_alloc(be, bytes, &err);
@@ -124,12 +125,13 @@ void *cpu_scratch(Backend *be, int thread, size_t bytes) {
     return scratch->memory;
 }
 // A thread's scratch serves one operation at a time, so the neediest decides: matmul's packed panels (fixed blocks of
-// gemm_kernels.c), attention's packed keys, values and their gradients (attention_kernels.c), or partial sums (partials.h).
+// gemm_kernels.c), attention's packed keys, values and their gradients (attention_kernels.c), or the first thread's
+// partial sums (partials.h).
 static size_t cpu_plan_workspace(const Backend *be, WorkspaceShape shape) {
     const size_t gemm = (size_t)4 << 20;
     int64_t keys = round_up(shape.seq_len, 64), padded = round_up(shape.head_size, 16);
     size_t attention = to_size(4 * keys * padded + 8 * 64 * padded + 2 * 64 * 64 + 8 * keys + 4096) * sizeof(float);
-    size_t partials = to_size(min_i64(64, div_up(shape.rows, 16)) * 2 * shape.widest) * sizeof(float);
+    size_t partials = to_size(partials_chunks(shape.rows) * 2 * shape.widest) * sizeof(float);
     size_t most = gemm > attention ? gemm : attention;
     return (size_t)be->threads * most + (partials > most ? partials - most : 0);
 }
@@ -160,7 +162,8 @@ Backend *backend_cpu_open(int threads, const char *isa, Error *err) {
     const CpuIsa *chosen = NULL;
     bool any = isa == NULL || strcmp(isa, "auto") == 0;
     for (int i = 0; i < ISA_LEVEL_COUNT && chosen == NULL; ++i)
-        if ((any || strcmp(isa, ISA_LEVELS[i].name) == 0) && cpu_supports(ISA_LEVELS[i].name)) chosen = &ISA_LEVELS[i];
+        if ((any || strcmp(isa, ISA_LEVELS[i].name) == 0) && cpu_supports(ISA_LEVELS[i].name))
+            chosen = &ISA_LEVELS[i];
     if (chosen == NULL) {
         error_set(err, "cpu_isa=%s: this CPU does not have it, or the name is none of auto, generic, avx2, avx512, "
                        "avx512bf16", isa);

@@ -37,8 +37,9 @@ size_t cpu_scratch_bytes(const Backend *be);
 
 // Stop with both shapes unless the tensor is what the operation's contract says.
 static inline void cpu_check_1d(const char *name, Tensor t, DType dtype, int64_t d0) {
-    CHECK(t.ndim == 1 && t.dtype == dtype && t.dim[0] == d0, "%s: expected %s (%lld), found %s (%lld) of %d dimensions",
-          name, dtype_name(dtype), (long long)d0, dtype_name(t.dtype), (long long)t.dim[0], t.ndim);
+    CHECK(t.ndim == 1 && t.dtype == dtype && t.dim[0] == d0,
+          "%s: expected %s (%lld), found %s (%lld) of %d dimensions", name, dtype_name(dtype), (long long)d0,
+          dtype_name(t.dtype), (long long)t.dim[0], t.ndim);
 }
 static inline void cpu_check_2d(const char *name, Tensor t, DType dtype, int64_t d0, int64_t d1) {
     CHECK(t.ndim == 2 && t.dtype == dtype && t.dim[0] == d0 && t.dim[1] == d1,

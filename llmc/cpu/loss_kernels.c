@@ -1,5 +1,5 @@
-// loss_kernels.c: softmax cross-entropy with its gradient in place: the logits, the largest tensor of a step, are read
-// from memory once and written once; the passes over a row in between stay in L2.
+// loss_kernels.c: softmax cross-entropy with its gradient in place. The logits are the largest tensor of a step: they
+// are read from memory once and written once; the passes over a row in between stay in L1 and L2.
 #include "llmc/cpu/isa.h"
 #include "llmc/cpu/kernels.h"
 #include "llmc/cpu/simd.h"
@@ -18,8 +18,8 @@ SIMD_INLINE void store_zeros(void *row, int64_t first, int64_t end, DType dtype)
     memset((char *)row + to_size(first) * each, 0, to_size(end - first) * each);
 }
 
-// A row is worked through in blocks that fit in L1. The softmax's sum is kept relative to the largest logit so far; where
-// the gradient can, it takes up the exponentials again that the block left in place of its logits.
+// A row is worked through in blocks that fit in L1. The softmax's sum is kept relative to the largest logit so far;
+// where the gradient can, it takes up the exponentials again that the block left in place of its logits.
 #define ROW_MAX_BLOCKS 256
 #define ROW_MIN_BLOCK 2048
 typedef struct {
@@ -79,7 +79,8 @@ SIMD_INLINE vf logit_gradient(vf logit, float max, float factor, float minus, fl
     if (cap > 0) d *= 1.0f - (x * (1.0f / cap)) * (x * (1.0f / cap));
     return d;
 }
-SIMD_INLINE void row_gradient(const RowSoftmax *s, void *row, int64_t V, float scale, float cap, bool kept, DType dtype) {
+SIMD_INLINE void row_gradient(void *row, const RowSoftmax *s, int64_t V, float scale, float cap, bool kept,
+                              DType dtype) {
     for (int64_t first = 0, b = 0; first < V; first += s->block, ++b) {
         int64_t end = min_i64(first + s->block, V);
         float factor = scale / s->sum * (kept ? expf(s->top[b] - s->max) : 1.0f);
@@ -104,7 +105,7 @@ SIMD_INLINE float cross_entropy_row(void *row, int64_t Vp, int64_t target, float
     RowSoftmax s;
     row_softmax(&s, row, args.V, cap, keep, dtype);
     if (args.want_grad) {
-        row_gradient(&s, row, args.V, scale, cap, keep, dtype);
+        row_gradient(row, &s, args.V, scale, cap, keep, dtype);
         // The target's element again from its logit: subtracting from the stored probability would round twice.
         vf d = logit_gradient(at_target, s.max, scale / s.sum, scale, cap);
         vf_store_some(row, target, d, 1, dtype);

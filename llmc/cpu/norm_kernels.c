@@ -36,7 +36,7 @@ SIMD_INLINE float row_sum(const void *x, int64_t base, int64_t C, float shift, b
     return total;
 }
 
-// The variance is taken around the mean in a second pass over the row, which is in L1 by then: sum(x^2) - mean^2 would
+// The variance is taken around the mean in a second pass over the row, which is in L1 by then: E[x^2] - mean^2 would
 // cancel.
 SIMD_INLINE void norm_forward_row(Tensor out, float *mean_out, float *rstd_out, Tensor x, Tensor weight, Tensor bias,
                                   NormArgs args, int64_t row, DType dtype) {
@@ -71,7 +71,7 @@ static void norm_forward(Backend *be, Tensor out, Tensor mean, Tensor rstd, Tens
     }
 }
 
-// With xhat = (x - mean) rstd and g = dout * weight:  dx = rstd (g - avg(g) - xhat avg(g xhat)); RMSNorm has no avg(g).
+// With xhat = (x - mean) rstd and g = dout weight: dx = rstd (g - avg(g) - xhat avg(g xhat)); RMSNorm has no avg(g).
 // dweight += dout xhat and dbias += dout go to the chunk's partial row [dweight(C) | dbias(C)].
 SIMD_INLINE void norm_backward_row(Tensor dx, float *partial, Tensor dout, Tensor x, Tensor weight, float mean,
                                    float rstd, NormKind kind, bool want_bias, bool accumulate, int64_t row,

@@ -1,4 +1,4 @@
-// optim_kernels.c: gradient norm and clipping, AdamW, and Muon's elementwise steps (its matrix products are matmul's).
+// optim_kernels.c: gradient norm and clipping, AdamW, and Muon's elementwise steps (matmul makes its products).
 // Every update is one pass over memory: at 124M parameters these operations run at the speed of memory.
 #include "llmc/cpu/isa.h"
 #include "llmc/cpu/kernels.h"
@@ -96,6 +96,7 @@ static void adamw_range(const OptimTensor *p, int64_t first, int64_t end, AdamwF
 }
 
 #define ADAMW_BLOCK_ELEMS 4096
+#define ADAMW_PARALLEL_BLOCKS (CPU_PARALLEL_ELEMS / ADAMW_BLOCK_ELEMS)
 
 static void adamw(Backend *be, const OptimTensor *tensors, int64_t count, const GradStats *stats, AdamwArgs args) {
     CHECK(args.t >= 1, "t=%lld", (long long)args.t);
@@ -106,7 +107,7 @@ static void adamw(Backend *be, const OptimTensor *tensors, int64_t count, const 
     for (int64_t i = 0; i < count; ++i) blocks += div_up(tensors[i].elems, ADAMW_BLOCK_ELEMS);
     int64_t parts = be->threads;
     // One parallel region for all tensors: part p takes an equal share of the blocks, wherever tensors begin and end.
-#pragma omp parallel for schedule(static, 1) num_threads(be->threads) if (blocks > CPU_PARALLEL_ELEMS / ADAMW_BLOCK_ELEMS)
+#pragma omp parallel for schedule(static, 1) num_threads(be->threads) if (blocks > ADAMW_PARALLEL_BLOCKS)
     for (int64_t part = 0; part < parts; ++part) {
         int64_t first_block = blocks * part / parts, end_block = blocks * (part + 1) / parts;
         for (int64_t i = 0, block = 0; i < count; ++i) {

@@ -167,8 +167,8 @@ SIMD_INLINE void qk_backward_row(Tensor din, float *partial, Tensor dout, Tensor
     }
 }
 
-static void qk_backward(Backend *be, Tensor din, Tensor dq_weight, Tensor dk_weight, Tensor dout, Tensor in, Tensor rstd,
-                        Tensor positions, bool accumulate_dw, QkArgs args) {
+static void qk_backward(Backend *be, Tensor din, Tensor dq_weight, Tensor dk_weight, Tensor dout, Tensor in,
+                        Tensor rstd, Tensor positions, bool accumulate_dw, QkArgs args) {
     int64_t N = check_qk(din, dout, rstd, positions, &args), HS = args.HS;
     bool qk_norm = !tensor_is_none(args.q_weight);
     if (qk_norm) {

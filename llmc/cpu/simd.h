@@ -2,8 +2,8 @@
 // extensions, so that the same source compiles to AVX-512, AVX2, SSE or NEON. Only loads of bf16, exponentials
 // and horizontal sums need more than operators.
 //
-// Accuracy (tests/test_simd.c, tests/test_ops_pointwise.c): vf_exp within 1.5e-7 relative on [-87, 88.7], gradual underflow
-// to 0 below, infinity above; vf_tanh within 3e-7 relative everywhere; both keep NaN.
+// Accuracy, checked by tests/test_simd.c and, at every level, tests/test_ops_*.c: vf_exp is within 1.5e-7 relative up
+// to 88.72, underflows gradually below -87 and overflows to infinity; vf_tanh is within 4e-7 relative. Both keep NaN.
 #ifndef LLMC_CPU_SIMD_H
 #define LLMC_CPU_SIMD_H
 
