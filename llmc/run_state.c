@@ -1,12 +1,11 @@
 // run_state.c: see run_state.h.
 #include "llmc/run_state.h"
 
-#include <cjson/cJSON.h>
 #include <inttypes.h>
-#include <math.h>
 #include <stdlib.h>
 
 #include "llmc/hf.h"
+#include "llmc/json.h"
 #include "llmc/safetensors.h"
 
 #define STATE_MAX_BYTES ((size_t)1 << 20)
@@ -36,54 +35,57 @@ char *state_file_write(const StateFile *state, const char *config_json) {
 }
 
 static bool read_count(const cJSON *root, const char *key, int64_t *out, const char *path, Error *err) {
-    const cJSON *item = cJSON_GetObjectItemCaseSensitive(root, key);
-    if (!cJSON_IsNumber(item) || !(item->valuedouble >= 0) || item->valuedouble > 0x1p53 ||
-        item->valuedouble != floor(item->valuedouble))
+    if (!json_as_i64(json_find(root, key), out) || *out < 0)
         return error_set(err, "%s: expected \"%s\" to be a whole number of 0 or more", path, key);
-    *out = (int64_t)item->valuedouble;
     return true;
 }
 
-static bool read_word(const cJSON *root, const char *key, char *out, size_t out_bytes, const char *path, Error *err) {
-    const cJSON *item = cJSON_GetObjectItemCaseSensitive(root, key);
-    if (!cJSON_IsString(item) || strlen(item->valuestring) >= out_bytes)
-        return error_set(err, "%s: expected \"%s\" to be a short string", path, key);
-    memcpy(out, item->valuestring, strlen(item->valuestring) + 1);
+// One of two words.
+static bool read_word(const cJSON *root, const char *key, char *out, size_t out_bytes, const char *one, const char *other,
+                      const char *path, Error *err) {
+    const cJSON *item = json_find(root, key);
+    const char *word = cJSON_IsString(item) ? item->valuestring : "";
+    if (strcmp(word, one) != 0 && strcmp(word, other) != 0)
+        return error_set(err, "%s: expected \"%s\" to be \"%s\" or \"%s\"", path, key, one, other);
+    snprintf(out, out_bytes, "%s", word);
+    return true;
+}
+
+static bool read_fingerprint(const cJSON *root, uint64_t *out, const char *path, Error *err) {
+    const char *key = "tokenizer_fingerprint";
+    const cJSON *item = json_find(root, key);
+    const char *text = cJSON_IsString(item) ? item->valuestring : "";
+    if (strlen(text) != 16 || strspn(text, "0123456789abcdef") != 16)
+        return error_set(err, "%s: expected \"%s\" to be 16 hexadecimal digits", path, key);
+    *out = strtoull(text, NULL, 16);
     return true;
 }
 
 static bool state_from_json(StateFile *out, const cJSON *root, const char *path, Error *err) {
     int64_t format = 0;
-    char fingerprint[32];
+    RunProgress *progress = &out->progress;
     *out = (StateFile){0};
     if (!read_count(root, "format", &format, path, err)) return false;
     if (format != STATE_FORMAT)
         return error_set(err, "%s: expected format %d, found %" PRId64, path, STATE_FORMAT, format);
-    if (!read_count(root, "step", &out->progress.step, path, err) ||
-        !read_count(root, "bad_steps", &out->progress.bad_steps, path, err) ||
-        !read_count(root, "bad_in_row", &out->progress.bad_in_row, path, err) ||
-        !read_word(root, "optimizer", out->optimizer, sizeof out->optimizer, path, err) ||
-        !read_word(root, "dtype", out->dtype, sizeof out->dtype, path, err) ||
-        !read_word(root, "tokenizer_fingerprint", fingerprint, sizeof fingerprint, path, err))
+    if (!read_count(root, "step", &progress->step, path, err) ||
+        !read_count(root, "bad_steps", &progress->bad_steps, path, err) ||
+        !read_count(root, "bad_in_row", &progress->bad_in_row, path, err) ||
+        !read_word(root, "optimizer", out->optimizer, sizeof out->optimizer, "adamw", "muon", path, err) ||
+        !read_word(root, "dtype", out->dtype, sizeof out->dtype, "fp32", "bf16", path, err) ||
+        !read_fingerprint(root, &out->tokenizer_fingerprint, path, err))
         return false;
-    const cJSON *seconds = cJSON_GetObjectItemCaseSensitive(root, "seconds");
-    if (!cJSON_IsNumber(seconds) || !(seconds->valuedouble >= 0) || !isfinite(seconds->valuedouble))
+    if (progress->bad_in_row > progress->bad_steps || progress->bad_steps > progress->step)
+        return error_set(err, "%s: expected bad_in_row <= bad_steps <= step, found %" PRId64 ", %" PRId64 ", %" PRId64, path,
+                         progress->bad_in_row, progress->bad_steps, progress->step);
+    if (!json_as_f64(json_find(root, "seconds"), &progress->seconds) || progress->seconds < 0)
         return error_set(err, "%s: expected \"seconds\" to be a number of 0 or more", path);
-    out->progress.seconds = seconds->valuedouble;
-    char *end;
-    out->tokenizer_fingerprint = strtoull(fingerprint, &end, 16);
-    if (*end != '\0' || end == fingerprint)
-        return error_set(err, "%s: expected \"tokenizer_fingerprint\" to be hexadecimal, found \"%s\"", path, fingerprint);
     return true;
 }
 
 bool state_file_parse(StateFile *out, const char *json, const char *path, Error *err) {
-    cJSON *root = cJSON_Parse(json);
-    if (!cJSON_IsObject(root)) {
-        cJSON_Delete(root);
-        return error_set(err, "%s: expected a JSON object", path);
-    }
-    bool ok = state_from_json(out, root, path, err);
+    cJSON *root = json_parse(json, strlen(json), path, err);
+    bool ok = root != NULL && state_from_json(out, root, path, err);
     cJSON_Delete(root);
     return ok;
 }
@@ -101,15 +103,15 @@ typedef struct {
     char name[96];
 } StateTensor;
 
-// Every tensor of the optimizer's file, in the order of the file. Returns the count.
-static int state_tensors(const Run *run, StateTensor **out) {
+// Every tensor of the optimizer's file, in the order of the file; bf16 runs have masters in it. Returns the count.
+static int state_tensors(const Run *run, bool masters, StateTensor **out) {
     const Model *model = &run->model;
     const Optimizer *opt = &run->optimizer;
     StateTensor *list = xcalloc(to_size(model->params.count) * 3, sizeof *list);
     int count = 0;
     for (int i = 0; i < model->params.count; ++i) {
         const ParamSpec *spec = &model->params.spec[i];
-        float *parts[3] = {model->shape.dtype == DTYPE_BF16 ? model->master + spec->offset : NULL, opt->m + spec->offset,
+        float *parts[3] = {masters ? model->master + spec->offset : NULL, opt->m + spec->offset,
                            opt->v_offset[i] < 0 ? NULL : opt->v + opt->v_offset[i]};
         for (int kind = STATE_MASTER; kind <= STATE_V; ++kind) {
             if (parts[kind] == NULL) continue;
@@ -138,7 +140,7 @@ static const void *fetch_state(void *context, int index, int64_t first, int64_t 
 
 static bool write_optimizer(Run *run, const char *dir, Error *err) {
     StateTensor *list;
-    int count = state_tensors(run, &list);
+    int count = state_tensors(run, run->config.dtype == DTYPE_BF16, &list);
     SafeTensorSpec *specs = xcalloc((size_t)count, sizeof *specs);
     for (int i = 0; i < count; ++i)
         specs[i] = (SafeTensorSpec){.name = list[i].name, .dtype = DTYPE_F32, .ndim = list[i].spec->ndim,
@@ -171,28 +173,32 @@ static bool read_moment(Backend *be, float *device, int64_t elems, const SafeTen
     return true;
 }
 
+static bool is_f32_of(const SafeTensor *tensor, const ParamSpec *spec) {
+    return strcmp(tensor->dtype, "F32") == 0 && tensor->ndim == spec->ndim && tensor->dim[0] == spec->dim[0] &&
+           (spec->ndim == 1 || tensor->dim[1] == spec->dim[1]);
+}
+
 static bool read_state_tensor(Run *run, const StateTensor *t, const SafeTensors *file, const char *path, float *staging,
                               Error *err) {
     const SafeTensor *tensor = safetensors_find(file, t->name);
     int64_t elems = t->spec->elems;
-    // A run that was fp32 until now has no masters: its weights, already loaded, are the masters.
-    if (tensor == NULL && t->kind == STATE_MASTER) return true;
-    if (tensor == NULL || tensor->bytes != to_size(elems) * sizeof(float))
+    if (tensor == NULL || !is_f32_of(tensor, t->spec))
         return error_set(err, "%s: expected tensor %s with %" PRId64 " fp32 values, found %s", path, t->name, elems,
-                         tensor == NULL ? "none" : "another size");
+                         tensor == NULL ? "none" : "another dtype or shape");
     bool ok = t->kind == STATE_MASTER ? read_master(run, t->spec, tensor, err)
                                       : read_moment(run->be, t->device, elems, tensor, staging, err);
     safetensors_release(tensor);
     return ok;
 }
 
-static bool read_optimizer(Run *run, const char *dir, Error *err) {
+// masters: the checkpoint is that of a bf16 run. Of an fp32 run the weights, already loaded, are the masters.
+static bool read_optimizer(Run *run, const char *dir, bool masters, Error *err) {
     char *path = path_join(dir, "optimizer.safetensors");
     SafeTensors *file = NULL;
     StateTensor *list = NULL;
     float *staging = NULL;
     bool ok = safetensors_open(&file, path, err);
-    int count = ok ? state_tensors(run, &list) : 0;
+    int count = ok ? state_tensors(run, masters, &list) : 0;
     if (ok) staging = xmalloc(to_size(SAFETENSORS_CHUNK_ELEMS) * sizeof *staging);
     for (int i = 0; i < count && ok; ++i)
         if (list[i].kind == STATE_MASTER) ok = read_state_tensor(run, &list[i], file, path, staging, err);
@@ -287,7 +293,7 @@ bool run_state_load(Run *run, const char *dir, Error *err) {
     free(path);
     if (!ok || !check_state(run, &state, dir, err)) return false;
     if (!model_file_read(dir, &run->config.arch, &run->model.params, put_parameter, &run->model, err)) return false;
-    if (!read_optimizer(run, dir, err)) return false;
+    if (!read_optimizer(run, dir, strcmp(state.dtype, dtype_name(DTYPE_BF16)) == 0, err)) return false;
     run->progress = state.progress;
     return true;
 }

@@ -1,0 +1,501 @@
+// test_run_state.c: state.json, and whole runs in and out of checkpoints: to the bit, across dtypes, and refused where they
+// do not fit.
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "llmc/rng.h"
+#include "llmc/run_state.h"
+#include "tests/file_test.h"
+#include "tests/model_test.h"
+
+// ---- state.json ----
+
+static const StateFile STATE = {
+    .progress = {.step = 1234567890123, .bad_steps = 7, .bad_in_row = 2, .seconds = 1234.375},
+    .optimizer = "muon", .dtype = "bf16", .tokenizer_fingerprint = 0xfedcba9876543210u};
+
+static void test_state_round_trip(void **state) {
+    FileTest *t = *state;
+    const StateFile STATES[] = {STATE, {.optimizer = "adamw", .dtype = "fp32", .progress = {.seconds = 0.0625}},
+                                {.optimizer = "adamw", .dtype = "fp32", .tokenizer_fingerprint = 1,
+                                 .progress = {.step = 999999999999999, .bad_steps = 1, .seconds = 12345678.875}}};
+    for (size_t i = 0; i < sizeof STATES / sizeof STATES[0]; ++i) {
+        char *text = state_file_write(&STATES[i], "{\"seed\": 1}");
+        StateFile back;
+        memset(&back, 0xff, sizeof back);
+        file_test_expect_ok(t, state_file_parse(&back, text, "state.json", &t->err));
+        assert_int_equal(back.progress.step, STATES[i].progress.step);
+        assert_int_equal(back.progress.bad_steps, STATES[i].progress.bad_steps);
+        assert_int_equal(back.progress.bad_in_row, STATES[i].progress.bad_in_row);
+        assert_true(back.progress.seconds == STATES[i].progress.seconds);
+        assert_string_equal(back.optimizer, STATES[i].optimizer);
+        assert_string_equal(back.dtype, STATES[i].dtype);
+        assert_true(back.tokenizer_fingerprint == STATES[i].tokenizer_fingerprint);
+        assert_non_null(strstr(text, "\"seed\""));
+        free(text);
+    }
+}
+
+// A copy of text with the first `from` replaced; caller frees.
+static char *replaced(const char *text, const char *from, const char *to) {
+    const char *at = strstr(text, from);
+    if (at == NULL) fail_msg("'%s' is not in: %s", from, text);
+    return xasprintf("%.*s%s%s", (int)(at - text), text, to, at + strlen(from));
+}
+
+static void test_state_refused(void **state) {
+    FileTest *t = *state;
+    static const char *const GOOD =
+        "{\"format\": 1, \"step\": 9, \"bad_steps\": 4, \"bad_in_row\": 2, \"seconds\": 1.5, \"optimizer\": \"adamw\", "
+        "\"dtype\": \"fp32\", \"tokenizer_fingerprint\": \"0123456789abcdef\", \"config\": {}}";
+    // what is replaced, by what, and what the message must name
+    static const char *const CASES[][3] = {
+        {"\"format\": 1, ", "", "format"},
+        {"\"format\": 1", "\"format\": 2", "format"},
+        {"\"format\": 1", "\"format\": \"1\"", "format"},
+        {"\"step\": 9, ", "", "step"},
+        {"\"step\": 9", "\"step\": -1", "step"},
+        {"\"step\": 9", "\"step\": 1.5", "step"},
+        {"\"step\": 9", "\"step\": 1e300", "step"},
+        {"\"step\": 9", "\"step\": 1e999", "step"},
+        {"\"step\": 9", "\"step\": null", "step"},
+        {"\"step\": 9", "\"step\": [9]", "step"},
+        {"\"step\": 9", "\"step\": 9, \"step\": 10", "step"},
+        {"\"step\": 9", "\"Step\": 9", "step"},
+        {"\"step\": 9", "\"step\": 3", "bad_steps"},
+        {"\"bad_steps\": 4, ", "", "bad_steps"},
+        {"\"bad_steps\": 4", "\"bad_steps\": true", "bad_steps"},
+        {"\"bad_steps\": 4", "\"bad_steps\": 1", "bad_in_row"},
+        {"\"bad_in_row\": 2, ", "", "bad_in_row"},
+        {"\"bad_in_row\": 2", "\"bad_in_row\": -2", "bad_in_row"},
+        {"\"seconds\": 1.5, ", "", "seconds"},
+        {"\"seconds\": 1.5", "\"seconds\": -1.5", "seconds"},
+        {"\"seconds\": 1.5", "\"seconds\": 1e999", "seconds"},
+        {"\"seconds\": 1.5", "\"seconds\": \"1.5\"", "seconds"},
+        {"\"optimizer\": \"adamw\", ", "", "optimizer"},
+        {"\"adamw\"", "\"sgd\"", "optimizer"},
+        {"\"adamw\"", "5", "optimizer"},
+        {"\"adamw\"", "\"adamw adamw adamw adamw adamw adamw adamw\"", "optimizer"},
+        {"\"dtype\": \"fp32\", ", "", "dtype"},
+        {"\"fp32\"", "\"fp16\"", "dtype"},
+        {"\"fp32\"", "null", "dtype"},
+        {"\"tokenizer_fingerprint\": \"0123456789abcdef\", ", "", "tokenizer_fingerprint"},
+        {"0123456789abcdef", "", "tokenizer_fingerprint"},
+        {"0123456789abcdef", "123456789abcdef", "tokenizer_fingerprint"},
+        {"0123456789abcdef", "00123456789abcdef", "tokenizer_fingerprint"},
+        {"0123456789abcdef", " 12345678 abcdef", "tokenizer_fingerprint"},
+        {"0123456789abcdef", "-123456789abcdef", "tokenizer_fingerprint"},
+        {"0123456789abcdef", "0x23456789abcdef", "tokenizer_fingerprint"},
+        {"\"0123456789abcdef\"", "81985529216486895", "tokenizer_fingerprint"},
+        {"{}}", "{}", "JSON"},
+        {"{}}", "{}} x", "after"},
+        {"{\"format\"", "[{\"format\"", "JSON"},
+    };
+    StateFile parsed;
+    file_test_expect_ok(t, state_file_parse(&parsed, GOOD, "a/state.json", &t->err));
+    assert_true(parsed.tokenizer_fingerprint == 0x0123456789abcdefu);
+    for (size_t i = 0; i < sizeof CASES / sizeof CASES[0]; ++i) {
+        char *text = replaced(GOOD, CASES[i][0], CASES[i][1]);
+        bool ok = state_file_parse(&parsed, text, "a/state.json", &t->err);
+        if (ok) fail_msg("accepted: %s", text);
+        if (strstr(t->err.message, "a/state.json") == NULL) fail_msg("'%s' does not name the file", t->err.message);
+        file_test_expect_error(t, ok, CASES[i][2]);
+        free(text);
+    }
+    static const char *const WHOLE[] = {"", "null", "[]", "7", "\"state\"", "{", "{}", "\xff{}"};
+    for (size_t i = 0; i < sizeof WHOLE / sizeof WHOLE[0]; ++i)
+        file_test_expect_error(t, state_file_parse(&parsed, WHOLE[i], "a/state.json", &t->err), "a/state.json");
+}
+
+// ---- runs ----
+
+#define OVERRIDES 40
+typedef struct {
+    char *text[OVERRIDES];
+    int count;
+} Overrides;
+
+static void add(Overrides *o, char *text) {
+    assert_true(o->count < OVERRIDES);
+    o->text[o->count++] = text;
+}
+
+// A tiny run on random bytes in the test's directory; `extra` options, separated by spaces, win.
+static void load_config(FileTest *t, RunConfig *config, const char *out_dir, const char *extra) {
+    char *shard = file_test_path(t, "train.bin");
+    if (!file_exists(shard)) {
+        int32_t tokens[900];
+        for (int i = 0; i < 900; ++i) tokens[i] = (int32_t)(rng_u32(1, RNG_STREAM_TEST, (uint64_t)i) % 256);
+        model_test_write_shard(shard, tokens, 900, 257, -1);
+    }
+    Overrides o = {.count = 0};
+    static const char *const BASE[] = {
+        "model=llama:d1", "layers=2", "channels=16", "heads=2", "kv_heads=1", "ffn=24", "vocab=300", "max_seq_len=16",
+        "qk_norm=true", "batch_rows=2", "batch_tokens=64", "steps=12", "lr=0.01", "warmup_steps=2", "progress_bar=false",
+        "tokenizer=bytes", "threads=2", "init_std=0.1"};
+    for (size_t i = 0; i < sizeof BASE / sizeof BASE[0]; ++i) add(&o, xstrdup(BASE[i]));
+    add(&o, xasprintf("train=%s", shard));
+    add(&o, xasprintf("out_dir=%s/%s", t->dir, out_dir));
+    char *words = xstrdup(extra), *rest = words;
+    for (char *word; (word = strsep(&rest, " ")) != NULL;)
+        if (*word != '\0') add(&o, xstrdup(word));
+    file_test_expect_ok(t, config_load(config, NULL, o.count, o.text, NULL, &t->err));
+    while (o.count > 0) free(o.text[--o.count]);
+    free(words);
+    free(shard);
+}
+
+static Run *open_run(FileTest *t, const char *out_dir, const char *extra) {
+    RunConfig *config = xmalloc(sizeof *config);
+    Run *run = xmalloc(sizeof *run);
+    load_config(t, config, out_dir, extra);
+    file_test_expect_ok(t, run_open(run, config, &t->err));
+    free(config);
+    return run;
+}
+static void close_run(Run *run) {
+    run_close(run);
+    free(run);
+}
+
+// The steps of the training loop without its reports. Returns the sum of the losses.
+static double train_steps(FileTest *t, Run *run, int count) {
+    double losses = 0;
+    for (int i = 0; i < count; ++i) {
+        file_test_expect_ok(t, run_begin_step(run, &t->err));
+        const StepBatch *step = loader_next(run->loader, &t->err);
+        file_test_expect_ok(t, step != NULL);
+        model_begin_step(&run->model);
+        for (int64_t m = 0; m < step->micro_batches; ++m) {
+            model_forward(&run->model, &step->batch[m], 1 / step->weight_sum, true);
+            model_backward(&run->model);
+        }
+        int64_t done = run->progress.step;
+        optimizer_step(&run->optimizer, &run->model, &run->config, schedule_lr(&run->schedule, done),
+                       schedule_lr_factor(&run->schedule, done), done + 1);
+        assert_int_equal(optimizer_stats(&run->optimizer, &run->model).skip, 0);
+        losses += model_loss_sum(&run->model);
+        run->progress.step = done + 1;
+    }
+    return losses;
+}
+
+typedef struct {
+    int64_t elems, v_elems;
+    float *master, *m, *v;
+    uint16_t *weights;  // bf16 runs
+} Bits;
+
+static Bits bits_of(const Run *run) {
+    const Model *model = &run->model;
+    Bits b = {.elems = model->params.total_elems, .v_elems = run->optimizer.v_elems};
+    b.master = model_test_download(run->be, model->master, b.elems);
+    b.m = model_test_download(run->be, run->optimizer.m, b.elems);
+    b.v = model_test_download(run->be, run->optimizer.v, b.v_elems);
+    if (run->config.dtype != DTYPE_BF16) return b;
+    b.weights = xmalloc(to_size(b.elems) * sizeof *b.weights);
+    run->be->download(run->be, b.weights, model->weights, to_size(b.elems) * sizeof *b.weights);
+    return b;
+}
+static void bits_free(Bits *b) {
+    free(b->master);
+    free(b->m);
+    free(b->v);
+    free(b->weights);
+}
+// Everything that the next step depends on.
+static void check_same_bits(const Bits *a, const Bits *b) {
+    assert_true(a->elems == b->elems && a->v_elems == b->v_elems);
+    assert_memory_equal(a->master, b->master, to_size(a->elems) * sizeof *a->master);
+    assert_memory_equal(a->m, b->m, to_size(a->elems) * sizeof *a->m);
+    assert_memory_equal(a->v, b->v, to_size(a->v_elems) * sizeof *a->v);
+    if (a->weights != NULL && b->weights != NULL)
+        assert_memory_equal(a->weights, b->weights, to_size(a->elems) * sizeof *a->weights);
+}
+static void check_rounded(const Bits *b) {
+    for (int64_t i = 0; i < b->elems; ++i) assert_int_equal(b->weights[i], bf16_from_f32(b->master[i]));
+}
+
+// Five steps and a checkpoint, then three more; a run resumed from the checkpoint is the same at both points.
+static void check_resume(FileTest *t, const char *out_dir, const char *extra) {
+    Run *run = open_run(t, out_dir, extra);
+    train_steps(t, run, 5);
+    run->progress.seconds = 1234.375;
+    run->progress.bad_steps = 3;
+    run->progress.bad_in_row = 1;
+    file_test_expect_ok(t, run_state_save(run, &t->err));
+    Bits at_5 = bits_of(run);
+    double losses = train_steps(t, run, 3);
+    Bits at_8 = bits_of(run);
+    close_run(run);
+
+    char *other = xasprintf("%s seed=77", extra);  // fresh weights would be others
+    run = open_run(t, out_dir, extra);
+    assert_int_equal(run->progress.step, 5);
+    assert_int_equal(run->progress.bad_steps, 3);
+    assert_int_equal(run->progress.bad_in_row, 1);
+    assert_true(run->progress.seconds == 1234.375);
+    Bits resumed = bits_of(run);
+    check_same_bits(&resumed, &at_5);
+    bits_free(&resumed);
+    assert_true(train_steps(t, run, 3) == losses);
+    resumed = bits_of(run);
+    check_same_bits(&resumed, &at_8);
+    if (resumed.weights != NULL) check_rounded(&resumed);
+    bits_free(&resumed);
+    close_run(run);
+
+    // Into a run elsewhere, over weights that are not its own.
+    char *elsewhere = xasprintf("%s_elsewhere", out_dir), *dir = xasprintf("%s/%s/step_00000005", t->dir, out_dir);
+    run = open_run(t, elsewhere, other);
+    train_steps(t, run, 1);
+    file_test_expect_ok(t, run_state_load(run, dir, &t->err));
+    resumed = bits_of(run);
+    check_same_bits(&resumed, &at_5);
+    bits_free(&resumed);
+    close_run(run);
+    free(other);
+    free(elsewhere);
+    free(dir);
+    bits_free(&at_5);
+    bits_free(&at_8);
+}
+
+static void test_resume_to_the_bit(void **state) {
+    FileTest *t = *state;
+    check_resume(t, "f_a", "dtype=fp32");
+    check_resume(t, "f_m", "dtype=fp32 optimizer=muon");
+    check_resume(t, "b_a", "dtype=bf16");
+    check_resume(t, "b_m", "dtype=bf16 optimizer=muon recompute=block");
+    check_resume(t, "g_m", "dtype=bf16 optimizer=muon model=gpt2:d1 vocab=257 qk_norm=false kv_heads=2");
+    check_resume(t, "w_a", "dtype=bf16 window=3 logit_softcap=5 activation=relu2 tied=true");  // no class of transformers
+}
+
+// Changing dtype keeps masters and moments; only what bf16 weights cannot hold is rounded.
+static void check_dtypes(FileTest *t, const char *optimizer, const char *from, const char *to) {
+    char *first = xasprintf("%s_%s", optimizer, from), *second = xasprintf("%s_then_%s", first, to);
+    char *extra = xasprintf("dtype=%s optimizer=%s", from, optimizer), *dir = xasprintf("%s/%s/step_00000003", t->dir, first);
+    Run *run = open_run(t, first, extra);
+    train_steps(t, run, 3);
+    file_test_expect_ok(t, run_state_save(run, &t->err));
+    Bits saved = bits_of(run);
+    close_run(run);
+    free(extra);
+    extra = xasprintf("dtype=%s optimizer=%s resume=%s", to, optimizer, dir);
+    run = open_run(t, second, extra);
+    assert_int_equal(run->progress.step, 3);
+    Bits loaded = bits_of(run);
+    check_same_bits(&loaded, &saved);
+    if (loaded.weights != NULL) check_rounded(&loaded);
+    train_steps(t, run, 1);
+    close_run(run);
+    bits_free(&saved);
+    bits_free(&loaded);
+    free(first);
+    free(second);
+    free(extra);
+    free(dir);
+}
+static void test_another_dtype(void **state) {
+    FileTest *t = *state;
+    check_dtypes(t, "adamw", "fp32", "bf16");
+    check_dtypes(t, "adamw", "bf16", "fp32");
+    check_dtypes(t, "muon", "fp32", "bf16");
+    check_dtypes(t, "muon", "bf16", "fp32");
+}
+
+// ---- what does not fit ----
+
+static void check_refused(FileTest *t, const char *dir, const char *extra, const char *mention) {
+    static int number = 0;
+    char *out_dir = xasprintf("refused_%d", number++);
+    Run *run = open_run(t, out_dir, extra);
+    file_test_expect_error(t, run_state_load(run, dir, &t->err), mention);
+    close_run(run);
+    free(out_dir);
+}
+
+// A checkpoint of AdamW in bf16; caller frees the name.
+static char *make_checkpoint(FileTest *t, const char *out_dir, const char *extra) {
+    Run *run = open_run(t, out_dir, extra);
+    train_steps(t, run, 1);
+    file_test_expect_ok(t, run_state_save(run, &t->err));
+    close_run(run);
+    return xasprintf("%s/%s/step_00000001", t->dir, out_dir);
+}
+
+static void test_another_run(void **state) {
+    FileTest *t = *state;
+    char *dir = make_checkpoint(t, "run", "");
+    check_refused(t, dir, "optimizer=muon", "optimizer=adamw");
+    static const char *const ARCHITECTURES[] = {"layers=1", "channels=24 head_size=8", "heads=4 kv_heads=1", "ffn=25",
+                                                "vocab=299", "qk_norm=false", "window=4", "logit_softcap=3", "tied=true",
+                                                "rope_theta=5000", "norm_eps=1e-6", "qkv_bias=true"};
+    for (size_t i = 0; i < sizeof ARCHITECTURES / sizeof ARCHITECTURES[0]; ++i)
+        check_refused(t, dir, ARCHITECTURES[i], "architecture");
+
+    // Another tokenizer of a vocabulary that fits.
+    WordCounts *counts = word_counts_new();
+    static const char TEXT[] = "another another another tokenizer";
+    word_counts_add(counts, TEXT, (int64_t)sizeof TEXT - 1);
+    Tokenizer *bpe = tokenizer_train(counts, &(TokenizerTraining){.vocab = 260, .min_count = 1}, &t->err);
+    file_test_expect_ok(t, bpe != NULL && tokenizer_save(bpe, t->dir, &t->err));
+    tokenizer_free(bpe);
+    word_counts_free(counts);
+    char *extra = xasprintf("tokenizer=%s", t->dir);
+    check_refused(t, dir, extra, "tokenizer");
+    free(extra);
+    char *none = xasprintf("%s/nowhere", t->dir);
+    check_refused(t, none, "", "nowhere");
+    free(none);
+    free(dir);
+}
+
+static void read_text(FileTest *t, char **text, size_t *bytes, const char *dir, const char *name) {
+    char *path = path_join(dir, name);
+    file_test_expect_ok(t, file_read_all(path, 1 << 24, text, bytes, &t->err));
+    free(path);
+}
+static void write_text(FileTest *t, const char *dir, const char *name, const char *text, size_t bytes) {
+    char *path = path_join(dir, name);
+    file_test_expect_ok(t, file_write_atomic(path, text, bytes, &t->err));
+    free(path);
+}
+
+// The header's length does not change: `to` is as long as `from`.
+static void check_optimizer_file(FileTest *t, const char *dir, const char *from, const char *to, const char *mention) {
+    size_t bytes;
+    char *good;
+    read_text(t, &good, &bytes, dir, "optimizer.safetensors");
+    char *bad = xmalloc(bytes);
+    memcpy(bad, good, bytes);
+    assert_int_equal(strlen(from), strlen(to));
+    char *at = memmem(bad, bytes, from, strlen(from));
+    if (at == NULL) fail_msg("optimizer.safetensors does not hold %s", from);
+    memcpy(at, to, strlen(to));
+    write_text(t, dir, "optimizer.safetensors", bad, bytes);
+    check_refused(t, dir, "dtype=bf16", mention);
+    write_text(t, dir, "optimizer.safetensors", good, bytes);
+    free(good);
+    free(bad);
+}
+
+static void test_damaged(void **state) {
+    FileTest *t = *state;
+    char *dir = make_checkpoint(t, "run", "dtype=bf16");
+    check_optimizer_file(t, dir, "\"m.block.0.norm1.weight\"", "\"n.block.0.norm1.weight\"", "m.block.0.norm1.weight");
+    check_optimizer_file(t, dir, "\"v.norm_f.weight\"", "\"w.norm_f.weight\"", "v.norm_f.weight");
+    check_optimizer_file(t, dir, "\"master.wte\"", "\"Master.wte\"", "master.wte");  // a bf16 run has masters
+    check_optimizer_file(t, dir, "[16,24]", "[24,16]", "fp32 values");
+
+    static const char *const FILES[] = {"optimizer.safetensors", "state.json", "model.safetensors", "config.json"};
+    for (int i = 0; i < 4; ++i) {
+        size_t bytes;
+        char *good;
+        read_text(t, &good, &bytes, dir, FILES[i]);
+        write_text(t, dir, FILES[i], good, bytes / 2);
+        check_refused(t, dir, "dtype=bf16", FILES[i]);
+        char *path = path_join(dir, FILES[i]);
+        remove(path);
+        check_refused(t, dir, "dtype=bf16", i == 2 ? "safetensors" : FILES[i]);
+        free(path);
+        write_text(t, dir, FILES[i], good, bytes);
+        free(good);
+    }
+    // Nothing of this has harmed the checkpoint itself.
+    Run *run = open_run(t, "again", "dtype=bf16");
+    file_test_expect_ok(t, run_state_load(run, dir, &t->err));
+    assert_int_equal(run->progress.step, 1);
+    close_run(run);
+    // resume=DIR looks at the hashes first.
+    size_t bytes;
+    char *good;
+    read_text(t, &good, &bytes, dir, "state.json");
+    char *bad = replaced(good, "\"step\":\t1", "\"step\":\t2");
+    write_text(t, dir, "state.json", bad, strlen(bad));
+    RunConfig *config = xmalloc(sizeof *config);
+    run = xmalloc(sizeof *run);
+    char *extra = xasprintf("dtype=bf16 resume=%s", dir);
+    load_config(t, config, "verified", extra);
+    file_test_expect_error(t, run_open(run, config, &t->err), "state.json");
+    free(run);
+    free(config);
+    free(extra);
+    free(good);
+    free(bad);
+    free(dir);
+}
+
+// ---- when saving fails ----
+
+static void test_full_disk(void **state) {
+    FileTest *t = *state;
+    Run *run = open_run(t, "run", "on_save_error=stop");
+    train_steps(t, run, 1);
+    file_test_expect_ok(t, run_save(run, &t->err));
+    train_steps(t, run, 1);
+    file_test_limit_file_size(8192);
+    bool stopped = run_save(run, &t->err);
+    run->config.on_save_error = ON_SAVE_ERROR_CONTINUE;
+    Error other = {""};
+    bool went_on = run_save(run, &other);
+    file_test_limit_file_size(0);
+    file_test_expect_error(t, stopped, "safetensors");
+    assert_true(went_on && other.message[0] == '\0');
+    char *skipped = NULL, *newest = checkpoint_newest(run->config.out_dir, &skipped);
+    assert_int_equal(checkpoint_step(newest), 1);
+    assert_null(skipped);
+    free(newest);
+    // With room again it goes on.
+    file_test_expect_ok(t, run_save(run, &t->err));
+    newest = checkpoint_newest(run->config.out_dir, &skipped);
+    assert_int_equal(checkpoint_step(newest), 2);
+    free(newest);
+    close_run(run);
+}
+
+static void test_keep_last(void **state) {
+    FileTest *t = *state;
+    Run *run = open_run(t, "run", "keep_last=2");
+    for (int i = 0; i < 4; ++i) {
+        train_steps(t, run, 1);
+        file_test_expect_ok(t, run_state_save(run, &t->err));
+    }
+    static const bool THERE[] = {false, false, true, true};
+    for (int i = 0; i < 4; ++i) {
+        char *dir = xasprintf("%s/step_%08d", run->config.out_dir, i + 1);
+        assert_int_equal(dir_exists(dir), THERE[i]);
+        free(dir);
+    }
+    close_run(run);
+}
+
+// ---- steps that are skipped ----
+
+static void test_guard(void **state) {
+    FileTest *t = *state;
+    Run *run = open_run(t, "run", "max_bad_steps=3");
+    const GradStats good = {.norm = 1, .scale = 1}, bad = {.skip = 1};
+    const GradStats *STEPS[] = {&bad, &bad, &good, &bad, &bad};
+    for (int i = 0; i < 5; ++i) {
+        ++run->progress.step;
+        file_test_expect_ok(t, run_guard_step(run, STEPS[i], &t->err));
+    }
+    assert_int_equal(run->progress.bad_steps, 4);
+    assert_int_equal(run->progress.bad_in_row, 2);
+    ++run->progress.step;
+    file_test_expect_error(t, run_guard_step(run, &bad, &t->err), "max_bad_steps=3");
+    close_run(run);
+}
+
+int main(void) {
+    const struct CMUnitTest tests[] = {
+        FILE_TEST(test_state_round_trip), FILE_TEST(test_state_refused), FILE_TEST(test_resume_to_the_bit),
+        FILE_TEST(test_another_dtype),    FILE_TEST(test_another_run),   FILE_TEST(test_damaged),
+        FILE_TEST(test_full_disk),        FILE_TEST(test_keep_last),     FILE_TEST(test_guard),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
