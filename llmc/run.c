@@ -8,6 +8,7 @@
 
 #include "llmc/hf.h"
 #include "llmc/run_state.h"
+#include "llmc/shard.h"
 
 Backend *run_open_backend(const char *device, int threads, const char *cpu_isa, Error *err) {
     if (strcmp(device, "auto") == 0 || strcmp(device, "cpu") == 0) return backend_cpu_open(threads, cpu_isa, err);
@@ -49,9 +50,30 @@ bool run_find_tokenizer(Tokenizer **out, const RunConfig *config, Error *err) {
     return *out != NULL;
 }
 
+// What the first shard of the run says its vocabulary is; 0: it does not (llm.c's format) or the run has none.
+static bool shard_vocab(int64_t *out, const RunConfig *config, Error *err) {
+    *out = 0;
+    const char *pattern = config->source_count > 0 ? config->source[0].train : "";
+    if (pattern[0] == '\0') return true;
+    glob_t found;
+    if (glob(pattern, 0, NULL, &found) != 0)
+        return error_set(err, "train=%s: expected token shards, found no file of that name", pattern);
+    Shard shard;
+    bool ok = shard_open(&shard, found.gl_pathv[0], err);
+    if (ok) *out = shard.vocab;
+    if (ok) shard_close(&shard);
+    globfree(&found);
+    return ok;
+}
+
 bool run_resolve_model(RunConfig *config, const Tokenizer *tokenizer, Error *err) {
     ModelConfig *arch = &config->arch;
-    if (arch->V == 0) arch->V = tokenizer != NULL ? tokenizer_vocab(tokenizer) : config->preset_vocab;
+    if (arch->V == 0 && tokenizer != NULL) arch->V = tokenizer_vocab(tokenizer);
+    if (arch->V == 0 && !shard_vocab(&arch->V, config, err)) return false;
+    if (arch->V == 0) arch->V = config->preset_vocab;
+    if (arch->V == 0)
+        return error_set(err, "the vocabulary is unknown: expected vocab=N, tokenizer=PATH, a tokenizer.json beside the training "
+                              "shards (train=%s) or shards that state it", config->source_count > 0 ? config->source[0].train : "");
     arch->Vp = 0;
     if (!model_config_finish(arch, err)) return false;
     if (tokenizer != NULL && tokenizer_vocab(tokenizer) > arch->V)

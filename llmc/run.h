@@ -51,7 +51,7 @@ void run_close(Run *run);
 // The tokenizer of a config: the option, else tokenizer.json of init_from, else the one beside the first source's shards,
 // else NULL (no error).
 bool run_find_tokenizer(Tokenizer **out, const RunConfig *config, Error *err);
-// The vocabulary, if it was left open, from the tokenizer or the preset; then model_config_finish.
+// The vocabulary, if it was left open, from the tokenizer, the shards or the preset; then model_config_finish.
 bool run_resolve_model(RunConfig *config, const Tokenizer *tokenizer, Error *err);
 
 // Enters the phase of the next step (trainable mask), and, in runs bounded by time, moves the horizon to where the measured

@@ -39,17 +39,13 @@ fi
 # The last tenth is held out: neither the tokenizer nor the model sees it before it is measured.
 bytes=$(wc -c <"$TEXT")
 seen=$((bytes / 10 * 9))
-head -c "$seen" "$TEXT" >"$DATA/train.txt"
-tail -c +"$((seen + 1))" "$TEXT" >"$DATA/val.txt"
 echo "$TEXT: $bytes bytes, the last $((bytes - seen)) held out"
 
 say "tokenizer: byte-level BPE, $VOCAB tokens"
-"$BUILD/prep" train-tokenizer --vocab "$VOCAB" --out "$DATA/tokenizer" "$DATA/train.txt"
+head -c "$seen" "$TEXT" | "$BUILD/prep" train-tokenizer --vocab "$VOCAB" --out "$DATA/tokenizer" -
 
 say "shards"
-rm -rf "$DATA/shards"
-"$BUILD/prep" tokenize --tokenizer "$DATA/tokenizer" --out "$DATA/shards" --name train "$DATA/train.txt"
-"$BUILD/prep" tokenize --tokenizer "$DATA/tokenizer" --out "$DATA/shards" --name val "$DATA/val.txt"
+"$BUILD/prep" tokenize --tokenizer "$DATA/tokenizer" --out "$DATA/shards" --val-fraction 0.1 --overwrite "$TEXT"
 
 say "training for at most 90 seconds"
 rm -rf "$OUT"
