@@ -102,7 +102,7 @@ typedef struct {
 
 static double draw(uint64_t *counter) { return rng_uniform(5, RNG_STREAM_TEST, (*counter)++); }
 
-// Documents of length 1, short and long, with ids that skip; prefix flags at document starts and, now and then, alone.
+// Documents of length 1, short and long, with ids that skip; prefix flags at document starts and now and then alone.
 static void make_mask(double *doc, double *prefix, int64_t B, int64_t T, uint64_t seed) {
     uint64_t counter = seed << 32;
     for (int64_t b = 0; b < B; ++b) {
@@ -255,8 +255,8 @@ static void test_decode(OpTest *t) {
 
 // ---- long sequences ----
 
-// A matrix (T,T) would take 64 MiB; what the calls leave in the CPU's scratch is a few rows per position. Some rows are
-// compared; their gradients of q depend on no other row.
+// A matrix (T,T) would take 64 MiB; what the calls leave in the CPU's scratch is a few rows per position. Some rows
+// are compared; their gradients of q depend on no other row.
 static void test_long_sequence(OpTest *t) {
     const int64_t T = 4096, HS = 16;
     Case c = make_case(t, (Shape){1, T, 1, 1, HS, 0, false, false}, DTYPE_F32);

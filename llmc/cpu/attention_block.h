@@ -27,40 +27,31 @@ typedef struct {
 
 SIMD_INLINE HeadRows head_rows(Tensor t, int64_t row, int64_t column) {
     int64_t stride = t.dim[t.ndim - 1];
-    HeadRows rows = {(unsigned char *)t.data + to_size(row * stride + column) * dtype_bytes(t.dtype), t.dtype, stride};
-    return rows;
+    size_t offset_bytes = to_size(row * stride + column) * dtype_bytes(t.dtype);
+    return (HeadRows){(unsigned char *)t.data + offset_bytes, t.dtype, stride};
 }
 
 // to(padded_rows, padded_columns) fp32 = from's rows [first, first+rows), `columns` wide; the padding is 0, so that
 // tiles may run over it.
 static void pack_rows(float *to, HeadRows from, int64_t first, int64_t rows, int64_t padded_rows, int64_t columns,
                       int64_t padded_columns) {
-    int64_t whole = columns / VF_LANES * VF_LANES;
-    for (int64_t r = 0; r < rows; ++r) {
-        float *row = to + r * padded_columns;
-        int64_t at = (first + r) * from.stride;
-        if (from.dtype == DTYPE_F32)
-            for (int64_t c = 0; c < whole; c += VF_LANES) vf_store(row + c, vf_load((const float *)from.data + at + c));
-        else
-            for (int64_t c = 0; c < whole; c += VF_LANES)
-                vf_store(row + c, vf_load_bf16((const uint16_t *)from.data + at + c));
-        if (whole < columns) vf_store(row + whole, vf_load_part_as(from.data, at + whole, from.dtype, columns - whole));
-    }
+    for (int64_t r = 0; r < rows; ++r)
+        for (int64_t c = 0; c < columns; c += VF_LANES)
+            vf_store(to + r * padded_columns + c,
+                     vf_load_some(from.data, (first + r) * from.stride + c, columns - c, from.dtype));
     if (rows < padded_rows)
         memset(to + rows * padded_columns, 0, to_size((padded_rows - rows) * padded_columns) * sizeof(float));
 }
 
-// The reverse: to's rows [first, first+rows) = scale[r] * from, rounded to the destination's dtype. scale may be NULL.
-static void unpack_rows(HeadRows to, int64_t first, const float *from, const float *scale, int64_t rows, int64_t columns,
-                        int64_t padded_columns) {
-    int64_t whole = columns / VF_LANES * VF_LANES;
+// The reverse: to's rows [first, first+rows) = scale[r] * from, rounded to the destination's dtype. scale may be
+// NULL.
+static void unpack_rows(HeadRows to, int64_t first, const float *from, const float *scale, int64_t rows,
+                        int64_t columns, int64_t padded_columns) {
     for (int64_t r = 0; r < rows; ++r) {
-        const float *row = from + r * padded_columns;
         vf factor = vf_set(scale != NULL ? scale[r] : 1.0f);
-        int64_t at = (first + r) * to.stride;
-        for (int64_t c = 0; c < whole; c += VF_LANES) vf_store_as(to.data, at + c, vf_load(row + c) * factor, to.dtype);
-        if (whole < columns)
-            vf_store_part_as(to.data, at + whole, vf_load(row + whole) * factor, to.dtype, columns - whole);
+        for (int64_t c = 0; c < columns; c += VF_LANES)
+            vf_store_some(to.data, (first + r) * to.stride + c, vf_load(from + r * padded_columns + c) * factor,
+                          columns - c, to.dtype);
     }
 }
 
@@ -202,8 +193,8 @@ SIMD_INLINE Range block_query_range(const KeySpans *spans, int64_t i0, int64_t c
     return range;
 }
 
-// scores(BLOCK keys, BLOCK queries) of the strip of keys from j and the vector of queries from i = -inf where the mask
-// forbids.
+// scores(BLOCK keys, BLOCK queries) of the strip of keys from j and the vector of queries from i = -inf where the
+// mask forbids.
 static void mask_scores(float *scores, const KeySpans *spans, int64_t i, int64_t j) {
     if (j >= spans->low[i + VF_LANES - 1] && j + TILE_ROWS - 1 <= spans->position[i]) return;
     vi low, high, position;
@@ -219,8 +210,8 @@ static void mask_scores(float *scores, const KeySpans *spans, int64_t i, int64_t
     }
 }
 
-// to(BLOCK keys, BLOCK queries) = keys(BLOCK, padded) . queries(head_size, BLOCK) for the first `count` queries of block
-// i0, as far as the mask reaches: vector by vector of queries its block_strip_range. The rest is left alone.
+// to(BLOCK keys, BLOCK queries) = keys(BLOCK, padded) . queries(head_size, BLOCK) for the first `count` queries of
+// block i0, as far as the mask reaches: vector by vector of queries its block_strip_range. The rest is left alone.
 static void block_multiply(float *to, const float *keys, const float *queries, const KeySpans *spans, int64_t i0,
                            int64_t count, int64_t j0, int64_t head_size, int64_t padded) {
     for (int64_t column = 0; column < count; column += GROUP) {

@@ -1,8 +1,8 @@
 // attention_kernels.c: softmax attention without a (T,T) matrix, forward, backward and incremental decoding, after
 // FlashAttention-2 (Dao 2023): blocks of 64 queries x 64 keys live in the thread's scratch, an online softmax carries
-// the running maximum and sum from block to block, and the backward pass recomputes the probabilities from lse. Blocks
-// that the mask excludes are never visited, so the cost follows the mask. Called through the Backend table only; knows
-// nothing of models.
+// the running maximum and sum from block to block, and the backward pass recomputes the probabilities from lse.
+// Blocks that the mask excludes are never visited, so the cost follows the mask. Called through the Backend table
+// only; knows nothing of models.
 //
 // Determinism: every output element is produced by one thread, adding blocks in increasing order, whatever the number
 // of threads.
@@ -17,7 +17,7 @@
 // Decoding fewer positions than this goes row by row: blocks would mostly compute padding.
 #define DECODE_BLOCK_QUERIES 4
 
-// Where one call's heads lie: query row b*queries + i, key and value row b*keys + j; query i is at position first + i.
+// Where the heads of a call lie: query row b*queries + i, key and value row b*keys + j. Query i has position first + i.
 typedef struct {
     Tensor q, k, v;
     int64_t k_column, v_column;
@@ -91,9 +91,10 @@ static void work_open(Work *work, Backend *be, const AttentionInput *in, bool ba
 static void work_load_head(Work *work, const AttentionInput *in, int64_t b, int64_t kv_head) {
     const AttentionArgs *args = &in->args;
     if (work->packed_batch != b) {
-        const int32_t *doc = tensor_is_none(args->doc) ? NULL : (const int32_t *)args->doc.data + b * in->queries;
-        const uint8_t *prefix = tensor_is_none(args->prefix) ? NULL : (const uint8_t *)args->prefix.data + b * in->queries;
-        key_spans_fill(&work->spans, doc, prefix, in->queries, in->first, args->window);
+        const int32_t *doc = args->doc.data;
+        const uint8_t *prefix = args->prefix.data;
+        key_spans_fill(&work->spans, doc == NULL ? NULL : doc + b * in->queries,
+                       prefix == NULL ? NULL : prefix + b * in->queries, in->queries, in->first, args->window);
     } else if (work->packed_head == kv_head) {
         return;
     }
@@ -108,8 +109,8 @@ static void work_load_head(Work *work, const AttentionInput *in, int64_t b, int6
 
 // ---- forward ----
 
-// The online softmax of the vector of queries i0 + column: scores become exp(score - new maximum); top, sum and rescale
-// follow.
+// The online softmax of the vector of queries i0 + column: scores become exp(score - new maximum); top, sum and
+// rescale follow.
 static void softmax_update(Work *work, int64_t i0, int64_t column, int64_t j0) {
     Range keys = block_strip_range(&work->spans, i0 + column, j0);
     float *scores = work->scores + column;
@@ -223,10 +224,10 @@ static void backward_block(Work *work, int64_t i0, int64_t queries, int64_t j0, 
     for (int64_t r = all.begin / TILE_ROWS * TILE_ROWS; r < all.end; r += TILE_ROWS) {
         Range range = block_query_range(&work->spans, i0, queries, j0 + r);
         int64_t at = r * BLOCK + range.begin, depth = range.end - range.begin;
-        strip_multiply_add(work->dv + (j0 + r) * padded, work->scores + at, BLOCK, 1, work->dout + range.begin * padded,
-                           padded, depth);
-        strip_multiply_add(work->dk + (j0 + r) * padded, work->dscores + at, BLOCK, 1, work->q + range.begin * padded,
-                           padded, depth);
+        strip_multiply_add(work->dv + (j0 + r) * padded, work->scores + at, BLOCK, 1,
+                           work->dout + range.begin * padded, padded, depth);
+        strip_multiply_add(work->dk + (j0 + r) * padded, work->dscores + at, BLOCK, 1,
+                           work->q + range.begin * padded, padded, depth);
     }
     for (int64_t i = 0; i < queries; i += TILE_ROWS) {
         Range keys = block_key_range(&work->spans, i0 + i, TILE_ROWS, j0);
@@ -296,48 +297,53 @@ static void backward_run(Backend *be, Tensor dqkv, Tensor dout, Tensor out, Tens
 
 // ---- decoding ----
 
-// out = attention of one query over keys [low, keys) of one cached head. weights has room for all keys.
-static void decode_row(HeadRows out, HeadRows q, HeadRows k, HeadRows v, float *weights, float *row, int64_t low,
-                       int64_t keys, int64_t head_size, float scale) {
-    int64_t padded = round_up(head_size, VF_LANES);
-    float *query = row, *sum = row + padded, *key = row + 2 * padded;
-    pack_rows(query, q, 0, 1, 1, head_size, padded);
+// out = attention of one query over keys [low, keys) of one cached head. weights has room for all keys in whole
+// vectors.
+SIMD_INLINE void decode_row_of(HeadRows out, HeadRows q, HeadRows k, HeadRows v, float *weights, int64_t low,
+                               int64_t keys, int64_t head_size, float scale, DType dtype) {
     float top = NO_SCORE;
     for (int64_t j = low; j < keys; ++j) {
-        pack_rows(key, k, j, 1, 1, head_size, padded);
         vf dot = vf_set(0.0f);
-        for (int64_t c = 0; c < padded; c += VF_LANES) dot += vf_load(query + c) * vf_load(key + c);
+        for (int64_t c = 0; c < head_size; c += VF_LANES)
+            dot += vf_load_some(q.data, c, head_size - c, dtype) *
+                   vf_load_some(k.data, j * k.stride + c, head_size - c, dtype);
         weights[j] = vf_sum(dot) * scale;
         top = weights[j] > top ? weights[j] : top;
     }
-    memset(sum, 0, to_size(padded) * sizeof(float));
-    float total = 0.0f;
-    for (int64_t j = low; j < keys; ++j) {
-        float p = expf(weights[j] - top);
+    for (int64_t j = keys; j < low + round_up(keys - low, VF_LANES); ++j) weights[j] = -INFINITY;
+    vf total = vf_set(0.0f);
+    for (int64_t j = low; j < keys; j += VF_LANES) {
+        vf p = vf_exp(vf_load(weights + j) - top);
+        vf_store(weights + j, p);
         total += p;
-        pack_rows(key, v, j, 1, 1, head_size, padded);
-        for (int64_t c = 0; c < padded; c += VF_LANES) vf_store(sum + c, vf_load(sum + c) + p * vf_load(key + c));
     }
-    float inverse = 1.0f / total;
-    unpack_rows(out, 0, sum, &inverse, 1, head_size, padded);
+    float inverse = 1.0f / vf_sum(total);
+    for (int64_t c = 0; c < head_size; c += VF_LANES) {
+        vf sum = vf_set(0.0f);
+        for (int64_t j = low; j < keys; ++j)
+            sum += weights[j] * vf_load_some(v.data, j * v.stride + c, head_size - c, dtype);
+        vf_store_some(out.data, c, sum * inverse, head_size - c, dtype);
+    }
 }
 
 static void decode_rows(Backend *be, Tensor out, const AttentionInput *in) {
     const AttentionArgs *args = &in->args;
     int64_t items = in->queries * args->NH, shared_by = args->NH / args->NKV;
-    int64_t padded = round_up(args->HS, VF_LANES);
-    size_t bytes = to_size(round_up(in->keys, VF_LANES) + 3 * padded) * sizeof(float);
+    size_t bytes = to_size(in->keys + VF_LANES) * sizeof(float);
 #pragma omp parallel num_threads(be->threads) if (items > 1)
     {
         float *weights = cpu_scratch(be, omp_get_thread_num(), bytes);
-        float *row = weights + round_up(in->keys, VF_LANES);
 #pragma omp for schedule(static)
         for (int64_t item = 0; item < items; ++item) {
             int64_t i = item / args->NH, h = item % args->NH, column = h / shared_by * args->HS;
             int64_t keys = in->first + i + 1;
             int64_t low = args->window > 0 ? max_i64(0, keys - args->window) : 0;
-            decode_row(head_rows(out, i, h * args->HS), head_rows(in->q, i, h * args->HS), head_rows(in->k, 0, column),
-                       head_rows(in->v, 0, column), weights, row, low, keys, args->HS, args->scale);
+            HeadRows to = head_rows(out, i, h * args->HS), q = head_rows(in->q, i, h * args->HS);
+            HeadRows k = head_rows(in->k, 0, column), v = head_rows(in->v, 0, column);
+            if (q.dtype == DTYPE_F32)
+                decode_row_of(to, q, k, v, weights, low, keys, args->HS, args->scale, DTYPE_F32);
+            else
+                decode_row_of(to, q, k, v, weights, low, keys, args->HS, args->scale, DTYPE_BF16);
         }
     }
 }
@@ -408,9 +414,10 @@ static void attention_decode(Backend *be, Tensor out, Tensor k_cache, Tensor v_c
           (long long)args.T, (long long)k_cache.dim[0]);
     AttentionInput in = {qkv, k_cache, v_cache, 0, 0, args.T, start + args.T, start, args};
     size_t row_bytes = to_size(kv_width) * dtype_bytes(qkv.dtype);
+    int64_t k_column = args.NH * args.HS, v_column = k_column + kv_width;
     for (int64_t i = 0; i < args.T; ++i) {
-        memcpy(head_rows(k_cache, start + i, 0).data, head_rows(qkv, i, args.NH * args.HS).data, row_bytes);
-        memcpy(head_rows(v_cache, start + i, 0).data, head_rows(qkv, i, (args.NH + args.NKV) * args.HS).data, row_bytes);
+        memcpy(head_rows(k_cache, start + i, 0).data, head_rows(qkv, i, k_column).data, row_bytes);
+        memcpy(head_rows(v_cache, start + i, 0).data, head_rows(qkv, i, v_column).data, row_bytes);
     }
     if (args.T < DECODE_BLOCK_QUERIES)
         decode_rows(be, out, &in);
