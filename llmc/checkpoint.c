@@ -1,5 +1,5 @@
-// checkpoint.c: see checkpoint.h. The order of writes is the whole point: files, their sync, the manifest, its sync, the
-// directory's sync, and only then the name under which anybody looks.
+// checkpoint.c: see checkpoint.h. The order of writes is the whole point: files, their sync, the manifest, its sync,
+// the directory's sync, and only then the name under which anybody looks.
 #include "llmc/checkpoint.h"
 
 #include <dirent.h>
@@ -70,7 +70,8 @@ int64_t checkpoint_step(const char *dir) {
     split_path(&parent, &name, dir);
     int64_t step = -1;
     const char *digits = name + strlen(STEP_PREFIX);
-    if (!starts_with(name, STEP_PREFIX) || strlen(digits) < 8 || digits[0] == '-' || !parse_i64(digits, &step)) step = -1;
+    if (!starts_with(name, STEP_PREFIX) || strlen(digits) < 8 || digits[0] == '-' || !parse_i64(digits, &step))
+        step = -1;
     free(parent);
     free(name);
     return step;
@@ -190,7 +191,8 @@ static bool write_manifest(CheckpointWriter *writer, Error *err) {
     cJSON *files = cJSON_AddObjectToObject(root, "files");
     bool ok = true;
     for (int i = 0; i < names.count && ok; ++i)
-        if (strcmp(names.name[i], CHECKPOINT_MANIFEST) != 0) ok = add_to_manifest(files, writer->dir, names.name[i], err);
+        if (strcmp(names.name[i], CHECKPOINT_MANIFEST) != 0)
+            ok = add_to_manifest(files, writer->dir, names.name[i], err);
     if (ok) {
         char *text = cJSON_Print(root);
         CHECK(text != NULL, "manifest of %d files", names.count);
@@ -202,8 +204,9 @@ static bool write_manifest(CheckpointWriter *writer, Error *err) {
     return ok;
 }
 
-// Gives `from` the name `to`. What had that name is exchanged for it; where the file system cannot exchange, it is renamed
-// away first, so that at no moment a half of it has the name. If the old one cannot be removed, the next begin does.
+// Gives `from` the name `to`. What had that name is exchanged for it; where the file system cannot exchange, it is
+// renamed away first, so that at no moment a half of it has the name. If the old one cannot be removed, the next
+// begin does.
 static bool put_in_place(const char *from, const char *to, Error *err) {
     if (dir_exists(to) && renameat2(AT_FDCWD, from, AT_FDCWD, to, RENAME_EXCHANGE) == 0) {
         remove_tree(from, NULL);
@@ -277,7 +280,8 @@ bool checkpoint_verify(const char *dir, bool deep, Error *err) {
         ok = root != NULL;
     }
     const cJSON *files = json_find(root, "files"), *format = json_find(root, "format");
-    if (ok && (!cJSON_IsObject(files) || !cJSON_IsString(format) || strcmp(format->valuestring, MANIFEST_FORMAT) != 0))
+    if (ok &&
+        (!cJSON_IsObject(files) || !cJSON_IsString(format) || strcmp(format->valuestring, MANIFEST_FORMAT) != 0))
         ok = error_set(err, "%s: expected an object with format '%s' and files", path, MANIFEST_FORMAT);
     if (ok)
         for (const cJSON *entry = files->child; entry != NULL && ok; entry = entry->next)

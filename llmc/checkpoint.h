@@ -1,7 +1,8 @@
-// checkpoint.h: directories that are complete or not there. A checkpoint is RUN/step_00001234/ holding model.safetensors,
-// config.json, tokenizer.json (together a Hugging Face model), optimizer.safetensors, state.json and MANIFEST.json with every
-// file's size and XXH3-128 hash. It is written as RUN/.tmp-step_00001234, each file fsynced, the manifest last, then renamed.
-// Knows nothing of models: the caller writes its files between begin and commit.
+// checkpoint.h: directories that are complete or not there. A checkpoint is RUN/step_00001234/ holding
+// model.safetensors, config.json, tokenizer.json (together a Hugging Face model), optimizer.safetensors, state.json
+// and MANIFEST.json with every file's size and XXH3-128 hash. It is written as RUN/.tmp-step_00001234, each file
+// fsynced, the manifest last, then renamed. Knows nothing of models: the caller writes its files between begin and
+// commit.
 #ifndef LLMC_CHECKPOINT_H
 #define LLMC_CHECKPOINT_H
 
@@ -23,21 +24,23 @@ bool checkpoint_begin(CheckpointWriter *writer, const char *run_dir, int64_t ste
 // The same at any path: what an export or import writes. The parent directory must exist.
 bool checkpoint_begin_at(CheckpointWriter *writer, const char *final_dir, Error *err);
 bool checkpoint_write_text(CheckpointWriter *writer, const char *name, const char *text, Error *err);
-// Hashes what lies in the directory, writes the manifest, syncs, renames; what already lay at final_dir is replaced in one
-// step where the file system can exchange two names. Either way the writer is released, and on failure final_dir is as
-// it was.
+// Hashes what lies in the directory, writes the manifest, syncs, renames; what already lay at final_dir is replaced
+// in one step where the file system can exchange two names. Either way the writer is released, and on failure
+// final_dir is as it was.
 bool checkpoint_commit(CheckpointWriter *writer, Error *err);
 void checkpoint_abort(CheckpointWriter *writer);
 
 // Checks sizes always and hashes when `deep`; names the first file that is missing, short or changed.
 bool checkpoint_verify(const char *dir, bool deep, Error *err);
-// The newest checkpoint of run_dir that verifies deeply; NULL when there is none (not an error). Damaged or incomplete ones
-// are passed over and described in `skipped` (caller frees both; *skipped NULL when nothing was skipped).
+// The newest checkpoint of run_dir that verifies deeply; NULL when there is none (not an error). Damaged or
+// incomplete ones are passed over and described in `skipped` (caller frees both; *skipped NULL when nothing was
+// skipped).
 char *checkpoint_newest(const char *run_dir, char **skipped);
 // Step number of a checkpoint directory name, or -1.
 int64_t checkpoint_step(const char *dir);
-// Deletes all but the newest keep_last whole checkpoints (0: keep all); the newest whole one always stays. A damaged one
-// counts as nothing: it stays while it is newer than the oldest that is kept. Deletion is atomic too: rename, then remove.
+// Deletes all but the newest keep_last whole checkpoints (0: keep all); the newest whole one always stays. A damaged
+// one counts as nothing: it stays while it is newer than the oldest that is kept. Deletion is atomic too: rename,
+// then remove.
 bool checkpoint_prune(const char *run_dir, int64_t keep_last, Error *err);
 
 #ifdef __cplusplus

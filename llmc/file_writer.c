@@ -41,8 +41,9 @@ bool file_writer_commit(FileWriter *writer, Error *err) {
     if (close(fd) != 0) return fail_and_abort(writer, "close", err);
     if (rename(writer->temporary, writer->path) != 0) return fail_and_abort(writer, "rename into place", err);
     const char *slash = strrchr(writer->path, '/');
-    char *dir = slash == NULL ? xstrdup(".")
-                              : xasprintf("%.*s", (int)(slash - writer->path + (slash == writer->path)), writer->path);
+    char *dir = slash == NULL
+                    ? xstrdup(".")
+                    : xasprintf("%.*s", (int)(slash - writer->path + (slash == writer->path)), writer->path);
     bool ok = fsync_dir(dir, err);
     free(dir);
     free(writer->path);

@@ -1,5 +1,6 @@
-// hf.h: the names that other people use: Hugging Face's config.json and tensor names for GPT-2, Llama, Mistral, Qwen2 and
-// Qwen3 dense models, and llm.c's model file. Both import and export walk one map from our parameter table to theirs.
+// hf.h: the names that other people use: Hugging Face's config.json and tensor names for GPT-2, Llama, Mistral, Qwen2
+// and Qwen3 dense models, and llm.c's model file. Both import and export walk one map from our parameter table to
+// theirs.
 #ifndef LLMC_HF_H
 #define LLMC_HF_H
 
@@ -9,8 +10,8 @@
 extern "C" {
 #endif
 
-// Which names and which bias vectors the other side has. A bias that it has and the model has not is written as zeros,
-// and when read may be absent but must be zero: adding it changes nothing.
+// Which names and which bias vectors the other side has. A bias that it has and the model has not is written as
+// zeros, and when read may be absent but must be zero: adding it changes nothing.
 typedef struct {
     bool gpt2_names;  // else Llama's
     bool norm_bias, qkv_bias, proj_bias, mlp_bias;
@@ -41,21 +42,22 @@ void hf_map_free(HfMap *map);
 
 // config.json text. bos/eos ids < 0 are null (left out, transformers would fill in its own). Caller frees.
 char *hf_config_write(const ModelConfig *config, DType dtype, int64_t bos, int64_t eos);
-// Strict about what changes results (activation, rope_scaling kinds, tie_word_embeddings, head_dim, sliding window, ...):
-// what we cannot compute exactly is an error naming the key and value.
+// Strict about what changes results (activation, rope_scaling kinds, tie_word_embeddings, head_dim, sliding window,
+// ...): what we cannot compute exactly is an error naming the key and value.
 bool hf_config_read(ModelConfig *out, const char *json, const char *path, Error *err);
 
-// Reads config.json of a directory, or the header of an llm.c .bin (magic 20240326). A GPT-2 directory whose files lack a
-// kind of bias (config.json has no word for it) gives a config without it.
+// Reads config.json of a directory, or the header of an llm.c .bin (magic 20240326). A GPT-2 directory whose files
+// lack a kind of bias (config.json has no word for it) gives a config without it.
 bool model_file_read_config(ModelConfig *out, const char *path, Error *err);
-// Calls `put` once for every parameter of the table, in order, with its fp32 values [spec->elems] (pad rows zero). Checks
-// that every tensor is there with the right shape and that none is left over (known harmless ones excepted: rotary
-// inv_freq, masks, a tied head that equals the embedding).
+// Calls `put` once for every parameter of the table, in order, with its fp32 values [spec->elems] (pad rows zero).
+// Checks that every tensor is there with the right shape and that none is left over (known harmless ones excepted:
+// rotary inv_freq, masks, a tied head that equals the embedding).
 typedef bool (*ModelFilePut)(void *context, const ParamSpec *spec, const float *values, Error *err);
 bool model_file_read(const char *path, const ModelConfig *config, const ParamTable *params, ModelFilePut put,
                      void *context, Error *err);
 // Gets the fp32 values of elements [first, first + count) of a parameter into out[count].
-typedef bool (*ModelFileGet)(void *context, const ParamSpec *spec, int64_t first, int64_t count, float *out, Error *err);
+typedef bool (*ModelFileGet)(void *context, const ParamSpec *spec, int64_t first, int64_t count, float *out,
+                             Error *err);
 // Host memory that model_file_write_hf takes: two chunks, and for GPT-2 names its largest transposed matrix twice.
 size_t model_file_staging_bytes(const ModelConfig *config, const ParamTable *params);
 // model.safetensors (dtype fp32 or bf16) inside an existing directory.

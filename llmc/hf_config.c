@@ -12,8 +12,8 @@
 
 static bool is_gpt2(const ModelConfig *config) {
     return config->norm == NORM_LAYER && config->position == POSITION_LEARNED && config->activation == ACT_GELU &&
-           config->NKV == config->NH && config->NH * config->HS == config->C && !config->qk_norm && config->window == 0 &&
-           config->logit_softcap == 0;
+           config->NKV == config->NH && config->NH * config->HS == config->C && !config->qk_norm &&
+           config->window == 0 && config->logit_softcap == 0;
 }
 
 const char *hf_architecture(const ModelConfig *config) {
@@ -65,7 +65,9 @@ static const char *const ACTIVATION_NAMES[] = {"none", "gelu", "relu2", "swiglu"
 
 // ---- writing ----
 
-static void add_int(cJSON *root, const char *key, int64_t value) { cJSON_AddNumberToObject(root, key, (double)value); }
+static void add_int(cJSON *root, const char *key, int64_t value) {
+    cJSON_AddNumberToObject(root, key, (double)value);
+}
 
 // The shortest decimal that reads back to the same number (1e-05 rather than 9.9999997473787516e-06), and visibly no
 // integer: transformers 4 warns about a factor of 4 that should be 4.0.

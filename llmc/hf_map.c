@@ -1,5 +1,5 @@
-// hf_map.c: from our parameter table to the tensor names of Hugging Face's GPT-2 and Llama families; see hf.h. The one
-// place that knows those names. Used by import and export alike, so that they cannot disagree.
+// hf_map.c: from our parameter table to the tensor names of Hugging Face's GPT-2 and Llama families; see hf.h. The
+// one place that knows those names. Used by import and export alike, so that they cannot disagree.
 #include <stdio.h>
 #include <stdlib.h>
 

@@ -78,7 +78,8 @@ cJSON *json_parse(const char *text, size_t bytes, const char *path, Error *err) 
     size_t used = (size_t)(end - text);
     while (used < bytes && strchr(" \t\n\r", text[used]) != NULL) ++used;
     const char *duplicate = find_duplicate_key(root);
-    if (used != bytes) error_set(err, "%s: expected the end after the JSON value, found more text at byte %zu", path, used);
+    if (used != bytes)
+        error_set(err, "%s: expected the end after the JSON value, found more text at byte %zu", path, used);
     else if (!cJSON_IsObject(root)) error_set(err, "%s: expected a JSON object at the top level", path);
     else if (duplicate != NULL) error_set(err, "%s: the JSON key '%s' is there twice", path, duplicate);
     else return root;

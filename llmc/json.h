@@ -1,5 +1,6 @@
-// json.h: strict reading of JSON that comes from elsewhere (model configs, safetensors headers, manifests), over cJSON.
-// cJSON alone lets through what would change meaning unseen: duplicate keys, invalid UTF-8, cut strings, trailing text.
+// json.h: strict reading of JSON that comes from elsewhere (model configs, safetensors headers, manifests), over
+// cJSON. cJSON alone lets through what would change meaning unseen: duplicate keys, invalid UTF-8, cut strings,
+// trailing text.
 #ifndef LLMC_JSON_H
 #define LLMC_JSON_H
 

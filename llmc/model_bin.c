@@ -1,5 +1,6 @@
-// model_bin.c: llm.c's model file: 256 int32 of header, then each kind of tensor over all layers, weights (out, in), the
-// embedding padded to Vp rows; fp32 (version 3) or bf16 (version 5) throughout. Little-endian, as all machines we run on.
+// model_bin.c: llm.c's model file: 256 int32 of header, then each kind of tensor over all layers, weights (out, in),
+// the embedding padded to Vp rows; fp32 (version 3) or bf16 (version 5) throughout. Little-endian, as all machines we
+// run on.
 #include "llmc/model_bin.h"
 
 #include <errno.h>
@@ -56,8 +57,8 @@ bool model_bin_read_config(ModelConfig *out, const char *path, Error *err) {
     config.C = header[H_C];
     if (!model_config_finish(&config, err)) return error_prefix(err, "%s", path);
     if (config.Vp != header[H_VP])
-        return error_set(err, "%s: expected the vocabulary %lld padded to %lld rows, found %d", path, (long long)config.V,
-                         (long long)config.Vp, header[H_VP]);
+        return error_set(err, "%s: expected the vocabulary %lld padded to %lld rows, found %d", path,
+                         (long long)config.V, (long long)config.Vp, header[H_VP]);
     *out = config;
     return true;
 }
@@ -67,8 +68,9 @@ static bool check_architecture(const ModelConfig *config, const char *path, Erro
     bool fits = strcmp(hf_architecture(config), "GPT2LMHeadModel") == 0 && config->tied && config->norm_bias &&
                 config->qkv_bias && config->proj_bias && config->mlp_bias && config->F == 4 * config->C;
     if (fits) return true;
-    return error_set(err, "%s: llm.c's format holds GPT-2 only (tied head, all biases, feed-forward 4 C); this model is %s",
-                     path, hf_architecture(config));
+    return error_set(
+        err, "%s: llm.c's format holds GPT-2 only (tied head, all biases, feed-forward 4 C); this model is %s", path,
+        hf_architecture(config));
 }
 
 static int64_t role_layers(ParamRole role, const ModelConfig *config) {
@@ -139,10 +141,12 @@ bool model_bin_read(const char *path, const ModelConfig *config, const ParamTabl
     bool ok = header[H_L] == config->L && header[H_C] == config->C && header[H_NH] == config->NH &&
               header[H_V] == config->V && header[H_VP] == config->Vp && header[H_MAX_T] == config->max_seq_len;
     if (!ok)
-        error_set(err, "%s: expected layers %lld, width %lld, heads %lld, vocabulary %lld, positions %lld, found %d, %d, "
-                  "%d, %d, %d", path, (long long)config->L, (long long)config->C, (long long)config->NH,
-                  (long long)config->V, (long long)config->max_seq_len, header[H_L], header[H_C], header[H_NH],
-                  header[H_V], header[H_MAX_T]);
+        error_set(err,
+                  "%s: expected layers %lld, width %lld, heads %lld, vocabulary %lld, positions %lld, found %d, %d, "
+                  "%d, %d, %d",
+                  path, (long long)config->L, (long long)config->C, (long long)config->NH, (long long)config->V,
+                  (long long)config->max_seq_len, header[H_L], header[H_C], header[H_NH], header[H_V],
+                  header[H_MAX_T]);
     int width = header[H_VERSION] == VERSION_F32 ? 4 : 2;
     ok = ok && read_tensors(file, width, path, config, params, put, context, err);
     fclose(file);
@@ -167,8 +171,9 @@ bool model_file_write_llmc(const char *path, const ModelConfig *config, const Pa
     CHECK(dtype == DTYPE_F32 || dtype == DTYPE_BF16, "dtype=%s", dtype_name(dtype));
     if (!check_architecture(config, path, err)) return false;
     int32_t header[HEADER_INTS] = {0};
-    const int64_t used[H_USED] = {MAGIC, dtype == DTYPE_F32 ? VERSION_F32 : VERSION_BF16, config->max_seq_len, config->V,
-                                  config->L, config->NH, config->C, config->Vp};
+    int version = dtype == DTYPE_F32 ? VERSION_F32 : VERSION_BF16;
+    const int64_t used[H_USED] = {MAGIC,     version,    config->max_seq_len, config->V,
+                                  config->L, config->NH, config->C,           config->Vp};
     for (int i = 0; i < H_USED; ++i) header[i] = to_i32(used[i]);
     int64_t largest = 0;
     for (int i = 0; i < params->count; ++i) largest = max_i64(largest, params->spec[i].elems);

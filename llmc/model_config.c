@@ -156,7 +156,8 @@ bool model_config_preset(ModelConfig *out, const char *name, Error *err) {
 
 static bool check_range(const char *what, int64_t value, int64_t max, Error *err) {
     if (value >= 1 && value <= max) return true;
-    return error_set(err, "model: %s must lie between 1 and %lld, found %lld", what, (long long)max, (long long)value);
+    return error_set(err, "model: %s must lie between 1 and %lld, found %lld", what, (long long)max,
+                     (long long)value);
 }
 
 static bool derive_sizes(ModelConfig *config, Error *err) {
@@ -165,8 +166,8 @@ static bool derive_sizes(ModelConfig *config, Error *err) {
     if (!check_range("heads (NH)", config->NH, MAX_WIDTH, err)) return false;
     if (config->HS == 0) {
         if (config->C % config->NH != 0)
-            return error_set(err, "model: width (C) %lld does not divide into %lld heads; choose a multiple or set the head "
-                             "size", (long long)config->C, (long long)config->NH);
+            return error_set(err, "model: width (C) %lld does not divide into %lld heads; set a multiple or a head size",
+                             (long long)config->C, (long long)config->NH);
         config->HS = config->C / config->NH;
     }
     if (config->NKV == 0) config->NKV = config->NH;
@@ -190,16 +191,19 @@ static bool derive_sizes(ModelConfig *config, Error *err) {
 static bool check_rope(const ModelConfig *config, Error *err) {
     const RopeScaling *scaling = &config->rope_scaling;
     if (config->HS % 2 != 0)
-        return error_set(err, "model: rotary positions need an even head size (HS), found %lld", (long long)config->HS);
+        return error_set(err, "model: rotary positions need an even head size (HS), found %lld",
+                         (long long)config->HS);
     if (!(config->rope_theta > 0 && isfinite(config->rope_theta)))
         return error_set(err, "model: rope_theta must be positive, found %g", config->rope_theta);
     if (scaling->factor == 0) return true;
     if (!(scaling->factor >= 1 && isfinite(scaling->factor)) || scaling->original_max_seq_len < 1 ||
         !(scaling->low_freq_factor > 0 && scaling->high_freq_factor > scaling->low_freq_factor &&
           isfinite(scaling->high_freq_factor)))
-        return error_set(err, "model: RoPE scaling needs factor >= 1, 0 < low < high frequency factor and a positive "
-                         "original length, found factor %g, low %g, high %g, length %lld", scaling->factor,
-                         scaling->low_freq_factor, scaling->high_freq_factor, (long long)scaling->original_max_seq_len);
+        return error_set(err,
+                         "model: RoPE scaling needs factor >= 1, 0 < low < high frequency factor and a positive "
+                         "original length, found factor %g, low %g, high %g, length %lld",
+                         scaling->factor, scaling->low_freq_factor, scaling->high_freq_factor,
+                         (long long)scaling->original_max_seq_len);
     return true;
 }
 
@@ -208,7 +212,8 @@ bool model_config_finish(ModelConfig *config, Error *err) {
     if (config->position == POSITION_ROPE && !check_rope(config, err)) return false;
     if (config->position != POSITION_ROPE && config->rope_scaling.factor != 0)
         return error_set(err, "model: RoPE scaling factor %g without rotary positions", config->rope_scaling.factor);
-    if (config->activation == ACT_NONE) return error_set(err, "model: the feed-forward needs an activation, found none");
+    if (config->activation == ACT_NONE)
+        return error_set(err, "model: the feed-forward needs an activation, found none");
     if (config->norm == NORM_RMS && config->norm_bias)
         return error_set(err, "model: RMSNorm has no bias; turn norm_bias off or choose LayerNorm");
     if (!(config->norm_eps > 0 && isfinite(config->norm_eps)))
@@ -273,7 +278,8 @@ void model_config_describe(const ModelConfig *config, char *out, size_t out_byte
     char missing[64] = "";
     if (gpt2 && some_missing)
         snprintf(missing, sizeof missing, " without%s%s%s%s bias", config->norm_bias ? "" : " norm",
-                 config->qkv_bias ? "" : " q/k/v", config->proj_bias ? "" : " projection", config->mlp_bias ? "" : " MLP");
+                 config->qkv_bias ? "" : " q/k/v", config->proj_bias ? "" : " projection",
+                 config->mlp_bias ? "" : " MLP");
     snprintf(out, out_bytes, "%s%s, %lld layers, %lld wide, %lld heads%s, vocabulary %lld: %.1f%s parameters",
              resemblance(config), missing, (long long)config->L, (long long)config->C, (long long)config->NH, kv,
              (long long)config->V, scaled, unit);

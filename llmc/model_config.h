@@ -46,22 +46,22 @@ typedef struct {
 
 #define MODEL_VOCAB_MULTIPLE 128
 
-// "gpt2:124M|355M|774M|1558M" (also 350M, 1.5B), "gpt2:dN" (N layers, C = 64 N), "gpt3:125M|350M|760M|1.3B|2.7B|6.7B|13B",
-// "llama:dN", "llama3:1B|3B|8B", "qwen2:0.5B|1.5B|3B|7B", "qwen3:0.6B|1.7B|4B|8B", "stories:260K|15M". Unknown names
-// list the known. Derived sizes stay 0 until model_config_finish, so that overrides move them; so does V of the dN shapes
-// (the tokenizer decides). max_seq_len is a length to pretrain at, which for Llama 3 and Qwen is below what the published
-// weights were extended to.
+// "gpt2:124M|355M|774M|1558M" (also 350M, 1.5B), "gpt2:dN" (N layers, C = 64 N),
+// "gpt3:125M|350M|760M|1.3B|2.7B|6.7B|13B", "llama:dN", "llama3:1B|3B|8B", "qwen2:0.5B|1.5B|3B|7B",
+// "qwen3:0.6B|1.7B|4B|8B", "stories:260K|15M". Unknown names list the known. Derived sizes stay 0 until
+// model_config_finish, so that overrides move them; so does V of the dN shapes (the tokenizer decides). max_seq_len
+// is a length to pretrain at, which for Llama 3 and Qwen is below what the published weights were extended to.
 bool model_config_preset(ModelConfig *out, const char *name, Error *err);
-// Fills what is derived (Vp, HS when 0, NKV when 0, F when 0) and rejects what cannot be: zero or negative sizes, heads
-// that do not divide, an odd head size with RoPE, ... naming the option and the values.
+// Fills what is derived (Vp, HS when 0, NKV when 0, F when 0) and rejects what cannot be: zero or negative sizes,
+// heads that do not divide, an odd head size with RoPE, ... naming the option and the values.
 bool model_config_finish(ModelConfig *config, Error *err);
 
 int64_t model_config_qkv_width(const ModelConfig *config);  // (NH + 2 NKV) HS
 // Parameters as people count them (V, not Vp, rows; a tied head once).
 int64_t model_config_param_count(const ModelConfig *config);
 // Training FLOPs of one token at sequence length T: 6 per matmul weight (head included, embedding lookups not) plus
-// causal attention 6 * L * NH * HS * T (half of the full square), within the window. V, not Vp, rows: padding is no work
-// that anybody asked for.
+// causal attention 6 * L * NH * HS * T (half of the full square), within the window. V, not Vp, rows: padding is no
+// work that anybody asked for.
 double model_config_flops_per_token(const ModelConfig *config, int64_t T);
 // One line for people: "GPT-2-like, 12 layers, 768 wide, 12 heads, vocabulary 50257: 124.4M parameters".
 void model_config_describe(const ModelConfig *config, char *out, size_t out_bytes);

@@ -1,5 +1,5 @@
-// model_file.c: the weights of Hugging Face directories, in and out, through the map of hf_map.c; see hf.h. Also decides
-// what a path is. Nothing is handed to the caller before every tensor of the file has been found in order.
+// model_file.c: the weights of Hugging Face directories, in and out, through the map of hf_map.c; see hf.h. Also
+// decides what a path is. Nothing is handed to the caller before every tensor of the file has been found in order.
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -113,7 +113,8 @@ static bool check_tensor(const Import *import, const HfTensor *entry, const Safe
         char expected[64], found[256];
         format_shape(expected, sizeof expected, entry->dim, entry->ndim);
         format_shape(found, sizeof found, tensor->dim, tensor->ndim);
-        return error_set(err, "%s: tensor '%s': expected shape %s, found %s", import->path, tensor->name, expected, found);
+        return error_set(err, "%s: tensor '%s': expected shape %s, found %s", import->path, tensor->name, expected,
+                         found);
     }
     if (!is_float(tensor))
         return error_set(err, "%s: tensor '%s': expected F32, BF16, F16 or F64, found %s", import->path, tensor->name,
@@ -269,7 +270,8 @@ static const float *fetch_values(Export *export, int index, int64_t first, int64
     if (entry->spec == NULL) return memset(export->chunk, 0, to_size(count) * sizeof *export->chunk);
     int64_t cols = entry->spec->dim[1], start = entry->first_row * cols;
     if (!entry->transposed)
-        return export->get(export->context, entry->spec, start + first, count, export->chunk, err) ? export->chunk : NULL;
+        return export->get(export->context, entry->spec, start + first, count, export->chunk, err) ? export->chunk
+                                                                                                   : NULL;
     if (export->transposed != index) {
         export->transposed = -1;
         if (!export->get(export->context, entry->spec, start, entry->rows * cols, export->scratch, err)) return NULL;

@@ -11,7 +11,8 @@
 #define MAX_ROWS_PER_BLOCK 14
 #define MAX_ROWS_OUTSIDE 5
 
-static ParamSpec *add_row(ParamTable *table, ParamRole role, int layer, const char *name, int64_t rows, int64_t cols) {
+static ParamSpec *add_row(ParamTable *table, ParamRole role, int layer, const char *name, int64_t rows,
+                          int64_t cols) {
     ParamSpec *spec = &table->spec[table->count++];
     *spec = (ParamSpec){.role = role, .layer = layer, .ndim = cols > 0 ? 2 : 1, .dim = {rows, cols > 0 ? cols : 1}};
     if (layer < 0) snprintf(spec->name, sizeof spec->name, "%s", name);
@@ -30,8 +31,8 @@ static ParamSpec *add_vector(ParamTable *table, ParamRole role, int layer, const
     spec->init = init;
     return spec;
 }
-static ParamSpec *add_matrix(ParamTable *table, ParamRole role, int layer, const char *name, int64_t rows, int64_t cols,
-                             float init_std) {
+static ParamSpec *add_matrix(ParamTable *table, ParamRole role, int layer, const char *name, int64_t rows,
+                             int64_t cols, float init_std) {
     ParamSpec *spec = add_row(table, role, layer, name, rows, cols);
     spec->init = INIT_NORMAL;
     spec->init_std = init_std;
@@ -49,7 +50,8 @@ static void add_attention(ParamTable *table, const ModelConfig *config, int laye
     const int64_t parts[] = {q_rows, kv_rows, kv_rows};
     int64_t qkv = model_config_qkv_width(config);
     set_parts(add_matrix(table, PARAM_QKV_W, layer, "attn.qkv.weight", qkv, C, config->init_std), 3, parts);
-    if (config->qkv_bias) set_parts(add_vector(table, PARAM_QKV_B, layer, "attn.qkv.bias", qkv, INIT_ZEROS), 3, parts);
+    if (config->qkv_bias)
+        set_parts(add_vector(table, PARAM_QKV_B, layer, "attn.qkv.bias", qkv, INIT_ZEROS), 3, parts);
     if (config->qk_norm) {
         add_vector(table, PARAM_Q_NORM_W, layer, "attn.q_norm.weight", config->HS, INIT_ONES);
         add_vector(table, PARAM_K_NORM_W, layer, "attn.k_norm.weight", config->HS, INIT_ONES);
@@ -110,7 +112,8 @@ const ParamSpec *params_find(const ParamTable *table, ParamRole role, int layer)
 
 Tensor params_view(const ParamSpec *spec, void *base, DType dtype) {
     void *data = base == NULL ? NULL : (char *)base + to_size(spec->offset) * dtype_bytes(dtype);
-    return spec->ndim == 1 ? tensor_1d(data, dtype, spec->dim[0]) : tensor_2d(data, dtype, spec->dim[0], spec->dim[1]);
+    return spec->ndim == 1 ? tensor_1d(data, dtype, spec->dim[0])
+                           : tensor_2d(data, dtype, spec->dim[0], spec->dim[1]);
 }
 
 // Two normals of one random block (Box-Muller's pair): at 124M elements the logarithms are what a start waits for.

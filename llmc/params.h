@@ -1,6 +1,6 @@
-// params.h: the parameter table: one row per tensor of the model. Initialisation, optimizer, checkpoint, import, export
-// and the memory plan all walk it; nothing refers to a tensor by number. The weights, gradients and moments are flat
-// arrays with the offsets given here.
+// params.h: the parameter table: one row per tensor of the model. Initialisation, optimizer, checkpoint, import,
+// export and the memory plan all walk it; nothing refers to a tensor by number. The weights, gradients and moments
+// are flat arrays with the offsets given here.
 #ifndef LLMC_PARAMS_H
 #define LLMC_PARAMS_H
 

@@ -1,5 +1,5 @@
-// safetensors.c: see safetensors.h. A file is mapped, never copied: an entry's data points into the mapping. Called by
-// model import and export and by checkpoints; knows nothing of models.
+// safetensors.c: see safetensors.h. A file is mapped, never copied: an entry's data points into the mapping. Called
+// by model import and export and by checkpoints; knows nothing of models.
 #include "llmc/safetensors.h"
 
 #include <errno.h>
@@ -39,8 +39,9 @@ struct SafeTensors {
 static const struct {
     const char *name;
     size_t bytes;
-} ELEMENT_TYPES[] = {{"F32", 4}, {"BF16", 2}, {"F16", 2}, {"F64", 8},     {"I64", 8},     {"I32", 4}, {"I16", 2}, {"I8", 1},
-                     {"U64", 8}, {"U32", 4},  {"U16", 2}, {"U8", 1}, {"BOOL", 1}, {"F8_E4M3", 1}, {"F8_E5M2", 1}};
+} ELEMENT_TYPES[] = {{"F32", 4}, {"BF16", 2}, {"F16", 2},  {"F64", 8},     {"I64", 8},
+                     {"I32", 4}, {"I16", 2},  {"I8", 1},   {"U64", 8},     {"U32", 4},
+                     {"U16", 2}, {"U8", 1},   {"BOOL", 1}, {"F8_E4M3", 1}, {"F8_E5M2", 1}};
 
 static size_t element_bytes(const char *dtype) {
     for (size_t i = 0; i < sizeof ELEMENT_TYPES / sizeof ELEMENT_TYPES[0]; ++i)
@@ -61,8 +62,8 @@ static bool map_file(MappedFile *file, const char *path, Error *err) {
     }
     if (info.st_size < LENGTH_BYTES + 2) {
         close(fd);
-        return error_set(err, "%s: expected a safetensors file of at least %d bytes, found %lld", path, LENGTH_BYTES + 2,
-                         (long long)info.st_size);
+        return error_set(err, "%s: expected a safetensors file of at least %d bytes, found %lld", path,
+                         LENGTH_BYTES + 2, (long long)info.st_size);
     }
     void *bytes = mmap(NULL, (size_t)info.st_size, PROT_READ, MAP_PRIVATE, fd, 0);
     int reason = errno;
@@ -107,7 +108,8 @@ static bool read_entry(SafeTensor *tensor, const cJSON *entry, const MappedFile 
         return error_set(err, "%s: tensor '%s': expected data_offsets [begin, end] with 0 <= begin <= end", path,
                          tensor->name);
     if ((size_t)end > file->data_size)
-        return error_set(err, "%s: tensor '%s' ends at byte %lld of the data, of which there are %zu (truncated file?)",
+        return error_set(err,
+                         "%s: tensor '%s' ends at byte %lld of the data, of which there are %zu (truncated file?)",
                          path, tensor->name, (long long)end, file->data_size);
     if ((size_t)(end - begin) != tensor->bytes)
         return error_set(err, "%s: tensor '%s': its dtype and shape need %zu bytes, its data_offsets span %lld", path,
@@ -131,8 +133,9 @@ static bool check_coverage(SafeTensor *tensor, int count, const MappedFile *file
     const unsigned char *expected = file->data;
     for (int i = 0; i < count; ++i) {
         if (tensor[i].data != expected)
-            return error_set(err, "%s: tensor '%s' starts at byte %lld of the data, expected %lld (tensors %s)", file->path,
-                             tensor[i].name, (long long)(tensor[i].data - file->data), (long long)(expected - file->data),
+            return error_set(err, "%s: tensor '%s' starts at byte %lld of the data, expected %lld (tensors %s)",
+                             file->path, tensor[i].name, (long long)(tensor[i].data - file->data),
+                             (long long)(expected - file->data),
                              tensor[i].data < expected ? "overlap" : "leave a hole");
         expected += tensor[i].bytes;
     }
@@ -205,7 +208,8 @@ static bool open_indexed_files(SafeTensors *all, const cJSON *weight_map, const 
     for (const cJSON *item = weight_map->child; item != NULL && ok; item = item->next) {
         if (!cJSON_IsString(item))
             ok = error_set(err, "%s: expected a file name for tensor '%s'", path, item->string);
-        else if (item->valuestring[0] == '.' || item->valuestring[0] == '\0' || strchr(item->valuestring, '/') != NULL)
+        else if (item->valuestring[0] == '.' || item->valuestring[0] == '\0' ||
+                 strchr(item->valuestring, '/') != NULL)
             ok = error_set(err, "%s: tensor '%s': expected a plain file name beside the index, found '%s'", path,
                            item->string, item->valuestring);
         else name[used++] = item->valuestring;
@@ -233,7 +237,8 @@ static bool check_index(const SafeTensors *all, const cJSON *weight_map, const c
             return error_set(err, "%s: tensor '%s' is not in '%s'", path, item->string, item->valuestring);
     }
     if (named != all->count)
-        return error_set(err, "%s: the files hold %d tensors, the index names %lld", path, all->count, (long long)named);
+        return error_set(err, "%s: the files hold %d tensors, the index names %lld", path, all->count,
+                         (long long)named);
     return true;
 }
 
@@ -339,8 +344,8 @@ static float f16_to_f32(uint16_t bits) {
 bool safetensors_read_f32(const SafeTensor *tensor, int64_t first, int64_t count, float *out, Error *err) {
     size_t width = element_bytes(tensor->dtype);
     int64_t elems = (int64_t)(tensor->bytes / width);
-    CHECK(first >= 0 && count >= 0 && first <= elems && count <= elems - first, "%s: first=%lld count=%lld elems=%lld",
-          tensor->name, (long long)first, (long long)count, (long long)elems);
+    CHECK(first >= 0 && count >= 0 && first <= elems && count <= elems - first,
+          "%s: first=%lld count=%lld elems=%lld", tensor->name, (long long)first, (long long)count, (long long)elems);
     const unsigned char *from = tensor->data + to_size(first) * width;  // may be unaligned: memcpy only
     if (count == 0) return true;
     if (strcmp(tensor->dtype, "F32") == 0) {
@@ -358,7 +363,9 @@ bool safetensors_read_f32(const SafeTensor *tensor, int64_t first, int64_t count
             memcpy(&bits, from + 2 * i, sizeof bits);
             out[i] = brain ? bf16_to_f32(bits) : f16_to_f32(bits);
         }
-    } else return error_set(err, "tensor '%s': expected F32, BF16, F16 or F64, found %s", tensor->name, tensor->dtype);
+    } else {
+        return error_set(err, "tensor '%s': expected F32, BF16, F16 or F64, found %s", tensor->name, tensor->dtype);
+    }
     return true;
 }
 
@@ -390,7 +397,8 @@ static char *build_header(const SafeTensorSpec *specs, int count, const char *me
     for (int i = 0; i < count; ++i) {
         cJSON *entry = cJSON_CreateObject();
         cJSON_AddStringToObject(entry, "dtype", element_name(specs[i].dtype));
-        cJSON *shape = cJSON_AddArrayToObject(entry, "shape"), *offsets = cJSON_AddArrayToObject(entry, "data_offsets");
+        cJSON *shape = cJSON_AddArrayToObject(entry, "shape"),
+              *offsets = cJSON_AddArrayToObject(entry, "data_offsets");
         for (int d = 0; d < specs[i].ndim; ++d)
             cJSON_AddItemToArray(shape, cJSON_CreateNumber((double)specs[i].dim[d]));
         cJSON_AddItemToArray(offsets, cJSON_CreateNumber((double)offset));
@@ -407,7 +415,8 @@ static char *build_header(const SafeTensorSpec *specs, int count, const char *me
 }
 
 void safetensors_release(const SafeTensor *tensor) {
-    const uintptr_t page = 4096, first = (uintptr_t)tensor->data / page * page, end = (uintptr_t)tensor->data + tensor->bytes;
+    const uintptr_t page = 4096, first = (uintptr_t)tensor->data / page * page,
+                    end = (uintptr_t)tensor->data + tensor->bytes;
     // A private mapping of a file that nobody wrote to: its pages come back from the file.
     madvise((void *)first, end / page * page - first, MADV_DONTNEED);
 }

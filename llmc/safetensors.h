@@ -1,5 +1,6 @@
-// safetensors.h: reading and writing safetensors files (https://github.com/huggingface/safetensors): 8-byte header length,
-// JSON header, raw little-endian tensors. Files are untrusted: every offset, size, dtype and shape is checked before use.
+// safetensors.h: reading and writing safetensors files (https://github.com/huggingface/safetensors): 8-byte header
+// length, JSON header, raw little-endian tensors. Files are untrusted: every offset, size, dtype and shape is checked
+// before use.
 #ifndef LLMC_SAFETENSORS_H
 #define LLMC_SAFETENSORS_H
 
@@ -34,8 +35,9 @@ bool safetensors_read_f32(const SafeTensor *tensor, int64_t first, int64_t count
 // Tells the system that this tensor's pages are not needed any more; reading it again is possible, and slow.
 void safetensors_release(const SafeTensor *tensor);
 
-// One tensor to be written. `fetch` returns the bytes of its elements [first, first + count) in host memory, valid until the
-// next fetch; it is called in order, for at most SAFETENSORS_CHUNK_ELEMS at a time, so that staging stays small.
+// One tensor to be written. `fetch` returns the bytes of its elements [first, first + count) in host memory, valid
+// until the next fetch; it is called in order, for at most SAFETENSORS_CHUNK_ELEMS at a time, so that staging stays
+// small.
 #define SAFETENSORS_CHUNK_ELEMS ((int64_t)1 << 20)
 typedef struct {
     const char *name;

@@ -12,7 +12,8 @@
 int file_test_setup(void **state) {
     FileTest *t = xcalloc(1, sizeof *t);
     const char *base = getenv("TMPDIR");
-    if (base == NULL) base = access("/dev/shm", W_OK) == 0 ? "/dev/shm" : "/tmp";  // memory: a disk's fsync takes seconds
+    if (base == NULL)
+        base = access("/dev/shm", W_OK) == 0 ? "/dev/shm" : "/tmp";  // memory: a disk's fsync takes seconds
     snprintf(t->dir, sizeof t->dir, "%s/tokamak-test-XXXXXX", base);
     *state = t;
     return mkdtemp(t->dir) == NULL ? -1 : 0;

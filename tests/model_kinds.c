@@ -5,6 +5,7 @@
 #include <stdarg.h>
 #include <stddef.h>
 #include <stdint.h>
+#include <stdlib.h>
 #include <string.h>
 
 #include <cmocka.h>
@@ -169,3 +170,61 @@ void expect_same_config(const ModelConfig *expected, const ModelConfig *found, c
     SAME(tied); SAME(qk_norm); SAME(window); SAME(logit_softcap); SAME(init_std);
 #undef SAME
 }
+
+// ---- weights on the host ----
+
+HostModel host_model_empty(const ModelConfig *config) {
+    HostModel model = {.config = *config};
+    params_build(&model.params, config);
+    size_t bytes = to_size(model.params.total_elems) * sizeof(float);
+    model.values = xmalloc(bytes);
+    memset(model.values, 0xff, bytes);  // NaN
+    return model;
+}
+HostModel host_model_random(const ModelConfig *config) {
+    HostModel model = host_model_empty(config);
+    for (int i = 0; i < model.params.count; ++i) {
+        ParamSpec spec = model.params.spec[i];
+        spec.init = INIT_NORMAL;
+        spec.init_std = 1;
+        params_init_values(&spec, 3, model.values + spec.offset);
+    }
+    return model;
+}
+void host_model_free(HostModel *model) {
+    params_free(&model->params);
+    free(model->values);
+}
+bool host_model_put(void *context, const ParamSpec *spec, const float *values, Error *err) {
+    HostModel *model = context;
+    if (model->puts < 0) return error_set(err, "no room for %s", spec->name);
+    assert_ptr_equal(spec, &model->params.spec[model->puts]);
+    model->puts++;
+    memcpy(model->values + spec->offset, values, to_size(spec->elems) * sizeof *values);
+    return true;
+}
+bool host_model_get(void *context, const ParamSpec *spec, int64_t first, int64_t count, float *out, Error *err) {
+    (void)err;
+    const HostModel *model = context;
+    assert_true(first >= 0 && count > 0 && first + count <= spec->elems);
+    memcpy(out, model->values + spec->offset + first, to_size(count) * sizeof *out);
+    return true;
+}
+
+void host_model_expect_same(const HostModel *expected, const HostModel *found, DType dtype) {
+    for (int i = 0; i < expected->params.count; ++i) {
+        const ParamSpec *spec = &expected->params.spec[i];
+        for (int64_t j = 0; j < spec->elems; ++j) {
+            float want = expected->values[spec->offset + j], got = found->values[spec->offset + j];
+            if (dtype == DTYPE_BF16) want = bf16_to_f32(bf16_from_f32(want));
+            if (!(want == got))
+                fail_msg("%s[%lld]: expected %g, found %g", spec->name, (long long)j, (double)want, (double)got);
+        }
+    }
+}
+
+float host_model_at(const HostModel *model, ParamRole role, int layer, int64_t row, int64_t col) {
+    const ParamSpec *spec = params_find(&model->params, role, layer);
+    return model->values[spec->offset + row * spec->dim[1] + col];
+}
+

@@ -84,9 +84,18 @@ static void test_names(void **state) {
     static const struct {
         const char *dir;
         int64_t step;
-    } CASES[] = {{"step_00000000", 0}, {"a/b/step_00001234", 1234}, {"a/step_00001234/", 1234},
-                 {"step_123456789", 123456789}, {"step_1234", -1}, {"step_0000123x", -1}, {"step_-0000123", -1}, {".tmp-step_00001234", -1},
-                 {"step_", -1}, {"", -1}, {"/", -1}, {"step_00001234/model.safetensors", -1},
+    } CASES[] = {{"step_00000000", 0},
+                 {"a/b/step_00001234", 1234},
+                 {"a/step_00001234/", 1234},
+                 {"step_123456789", 123456789},
+                 {"step_1234", -1},
+                 {"step_0000123x", -1},
+                 {"step_-0000123", -1},
+                 {".tmp-step_00001234", -1},
+                 {"step_", -1},
+                 {"", -1},
+                 {"/", -1},
+                 {"step_00001234/model.safetensors", -1},
                  {"step_99999999999999999999", -1}};
     for (size_t i = 0; i < sizeof CASES / sizeof CASES[0]; ++i)
         if (checkpoint_step(CASES[i].dir) != CASES[i].step)
@@ -123,11 +132,14 @@ static void test_damage_is_named(void **state) {
         {CHECKPOINT_MANIFEST, NULL, "the checkpoint is incomplete", false},
         {CHECKPOINT_MANIFEST, "", "not valid JSON", false},
         {CHECKPOINT_MANIFEST, "{}", "expected an object with format", false},
-        {CHECKPOINT_MANIFEST, "{\"format\":\"tokamak-manifest-2\",\"files\":{}}", "expected an object with format", false},
-        {CHECKPOINT_MANIFEST, "{\"format\":\"tokamak-manifest-1\",\"files\":{\"../x\":{\"bytes\":0,\"xxh3_128\":\"\"}}}",
-         "malformed", false},
-        {CHECKPOINT_MANIFEST, "{\"format\":\"tokamak-manifest-1\",\"files\":{\"a\":{\"bytes\":-1.5,\"xxh3_128\":\"00\"}}}",
-         "malformed", false},
+        {CHECKPOINT_MANIFEST, "{\"format\":\"tokamak-manifest-2\",\"files\":{}}", "expected an object with format",
+         false},
+        {CHECKPOINT_MANIFEST,
+         "{\"format\":\"tokamak-manifest-1\",\"files\":{\"../x\":{\"bytes\":0,\"xxh3_128\":\"\"}}}", "malformed",
+         false},
+        {CHECKPOINT_MANIFEST,
+         "{\"format\":\"tokamak-manifest-1\",\"files\":{\"a\":{\"bytes\":-1.5,\"xxh3_128\":\"00\"}}}", "malformed",
+         false},
     };
     for (size_t i = 0; i < sizeof CASES / sizeof CASES[0]; ++i) {
         save_ok(t, 7);

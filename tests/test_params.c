@@ -63,10 +63,10 @@ static void expect_names(const char *kind, const char *const *names, int count) 
 static void test_names_and_order(void **state) {
     (void)state;
     static const char *GPT2[] = {
-        "wte", "wpe", "block.0.norm1.weight", "block.0.norm1.bias", "block.0.attn.qkv.weight", "block.0.attn.qkv.bias",
-        "block.0.attn.proj.weight", "block.0.attn.proj.bias", "block.0.norm2.weight", "block.0.norm2.bias",
-        "block.0.mlp.fc.weight", "block.0.mlp.fc.bias", "block.0.mlp.proj.weight", "block.0.mlp.proj.bias",
-        "norm_f.weight", "norm_f.bias"};
+        "wte", "wpe", "block.0.norm1.weight", "block.0.norm1.bias", "block.0.attn.qkv.weight",
+        "block.0.attn.qkv.bias", "block.0.attn.proj.weight", "block.0.attn.proj.bias", "block.0.norm2.weight",
+        "block.0.norm2.bias", "block.0.mlp.fc.weight", "block.0.mlp.fc.bias", "block.0.mlp.proj.weight",
+        "block.0.mlp.proj.bias", "norm_f.weight", "norm_f.bias"};
     static const char *QWEN3_8B[] = {
         "wte", "block.0.norm1.weight", "block.0.attn.qkv.weight", "block.0.attn.q_norm.weight",
         "block.0.attn.k_norm.weight", "block.0.attn.proj.weight", "block.0.norm2.weight", "block.0.mlp.fc.weight",

@@ -62,8 +62,8 @@ static void test_round_trip(void **state) {
     const void *data[] = {f32, bf16, u8, i32, f64, f32, u8};
     Source source = {data, 0, -1};
     char *path = file_test_path(t, "a.safetensors");
-    file_test_expect_ok(t, safetensors_write(path, specs, 7, "{\"format\":\"pt\",\"step\":\"12\"}", fetch_from, &source,
-                                             &t->err));
+    file_test_expect_ok(
+        t, safetensors_write(path, specs, 7, "{\"format\":\"pt\",\"step\":\"12\"}", fetch_from, &source, &t->err));
     assert_int_equal(source.calls, 7);
     assert_int_equal(file_test_count_entries(t->dir), 1);
 
@@ -92,7 +92,8 @@ static void test_round_trip(void **state) {
 
 static void test_conversion_to_f32(void **state) {
     FileTest *t = *state;
-    write_raw(t, "a.safetensors", "{\"h\":{\"dtype\":\"F16\",\"shape\":[65536],\"data_offsets\":[0,131072]}}", 131072);
+    write_raw(t, "a.safetensors", "{\"h\":{\"dtype\":\"F16\",\"shape\":[65536],\"data_offsets\":[0,131072]}}",
+              131072);
     // Replace the data by every half there is, in order; the header is 67 bytes long, so they are unaligned.
     char *path = file_test_path(t, "a.safetensors");
     FILE *raw = fopen(path, "r+b");
@@ -298,8 +299,9 @@ static void test_shards(void **state) {
     FileTest *t = *state;
     write_raw(t, "s1.safetensors", "{\"__metadata__\":{\"k\":\"one\"}," ENTRY("b", "U8", "[2]", "[0,2]") "}", 2);
     write_raw(t, "s2.safetensors", "{" ENTRY("c", "U8", "[1]", "[0,1]") "," ENTRY("a", "U8", "[3]", "[1,4]") "}", 4);
-    write_index(t, "{\"metadata\":{\"total_size\":6},\"weight_map\":{\"a\":\"s2.safetensors\",\"b\":\"s1.safetensors\","
-                   "\"c\":\"s2.safetensors\"}}");
+    write_index(t,
+                "{\"metadata\":{\"total_size\":6},\"weight_map\":{\"a\":\"s2.safetensors\",\"b\":\"s1.safetensors\","
+                "\"c\":\"s2.safetensors\"}}");
     SafeTensors *file;
     file_test_expect_ok(t, safetensors_open(&file, t->dir, &t->err));
     assert_int_equal(safetensors_count(file), 3);
@@ -315,7 +317,8 @@ static void test_shards(void **state) {
         const char *weight_map, *mention;
     } BAD[] = {
         {"{\"a\":\"s2.safetensors\",\"b\":\"s1.safetensors\"}", "hold 3 tensors, the index names 2"},
-        {"{\"a\":\"s1.safetensors\",\"b\":\"s1.safetensors\",\"c\":\"s2.safetensors\"}", "'a' is not in 's1.safetensors'"},
+        {"{\"a\":\"s1.safetensors\",\"b\":\"s1.safetensors\",\"c\":\"s2.safetensors\"}",
+         "'a' is not in 's1.safetensors'"},
         {"{\"a\":\"s2.safetensors\",\"b\":\"s1.safetensors\",\"c\":\"s2.safetensors\",\"d\":\"s1.safetensors\"}",
          "'d' is not in"},
         {"{\"a\":\"../s2.safetensors\"}", "plain file name"},
@@ -352,7 +355,8 @@ static void test_failed_writes_leave_the_old_file(void **state) {
     file_test_expect_ok(t, safetensors_write(path, specs, 1, NULL, fetch_from, &source, &t->err));
 
     source = (Source){data, 0, 1};
-    file_test_expect_error(t, safetensors_write(path, specs, 2, NULL, fetch_from, &source, &t->err), "tensor 1 is lost");
+    file_test_expect_error(t, safetensors_write(path, specs, 2, NULL, fetch_from, &source, &t->err),
+                           "tensor 1 is lost");
     source = (Source){data, 0, -1};
     file_test_limit_file_size(500000);
     bool ok = safetensors_write(path, specs, 2, NULL, fetch_from, &source, &t->err);
