@@ -1,17 +1,16 @@
 #!/usr/bin/env python3
-"""Loads a checkpoint in Hugging Face transformers and compares it with what train_gpt computes from it.
+"""Loads a checkpoint in Hugging Face transformers and compares it with what our programs make of it.
 
     pip install torch numpy safetensors transformers
     make && dev/reference/compare_checkpoint.py runs/kjv/step_00000500
-    dev/reference/compare_checkpoint.py DIR --text-file book.txt --shard book.bin
 
-Compared are the logits of the same ids and, where the directory has a tokenizer.json, the ids of the same text: with
---shard, those of a shard that prep wrote from --text-file (end-of-text tokens around the text are left out). Exits 0
-when everything agrees, 1 when not, 2 when it cannot compare. A directory without a tokenizer.json gets arbitrary ids.
-Run by hand; neither building nor training needs it.
+Compared are the ids of a text (prep tokenize; a built-in text full of oddities, or --text-file) and the logits of the
+first of these ids (train_gpt eval). Exits 0 when everything agrees, 1 when not, 2 when it cannot compare. A directory
+without a tokenizer.json gets arbitrary ids. Run by hand; neither building nor training needs it.
 """
 
 import argparse
+import glob
 import os
 import subprocess
 import sys
@@ -32,6 +31,15 @@ def fail(message):
     sys.exit(2)
 
 
+def run_program(command):
+    try:
+        result = subprocess.run(command, capture_output=True, text=True, check=False)
+    except OSError as error:
+        fail(f"{command[0]}: {error.strerror}; build it with make, or name its folder with --build")
+    if result.returncode != 0:
+        fail(f"{' '.join(command[:2])} failed: {result.stderr.strip()}")
+
+
 def read_shard(path):
     header = np.fromfile(path, dtype="<i4", count=256)
     if len(header) < 256 or header[0] != 20240520 or header[1] not in (1, 2):
@@ -40,44 +48,36 @@ def read_shard(path):
     return np.fromfile(path, dtype="<u4" if wide else "<u2", offset=1024).astype(np.int64)
 
 
-def without_eot(ids, eot):
-    while len(ids) and ids[0] == eot:
-        ids = ids[1:]
-    while len(ids) and ids[-1] == eot:
-        ids = ids[:-1]
-    return ids
+def our_ids(build, tokenizer_path, text):
+    with tempfile.TemporaryDirectory() as temporary:
+        text_path, out = os.path.join(temporary, "text.txt"), os.path.join(temporary, "shards")
+        with open(text_path, "w", encoding="utf-8", newline="") as file:
+            file.write(text)
+        run_program([os.path.join(build, "prep"), "tokenize", "--tokenizer", tokenizer_path, "--docs", "none",
+                     "--out", out, text_path])
+        return np.concatenate([read_shard(path) for path in sorted(glob.glob(os.path.join(out, "train_*.bin")))])
 
 
-def compare_ids(tokenizer, text, shard, eot):
-    """True when the ids agree. Without a shard only that decoding gives the text back."""
+def compare_ids(ours, tokenizer, text):
     theirs = np.array(tokenizer.encode(text, add_special_tokens=False).ids)
     lossless = tokenizer.decode(theirs.tolist(), skip_special_tokens=False) == text
-    print(f"tokenizer: {len(theirs)} ids, decoded back {'to the same text' if lossless else 'to ANOTHER text'}")
-    if shard is None:
-        return lossless, theirs
-    ours = without_eot(read_shard(shard), eot)
+    print(f"tokenizer: {len(theirs)} ids by transformers, decoded {'to the same text' if lossless else 'WRONGLY'}")
     count = min(len(ours), len(theirs))
     differ = np.nonzero(ours[:count] != theirs[:count])[0]
     if len(differ) == 0 and len(ours) == len(theirs):
-        print(f"ids: all {count} equal to {shard}")
-        return lossless, theirs
+        print(f"ids: all {count} equal")
+        return lossless
     first = int(differ[0]) if len(differ) else count
-    print(f"ids: DIFFER: {len(ours)} in {shard}, {len(theirs)} by transformers, first difference at {first}: "
-          f"{ours[first:first + 5].tolist()} and {theirs[first:first + 5].tolist()}")
-    return False, theirs
+    print(f"ids: DIFFER: {len(ours)} by prep, first difference at {first}: {ours[first:first + 5].tolist()} by prep, "
+          f"{theirs[first:first + 5].tolist()} by transformers")
+    return False
 
 
-def our_logits(program, folder, ids, vocab, dtype):
+def our_logits(build, folder, ids, vocab, dtype):
     with tempfile.TemporaryDirectory() as temporary:
         path = os.path.join(temporary, "logits")
-        command = [program, "eval", f"ckpt={folder}", "ids=" + " ".join(map(str, ids)), f"logits_out={path}",
-                   f"dtype={dtype}"]
-        try:
-            result = subprocess.run(command, capture_output=True, text=True, check=False)
-        except OSError as error:
-            fail(f"{program}: {error.strerror}; build it with make, or name it with --program")
-        if result.returncode != 0:
-            fail(f"train_gpt eval failed: {result.stderr.strip()}")
+        run_program([os.path.join(build, "train_gpt"), "eval", f"ckpt={folder}", "ids=" + " ".join(map(str, ids)),
+                     f"logits_out={path}", f"dtype={dtype}"])
         logits = np.fromfile(path, dtype="<f4")
     if logits.size != len(ids) * vocab:
         fail(f"train_gpt wrote {logits.size} logits, expected {len(ids)} * {vocab}")
@@ -101,13 +101,10 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", metavar="DIR", help="checkpoint or other Hugging Face directory")
     parser.add_argument("--text-file", help="UTF-8 text to use instead of the built-in one")
-    parser.add_argument("--shard", help="shard that prep wrote from --text-file")
     parser.add_argument("--tokens", type=int, default=256, help="ids to compare the logits of, at most (default 256)")
     parser.add_argument("--dtype", choices=TOLERANCE, default="fp32", help="what train_gpt computes in")
-    parser.add_argument("--program", default="build/train_gpt")
+    parser.add_argument("--build", default="build", help="folder of train_gpt and prep (default build)")
     args = parser.parse_args()
-    if args.shard and not args.text_file:
-        fail("--shard needs --text-file, the text that it was made from")
     try:
         import tokenizers
         import torch
@@ -117,8 +114,11 @@ def main():
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
 
-    config = transformers.AutoConfig.from_pretrained(args.folder)
-    model = transformers.AutoModelForCausalLM.from_pretrained(args.folder, dtype=torch.float32).eval()
+    try:
+        config = transformers.AutoConfig.from_pretrained(args.folder)
+        model = transformers.AutoModelForCausalLM.from_pretrained(args.folder, dtype=torch.float32).eval()
+    except (OSError, ValueError) as error:
+        fail(f"{args.folder}: transformers cannot load it: {str(error).splitlines()[0]}")
     count = sum(p.numel() for p in model.parameters())
     print(f"{args.folder}: {type(model).__name__}, {count} parameters, vocabulary {config.vocab_size}")
     good = True
@@ -128,14 +128,15 @@ def main():
         if args.text_file:
             with open(args.text_file, encoding="utf-8", newline="") as file:
                 text = file.read()
-        good, ids = compare_ids(tokenizers.Tokenizer.from_file(path), text, args.shard, config.eos_token_id)
+        ids = our_ids(args.build, path, text)
+        good = compare_ids(ids, tokenizers.Tokenizer.from_file(path), text)
     else:
         print("tokenizer: no tokenizer.json, arbitrary ids")
         ids = np.arange(args.tokens) * 7919 % config.vocab_size
     if len(ids) == 0:
         fail("no tokens to compare the logits of")
     ids = ids[:min(args.tokens, config.max_position_embeddings)].tolist()
-    ours = our_logits(args.program, args.folder, ids, config.vocab_size, args.dtype)
+    ours = our_logits(args.build, args.folder, ids, config.vocab_size, args.dtype)
     good &= compare_logits(model, ours, ids, args.dtype)
     print("agree" if good else "DISAGREE")
     return 0 if good else 1
