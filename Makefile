@@ -57,7 +57,8 @@ test: ## install what is missing, build everything, run all tests (ONLY=name: so
 	@$(MAKE) --no-print-directory $(JOBS) all tests
 	@tests/run.sh $(BUILD) $(ONLY)
 
-# Leaks are looked for where the leak checker works (it cannot in some containers).
+# Leaks are looked for where the leak checker works (it cannot in some containers). gcc's frames for use-after-return are
+# not aligned for AVX-512, so that check stays off.
 ASAN_MAKE = $(MAKE) --no-print-directory BUILD=build-asan OPT=-O1 \
             SANITIZE='-fsanitize=address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer'
 test-asan: ## the same under AddressSanitizer and UBSan, in build-asan
@@ -66,7 +67,7 @@ test-asan: ## the same under AddressSanitizer and UBSan, in build-asan
 	@echo 'int main(void) { return 0; }' | $(CC) -fsanitize=address -x c -o build-asan/leak_check -
 	@leaks=1; ASAN_OPTIONS=detect_leaks=1 build-asan/leak_check 2>/dev/null || { leaks=0; \
 	    echo 'the leak checker does not work on this machine: leaks are not looked for'; }; \
-	ASAN_OPTIONS="detect_leaks=$$leaks:strict_string_checks=1:detect_stack_use_after_return=1:$$ASAN_OPTIONS" \
+	ASAN_OPTIONS="detect_leaks=$$leaks:strict_string_checks=1:detect_stack_use_after_return=0:$$ASAN_OPTIONS" \
 	UBSAN_OPTIONS="print_stacktrace=1:$$UBSAN_OPTIONS" tests/run.sh build-asan $(ONLY)
 
 fuzz: ## feed the parsers of untrusted files garbage (clang; FUZZ_SECONDS=5 each, ONLY=name: one)

@@ -45,7 +45,7 @@ static void write_tokens(const char *path, int version, int64_t vocab, int64_t f
 // A file with the given header fields (the rest 0) and a size, which may be sparse.
 static char *write_raw(const char *name, const int32_t *fields, int field_count, int64_t file_bytes) {
     int32_t header[256] = {0};
-    memcpy(header, fields, (size_t)field_count * sizeof *fields);
+    if (field_count > 0) memcpy(header, fields, (size_t)field_count * sizeof *fields);
     char *path = path_join(dir, name);
     FILE *file = fopen(path, "wb");
     assert_non_null(file);
