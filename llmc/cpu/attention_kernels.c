@@ -17,7 +17,8 @@
 // Decoding fewer positions than this goes row by row: blocks would mostly compute padding.
 #define DECODE_BLOCK_QUERIES 4
 
-// Where the heads of a call lie: query row b*queries + i, key and value row b*keys + j. Query i has position first + i.
+// Where the heads of a call lie: query row b*queries + i, key and value row b*keys + j. Query i has position
+// first + i.
 typedef struct {
     Tensor q, k, v;
     int64_t k_column, v_column;
