@@ -310,8 +310,7 @@ static void test_another_dtype(void **state) {
 // ---- what does not fit ----
 
 static void check_refused(FileTest *t, const char *dir, const char *extra, const char *mention) {
-    static int number = 0;
-    char *out_dir = xasprintf("refused_%d", number++);
+    char *out_dir = xasprintf("refused_%d", file_test_count_entries(t->dir));
     Run *run = open_run(t, out_dir, extra);
     file_test_expect_error(t, run_state_load(run, dir, &t->err), mention);
     close_run(run);
