@@ -41,8 +41,8 @@ static bool read_count(const cJSON *root, const char *key, int64_t *out, const c
 }
 
 // One of two words.
-static bool read_word(const cJSON *root, const char *key, char *out, size_t out_bytes, const char *one, const char *other,
-                      const char *path, Error *err) {
+static bool read_word(const cJSON *root, const char *key, char *out, size_t out_bytes, const char *one,
+                      const char *other, const char *path, Error *err) {
     const cJSON *item = json_find(root, key);
     const char *word = cJSON_IsString(item) ? item->valuestring : "";
     if (strcmp(word, one) != 0 && strcmp(word, other) != 0)
@@ -76,8 +76,8 @@ static bool state_from_json(StateFile *out, const cJSON *root, const char *path,
         !read_fingerprint(root, &out->tokenizer_fingerprint, path, err))
         return false;
     if (progress->bad_in_row > progress->bad_steps || progress->bad_steps > progress->step)
-        return error_set(err, "%s: expected bad_in_row <= bad_steps <= step, found %" PRId64 ", %" PRId64 ", %" PRId64, path,
-                         progress->bad_in_row, progress->bad_steps, progress->step);
+        return error_set(err, "%s: expected bad_in_row <= bad_steps <= step, found %" PRId64 ", %" PRId64
+                              ", %" PRId64, path, progress->bad_in_row, progress->bad_steps, progress->step);
     if (!json_as_f64(json_find(root, "seconds"), &progress->seconds) || progress->seconds < 0)
         return error_set(err, "%s: expected \"seconds\" to be a number of 0 or more", path);
     return true;
@@ -164,7 +164,8 @@ static bool read_master(Run *run, const ParamSpec *spec, const SafeTensor *tenso
     return ok;
 }
 
-static bool read_moment(Backend *be, float *device, int64_t elems, const SafeTensor *tensor, float *staging, Error *err) {
+static bool read_moment(Backend *be, float *device, int64_t elems, const SafeTensor *tensor, float *staging,
+                        Error *err) {
     for (int64_t first = 0; first < elems; first += SAFETENSORS_CHUNK_ELEMS) {
         int64_t count = min_i64(SAFETENSORS_CHUNK_ELEMS, elems - first);
         if (!safetensors_read_f32(tensor, first, count, staging, err)) return false;
@@ -178,8 +179,8 @@ static bool is_f32_of(const SafeTensor *tensor, const ParamSpec *spec) {
            (spec->ndim == 1 || tensor->dim[1] == spec->dim[1]);
 }
 
-static bool read_state_tensor(Run *run, const StateTensor *t, const SafeTensors *file, const char *path, float *staging,
-                              Error *err) {
+static bool read_state_tensor(Run *run, const StateTensor *t, const SafeTensors *file, const char *path,
+                              float *staging, Error *err) {
     const SafeTensor *tensor = safetensors_find(file, t->name);
     int64_t elems = t->spec->elems;
     if (tensor == NULL || !is_f32_of(tensor, t->spec))
@@ -215,7 +216,8 @@ static bool read_optimizer(Run *run, const char *dir, bool masters, Error *err) 
 // ---------------------------------------------------------------------------------------------------------------
 // The whole
 
-static bool get_parameter(void *context, const ParamSpec *spec, int64_t first, int64_t count, float *out, Error *err) {
+static bool get_parameter(void *context, const ParamSpec *spec, int64_t first, int64_t count, float *out,
+                          Error *err) {
     (void)err;
     model_get_param(context, spec, first, count, out);
     return true;
@@ -236,8 +238,8 @@ static bool write_files(Run *run, CheckpointWriter *writer, Error *err) {
     char *hf_config = hf_config_write(&config->arch, config->dtype, eot, eot);
     char *run_config = config_to_json(config);
     char *state_text = state_file_write(&state, run_config);
-    bool ok = model_file_write_hf(writer->dir, &config->arch, &run->model.params, config->dtype, get_parameter, &run->model,
-                                  err) &&
+    bool ok = model_file_write_hf(writer->dir, &config->arch, &run->model.params, config->dtype, get_parameter,
+                                  &run->model, err) &&
               checkpoint_write_text(writer, "config.json", hf_config, err) &&
               (run->tokenizer == NULL || tokenizer_save(run->tokenizer, writer->dir, err)) &&
               write_optimizer(run, writer->dir, err) && checkpoint_write_text(writer, "state.json", state_text, err);
@@ -268,8 +270,8 @@ static bool same_architecture(const ModelConfig *a, const ModelConfig *b) {
 static bool check_state(const Run *run, const StateFile *state, const char *dir, Error *err) {
     const char *wanted = optimizer_name(run->config.optimizer);
     if (strcmp(state->optimizer, wanted) != 0)
-        return error_set(err, "%s: this checkpoint was trained with optimizer=%s, the run asks for %s: to change it, start a "
-                              "new run with init_from=%s", dir, state->optimizer, wanted, dir);
+        return error_set(err, "%s: this checkpoint was trained with optimizer=%s, the run asks for %s: to change it, "
+                              "start a new run with init_from=%s", dir, state->optimizer, wanted, dir);
     uint64_t fingerprint = run->tokenizer == NULL ? 0 : tokenizer_fingerprint(run->tokenizer);
     if (state->tokenizer_fingerprint != 0 && fingerprint != 0 && state->tokenizer_fingerprint != fingerprint)
         return error_set(err, "%s: this checkpoint was trained with another tokenizer (fingerprint %016" PRIx64
@@ -280,7 +282,8 @@ static bool check_state(const Run *run, const StateFile *state, const char *dir,
         char theirs[256], ours[256];
         model_config_describe(&arch, theirs, sizeof theirs);
         model_config_describe(&run->config.arch, ours, sizeof ours);
-        return error_set(err, "%s: this checkpoint is another architecture (%s) than the run (%s)", dir, theirs, ours);
+        return error_set(err, "%s: this checkpoint is another architecture (%s) than the run (%s)", dir, theirs,
+                         ours);
     }
     return true;
 }
@@ -301,8 +304,8 @@ bool run_state_load(Run *run, const char *dir, Error *err) {
 bool run_save(Run *run, Error *err) {
     double start = now_seconds();
     if (run_state_save(run, err)) {
-        logger_message(run->logger, "saved    %s/step_%08" PRId64 " in %.1f s", run->config.out_dir, run->progress.step,
-                       now_seconds() - start);
+        logger_message(run->logger, "saved    %s/step_%08" PRId64 " in %.1f s", run->config.out_dir,
+                       run->progress.step, now_seconds() - start);
         return true;
     }
     logger_message(run->logger, "NOT SAVED: %s; the previous checkpoint is untouched", err->message);

@@ -69,7 +69,8 @@ static bool put_parameter(void *context, const ParamSpec *spec, const float *val
 }
 void model_test_load(ModelTest *t, const char *dir) {
     Error err = {""};
-    if (!model_file_read(dir, &t->config.arch, &t->model.params, put_parameter, &t->model, &err)) fail_msg("%s", err.message);
+    if (!model_file_read(dir, &t->config.arch, &t->model.params, put_parameter, &t->model, &err))
+        fail_msg("%s", err.message);
 }
 
 void model_test_close(ModelTest *t) {

@@ -1,5 +1,5 @@
-// model_test.h: what tests above the model share: a small model laid out in poisoned memory, run configs from overrides,
-// shards of given tokens, relative errors that NaN cannot pass.
+// model_test.h: what tests above the model share: a small model laid out in poisoned memory, run configs from
+// overrides, shards of given tokens, relative errors that NaN cannot pass.
 #ifndef TESTS_MODEL_TEST_H
 #define TESTS_MODEL_TEST_H
 

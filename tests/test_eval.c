@@ -1,5 +1,5 @@
-// test_eval.c: held-out loss, perplexity and bits per byte against sums in double over model_logits, and what they may
-// depend on.
+// test_eval.c: held-out loss, perplexity and bits per byte against sums in double over model_logits, and what they
+// may depend on.
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -17,8 +17,8 @@
 
 static const char *const LLAMA[] = {"model=llama:d1", "layers=2", "channels=32", "heads=2", "ffn=40", "vocab=257",
                                     "max_seq_len=32", "init_std=0.3", NULL};
-static const char *const LLAMA_BLIND[] = {"model=llama:d1", "layers=2", "channels=32", "heads=2", "ffn=40", "vocab=257",
-                                          "max_seq_len=32", "init_std=0.3", "window=1", NULL};
+static const char *const LLAMA_BLIND[] = {"model=llama:d1", "layers=2",       "channels=32",  "heads=2",  "ffn=40",
+                                          "vocab=257",      "max_seq_len=32", "init_std=0.3", "window=1", NULL};
 static const char *const GPT2[] = {"model=gpt2:d1", "channels=32", "heads=2", "vocab=257", "max_seq_len=32",
                                    "init_std=0.3", "logit_softcap=4", NULL};
 
@@ -42,7 +42,8 @@ static HeldOut *open_text(FileTest *t, int64_t B, int64_t T, int64_t max_tokens,
 static void open_model(ModelTest *m, const char *const *arch, DType dtype, int64_t rows, int64_t chunk) {
     *m = (ModelTest){0};
     model_test_config(&m->config, arch);
-    model_test_open(m, &(ModelShape){.max_rows = rows, .max_seq_len = 32, .dtype = dtype, .loss_chunk_rows = chunk}, 2);
+    model_test_open(m, &(ModelShape){.max_rows = rows, .max_seq_len = 32, .dtype = dtype, .loss_chunk_rows = chunk},
+                    2);
 }
 
 static EvalResult evaluate(FileTest *t, ModelTest *m, int64_t B, int64_t T, int64_t max_tokens, bool doc_mask,

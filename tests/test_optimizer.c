@@ -1,5 +1,5 @@
-// test_optimizer.c: whole optimizer steps, AdamW and Muon, against a naive double-precision reference written here from the
-// papers and from tensor names; then what is frozen, skipped and allocated.
+// test_optimizer.c: whole optimizer steps, AdamW and Muon, against a naive double-precision reference written here
+// from the papers and from tensor names; then what is frozen, skipped and allocated.
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -13,10 +13,11 @@
 #include "tests/model_test.h"
 
 // Wide and tall matrices: q (48,24) k, v (16,24) proj (24,48) gate, up (40,24) down (24,40).
-static const char *const LLAMA[] = {"model=llama:d1", "layers=2", "channels=24", "heads=3", "kv_heads=1", "head_size=16",
-                                    "ffn=40", "vocab=61", "max_seq_len=16", "qk_norm=true", "init_std=0.3", NULL};
-static const char *const GPT2[] = {"model=gpt2:d1", "layers=1", "channels=32", "heads=2", "vocab=50", "max_seq_len=16",
-                                   "init_std=0.3", NULL};
+static const char *const LLAMA[] = {"model=llama:d1", "layers=2",     "channels=24",  "heads=3",
+                                    "kv_heads=1",     "head_size=16", "ffn=40",       "vocab=61",
+                                    "max_seq_len=16", "qk_norm=true", "init_std=0.3", NULL};
+static const char *const GPT2[] = {"model=gpt2:d1", "layers=1",       "channels=32",  "heads=2",
+                                   "vocab=50",      "max_seq_len=16", "init_std=0.3", NULL};
 
 static void open_model(ModelTest *t, const char *const *arch, DType dtype, OptimizerKind kind) {
     *t = (ModelTest){0};
@@ -114,7 +115,8 @@ static void reference_adamw(Reference *r, const RunConfig *c, const ParamSpec *s
         double g = (double)grads[k] * scale;
         r->m[k] = b1 * r->m[k] + (1 - b1) * g;
         r->v[k] = b2 * r->v[k] + (1 - b2) * g * g;
-        double update = r->m[k] / (1 - pow(b1, (double)step)) / (sqrt(r->v[k] / (1 - pow(b2, (double)step))) + c->eps);
+        double root = sqrt(r->v[k] / (1 - pow(b2, (double)step)));
+        double update = r->m[k] / (1 - pow(b1, (double)step)) / (root + c->eps);
         r->w[k] -= lr * (update + decay * r->w[k]);
     }
 }
@@ -175,7 +177,8 @@ static void compare(const ModelTest *t, const Reference *r, const double *start,
             moved += (r->w[k] - start[k]) * (r->w[k] - start[k]);
         }
         assert_true(moved > 0 || !t->optimizer.trainable[i]);
-        model_test_within(sqrt(difference), tolerance * sqrt(moved), "%s, which moved by %.3g", spec->name, sqrt(moved));
+        model_test_within(sqrt(difference), tolerance * sqrt(moved), "%s, which moved by %.3g", spec->name,
+                          sqrt(moved));
     }
     free(w);
 }
@@ -222,7 +225,8 @@ static void check_steps(const char *const *arch, DType dtype, OptimizerKind kind
     model_test_close(&t);
 }
 
-// AdamW: fp32 rounding of weights near 0.3 (2e-8) against movements of 1e-2; bf16 runs keep masters and moments in fp32.
+// AdamW: fp32 rounding of weights near 0.3 (2e-8) against movements of 1e-2; bf16 runs keep masters and moments in
+// fp32.
 #define ADAMW_TOLERANCE 2e-5
 static void test_adamw(void **state) {
     (void)state;
@@ -232,8 +236,8 @@ static void test_adamw(void **state) {
 }
 
 // Muon in fp32: five iterations multiply the smallest singular values, and their errors, by up to 3.4445^5 = 485.
-// In bf16 every product is rounded to 2^-9; the iteration contracts errors of singular values in its range, not those of
-// singular vectors.
+// In bf16 every product is rounded to 2^-9; the iteration contracts errors of singular values in its range, not those
+// of singular vectors.
 #define MUON_TOLERANCE_F32 1e-4
 #define MUON_TOLERANCE_BF16 5e-2
 static void test_muon(void **state) {
@@ -252,7 +256,8 @@ typedef struct {
 } Snapshot;
 static Snapshot snapshot(const ModelTest *t) {
     int64_t elems = t->model.params.total_elems;
-    return (Snapshot){model_test_download(t->be, t->model.master, elems), model_test_download(t->be, t->optimizer.m, elems),
+    return (Snapshot){model_test_download(t->be, t->model.master, elems),
+                      model_test_download(t->be, t->optimizer.m, elems),
                       model_test_download(t->be, t->optimizer.v, t->optimizer.v_elems)};
 }
 static void snapshot_free(Snapshot *s) {

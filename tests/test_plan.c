@@ -1,5 +1,5 @@
-// test_plan.c: the plan is what the run allocates, to the byte; it costs nothing to make; and operations stay within the
-// workspace that it grants them.
+// test_plan.c: the plan is what the run allocates, to the byte; it costs nothing to make; and operations stay within
+// the workspace that it grants them.
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -153,7 +153,8 @@ static void test_loss_chunks(void **state) {
     RunConfig *config = xcalloc(1, sizeof *config);
     config->arch.Vp = 50304;
     int64_t rows = plan_loss_chunk_rows(config, 1 << 20);
-    assert_true(rows % 64 == 0 && rows * 50304 * 4 <= PLAN_LOGITS_BYTES && (rows + 64) * 50304 * 4 > PLAN_LOGITS_BYTES);
+    assert_true(rows % 64 == 0 && rows * 50304 * 4 <= PLAN_LOGITS_BYTES &&
+                (rows + 64) * 50304 * 4 > PLAN_LOGITS_BYTES);
     config->dtype = DTYPE_BF16;
     rows = plan_loss_chunk_rows(config, 1 << 20);
     assert_true(rows * 50304 * 2 <= PLAN_LOGITS_BYTES && (rows + 64) * 50304 * 2 > PLAN_LOGITS_BYTES);
@@ -181,7 +182,8 @@ static void check_workspace(const char *const *overrides, int threads) {
     t.be->workspace_limit_bytes = plan.workspace_bytes;
     int64_t N = shape.max_rows, T = shape.max_seq_len;
     int32_t *tokens = xcalloc(to_size(N), sizeof *tokens);
-    float *weights = xmalloc(to_size(N) * sizeof *weights), *logits = xmalloc(to_size(t.config.arch.V) * sizeof *logits);
+    float *weights = xmalloc(to_size(N) * sizeof *weights);
+    float *logits = xmalloc(to_size(t.config.arch.V) * sizeof *logits);
     for (int64_t i = 0; i < N; ++i) {
         tokens[i] = (int32_t)(i * i % t.config.arch.V);
         weights[i] = 1;
@@ -206,12 +208,12 @@ static void test_workspace_holds(void **state) {
     (void)state;
     const char *long_rows[] = {"model=llama:d1", "channels=128", "heads=1", "head_size=128", "ffn=64", "vocab=64",
                                "max_seq_len=2048", "batch_rows=1", "steps=1", NULL, NULL};
-    const char *many_rows[] = {"model=gpt2:d1", "channels=64", "heads=2", "vocab=300", "max_seq_len=64", "batch_rows=20",
-                               "steps=1", "optimizer=muon", NULL, NULL};
+    const char *many_rows[] = {"model=gpt2:d1", "channels=64", "heads=2",        "vocab=300", "max_seq_len=64",
+                               "batch_rows=20", "steps=1",     "optimizer=muon", NULL,        NULL};
     const char *wide_rows[] = {"model=llama:d1", "channels=64", "heads=1", "ffn=1500", "vocab=64", "max_seq_len=16",
                                "batch_rows=3", "steps=1", "optimizer=muon", NULL, NULL};
-    const char *tiny[] = {"model=gpt2:d1", "channels=8", "heads=2", "vocab=9", "max_seq_len=4", "batch_rows=1", "steps=1",
-                          NULL, NULL};
+    const char *tiny[] = {"model=gpt2:d1", "channels=8", "heads=2", "vocab=9", "max_seq_len=4",
+                          "batch_rows=1",  "steps=1",    NULL,      NULL};
     for (int threads = 1; threads <= 3; ++threads) {
         check_workspace(long_rows, threads);
         check_workspace(many_rows, threads);
@@ -236,7 +238,8 @@ static void check_print(const MemoryPlan *plan, const RunConfig *config, size_t 
     plan_print(out, plan, config, available);
     fclose(out);
     if (strstr(text, expected) == NULL) fail_msg("expected '%s' in: %s", expected, text);
-    if (unexpected != NULL && strstr(text, unexpected) != NULL) fail_msg("did not expect '%s' in: %s", unexpected, text);
+    if (unexpected != NULL && strstr(text, unexpected) != NULL)
+        fail_msg("did not expect '%s' in: %s", unexpected, text);
     free(text);
 }
 

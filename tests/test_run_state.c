@@ -1,5 +1,5 @@
-// test_run_state.c: state.json, and whole runs in and out of checkpoints: to the bit, across dtypes, and refused where they
-// do not fit.
+// test_run_state.c: state.json, and whole runs in and out of checkpoints: to the bit, across dtypes, and refused
+// where they do not fit.
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -49,8 +49,9 @@ static char *replaced(const char *text, const char *from, const char *to) {
 static void test_state_refused(void **state) {
     FileTest *t = *state;
     static const char *const GOOD =
-        "{\"format\": 1, \"step\": 9, \"bad_steps\": 4, \"bad_in_row\": 2, \"seconds\": 1.5, \"optimizer\": \"adamw\", "
-        "\"dtype\": \"fp32\", \"tokenizer_fingerprint\": \"0123456789abcdef\", \"config\": {}}";
+        "{\"format\": 1, \"step\": 9, \"bad_steps\": 4, \"bad_in_row\": 2, \"seconds\": 1.5, "
+        "\"optimizer\": \"adamw\", \"dtype\": \"fp32\", "
+        "\"tokenizer_fingerprint\": \"0123456789abcdef\", \"config\": {}}";
     // what is replaced, by what, and what the message must name
     static const char *const CASES[][3] = {
         {"\"format\": 1, ", "", "format"},
@@ -134,8 +135,8 @@ static void load_config(FileTest *t, RunConfig *config, const char *out_dir, con
     Overrides o = {.count = 0};
     static const char *const BASE[] = {
         "model=llama:d1", "layers=2", "channels=16", "heads=2", "kv_heads=1", "ffn=24", "vocab=300", "max_seq_len=16",
-        "qk_norm=true", "batch_rows=2", "batch_tokens=64", "steps=12", "lr=0.01", "warmup_steps=2", "progress_bar=false",
-        "tokenizer=bytes", "threads=2", "init_std=0.1"};
+        "qk_norm=true", "batch_rows=2", "batch_tokens=64", "steps=12", "lr=0.01", "warmup_steps=2",
+        "progress_bar=false", "tokenizer=bytes", "threads=2", "init_std=0.1"};
     for (size_t i = 0; i < sizeof BASE / sizeof BASE[0]; ++i) add(&o, xstrdup(BASE[i]));
     add(&o, xasprintf("train=%s", shard));
     add(&o, xasprintf("out_dir=%s/%s", t->dir, out_dir));
@@ -271,13 +272,15 @@ static void test_resume_to_the_bit(void **state) {
     check_resume(t, "b_a", "dtype=bf16");
     check_resume(t, "b_m", "dtype=bf16 optimizer=muon recompute=block");
     check_resume(t, "g_m", "dtype=bf16 optimizer=muon model=gpt2:d1 vocab=257 qk_norm=false kv_heads=2");
-    check_resume(t, "w_a", "dtype=bf16 window=3 logit_softcap=5 activation=relu2 tied=true");  // no class of transformers
+    // No class of transformers computes this one.
+    check_resume(t, "w_a", "dtype=bf16 window=3 logit_softcap=5 activation=relu2 tied=true");
 }
 
 // Changing dtype keeps masters and moments; only what bf16 weights cannot hold is rounded.
 static void check_dtypes(FileTest *t, const char *optimizer, const char *from, const char *to) {
     char *first = xasprintf("%s_%s", optimizer, from), *second = xasprintf("%s_then_%s", first, to);
-    char *extra = xasprintf("dtype=%s optimizer=%s", from, optimizer), *dir = xasprintf("%s/%s/step_00000003", t->dir, first);
+    char *extra = xasprintf("dtype=%s optimizer=%s", from, optimizer);
+    char *dir = xasprintf("%s/%s/step_00000003", t->dir, first);
     Run *run = open_run(t, first, extra);
     train_steps(t, run, 3);
     file_test_expect_ok(t, run_state_save(run, &t->err));
@@ -330,9 +333,10 @@ static void test_another_run(void **state) {
     FileTest *t = *state;
     char *dir = make_checkpoint(t, "run", "");
     check_refused(t, dir, "optimizer=muon", "optimizer=adamw");
-    static const char *const ARCHITECTURES[] = {"layers=1", "channels=24 head_size=8", "heads=4 kv_heads=1", "ffn=25",
-                                                "vocab=299", "qk_norm=false", "window=4", "logit_softcap=3", "tied=true",
-                                                "rope_theta=5000", "norm_eps=1e-6", "qkv_bias=true"};
+    static const char *const ARCHITECTURES[] = {
+        "layers=1",  "channels=24 head_size=8", "heads=4 kv_heads=1", "ffn=25",
+        "vocab=299", "qk_norm=false",           "window=4",           "logit_softcap=3",
+        "tied=true", "rope_theta=5000",         "norm_eps=1e-6",      "qkv_bias=true"};
     for (size_t i = 0; i < sizeof ARCHITECTURES / sizeof ARCHITECTURES[0]; ++i)
         check_refused(t, dir, ARCHITECTURES[i], "architecture");
 
@@ -365,7 +369,8 @@ static void write_text(FileTest *t, const char *dir, const char *name, const cha
 }
 
 // The header's length does not change: `to` is as long as `from`.
-static void check_optimizer_file(FileTest *t, const char *dir, const char *from, const char *to, const char *mention) {
+static void check_optimizer_file(FileTest *t, const char *dir, const char *from, const char *to,
+                                 const char *mention) {
     size_t bytes;
     char *good;
     read_text(t, &good, &bytes, dir, "optimizer.safetensors");
@@ -385,7 +390,8 @@ static void check_optimizer_file(FileTest *t, const char *dir, const char *from,
 static void test_damaged(void **state) {
     FileTest *t = *state;
     char *dir = make_checkpoint(t, "run", "dtype=bf16");
-    check_optimizer_file(t, dir, "\"m.block.0.norm1.weight\"", "\"n.block.0.norm1.weight\"", "m.block.0.norm1.weight");
+    check_optimizer_file(t, dir, "\"m.block.0.norm1.weight\"", "\"n.block.0.norm1.weight\"",
+                         "m.block.0.norm1.weight");
     check_optimizer_file(t, dir, "\"v.norm_f.weight\"", "\"w.norm_f.weight\"", "v.norm_f.weight");
     check_optimizer_file(t, dir, "\"master.wte\"", "\"Master.wte\"", "master.wte");  // a bf16 run has masters
     check_optimizer_file(t, dir, "[16,24]", "[24,16]", "fp32 values");

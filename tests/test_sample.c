@@ -1,4 +1,5 @@
-// test_sample.c: picking a token from logits, continuing a prompt, and decoding with a cache against whole forward passes.
+// test_sample.c: picking a token from logits, continuing a prompt, and decoding with a cache against whole forward
+// passes.
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -53,7 +54,8 @@ static void test_small_temperature_is_greedy(void **state) {
     for (int i = 0; i < 3; ++i) {
         count_picks(counts, logits, 6, (SampleOptions){.temperature = TEMPERATURES[i], .top_p = 1, .seed = 3}, 500);
         assert_int_equal(counts[4], 500);
-        count_picks(counts, logits, 4, (SampleOptions){.temperature = TEMPERATURES[i] / 10, .top_p = 0.9, .seed = 3}, 500);
+        count_picks(counts, logits, 4, (SampleOptions){.temperature = TEMPERATURES[i] / 10, .top_p = 0.9, .seed = 3},
+                    500);
         assert_int_equal(counts[2], 500);
     }
 }
@@ -74,7 +76,8 @@ static void test_top_k(void **state) {
     (void)state;
     const float logits[] = {0.5f, 2, 1, 2, 0, 1.5f, 1};  // in order: 1 3 5 2 6 0 4
     static const uint64_t SETS[] = {0x02, 0x0a, 0x2a, 0x2e, 0x6e, 0x6f, 0x7f};
-    for (int k = 1; k <= 7; ++k) check_set(logits, 7, (SampleOptions){.temperature = 1, .top_k = k, .top_p = 1}, SETS[k - 1]);
+    for (int k = 1; k <= 7; ++k)
+        check_set(logits, 7, (SampleOptions){.temperature = 1, .top_k = k, .top_p = 1}, SETS[k - 1]);
     check_set(logits, 7, (SampleOptions){.temperature = 1, .top_k = 0, .top_p = 1}, 0x7f);
     check_set(logits, 7, (SampleOptions){.temperature = 1, .top_k = 100, .top_p = 1}, 0x7f);
 }
@@ -108,7 +111,8 @@ static void test_seed_and_position(void **state) {
     int32_t last = -1;
     for (int64_t i = 0; i < 1000; ++i) {
         int32_t a = sample_pick(logits, 64, &one, i, scratch);
-        assert_int_equal(a, sample_pick(logits, 64, &one, i, scratch));  // nothing but seed, position and logits counts
+        // Nothing but seed, position and logits counts.
+        assert_int_equal(a, sample_pick(logits, 64, &one, i, scratch));
         equal_seeds += a == sample_pick(logits, 64, &two, i, scratch);
         equal_neighbours += a == last;
         last = a;
@@ -141,7 +145,8 @@ static void test_distribution(void **state) {
         check_distribution(logits, 6, (SampleOptions){.temperature = 1, .top_p = 1, .seed = seed}, 0x3f, 25.7);
         check_distribution(logits, 6, (SampleOptions){.temperature = 0.6, .top_p = 1, .seed = seed}, 0x3f, 25.7);
         check_distribution(logits, 6, (SampleOptions){.temperature = 3, .top_p = 1, .seed = seed}, 0x3f, 25.7);
-        check_distribution(logits, 6, (SampleOptions){.temperature = 1, .top_k = 4, .top_p = 1, .seed = seed}, 0x1b, 21.1);
+        check_distribution(logits, 6, (SampleOptions){.temperature = 1, .top_k = 4, .top_p = 1, .seed = seed}, 0x1b,
+                           21.1);
         // 0.6104, 0.2245, 0.1009 of what is there reach 0.9: 3, 0, 1; then 4
         check_distribution(logits, 6, (SampleOptions){.temperature = 1, .top_p = 0.9, .seed = seed}, 0x1b, 21.1);
     }
@@ -169,7 +174,8 @@ static void open_variant(ModelTest *t, Variant variant, DType dtype, int64_t row
 }
 
 static void fill_tokens(int32_t *tokens, int64_t count, int64_t V) {
-    for (int64_t i = 0; i < count; ++i) tokens[i] = (int32_t)(rng_u32(11, RNG_STREAM_TEST, (uint64_t)i) % (uint64_t)V);
+    for (int64_t i = 0; i < count; ++i)
+        tokens[i] = (int32_t)(rng_u32(11, RNG_STREAM_TEST, (uint64_t)i) % (uint64_t)V);
 }
 
 static const Variant VARIANTS[] = {
@@ -179,8 +185,8 @@ static const Variant VARIANTS[] = {
 };
 #define VARIANT_COUNT ((int)(sizeof VARIANTS / sizeof VARIANTS[0]))
 
-// Decoding in pieces of `piece` tokens gives at the end of each piece the logits of a whole forward pass. fp32: the same
-// numbers in another order; bf16: the logits are rounded to 2^-9 and so is all on the way.
+// Decoding in pieces of `piece` tokens gives at the end of each piece the logits of a whole forward pass. fp32: the
+// same numbers in another order; bf16: the logits are rounded to 2^-9 and so is all on the way.
 static void check_decode(Variant variant, DType dtype, int64_t piece, double tolerance) {
     ModelTest t;
     open_variant(&t, variant, dtype, T_MAX, T_MAX);

@@ -73,7 +73,8 @@ static void test_stories_greedy(void **state) {
             for (int i = 0; i < given; ++i) prompt[i] = cJSON_GetArrayItem(greedy.ids, i)->valueint;
             greedy.count = given - 1;
             SampleOptions options = {.top_p = 1, .max_tokens = total - given};
-            assert_int_equal(sample_continue(&model->model, prompt, given, 2, &options, take, &greedy), total - given);
+            assert_int_equal(sample_continue(&model->model, prompt, given, 2, &options, take, &greedy),
+                             total - given);
         }
         close_inference(model);
     }
@@ -95,7 +96,8 @@ static float *published(const cJSON *root, const char *name, int64_t elems) {
     const cJSON *item = json_find(root, name), *data = json_find(item, "data"), *size;
     int64_t product = 1;
     cJSON_ArrayForEach(size, json_find(item, "shape")) product *= size->valueint;
-    if (product != elems || !cJSON_IsString(data)) fail_msg("%s: %lld values, not %lld", name, (long long)product, (long long)elems);
+    if (product != elems || !cJSON_IsString(data))
+        fail_msg("%s: %lld values, not %lld", name, (long long)product, (long long)elems);
     size_t bytes = to_size(elems) * sizeof(float), used = 0;
     unsigned char *raw = xmalloc(bytes);
     uint32_t bits = 0;
@@ -170,7 +172,8 @@ static void compare_attention(const ModelTest *t, const float *qkv, const cJSON 
 // What a residual branch added: after - before.
 static void compare_branch(const ModelTest *t, Tensor after, Tensor before, const cJSON *root, const char *name) {
     float *a = model_test_download(t->be, after.data, SORT_N * SORT_C);
-    float *b = model_test_download(t->be, before.data, SORT_N * SORT_C), *want = published(root, name, SORT_N * SORT_C);
+    float *b = model_test_download(t->be, before.data, SORT_N * SORT_C);
+    float *want = published(root, name, SORT_N * SORT_C);
     for (int i = 0; i < SORT_N * SORT_C; ++i) a[i] -= b[i];
     model_test_within(model_test_error_f32(a, want, SORT_N * SORT_C), SORT_TOLERANCE, "%s", name);
     free(a);
@@ -202,8 +205,8 @@ static bool put_same_role(void *context, const ParamSpec *spec, const float *val
     return true;
 }
 
-// The published activations are those of a model whose q, k and v have biases. gpt_nano_sort_hf lacks these three vectors (it is
-// read as a model without them); they are in the original file.
+// The published activations are those of a model whose q, k and v have biases. gpt_nano_sort_hf lacks these three
+// vectors (it is read as a model without them); they are in the original file.
 static void open_sort_model(ModelTest *t, const char *dir, const char *original) {
     Error err = {""};
     ParamTable table;
