@@ -10,7 +10,7 @@
 
 void progress_start(Progress *progress, const char *what, int64_t total_bytes) {
     double now = now_seconds();
-    *progress = (Progress){what, total_bytes, now, now, isatty(STDERR_FILENO) == 1};
+    *progress = (Progress){what, total_bytes, now, process_cpu_seconds(), now, isatty(STDERR_FILENO) == 1};
 }
 
 void progress_update(Progress *progress, int64_t done_bytes, const char *note) {

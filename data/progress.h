@@ -6,9 +6,9 @@
 #include "llmc/common.h"
 
 typedef struct {
-    const char *what;     // "tokenize"
-    int64_t total_bytes;  // of the inputs; -1: unknown
-    double started, shown;
+    const char *what;                    // "tokenize"
+    int64_t total_bytes;                 // of the inputs; -1: unknown
+    double started, cpu_started, shown;  // seconds
     bool is_terminal;
 } Progress;
 
@@ -16,6 +16,6 @@ void progress_start(Progress *progress, const char *what, int64_t total_bytes);
 // Shows bytes done, MB/s, time left and the note, if it is time to.
 void progress_update(Progress *progress, int64_t done_bytes, const char *note);
 void progress_end(Progress *progress);  // clears the line
-double process_cpu_seconds(void);       // of all threads so far
+double process_cpu_seconds(void);       // of all threads, since the program started
 
 #endif

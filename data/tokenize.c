@@ -181,7 +181,8 @@ static bool check_totals(const Job *job, Error *err) {
 
 static void report(const Job *job, DatasetTotals train, DatasetTotals val) {
     double seconds = now_seconds() - job->progress.started;
-    double megabytes = (double)(train.text_bytes + val.text_bytes) / 1e6, cpu = process_cpu_seconds();
+    double megabytes = (double)(train.text_bytes + val.text_bytes) / 1e6,
+           cpu = process_cpu_seconds() - job->progress.cpu_started;
     const DatasetTotals *totals[] = {&train, &val};
     static const char *const NAMES[] = {"train", "val"};
     for (int i = 0; i < 2; ++i)

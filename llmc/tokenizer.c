@@ -198,7 +198,8 @@ static uint64_t compute_fingerprint(const Tokenizer *t) {
     XXH3_state_t *state = XXH3_createState();
     CHECK(state != NULL, "out of memory");
     XXH3_64bits_reset(state);
-    hash_number(state, (uint64_t)t->pattern | (uint64_t)t->whole_pieces << 8 | (uint64_t)t->llama2c << 9);
+    hash_number(state, (uint64_t)t->pattern | (uint64_t)t->whole_pieces << 8 | (uint64_t)t->llama2c << 9 |
+                           (uint64_t)t->normalize_nfc << 10);
     hash_number(state, (uint64_t)t->vocab);
     for (int32_t id = 0; id < t->vocab; ++id) {
         const Token *token = &t->tokens[id];

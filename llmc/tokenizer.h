@@ -2,11 +2,12 @@
 // the small vocabularies of llama2.c. Called by data/prep, sampling, evaluation and checkpoints.
 // Knows nothing of shards, models or devices.
 //
-// Lossless: for every byte string s, decoding tokenizer_encode(s) id by id gives s again. Text need not be
-// valid UTF-8: a byte that is not part of a valid sequence is split as a character that is neither letter,
-// number nor white space (other programs refuse or replace such bytes). On valid UTF-8 the ids equal those of
-// tiktoken and of Hugging Face tokenizers, with one bound: a run without any split point is cut every
-// SPLIT_MAX_PIECE_BYTES (llmc/tokenizer_split.h), so that memory stays bounded.
+// Lossless: for every byte string s, decoding tokenizer_encode(s) id by id gives s again (its NFC, with a
+// tokenizer.json whose normalizer is NFC, as Qwen's). Text need not be valid UTF-8: a byte that is not part of a
+// valid sequence is split as a character that is neither letter, number nor white space (other programs refuse or
+// replace such bytes). On valid UTF-8 the ids equal those of tiktoken and of Hugging Face tokenizers, with one
+// bound: a run without any split point is cut every SPLIT_MAX_PIECE_BYTES (llmc/tokenizer_split.h), so that memory
+// stays bounded.
 //
 // A Tokenizer is read-only after loading: any number of threads may share one.
 #ifndef LLMC_TOKENIZER_H
@@ -24,10 +25,11 @@ typedef struct Tokenizer Tokenizer;
 
 // source is one of
 //   "bytes"           256 bytes, id = byte value, and <|endoftext|> = 256
-//   a tokenizer.json  Hugging Face's, byte-level BPE; one that would change the text (normalizer, prefix space) is
-//   refused a directory       with tokenizer.json, or encoder.json and vocab.bpe (GPT-2), or vocab.json and
-//   merges.txt a .tiktoken file  base64 ranks; its name says how to split: r50k_base, p50k_base, gpt2, cl100k_base a
-//   .bin file       llama2.c's tokenizer (tok512.bin): encodes as llama2.c does
+//   a tokenizer.json  Hugging Face's, byte-level BPE; one that changes the text otherwise than to NFC is refused
+//   a directory       with tokenizer.json, or encoder.json and vocab.bpe (GPT-2's), or vocab.json and merges.txt, or
+//                     tokenizer.bin
+//   a .tiktoken file  base64 ranks; its name says how to split: r50k_base, p50k_base, gpt2, cl100k_base
+//   a .bin file       llama2.c's tokenizer (tok512.bin): encodes as llama2.c does
 // NULL on error. Every input is untrusted: sizes are bounded and checked.
 Tokenizer *tokenizer_load(const char *source, Error *err);
 void tokenizer_free(Tokenizer *tokenizer);  // NULL is fine

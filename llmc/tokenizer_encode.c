@@ -6,6 +6,7 @@
 
 #include "llmc/tokenizer_impl.h"
 #include "llmc/unicode.h"
+#include "llmc/unicode_nfc.h"
 
 // ---- lists of ids ----
 
@@ -25,7 +26,7 @@ void token_list_free(TokenList *list) {
 
 // ---- merging: always the pair of lowest rank, the leftmost of equals ----
 
-#define SHORT_SYMBOLS 48
+#define SHORT_SYMBOLS 96
 #define NO_RANK INT32_MAX
 
 // Quadratic with a tiny constant: ranks[i] and results[i] belong to the pair (i, i+1).
@@ -223,8 +224,7 @@ static inline uint64_t hash_key(const uint64_t key[3]) {
 }
 _Static_assert(CACHE_SLOTS == 1 << 14, "hash_key gives 14 bits");
 
-// Appends the ids of text, split from its first byte on.
-static void encode_pieces(const Tokenizer *t, CacheSlot *cache, TokenList *out, const uint8_t *text, int64_t bytes) {
+static void encode_split(const Tokenizer *t, CacheSlot *cache, TokenList *out, const uint8_t *text, int64_t bytes) {
     for (int64_t pos = 0, length; pos < bytes; pos += length) {
         length = split_piece(t->pattern, text + pos, bytes - pos);
         if (cache == NULL || length > CACHE_KEY_BYTES) {
@@ -248,6 +248,18 @@ static void encode_pieces(const Tokenizer *t, CacheSlot *cache, TokenList *out, 
         slot->count = (int32_t)count;
         memcpy(slot->ids, out->ids + first, (size_t)count * sizeof(int32_t));
     }
+}
+
+// Appends the ids of text, split from its first byte on.
+static void encode_pieces(const Tokenizer *t, CacheSlot *cache, TokenList *out, const uint8_t *text, int64_t bytes) {
+    if (t->normalize_nfc && !unicode_is_plainly_nfc(text, bytes)) {
+        // Cuts are before white space, across which nothing composes: part by part is the same as the whole.
+        uint8_t *normalized = xmalloc(to_size(3 * bytes));
+        encode_split(t, cache, out, normalized, unicode_nfc(normalized, text, bytes));
+        free(normalized);
+        return;
+    }
+    encode_split(t, cache, out, text, bytes);
 }
 
 // ---- streaming ----

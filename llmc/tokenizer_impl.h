@@ -33,9 +33,10 @@ typedef struct {
 struct Tokenizer {
     char name[32];
     SplitPattern pattern;
-    bool whole_pieces;  // a piece that is a token is that token, even where merges do not lead to it
-    bool llama2c;       // characters first, then bytes; ranks from scores; a space before the text
-    int32_t vocab;      // tokens in use are ids < vocab
+    bool whole_pieces;   // a piece that is a token is that token, even where merges do not lead to it
+    bool normalize_nfc;  // text becomes NFC before it is split
+    bool llama2c;        // characters first, then bytes; ranks from scores; a space before the text
+    int32_t vocab;       // tokens in use are ids < vocab
     int32_t eot;
     int32_t byte_ids[256];
     uint64_t fingerprint;

@@ -150,14 +150,20 @@ static bool read_merges(Tokenizer *t, const cJSON *merges, Error *err) {
     return true;
 }
 
+static bool read_normalizer(Tokenizer *t, const cJSON *item, Error *err) {
+    const char *type = text_of(json_find(item, "type"));
+    t->normalize_nfc = strcmp(type, "NFC") == 0;
+    if (is_absent(item) || t->normalize_nfc) return true;
+    return error_set(err, "normalizer \"%.40s\" is not supported: it would change the text; expected none, or NFC",
+                     type);
+}
+
 static bool read_root(Tokenizer *t, const cJSON *root, Error *err) {
     const cJSON *model = json_find(root, "model");
     if (!cJSON_IsObject(model)) return error_set(err, "expected a tokenizer.json with a \"model\"");
     if (!check_model(model, err) || !read_pre_tokenizer(json_find(root, "pre_tokenizer"), &t->pattern, err))
         return false;
-    if (!is_absent(json_find(root, "normalizer")))
-        return error_set(err, "normalizer \"%.40s\" is not supported: it would change the text",
-                         text_of(json_find(json_find(root, "normalizer"), "type")));
+    if (!read_normalizer(t, json_find(root, "normalizer"), err)) return false;
     t->whole_pieces = cJSON_IsTrue(json_find(model, "ignore_merges"));
     return read_tokens(t, json_find(model, "vocab"), json_find(root, "added_tokens"), err) &&
            read_merges(t, json_find(model, "merges"), err) && tokenizer_seal(t, err);
@@ -263,7 +269,8 @@ static void write_model(FILE *file, const Tokenizer *t) {
 static void write_tokenizer(FILE *file, const Tokenizer *t) {
     fprintf(file, "{\n  \"version\": \"1.0\",\n  \"truncation\": null,\n  \"padding\": null,\n  \"added_tokens\": [");
     write_added_tokens(file, t);
-    fprintf(file, "\n  ],\n  \"normalizer\": null,\n  \"pre_tokenizer\": ");
+    fprintf(file, "\n  ],\n  \"normalizer\": %s,\n  \"pre_tokenizer\": ",
+            t->normalize_nfc ? "{\"type\": \"NFC\"}" : "null");
     write_pre_tokenizer(file, t->pattern);
     fprintf(file, ",\n  \"post_processor\": null,\n  \"decoder\": ");
     write_byte_level(file, true);

@@ -93,6 +93,7 @@ static const Edit EDITS[] = {
     {"\"continuing_subword_prefix\": null", "\"continuing_subword_prefix\": \"##\"", "continuing_subword_prefix"},
     {"\"end_of_word_suffix\": null", "\"end_of_word_suffix\": \"</w>\"", "end_of_word_suffix"},
     {"\"normalizer\": null", "\"normalizer\": {\"type\": \"Lowercase\"}", "Lowercase"},
+    {"\"normalizer\": null", "\"normalizer\": {\"type\": \"NFC\"}", NULL},
     {"\"add_prefix_space\": false", "\"add_prefix_space\": true", "add_prefix_space"},
     {"\"use_regex\": true", "\"use_regex\": false", "use_regex"},
     {"{\"type\": \"ByteLevel\"", "{\"type\": \"Metaspace\"", "Metaspace"},

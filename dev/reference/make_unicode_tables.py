@@ -1,16 +1,21 @@
 #!/usr/bin/env python3
-"""Writes llmc/unicode_tables.c: the Unicode letters, numbers and white space that split patterns need.
+"""Writes the generated tables of llmc/unicode.h and llmc/unicode_nfc.h.
 
 Run by hand, only when the Unicode version is to change:
-    pip install unicodedata2==16.0.0 && python3 dev/reference/make_unicode_tables.py > llmc/unicode_tables.c
+    pip install unicodedata2==16.0.0
+    python3 dev/reference/make_unicode_tables.py classes > llmc/unicode_tables.c
+    python3 dev/reference/make_unicode_tables.py nfc > llmc/unicode_nfc_tables.c
 Version 16 is what tiktoken 0.14 and Hugging Face tokenizers 0.23 use (check_tokenizer.py compares every code point).
 """
+import sys
+
 import unicodedata2 as unicodedata
 
 PAGE = 256
 OTHER, LETTER, NUMBER, SPACE = 0, 1, 2, 3
 WHITE_SPACE = {*range(0x9, 0xE), 0x20, 0x85, 0xA0, 0x1680, *range(0x2000, 0x200B), 0x2028, 0x2029, 0x202F, 0x205F,
                0x3000}
+HANGUL = range(0xAC00, 0xAC00 + 11172)
 
 
 def class_of(code):
@@ -19,12 +24,17 @@ def class_of(code):
     return {"L": LETTER, "N": NUMBER}.get(unicodedata.category(chr(code))[0], OTHER)
 
 
-def rows(values, per_line, width):
+def rows(values, per_line):
     for i in range(0, len(values), per_line):
-        yield "    " + ", ".join(f"{v:{width}d}" for v in values[i : i + per_line]) + ","
+        yield "    " + ", ".join(values[i : i + per_line]) + ","
 
 
-def main():
+def header(file, what):
+    print(f"// {file}: written by dev/reference/make_unicode_tables.py; do not edit.")
+    print(f"// Unicode {unicodedata.unidata_version}: {what}.")
+
+
+def write_classes():
     pages, index = [], []
     for first in range(0, 0x110000, PAGE):
         packed = tuple(
@@ -34,16 +44,45 @@ def main():
             pages.append(packed)
         index.append(pages.index(packed))
     assert len(pages) <= 256
-    print("// unicode_tables.c: written by dev/reference/make_unicode_tables.py; do not edit.")
-    version = unicodedata.unidata_version
-    print(f"// Unicode {version}: 2 bits a code point (UnicodeClass), in pages of {PAGE} code points.")
+    header("unicode_tables.c", f"2 bits a code point (UnicodeClass), in pages of {PAGE} code points")
     print('#include "llmc/unicode.h"\n')
     print(f"const uint8_t UNICODE_PAGE_OF[{len(index)}] = {{")
-    print("\n".join(rows(index, 22, 3)))
+    print("\n".join(rows([f"{i:3d}" for i in index], 22)))
     print(f"}};\n\nconst uint8_t UNICODE_PAGES[][{PAGE // 4}] = {{")
     for page in pages:
-        print("    {" + "\n     ".join(line.strip() for line in rows(page, 22, 3)).rstrip(",") + "},")
+        lines = [line.strip() for line in rows([f"{v:3d}" for v in page], 22)]
+        print("    {" + "\n     ".join(lines).rstrip(",") + "},")
     print("};")
 
 
-main()
+def write_nfc():
+    classes, decompositions, compositions = [], [], []
+    for code in range(0x110000):
+        combining = unicodedata.combining(chr(code))
+        if combining:
+            if classes and classes[-1][1] == code - 1 and classes[-1][2] == combining:
+                classes[-1][1] = code
+            else:
+                classes.append([code, code, combining])
+        mapping = unicodedata.decomposition(chr(code))
+        if not mapping or mapping.startswith("<") or code in HANGUL:
+            continue
+        parts = [int(part, 16) for part in mapping.split()]
+        assert len(parts) <= 2
+        decompositions.append((code, *parts, *[0] * (2 - len(parts))))
+        # What composes again is what NFC keeps: singletons and the composition exclusions do not.
+        if len(parts) == 2 and unicodedata.normalize("NFC", chr(code)) == chr(code):
+            compositions.append((*parts, code))
+    header("unicode_nfc_tables.c", "canonical combining classes, decompositions and compositions, without Hangul")
+    print('#include "llmc/unicode_nfc.h"\n')
+    for kind, name, values, per_line in (
+        ("CombiningRange", "COMBINING_RANGES", classes, 4),
+        ("Decomposition", "DECOMPOSITIONS", decompositions, 3),
+        ("Composition", "COMPOSITIONS", sorted(compositions), 3),
+    ):
+        print(f"const {kind} {name}[{len(values)}] = {{")
+        print("\n".join(rows(["{" + ", ".join(f"0x{v:X}" for v in entry) + "}" for entry in values], per_line)))
+        print(f"}};\nconst int {name[:-1]}_COUNT = {len(values)};")
+
+
+{"classes": write_classes, "nfc": write_nfc}[sys.argv[1]]()
