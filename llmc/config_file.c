@@ -113,9 +113,10 @@ void draft_print_value(FILE *out, const char *key, const char *text) {
     bool line_start = false;
     for (const char *p = text; *p != '\0'; ++p) {
         bool line_end = at >= LINE_MAX_BYTES - 8;
-        // inih trims lines and takes some first characters for comments or sections: those go out as numbers.
+        // inih trims lines, and the first character of one can make it a comment, a section or "key =": it goes out
+        // as a number.
         bool plain =
-            isgraph((unsigned char)*p) || (unsigned char)*p >= 0x80 || (*p == ' ' && !line_start && !line_end);
+            !line_start && (isgraph((unsigned char)*p) || (unsigned char)*p >= 0x80 || (*p == ' ' && !line_end));
         if (*p == '"' || *p == '\\') at += fprintf(out, "\\%c", *p);
         else if (*p == '\n') at += fprintf(out, "\\n");
         else if (!plain || strchr(";#[", *p) != NULL) at += fprintf(out, "\\x%02x", (unsigned)(unsigned char)*p);

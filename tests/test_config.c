@@ -333,6 +333,22 @@ static void test_unreadable_files(void **state) {
     check_round_trip(&c);
 }
 
+// Long values are printed in several lines, whatever a line happens to begin with.
+static void test_long_values(void **state) {
+    (void)state;
+    static const char *const TAILS[] = {"lr = 1", "[phase a]", "# x", "; x", "  x  ", "\\\"\n\xc3\xa4"};
+    for (size_t t = 0; t < sizeof TAILS / sizeof TAILS[0]; ++t)
+        for (int head = 120; head < 170; ++head) {
+            char word[400], *end = word + sprintf(word, "out_dir=");
+            memset(end, 'd', (size_t)head);
+            sprintf(end + head, "%s and more of it, so that it goes on in the next line", TAILS[t]);
+            RunConfig c;
+            load_ok(&c, NULL, LIST(word));
+            assert_string_equal(c.out_dir, end);
+            check_round_trip(&c);
+        }
+}
+
 static void test_limits(void **state) {
     (void)state;
     char text[4096] = "", *end = text;
@@ -501,11 +517,17 @@ static void test_table(void **state) {
 
 int main(void) {
     const struct CMUnitTest TESTS[] = {
-        cmocka_unit_test(test_defaults),          cmocka_unit_test(test_sections),
-        cmocka_unit_test(test_overrides),         cmocka_unit_test(test_import),
-        cmocka_unit_test(test_bad_files),         cmocka_unit_test(test_bad_overrides),
-        cmocka_unit_test(test_unreadable_files),  cmocka_unit_test(test_limits),
-        cmocka_unit_test(test_round_trip_random), cmocka_unit_test(test_table),
+        cmocka_unit_test(test_defaults),
+        cmocka_unit_test(test_sections),
+        cmocka_unit_test(test_overrides),
+        cmocka_unit_test(test_import),
+        cmocka_unit_test(test_bad_files),
+        cmocka_unit_test(test_bad_overrides),
+        cmocka_unit_test(test_unreadable_files),
+        cmocka_unit_test(test_limits),
+        cmocka_unit_test(test_long_values),
+        cmocka_unit_test(test_round_trip_random),
+        cmocka_unit_test(test_table),
     };
     return cmocka_run_group_tests(TESTS, make_dir, remove_dir);
 }
