@@ -80,21 +80,30 @@ static void cpu_free(Backend *be, void *pointer, size_t bytes) {
     (void)bytes;
     free(pointer);
 }
-// Blocks of this size are shared out among the threads: zeroing gradients is as fast as memory then.
-#define CPU_BLOCK_BYTES ((int64_t)1 << 20)
+// Each thread gets one contiguous share: the C library's large-block versions, which do not read what they overwrite,
+// are only used for large blocks.
+#define CPU_SHARE_BYTES ((size_t)4 << 20)
+static int cpu_shares(const Backend *be, size_t bytes) { return bytes >= CPU_SHARE_BYTES ? be->threads : 1; }
+static size_t cpu_share_start(size_t bytes, int share, int shares) {
+    return bytes / (size_t)shares * (size_t)share / 64 * 64;
+}
 static void cpu_zero(Backend *be, void *pointer, size_t bytes) {
-    int64_t total = (int64_t)bytes;
-    (void)be;
-#pragma omp parallel for schedule(static) num_threads(be->threads) if (total > CPU_BLOCK_BYTES)
-    for (int64_t first = 0; first < total; first += CPU_BLOCK_BYTES)
-        memset((char *)pointer + first, 0, (size_t)min_i64(CPU_BLOCK_BYTES, total - first));
+    int shares = cpu_shares(be, bytes);
+#pragma omp parallel for schedule(static, 1) num_threads(shares) if (shares > 1)
+    for (int share = 0; share < shares; ++share) {
+        size_t first = cpu_share_start(bytes, share, shares);
+        size_t end = share + 1 < shares ? cpu_share_start(bytes, share + 1, shares) : bytes;
+        if (end > first) memset((char *)pointer + first, 0, end - first);
+    }
 }
 static void cpu_copy(Backend *be, void *to, const void *from, size_t bytes) {
-    int64_t total = (int64_t)bytes;
-    (void)be;
-#pragma omp parallel for schedule(static) num_threads(be->threads) if (total > CPU_BLOCK_BYTES)
-    for (int64_t first = 0; first < total; first += CPU_BLOCK_BYTES)
-        memcpy((char *)to + first, (const char *)from + first, (size_t)min_i64(CPU_BLOCK_BYTES, total - first));
+    int shares = cpu_shares(be, bytes);
+#pragma omp parallel for schedule(static, 1) num_threads(shares) if (shares > 1)
+    for (int share = 0; share < shares; ++share) {
+        size_t first = cpu_share_start(bytes, share, shares);
+        size_t end = share + 1 < shares ? cpu_share_start(bytes, share + 1, shares) : bytes;
+        if (end > first) memcpy((char *)to + first, (const char *)from + first, end - first);
+    }
 }
 static bool cpu_synchronize(Backend *be, Error *err) {
     (void)be;
