@@ -99,8 +99,8 @@ static void check_case(OpTest *t, Case c) {
     char label[256];
     snprintf(label, sizeof label,
              "%lldx%lldx%lld trans %d %d, %s to %s, alpha %g add %d bias %d act %d grad %d pre %d", (long long)c.M,
-             (long long)c.N, (long long)c.K, c.trans_a, c.trans_b, dtype_name(c.in), dtype_name(c.out), (double)c.alpha,
-             c.add, c.bias, (int)c.act, (int)c.act_grad, c.save_pre);
+             (long long)c.N, (long long)c.K, c.trans_a, c.trans_b, dtype_name(c.in), dtype_name(c.out),
+             (double)c.alpha, c.add, c.bias, (int)c.act, (int)c.act_grad, c.save_pre);
     Operands o = operands(t, &c);
     reference(t, &o, &c);
     t->be->matmul(t->be, o.out, o.a, o.b, o.args);

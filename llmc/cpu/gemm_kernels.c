@@ -40,21 +40,33 @@ typedef struct {
     int64_t row, rows, col, cols;
 } GemmRegion;
 
-// A panel of b: columns [col, col + cols), elements [k, k + elems) of K; `vectors` vectors wide.
+// A block: the product of some rows of a and columns of b over a part of K, which is one step of the sums.
 typedef struct {
-    float *words;
-    int64_t col, cols, k, elems;
-    int vectors;
-} GemmPanel;
+    GemmRegion r;
+    int64_t k, elems, steps;
+    float *partial;  // of its first sum
+} GemmBlock;
 
-static void tile_multiply_any(float *tile, const float *a, const GemmPanel *b, int64_t steps, GemmAside aside,
+// Chunks of a (for a block) or of b (for a panel) to be packed, in order; `done` of them are.
+typedef struct {
+    const GemmSource *source;
+    bool of_a;
+    int64_t row, rows, k, elems, steps;
+    GemmChunk first;
+    int64_t next_chunk;  // words from a chunk to the next
+    int64_t done;
+} GemmPacking;
+
+static void tile_multiply_any(float *tile, const float *a, const GemmPacking *b, int64_t steps, GemmAside aside,
                               DType dtype) {
-#define MULTIPLY(width, does, type)                                          \
-    if (b->vectors == width && aside.kind == does && dtype == type) \
-        tile_multiply(tile, a, b->words, steps, aside, width, does, type);
-#define MULTIPLY_ALL(type)                                                                          \
-    MULTIPLY(TILE_VECTORS, ASIDE_NONE, type) MULTIPLY(TILE_VECTORS, ASIDE_PREFETCH, type)           \
-    MULTIPLY(TILE_VECTORS, ASIDE_TRANSPOSE, type) MULTIPLY(TILE_VECTORS, ASIDE_COPY, type) \
+    const int64_t vectors = b->first.stride / VF_LANES;
+#define MULTIPLY(width, does, type)                                      \
+    if (vectors == width && aside.kind == does && dtype == type) \
+        tile_multiply(tile, a, b->first.to, steps, aside, width, does, type);
+#define MULTIPLY_ALL(type)                                                                                           \
+    MULTIPLY(TILE_VECTORS, ASIDE_NONE, type) MULTIPLY(TILE_VECTORS, ASIDE_FETCH, type)                               \
+    MULTIPLY(TILE_VECTORS, ASIDE_TRANSPOSE_A, type) MULTIPLY(TILE_VECTORS, ASIDE_TRANSPOSE_B, type)                  \
+    MULTIPLY(TILE_VECTORS, ASIDE_COPY_A, type) MULTIPLY(TILE_VECTORS, ASIDE_COPY_B, type)                            \
     MULTIPLY(1, ASIDE_NONE, type) if (TILE_VECTORS > 2) { MULTIPLY(2, ASIDE_NONE, type) }
     MULTIPLY_ALL(DTYPE_F32)
     MULTIPLY_ALL(DTYPE_BF16)
@@ -62,122 +74,170 @@ static void tile_multiply_any(float *tile, const float *a, const GemmPanel *b, i
 #undef MULTIPLY
 }
 
-static GemmPanel panel_at(float *words, int64_t col, int64_t cols, int64_t k, int64_t elems) {
-    const int64_t there = max_i64(min_i64(cols, TILE_COLS), 0);
-    return (GemmPanel){words, col, there, k, elems, (int)div_up(there, VF_LANES)};
+// ---- packing, ahead of time or aside of tiles ----
+
+static GemmPacking packing_of_a(const Gemm *g, const GemmBlock *block, float *panels) {
+    const int64_t words = block->steps * STEP_WORDS;
+    return (GemmPacking){.source = &g->a, .of_a = true, .row = block->r.row, .rows = block->r.rows, .k = block->k,
+                         .elems = block->elems, .steps = block->steps,
+                         .first = {panels, TILE_ROWS, TILE_ROWS < VF_LANES ? TILE_ROWS * words : 0},
+                         .next_chunk = VF_LANES * words};
 }
-static GemmChunk panel_chunk(const GemmPanel *p, int64_t index) {
-    return (GemmChunk){p->words + index * VF_LANES, p->vectors * VF_LANES, 0};
+// The panel of TILE_COLS columns from `col` of the block on.
+static GemmPacking packing_of_b(const Gemm *g, const GemmBlock *block, int64_t col, float *panel) {
+    const int64_t cols = min_i64(TILE_COLS, block->r.cols - col);
+    return (GemmPacking){.source = &g->b, .row = block->r.col + col, .rows = cols, .k = block->k,
+                         .elems = block->elems, .steps = block->steps,
+                         .first = {panel, round_up(cols, VF_LANES), 0}, .next_chunk = VF_LANES};
 }
-static void panel_pack(const Gemm *g, const GemmPanel *p, int64_t first_chunk) {
-    for (int64_t c = first_chunk; c < p->vectors; ++c)
-        pack_chunk(panel_chunk(p, c), &g->b, p->col + c * VF_LANES, p->cols - c * VF_LANES, p->k, p->elems, g->dtype);
+static GemmChunk packing_chunk(const GemmPacking *p, int64_t index) {
+    GemmChunk chunk = p->first;
+    chunk.to += index * p->next_chunk;
+    return chunk;
+}
+// Packs what is left.
+static void packing_finish(GemmPacking *p, DType dtype) {
+    for (; p->done * VF_LANES < p->rows; ++p->done) {
+        const int64_t first = p->done * VF_LANES;
+        pack_chunk(packing_chunk(p, p->done), p->source, p->row + first, p->rows - first, p->k, p->elems, dtype);
+    }
 }
 
-// How many chunks of the panel `next` are packed while `tiles` tiles of the panel `now` are multiplied: one a tile,
-// if all of its steps are whole and the micro-kernel is that of full width.
-static int64_t chunks_aside(const Gemm *g, const GemmPanel *now, const GemmPanel *next, int64_t tiles) {
-    if (now->vectors != TILE_VECTORS || next->elems % (STEP_WORDS * word_elems(g->dtype)) != 0) return 0;
-    return min_i64(next->cols / VF_LANES, tiles);
+// Tiles that it takes to fetch a chunk at two lines a step.
+static int64_t fetch_tiles(const GemmPacking *p, DType dtype) {
+    return p->source->k_contiguous ? max_i64(VF_LANES / (2 * FETCH_TURN), 1) : STEP_WORDS * word_elems(dtype) / 2;
 }
-
-// The last `chunks` of `tiles` tiles pack a chunk each of the panel `next`; those before them fetch it: `steps` lines
-// a tile, either of four of its columns, or of that many rows of b.
-static GemmAside panel_aside(const Gemm *g, const GemmPanel *next, int64_t chunks, int64_t tile, int64_t tiles,
-                             int64_t steps) {
-    const bool transpose = g->b.k_contiguous;
-    const int64_t bytes = elem_bytes(g->dtype), ld = g->b.ld;
-    const int64_t packing = tiles - chunks;  // the first tile that packs
-    const int64_t corner = transpose ? next->col * ld + next->k : next->k * ld + next->col;
-    GemmAside aside = {.kind = ASIDE_NONE, .data = g->b.data, .ld = ld};
-    if (chunks == 0) return aside;
-    if (tile >= packing) {
-        const int64_t chunk = tile - packing;
-        aside.kind = transpose ? ASIDE_TRANSPOSE : ASIDE_COPY;
-        aside.index = corner + chunk * VF_LANES * (transpose ? ld : 1);
-        aside.chunk = panel_chunk(next, chunk);
+// How many chunks can be packed aside of tiles of `steps` steps: whole ones, of just as many whole steps.
+static int64_t chunks_aside(const GemmPacking *p, int64_t steps, DType dtype) {
+    return p->steps == steps && p->elems == steps * STEP_WORDS * word_elems(dtype) ? p->rows / VF_LANES : 0;
+}
+// What a tile does for p: `fetches` tiles fetch a chunk, then one packs it. The last tile ends a chunk.
+static GemmAside packing_aside(const GemmPacking *p, int64_t tile, int64_t fetches, DType dtype) {
+    const GemmSource *source = p->source;
+    const int64_t chunk = tile / (fetches + 1), fetch = tile % (fetches + 1);
+    const int64_t bytes = elem_bytes(dtype), row = p->row + chunk * VF_LANES;
+    GemmAside aside = {.data = source->data, .ld = source->ld};
+    aside.index = source->k_contiguous ? row * source->ld + p->k : p->k * source->ld + row;
+    if (fetch == fetches) {
+        if (source->k_contiguous) aside.kind = p->of_a ? ASIDE_TRANSPOSE_A : ASIDE_TRANSPOSE_B;
+        if (!source->k_contiguous) aside.kind = p->of_a ? ASIDE_COPY_A : ASIDE_COPY_B;
+        aside.chunk = packing_chunk(p, chunk);
         return aside;
     }
-    const int64_t tiles_a_line = STEP_WORDS * word_elems(g->dtype);  // that fetch the same line of all rows of b
-    const int64_t fetching = transpose ? next->cols / 4 : div_up(next->cols * bytes, 64) * tiles_a_line;
-    const int64_t turn = tile - max_i64(packing - fetching, 0);
-    if (turn < 0) return aside;
-    aside.kind = ASIDE_PREFETCH;
-    aside.line = (const char *)g->b.data + corner * bytes;
-    aside.next_line = ld * bytes;
-    if (transpose) {
-        aside.line += turn * 4 * ld * bytes;
-        aside.next_lines = 64 - 4 * ld * bytes;
-    } else {
-        aside.line += turn % tiles_a_line * steps * ld * bytes + turn / tiles_a_line * 64;
-    }
+    aside.kind = ASIDE_FETCH;
+    aside.next_line = source->ld * bytes;
+    // Rows contiguous along K: a turn fetches one line of 2 * FETCH_TURN rows each. Else a tile fetches whole rows.
+    const int64_t rows = source->k_contiguous ? 2 * FETCH_TURN : 2 * p->steps;
+    if (source->k_contiguous) aside.next_lines = 64 - 2 * FETCH_TURN * aside.next_line;
+    aside.line = (const char *)source->data + aside.index * bytes + fetch * rows * aside.next_line;
     return aside;
 }
 
-static void block_pack_a(const Gemm *g, float *panels, GemmRegion r, int64_t k, int64_t elems, int64_t words) {
-    const int64_t half_offset = TILE_ROWS < VF_LANES ? TILE_ROWS * words : 0;
-    for (int64_t i = 0; i < r.rows; i += VF_LANES) {
-        const GemmChunk chunk = {panels + i * words, TILE_ROWS, half_offset};
-        pack_chunk(chunk, &g->a, r.row + i, r.rows - i, k, elems, g->dtype);
+// ---- blocks ----
+
+// All tiles of one packed panel of b, at column `col` of the block. Meanwhile the panel b_next and, in the tiles that
+// leaves, a_next are packed as far as possible; `a_tile` counts those tiles.
+static void panel_multiply(const Gemm *g, const GemmBlock *block, int64_t col, int64_t partial_ld,
+                           const GemmPacking *a, const GemmPacking *b, GemmPacking *a_next, GemmPacking *b_next,
+                           int64_t *a_tile) {
+    const int64_t tiles = div_up(block->r.rows, TILE_ROWS);
+    const bool full = b->first.stride == TILE_COLS;
+    const int64_t b_chunks = full ? min_i64(chunks_aside(b_next, block->steps, g->dtype), tiles) : 0;
+    const int64_t b_fetches = b_chunks == 0 ? 0 : min_i64(tiles / b_chunks - 1, fetch_tiles(b_next, g->dtype));
+    const int64_t b_first = tiles - b_chunks * (b_fetches + 1);
+    const int64_t a_fetches = fetch_tiles(a_next, g->dtype);
+    const int64_t a_tiles = full ? chunks_aside(a_next, block->steps, g->dtype) * (a_fetches + 1) : 0;
+    GemmTile t = {.col = block->r.col + col, .cols = b->rows, .partial_ld = partial_ld,
+                  .first_block = block->k == 0, .last_block = block->k + block->elems == g->K};
+    for (int64_t i = 0; i < tiles; ++i) {
+        float tile[TILE_ROWS * TILE_COLS];
+        t.row = block->r.row + i * TILE_ROWS;
+        t.rows = min_i64(TILE_ROWS, block->r.rows - i * TILE_ROWS);
+        t.partial = block->partial == NULL ? NULL : block->partial + i * TILE_ROWS * partial_ld + col;
+        GemmAside aside = {.kind = ASIDE_NONE};
+        if (i >= b_first)
+            aside = packing_aside(b_next, i - b_first, b_fetches, g->dtype);
+        else if (*a_tile < a_tiles)
+            aside = packing_aside(a_next, (*a_tile)++, a_fetches, g->dtype);
+        tile_prefetch(&g->epilogue, &t);
+        tile_multiply_any(tile, a->first.to + i * TILE_ROWS * block->steps * STEP_WORDS, b, block->steps, aside,
+                          g->dtype);
+        tile_finish(&g->epilogue, &t, tile, b->first.stride);
     }
+    b_next->done = b_chunks;
+    a_next->done = *a_tile / (a_fetches + 1);
 }
 
+// How a region is cut into blocks, innermost along K, and where they find their memory. Sums of several blocks
+// along K wait in the output if it is fp32, else in scratch.
 typedef struct {
-    float *a_panels, *b_panels[2], *partial;
+    GemmRegion r;
+    int64_t row_block, col_block, count;
+    float *a_panels[2], *b_panels[2], *partial;
     int64_t partial_ld;
-} GemmBuffers;
+} GemmPlan;
 
-// One block of a region: its rows of a are packed, then panel by panel of b all its tiles are computed.
-static void gemm_block(const Gemm *g, GemmRegion r, int64_t k, GemmBuffers buffers) {
-    const int64_t elems = min_i64(g->block_k, g->K - k);
-    const int64_t steps = div_up(elems, STEP_WORDS * word_elems(g->dtype)), words = steps * STEP_WORDS;
-    const int64_t tiles = div_up(r.rows, TILE_ROWS);
-    GemmTile t = {.partial_ld = buffers.partial_ld, .first_block = k == 0, .last_block = k + elems == g->K};
-    block_pack_a(g, buffers.a_panels, r, k, elems, words);
-    GemmPanel now = panel_at(buffers.b_panels[0], r.col, r.cols, k, elems);
-    panel_pack(g, &now, 0);
-    for (int64_t j = 0; j < r.cols; j += TILE_COLS) {
-        const GemmPanel next = panel_at(buffers.b_panels[(j / TILE_COLS + 1) % 2], r.col + j + TILE_COLS,
-                                        r.cols - j - TILE_COLS, k, elems);
-        const int64_t chunks = chunks_aside(g, &now, &next, tiles);
-        for (int64_t i = 0; i < tiles; ++i) {
-            float tile[TILE_ROWS * TILE_COLS];
-            t.row = r.row + i * TILE_ROWS;
-            t.rows = min_i64(TILE_ROWS, r.rows - i * TILE_ROWS);
-            t.col = now.col;
-            t.cols = now.cols;
-            t.partial = buffers.partial == NULL ? NULL : buffers.partial + i * TILE_ROWS * buffers.partial_ld + j;
-            tile_prefetch(&g->epilogue, &t);
-            tile_multiply_any(tile, buffers.a_panels + i * words * TILE_ROWS, &now, steps,
-                              panel_aside(g, &next, chunks, i, tiles, steps), g->dtype);
-            tile_finish(&g->epilogue, &t, tile, now.vectors * VF_LANES);
-        }
-        panel_pack(g, &next, chunks);
-        now = next;
-    }
+static GemmBlock plan_block(const Gemm *g, const GemmPlan *plan, int64_t index) {
+    const int64_t along_k = max_i64(div_up(g->K, g->block_k), 1), across = div_up(plan->r.cols, plan->col_block);
+    const int64_t row = index / along_k / across * plan->row_block, col = index / along_k % across * plan->col_block;
+    GemmBlock block = {.k = index % along_k * g->block_k};
+    block.r = (GemmRegion){plan->r.row + row, min_i64(plan->row_block, plan->r.rows - row), plan->r.col + col,
+                           min_i64(plan->col_block, plan->r.cols - col)};
+    block.elems = min_i64(g->block_k, g->K - block.k);
+    block.steps = div_up(block.elems, STEP_WORDS * word_elems(g->dtype));
+    if (along_k > 1 && g->epilogue.dtype == DTYPE_F32)
+        block.partial = (float *)g->epilogue.out + block.r.row * g->N + block.r.col;
+    else if (along_k > 1)
+        block.partial = plan->partial;
+    return block;
 }
 
-// Sums of several blocks of K wait in the output if it is fp32, else in scratch.
+static GemmPlan plan_region(const Gemm *g, GemmRegion region, Backend *be) {
+    const int64_t along_k = max_i64(div_up(g->K, g->block_k), 1);
+    const bool several = along_k > 1, in_place = g->epilogue.dtype == DTYPE_F32;
+    GemmPlan plan = {.r = region, .row_block = ROW_BLOCK, .col_block = several ? COL_BLOCK : region.cols};
+    plan.count = div_up(region.rows, ROW_BLOCK) * div_up(region.cols, plan.col_block) * along_k;
+    const int64_t words = div_up(g->block_k, word_elems(g->dtype));
+    const int64_t rows = min_i64(ROW_BLOCK, round_up(region.rows, VF_LANES));
+    const int64_t cols = min_i64(plan.col_block, round_up(region.cols, TILE_COLS));
+    plan.partial_ld = in_place ? g->N : cols;
+    const int64_t a_words = round_up(rows * words, 16), b_words = TILE_COLS * words;
+    const int64_t a_buffers = plan.count > 1 ? 2 : 1, partial_words = several && !in_place ? rows * cols : 0;
+    float *scratch = cpu_scratch(be, omp_get_thread_num(),
+                                 sizeof(float) * to_size(a_buffers * a_words + 2 * b_words + partial_words));
+    plan.a_panels[0] = scratch;
+    plan.a_panels[1] = scratch + (a_buffers - 1) * a_words;
+    plan.b_panels[0] = scratch + a_buffers * a_words;
+    plan.b_panels[1] = plan.b_panels[0] + b_words;
+    plan.partial = plan.b_panels[1] + b_words;
+    return plan;
+}
+
 static void gemm_region(const Gemm *g, GemmRegion region, Backend *be) {
-    const bool several = g->block_k < g->K;
-    const bool in_place = g->epilogue.dtype == DTYPE_F32;
-    const int64_t col_block = several ? COL_BLOCK : max_i64(region.cols, 1);
-    const int64_t words = div_up(g->block_k, STEP_WORDS * word_elems(g->dtype)) * STEP_WORDS;
-    const int64_t most_rows = min_i64(ROW_BLOCK, round_up(region.rows, VF_LANES));
-    const int64_t most_cols = min_i64(col_block, round_up(region.cols, TILE_COLS));
-    const int64_t a_words = round_up(most_rows * words, 16), b_words = TILE_COLS * words;
-    const int64_t partial_words = several && !in_place ? most_rows * most_cols : 0;
-    const size_t scratch_bytes = sizeof(float) * to_size(a_words + 2 * b_words + partial_words);
-    float *scratch = cpu_scratch(be, omp_get_thread_num(), scratch_bytes);
-    float *b_panel = scratch + a_words, *partial = b_panel + 2 * b_words, *out = g->epilogue.out;
-    for (int64_t i = 0; i < region.rows; i += ROW_BLOCK)
-        for (int64_t j = 0; j < region.cols; j += col_block) {
-            const GemmRegion block = {region.row + i, min_i64(ROW_BLOCK, region.rows - i), region.col + j,
-                                      min_i64(col_block, region.cols - j)};
-            GemmBuffers buffers = {scratch, {b_panel, b_panel + b_words}, NULL, in_place ? g->N : most_cols};
-            if (several) buffers.partial = in_place ? out + block.row * g->N + block.col : partial;
-            for (int64_t k = 0; k == 0 || k < g->K; k += g->block_k) gemm_block(g, block, k, buffers);
+    if (region.rows == 0 || region.cols == 0) return;
+    const GemmPlan plan = plan_region(g, region, be);
+    GemmBlock block = plan_block(g, &plan, 0);
+    GemmPacking a = packing_of_a(g, &block, plan.a_panels[0]), b = packing_of_b(g, &block, 0, plan.b_panels[0]);
+    packing_finish(&a, g->dtype);
+    packing_finish(&b, g->dtype);
+    int64_t panels = 1;  // of b so far: they take turns in two buffers
+    for (int64_t index = 0; index < plan.count; ++index) {
+        const bool last = index + 1 == plan.count;
+        const GemmBlock next = last ? (GemmBlock){.elems = 0} : plan_block(g, &plan, index + 1);
+        GemmPacking a_next = packing_of_a(g, &next, plan.a_panels[(index + 1) % 2]);
+        int64_t a_tile = 0;
+        for (int64_t col = 0; col < block.r.cols; col += TILE_COLS, ++panels) {
+            const bool more = col + TILE_COLS < block.r.cols;
+            GemmPacking b_next = packing_of_b(g, more ? &block : &next, more ? col + TILE_COLS : 0,
+                                              plan.b_panels[panels % 2]);
+            panel_multiply(g, &block, col, plan.partial_ld, &a, &b, &a_next, &b_next, &a_tile);
+            packing_finish(&b_next, g->dtype);
+            b = b_next;
         }
+        packing_finish(&a_next, g->dtype);
+        a = a_next;
+        block = next;
+    }
 }
 
 static void rows_dot_any(float *tile, const Gemm *g, int64_t row, int64_t col, int row_count, DType dtype) {
@@ -286,7 +346,7 @@ static void gemm_matmul(Backend *be, Tensor out, Tensor a, Tensor b, MatmulArgs 
                                 .beta = args.beta, .act = args.act, .act_grad = args.act_grad};
     // Blocks of K of equal size, which depends on K alone: so does the order of every sum.
     const int64_t words = max_i64(div_up(K, word_elems(g.dtype)), 1);
-    g.block_k = div_up(words, div_up(words, BLOCK_WORDS)) * word_elems(g.dtype);
+    g.block_k = round_up(div_up(words, div_up(words, BLOCK_WORDS)), STEP_WORDS) * word_elems(g.dtype);
     gemm_run(be, &g);
 }
 

@@ -39,28 +39,39 @@ SIMD_INLINE vf word_broadcast(const float *from) {
 }
 
 // What a micro-kernel does besides, once per step of STEP_WORDS words, while its multiply-adds keep their units busy
-// and leave those of loads, stores and shuffles idle: nothing, fetch lines for the panel of b that comes next into
-// L2, or pack a chunk of that panel.
-typedef enum { ASIDE_NONE, ASIDE_PREFETCH, ASIDE_TRANSPOSE, ASIDE_COPY } GemmAsideKind;
+// and leave those of loads, stores and shuffles idle: nothing, fetch lines into L2 that will be packed soon, or pack
+// a chunk of b or of a (whose panels are half a vector wide where TILE_ROWS is).
+typedef enum {
+    ASIDE_NONE,
+    ASIDE_FETCH,
+    ASIDE_TRANSPOSE_B,  // sources contiguous along K
+    ASIDE_TRANSPOSE_A,
+    ASIDE_COPY_B,
+    ASIDE_COPY_A
+} GemmAsideKind;
 typedef struct {
     GemmAsideKind kind;
-    // ASIDE_PREFETCH: a line per step; next_line leads to the one after it, next_lines on top of that every 4 steps.
+    // ASIDE_FETCH: two lines a step, next_line bytes apart. Every FETCH_TURN steps, next_lines is added.
     const char *line;
     int64_t next_line, next_lines;
-    // ASIDE_TRANSPOSE (a source contiguous along K), ASIDE_COPY: see pack_step.
+    // Packing: see pack_step.
     GemmChunk chunk;
     const void *data;
     int64_t index, ld;
 } GemmAside;
+#define FETCH_TURN 4
 
 SIMD_INLINE void aside_step(GemmAside *aside, int64_t step, const GemmAsideKind kind, const DType dtype) {
-    if (kind == ASIDE_PREFETCH) {
+    const bool transpose = kind == ASIDE_TRANSPOSE_A || kind == ASIDE_TRANSPOSE_B;
+    const bool halves = (kind == ASIDE_TRANSPOSE_A || kind == ASIDE_COPY_A) && TILE_ROWS < VF_LANES;
+    if (kind == ASIDE_FETCH) {
         __builtin_prefetch(aside->line, 0, 2);
-        aside->line += aside->next_line + (step % 4 == 3 ? aside->next_lines : 0);
+        __builtin_prefetch(aside->line + aside->next_line, 0, 2);
+        aside->line += 2 * aside->next_line + (step % FETCH_TURN == FETCH_TURN - 1 ? aside->next_lines : 0);
     } else if (kind != ASIDE_NONE) {
-        pack_step(aside->chunk, aside->data, aside->index, aside->ld, kind == ASIDE_TRANSPOSE, false, dtype);
+        pack_step(aside->chunk, aside->data, aside->index, aside->ld, transpose, halves, dtype);
         aside->chunk.to += STEP_WORDS * aside->chunk.stride;
-        aside->index += STEP_WORDS * word_elems(dtype) * (kind == ASIDE_TRANSPOSE ? 1 : aside->ld);
+        aside->index += STEP_WORDS * word_elems(dtype) * (transpose ? 1 : aside->ld);
     }
 }
 
@@ -165,10 +176,15 @@ typedef struct {
 
 // Fetches what tile_finish will read or write, while the tile is still to be multiplied.
 SIMD_INLINE void tile_prefetch(const GemmEpilogue *e, const GemmTile *t) {
-    const int64_t bytes = e->dtype == DTYPE_F32 ? 4 : 2;
-    for (int64_t i = 0; i < t->rows; ++i)
-        for (int64_t j = 0; j < t->cols * bytes; j += 64)
-            __builtin_prefetch((const char *)e->out + ((t->row + i) * e->ld + t->col) * bytes + j, 1, 3);
+    const int64_t bytes = elem_bytes(e->dtype), row_bytes = t->cols * bytes;
+    for (int64_t i = 0; i < t->rows; ++i) {
+        const int64_t at = ((t->row + i) * e->ld + t->col) * bytes;
+        for (int64_t j = 0; j < row_bytes; j += 64) {
+            __builtin_prefetch((const char *)e->out + at + j, 1, 3);
+            if (e->add != NULL && e->add != e->out) __builtin_prefetch((const char *)e->add + at + j, 0, 3);
+            if (e->pre != NULL) __builtin_prefetch((const char *)e->pre + at + j, 1, 3);
+        }
+    }
 }
 
 // GELU in its tanh form is x * sigmoid(2u), u = sqrt(2/pi) (x + 0.044715 x^3).
@@ -198,49 +214,71 @@ SIMD_INLINE void store_some(void *base, int64_t index, vf v, DType dtype, int64_
         vf_store_part_as(base, index, v, dtype, count);
 }
 
-// The epilogue of `count` neighbours of row i, from column j of the tile on. `plain`: the sums are only added to what
-// is there, if anything.
+// The epilogue of `count` neighbours of row i, from column j of the tile on, when all blocks of K are summed.
 SIMD_INLINE void epilogue_vector(const GemmEpilogue *e, const GemmTile *t, vf sum, int64_t i, int64_t j,
-                                 int64_t count, const bool plain, const DType dtype) {
+                                 int64_t count, const DType dtype) {
     const int64_t at = (t->row + i) * e->ld + t->col + j;
-    const int64_t partial_at = i * t->partial_ld + j;
-    vf acc = sum;
-    if (!plain) acc *= e->alpha;
+    vf acc = e->alpha * sum;
     if (!t->first_block)
-        acc += load_some(t->partial, partial_at, DTYPE_F32, count);
+        acc += load_some(t->partial, i * t->partial_ld + j, DTYPE_F32, count);
     else if (e->add != NULL)
         acc += e->beta * load_some(e->add, at, dtype, count);
-    if (!t->last_block) {
-        store_some(t->partial, partial_at, acc, DTYPE_F32, count);
-        return;
-    }
-    if (!plain) {
-        if (e->bias != NULL) acc += load_some(e->bias, t->col + j, e->bias_dtype, count);
-        if (e->act != ACT_NONE) {
-            if (e->pre != NULL) store_some(e->pre, at, acc, dtype, count);
-            acc = epilogue_act(acc, e->act);
-        } else if (e->act_grad != ACT_NONE) {
-            acc *= epilogue_act_grad(load_some(e->pre, at, dtype, count), e->act_grad);
-        }
+    if (e->bias != NULL) acc += load_some(e->bias, t->col + j, e->bias_dtype, count);
+    if (e->act != ACT_NONE) {
+        if (e->pre != NULL) store_some(e->pre, at, acc, dtype, count);
+        acc = epilogue_act(acc, e->act);
+    } else if (e->act_grad != ACT_NONE) {
+        acc *= epilogue_act_grad(load_some(e->pre, at, dtype, count), e->act_grad);
     }
     store_some(e->out, at, acc, dtype, count);
 }
 
-SIMD_INLINE void tile_finish_as(const GemmEpilogue *e, const GemmTile *t, const float *tile, int64_t tile_ld,
-                                const bool plain, const DType dtype) {
-    for (int64_t i = 0; i < t->rows; ++i) {
-        int64_t j = 0;
-        for (; j + VF_LANES <= t->cols; j += VF_LANES)
-            epilogue_vector(e, t, vf_load(tile + i * tile_ld + j), i, j, VF_LANES, plain, dtype);
-        if (j < t->cols) epilogue_vector(e, t, vf_load(tile + i * tile_ld + j), i, j, t->cols - j, plain, dtype);
-    }
+// to(rows, cols) = alpha * tile + beta * from; from may be to, or NULL. Without branches in the loop over a full
+// tile: where K is short, this decides how long the multiply-add units stand idle between two tiles.
+SIMD_INLINE void tile_add(void *to, int64_t to_ld, const void *from, int64_t from_ld, const float *tile,
+                          int64_t tile_ld, int64_t rows, int64_t cols, float alpha, float beta, const DType to_dtype,
+                          const DType from_dtype) {
+    for (int64_t i = 0; i < rows; ++i)
+        for (int64_t j = 0; j < cols; j += VF_LANES) {
+            vf acc = alpha * vf_load(tile + i * tile_ld + j);
+            if (from != NULL) acc += beta * load_some(from, i * from_ld + j, from_dtype, cols - j);
+            store_some(to, i * to_ld + j, acc, to_dtype, cols - j);
+        }
 }
+
 static void tile_finish(const GemmEpilogue *e, const GemmTile *t, const float *tile, int64_t tile_ld) {
-    const bool plain = e->alpha == 1.0f && e->bias == NULL && e->act == ACT_NONE && e->act_grad == ACT_NONE;
-    if (plain && e->dtype == DTYPE_F32) tile_finish_as(e, t, tile, tile_ld, true, DTYPE_F32);
-    if (plain && e->dtype != DTYPE_F32) tile_finish_as(e, t, tile, tile_ld, true, DTYPE_BF16);
-    if (!plain && e->dtype == DTYPE_F32) tile_finish_as(e, t, tile, tile_ld, false, DTYPE_F32);
-    if (!plain && e->dtype != DTYPE_F32) tile_finish_as(e, t, tile, tile_ld, false, DTYPE_BF16);
+    const bool transformed = e->bias != NULL || e->act != ACT_NONE || e->act_grad != ACT_NONE;
+    if (t->last_block && transformed) {
+        for (int64_t i = 0; i < t->rows; ++i)
+            for (int64_t j = 0; j < t->cols; j += VF_LANES) {
+                const vf sum = vf_load(tile + i * tile_ld + j);
+                if (e->dtype == DTYPE_F32)
+                    epilogue_vector(e, t, sum, i, j, t->cols - j, DTYPE_F32);
+                else
+                    epilogue_vector(e, t, sum, i, j, t->cols - j, DTYPE_BF16);
+            }
+        return;
+    }
+    const int64_t at = (t->row * e->ld + t->col) * elem_bytes(e->dtype);
+    const DType from_dtype = t->first_block ? e->dtype : DTYPE_F32, to_dtype = t->last_block ? e->dtype : DTYPE_F32;
+    const void *from = t->partial;
+    if (t->first_block) from = e->add == NULL ? NULL : (const char *)e->add + at;
+    void *to = t->last_block ? (void *)((char *)e->out + at) : t->partial;
+    const int64_t from_ld = t->first_block ? e->ld : t->partial_ld, to_ld = t->last_block ? e->ld : t->partial_ld;
+    const float beta = t->first_block ? e->beta : 1.0f;
+#define TILE_ADD(to_type, from_type)                                                                               \
+    if (to_dtype == to_type && from_dtype == from_type) {                                                          \
+        if (t->cols == TILE_COLS)                                                                                  \
+            tile_add(to, to_ld, from, from_ld, tile, TILE_COLS, t->rows, TILE_COLS, e->alpha, beta, to_type,       \
+                     from_type);                                                                                   \
+        else                                                                                                       \
+            tile_add(to, to_ld, from, from_ld, tile, tile_ld, t->rows, t->cols, e->alpha, beta, to_type, from_type); \
+    }
+    TILE_ADD(DTYPE_F32, DTYPE_F32)
+    TILE_ADD(DTYPE_F32, DTYPE_BF16)
+    TILE_ADD(DTYPE_BF16, DTYPE_F32)
+    TILE_ADD(DTYPE_BF16, DTYPE_BF16)
+#undef TILE_ADD
 }
 
 #endif
