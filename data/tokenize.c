@@ -57,8 +57,9 @@ typedef struct {
     Encoder *encoders;  // one a worker
     Dataset *dataset;
     Progress progress;
-    int64_t documents;  // started so far
-    bool in_val;        // the current document is held out
+    double seconds, cpu_seconds;  // that reading, encoding and writing took
+    int64_t documents;            // started so far
+    bool in_val;                  // the current document is held out
 } Job;
 
 static bool was_interrupted(void) {
@@ -180,9 +181,7 @@ static bool check_totals(const Job *job, Error *err) {
 }
 
 static void report(const Job *job, DatasetTotals train, DatasetTotals val) {
-    double seconds = now_seconds() - job->progress.started;
-    double megabytes = (double)(train.text_bytes + val.text_bytes) / 1e6,
-           cpu = process_cpu_seconds() - job->progress.cpu_started;
+    double megabytes = (double)(train.text_bytes + val.text_bytes) / 1e6;
     const DatasetTotals *totals[] = {&train, &val};
     static const char *const NAMES[] = {"train", "val"};
     for (int i = 0; i < 2; ++i)
@@ -191,8 +190,8 @@ static void report(const Job *job, DatasetTotals train, DatasetTotals val) {
                    NAMES[i], totals[i]->tokens, totals[i]->shards, totals[i]->shards == 1 ? "" : "s",
                    totals[i]->documents, totals[i]->text_bytes,
                    (double)totals[i]->text_bytes / (double)totals[i]->tokens);
-    printf("%s: %.1f MB in %.2f s, %.1f MB/s; %.1f MB per second of CPU\n", job->settings->out, megabytes, seconds,
-           megabytes / seconds, megabytes / cpu);
+    printf("%s: %.1f MB in %.2f s, %.1f MB/s; %.1f MB per second of CPU\n", job->settings->out, megabytes,
+           job->seconds, megabytes / job->seconds, megabytes / job->cpu_seconds);
 }
 
 static bool tokenize_into(Job *job, Segment *segments, int count, char **files, int file_count, Error *err) {
@@ -217,6 +216,8 @@ static bool tokenize_into(Job *job, Segment *segments, int count, char **files, 
     progress_start(&job->progress, "tokenize", total_bytes);
     int threads = s->threads > 0 ? (int)s->threads : (int)max_i64(sysconf(_SC_NPROCESSORS_ONLN), 1);
     bool ok = run_job(job, segments, count, threads, err) && check_totals(job, err);
+    job->seconds = now_seconds() - job->progress.started;
+    job->cpu_seconds = process_cpu_seconds() - job->progress.cpu_started;
     progress_end(&job->progress);
     if (ok) {
         DatasetTotals train = dataset_totals(job->dataset, SPLIT_TRAIN),

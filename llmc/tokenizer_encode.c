@@ -26,36 +26,53 @@ void token_list_free(TokenList *list) {
 
 // ---- merging: always the pair of lowest rank, the leftmost of equals ----
 
-#define SHORT_SYMBOLS 96
-#define NO_RANK INT32_MAX
+// A pair is a key, rank and position in one number, so that the smallest key is the pair to merge: a search over a few
+// vectors. Symbols keep their positions; a symbol that was merged into its left neighbour has no key any more.
+enum { SHORT_BITS = 7, SHORT_SYMBOLS = 1 << SHORT_BITS, KEY_LANES = 8, NO_KEY = INT32_MAX };
+_Static_assert((int64_t)TOKENIZER_MAX_VOCAB << SHORT_BITS < NO_KEY, "ranks are below the vocabulary's bound");
 
-// Quadratic with a tiny constant: ranks[i] and results[i] belong to the pair (i, i+1).
-static int64_t merge_short(const Tokenizer *t, int32_t *symbols, int64_t count) {
-    int32_t ranks[SHORT_SYMBOLS], results[SHORT_SYMBOLS] = {0};
-    for (int64_t i = 0; i + 1 < count; ++i) {
-        const PairSlot *pair = tokenizer_find_pair(t, symbols[i], symbols[i + 1]);
-        ranks[i] = pair == NULL ? NO_RANK : pair->rank;
-        if (pair != NULL) results[i] = pair->result;
+typedef struct {
+    int32_t keys[SHORT_SYMBOLS];     // of the pair of a symbol and the next one
+    int32_t results[SHORT_SYMBOLS];  // what that pair becomes
+    uint8_t next[SHORT_SYMBOLS], previous[SHORT_SYMBOLS];
+} ShortPiece;
+
+static inline void set_key(const Tokenizer *t, ShortPiece *piece, const int32_t *symbols, int at, int next) {
+    const PairSlot *pair = tokenizer_find_pair(t, symbols[at], symbols[next]);
+    piece->keys[at] = pair == NULL ? NO_KEY : pair->rank << SHORT_BITS | at;
+    if (pair != NULL) piece->results[at] = pair->result;
+}
+
+static int64_t merge_short(const Tokenizer *t, int32_t *symbols, int64_t symbol_count) {
+    ShortPiece piece;
+    int count = (int)symbol_count, searched = (count + KEY_LANES - 1) / KEY_LANES * KEY_LANES;
+    for (int i = count - 1; i < searched; ++i) piece.keys[i] = NO_KEY;
+    for (int i = 0; i < count; ++i) {
+        if (i + 1 < count) set_key(t, &piece, symbols, i, i + 1);
+        piece.next[i] = (uint8_t)(i + 1);
+        piece.previous[i] = (uint8_t)(i - 1);  // not read where i is 0
     }
-    while (count > 1) {
-        int64_t best = 0;
-        for (int64_t i = 1; i + 1 < count; ++i)
-            if (ranks[i] < ranks[best]) best = i;
-        if (ranks[best] == NO_RANK) break;
-        symbols[best] = results[best];
-        --count;
-        for (int64_t i = best + 1; i < count; ++i) {
-            symbols[i] = symbols[i + 1];
-            ranks[i - 1] = ranks[i];
-            results[i - 1] = results[i];
+    for (;;) {
+        int32_t best = NO_KEY;
+        for (int i = 0; i < searched; ++i) best = piece.keys[i] < best ? piece.keys[i] : best;
+        if (best == NO_KEY) break;
+        int at = best & (SHORT_SYMBOLS - 1), right = piece.next[at], after = piece.next[right];
+        symbols[at] = piece.results[at];
+        symbols[right] = -1;
+        piece.keys[right] = NO_KEY;
+        piece.next[at] = (uint8_t)after;
+        if (after < count) {
+            piece.previous[after] = (uint8_t)at;
+            set_key(t, &piece, symbols, at, after);
+        } else {
+            piece.keys[at] = NO_KEY;
         }
-        for (int64_t i = max_i64(best - 1, 0); i <= best && i + 1 < count; ++i) {
-            const PairSlot *pair = tokenizer_find_pair(t, symbols[i], symbols[i + 1]);
-            ranks[i] = pair == NULL ? NO_RANK : pair->rank;
-            if (pair != NULL) results[i] = pair->result;
-        }
+        if (at > 0) set_key(t, &piece, symbols, piece.previous[at], at);
     }
-    return count;
+    int64_t kept = 0;
+    for (int i = 0; i < count; ++i)
+        if (symbols[i] >= 0) symbols[kept++] = symbols[i];
+    return kept;
 }
 
 // A candidate merge of the symbol at `at` with its right neighbour; stale once either has changed.
@@ -172,7 +189,7 @@ static void encode_piece(const Tokenizer *t, TokenList *out, const uint8_t *piec
 
 // ---- the cache of pieces: direct-mapped, one cache line a piece, the newest stays ----
 
-enum { CACHE_KEY_BYTES = 23, CACHE_IDS = 9, CACHE_SLOTS = 1 << 14, SMALL_TEXT_BYTES = 1 << 16 };
+enum { CACHE_KEY_BYTES = 23, CACHE_IDS = 9, CACHE_SLOTS = 1 << 15, SMALL_TEXT_BYTES = 1 << 16 };
 
 typedef struct {
     uint64_t key[3];  // the piece, zero-padded; its length in the last byte (0: empty slot)
@@ -220,9 +237,9 @@ static inline void load_key(uint64_t key[3], const uint8_t *piece, int64_t bytes
 
 static inline uint64_t hash_key(const uint64_t key[3]) {
     uint64_t h = (key[0] ^ (key[1] * 0xC2B2AE3D27D4EB4Fu) ^ (key[2] * 0x165667B19E3779F9u)) * 0x9E3779B97F4A7C15u;
-    return h >> 50;
+    return h >> 49;
 }
-_Static_assert(CACHE_SLOTS == 1 << 14, "hash_key gives 14 bits");
+_Static_assert(CACHE_SLOTS == 1 << 15, "hash_key gives 15 bits");
 
 static void encode_split(const Tokenizer *t, CacheSlot *cache, TokenList *out, const uint8_t *text, int64_t bytes) {
     for (int64_t pos = 0, length; pos < bytes; pos += length) {

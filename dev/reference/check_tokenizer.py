@@ -1,7 +1,8 @@
 #!/usr/bin/env python3
 """Compares prep's ids with tiktoken, Hugging Face tokenizers and transformers; run by hand.
 
-    pip install tiktoken tokenizers transformers unicodedata2 && python3 dev/reference/check_tokenizer.py [--prep build/prep]
+    pip install tiktoken tokenizers transformers unicodedata2
+    python3 dev/reference/check_tokenizer.py [--prep build/prep]
 
 Texts: those of ../shared/data/text, every Unicode code point, and random strings of the characters at which split
 patterns differ. Vocabularies: GPT-2, cl100k, bytes, one trained here, and cl100k's under Llama 3's and Qwen 2's
@@ -80,7 +81,7 @@ def hugging_face(name, texts, found, eot, saved, config):
     normal = (lambda text: unicodedata.normalize("NFC", text)) if b'"NFC"' in saved else str
     wrong = sum(auto.decode(ids, clean_up_tokenization_spaces=False) != normal(t) for t, ids in zip(texts, found))
     wrong += auto.eos_token_id != eot
-    print(f"{'FAIL' if wrong else 'ok  '} {name}, AutoTokenizer: decoding and end-of-text id, {wrong} differ", flush=True)
+    print(f"{'FAIL' if wrong else 'ok  '} {name}, AutoTokenizer: decoding, end of text, {wrong} differ", flush=True)
     return bad + wrong
 
 
