@@ -1,4 +1,4 @@
-# Tokamak: `make help` lists the targets. Everything is built under $(BUILD); sources that a checkout lacks are left out.
+# Tokamak: `make help` lists the targets. Everything is built under $(BUILD).
 
 BUILD   ?= build
 ifeq ($(origin CC),default)

@@ -1,5 +1,6 @@
 // train_gpt.cu: the program. `train` below is the whole of training, top to bottom; the other commands are in
-// llmc/commands.c. Host code only, in the common subset of C11 and CUDA C++: `cc -x c` builds it where there is no nvcc.
+// llmc/commands.c. Host code only, in the common subset of C11 and CUDA C++: `cc -x c` builds it where there is no
+// nvcc.
 #include <signal.h>
 #include <stdio.h>
 #include <string.h>
@@ -72,7 +73,8 @@ static bool train_loop(Run *run, Error *err) {
     }
     if (err->message[0] != '\0') return false;
     if (stop_signal != 0) {
-        logger_message(run->logger, "%s: stopping after step %lld", strsignal(stop_signal), (long long)run->progress.step);
+        logger_message(run->logger, "%s: stopping after step %lld", strsignal(stop_signal),
+                       (long long)run->progress.step);
     } else {
         if (!is_due(run->progress.step, config->val_every) && !run_evaluate(run, err)) return false;
         run_sample(run);

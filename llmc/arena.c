@@ -33,8 +33,8 @@ static ArenaTag *arena_find_tag(Arena *arena, const char *tag) {
 void *arena_alloc(Arena *arena, size_t bytes, const char *tag) {
     size_t rounded = (bytes + ARENA_ALIGN_BYTES - 1) / ARENA_ALIGN_BYTES * ARENA_ALIGN_BYTES;
     bool measuring = arena->backend == NULL;
-    CHECK(measuring || arena->used_bytes + rounded <= arena->capacity_bytes, "%s: %zu + %zu bytes exceed the planned %zu",
-          tag, arena->used_bytes, rounded, arena->capacity_bytes);
+    CHECK(measuring || arena->used_bytes + rounded <= arena->capacity_bytes,
+          "%s: %zu + %zu bytes exceed the planned %zu", tag, arena->used_bytes, rounded, arena->capacity_bytes);
     void *pointer = measuring ? NULL : arena->base + arena->used_bytes;
     arena->used_bytes += rounded;
     arena_find_tag(arena, tag)->bytes += rounded;

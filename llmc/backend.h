@@ -38,7 +38,7 @@ typedef struct {
     Tensor bias;   // (N), a's dtype
     Activation act;
     Activation act_grad;
-    Tensor pre;    // (M,N), out's dtype
+    Tensor pre;  // (M,N), out's dtype
 } MatmulArgs;
 
 typedef struct {
@@ -50,8 +50,8 @@ typedef struct {
 typedef struct {
     int64_t NH, NKV, HS;
     bool use_rope;
-    Tensor cos, sin;           // fp32 (P, HS/2)
-    Tensor q_weight, k_weight; // (HS), RMS norm over each head before the rotation; TENSOR_NONE: no QK-norm
+    Tensor cos, sin;            // fp32 (P, HS/2)
+    Tensor q_weight, k_weight;  // (HS), RMS norm over each head before the rotation; TENSOR_NONE: no QK-norm
     float eps;
 } QkArgs;
 
@@ -67,10 +67,10 @@ typedef struct {
 } AttentionArgs;
 
 typedef struct {
-    int64_t V;            // real vocabulary; columns V..Vp of the logits are ignored, their gradient is 0
-    float softcap;        // logits = softcap * tanh(logits / softcap) first; 0: off
-    float loss_scale;     // the gradient is d(loss_scale * sum_i weight_i * nll_i)/d(logits)
-    bool want_grad;       // false: logits are left in an unspecified state, only nll is written
+    int64_t V;         // real vocabulary; columns V..Vp of the logits are ignored, their gradient is 0
+    float softcap;     // logits = softcap * tanh(logits / softcap) first; 0: off
+    float loss_scale;  // the gradient is d(loss_scale * sum_i weight_i * nll_i)/d(logits)
+    bool want_grad;    // false: logits are left in an unspecified state, only nll is written
 } CrossEntropyArgs;
 
 // What the optimizer needs of the whole gradient, kept on the device so that no step waits for the host.
@@ -84,11 +84,11 @@ typedef struct {
 
 // One parameter tensor as the optimizer sees it. All fp32 arrays have `elems` elements.
 typedef struct {
-    float *master;       // fp32 value that is updated; in fp32 runs the weights themselves
-    uint16_t *weight;    // bf16 copy written after the update (round to nearest), or NULL
+    float *master;     // fp32 value that is updated; in fp32 runs the weights themselves
+    uint16_t *weight;  // bf16 copy written after the update (round to nearest), or NULL
     const float *grad;
-    float *m;            // first moment (AdamW) or momentum (Muon)
-    float *v;            // second moment (AdamW); NULL for Muon
+    float *m;  // first moment (AdamW) or momentum (Muon)
+    float *v;  // second moment (AdamW); NULL for Muon
     int64_t elems;
     float lr;            // learning rate of this tensor at this step
     float weight_decay;  // decoupled: master -= lr * weight_decay * master
@@ -108,12 +108,12 @@ typedef struct {
 } WorkspaceShape;
 
 struct Backend {
-    const char *name;          // "cpu", "cuda", "cudaemu"
-    char description[256];     // for people: "AMD EPYC, 2 threads, AVX-512 BF16"
-    int threads;               // host threads used by operations (CPU), else 0
-    bool bf16_native;          // bf16 dot products in hardware
+    const char *name;              // "cpu", "cuda", "cudaemu"
+    char description[256];         // for people: "AMD EPYC, 2 threads, AVX-512 BF16"
+    int threads;                   // host threads used by operations (CPU), else 0
+    bool bf16_native;              // bf16 dot products in hardware
     size_t workspace_limit_bytes;  // what operations may keep beyond their operands; 0: no limit. See plan_workspace
-    void *impl;                // the backend's own state
+    void *impl;                    // the backend's own state
 
     // ---- memory ----
     // Page- or 256-byte aligned, not zeroed. Returns NULL and fills err when there is not enough.
@@ -125,11 +125,11 @@ struct Backend {
     void (*copy)(Backend *be, void *to, const void *from, size_t bytes);          // device to device, no overlap
     bool (*synchronize)(Backend *be, Error *err);  // waits; false: an operation failed on the device
     void (*close)(Backend *be);                    // frees the backend itself
-    // Bytes that operations within these bounds may keep beyond their operands (packing buffers, partial sums). A run sets
-    // workspace_limit_bytes to it, and an operation that would need more aborts.
+    // Bytes that operations within these bounds may keep beyond their operands (packing buffers, partial sums). A run
+    // sets workspace_limit_bytes to it, and an operation that would need more aborts.
     size_t (*plan_workspace)(const Backend *be, WorkspaceShape shape);
-    // Dense multiply-add rate for matmul inputs of this dtype, FLOP/s over all threads, measured for ~10 ms with operands in
-    // registers: what "% of peak" divides by.
+    // Dense multiply-add rate for matmul inputs of this dtype, FLOP/s over all threads, measured for ~10 ms with
+    // operands in registers: what "% of peak" divides by.
     double (*measure_peak)(Backend *be, DType dtype);
 
     // ---- matrix multiplication ----
@@ -156,10 +156,10 @@ struct Backend {
     // out(N,QKV) = in with q and k heads RMS-normalized (optional) and then rotated (optional); v is copied.
     // out may be in when there is no QK-norm. rstd fp32 (N, NH+NKV) = with QK-norm, else TENSOR_NONE.
     void (*qk_forward)(Backend *be, Tensor out, Tensor rstd, Tensor in, Tensor positions, QkArgs args);
-    // din(N,QKV) =; may be dout. dq_weight, dk_weight (HS) fp32 {=, += if accumulate_dw}, TENSOR_NONE without QK-norm.
-    // `in` is the forward's input; only read with QK-norm.
-    void (*qk_backward)(Backend *be, Tensor din, Tensor dq_weight, Tensor dk_weight, Tensor dout, Tensor in, Tensor rstd,
-                        Tensor positions, bool accumulate_dw, QkArgs args);
+    // din(N,QKV) =; may be dout. dq_weight, dk_weight (HS) fp32 {=, += if accumulate_dw}, TENSOR_NONE without
+    // QK-norm. `in` is the forward's input; only read with QK-norm.
+    void (*qk_backward)(Backend *be, Tensor din, Tensor dq_weight, Tensor dk_weight, Tensor dout, Tensor in,
+                        Tensor rstd, Tensor positions, bool accumulate_dw, QkArgs args);
 
     // ---- attention ----
     // out(B*T, NH*HS) =; lse fp32 (B,NH,T) = log of the softmax denominator (scores included). qkv (B*T, QKV) holds
@@ -170,7 +170,8 @@ struct Backend {
     void (*attention_backward)(Backend *be, Tensor dqkv, Tensor dout, Tensor qkv, Tensor out, Tensor lse,
                                AttentionArgs args);
     // Incremental decoding of one sequence: the n new positions start, start+1, ... of qkv(n, QKV) are appended to
-    // k_cache and v_cache (Tmax, NKV*HS), then out(n, NH*HS) = causal attention over the cache. args.T = n, args.B = 1.
+    // k_cache and v_cache (Tmax, NKV*HS), then out(n, NH*HS) = causal attention over the cache. args.T = n, args.B
+    // = 1.
     void (*attention_decode)(Backend *be, Tensor out, Tensor k_cache, Tensor v_cache, Tensor qkv, int64_t start,
                              AttentionArgs args);
 
@@ -183,15 +184,16 @@ struct Backend {
     // ---- loss ----
     // nll(N) fp32 = -log softmax(logits)[target]; logits(N,Vp) act become their own gradient in place (weights and
     // loss_scale applied). weights fp32 (N): rows of weight 0 give nll 0 and zero gradient, whatever their target.
-    void (*cross_entropy)(Backend *be, Tensor nll, Tensor logits, Tensor targets, Tensor weights, CrossEntropyArgs args);
+    void (*cross_entropy)(Backend *be, Tensor nll, Tensor logits, Tensor targets, Tensor weights,
+                          CrossEntropyArgs args);
     // logits(N,Vp) in place = softcap * tanh(logits/softcap); for sampling.
     void (*softcap)(Backend *be, Tensor logits, float softcap);
     // out (1) fp64 {=, += if accumulate} sum_i weights[i] * nll[i].
     void (*weighted_sum)(Backend *be, Tensor out, Tensor nll, Tensor weights, bool accumulate);
 
     // ---- elementwise ----
-    void (*add)(Backend *be, Tensor out, Tensor a, Tensor b);          // out = a + b; out may be a or b
-    void (*cast)(Backend *be, Tensor out, Tensor in);                  // fp32 <-> bf16, or a copy; no overlap
+    void (*add)(Backend *be, Tensor out, Tensor a, Tensor b);  // out = a + b; out may be a or b
+    void (*cast)(Backend *be, Tensor out, Tensor in);          // fp32 <-> bf16, or a copy; no overlap
 
     // ---- optimizer ----
     // *stats (device memory) = norm and clip scale of the flat fp32 gradient.
@@ -200,8 +202,8 @@ struct Backend {
     //   g = grad*scale; m = b1 m + (1-b1) g; v = b2 v + (1-b2) g^2;
     //   master -= lr * (m/(1-b1^t) / (sqrt(v/(1-b2^t)) + eps) + weight_decay * master)
     void (*adamw)(Backend *be, const OptimTensor *tensors, int64_t count, const GradStats *stats, AdamwArgs args);
-    // Muon, step 1: m = momentum*m + g*scale; update(elems) act = (nesterov ? g*scale + momentum*m : m). Skips like adamw
-    // (update is then 0).
+    // Muon, step 1: m = momentum*m + g*scale; update(elems) act = (nesterov ? g*scale + momentum*m : m). Skips like
+    // adamw (update is then 0).
     void (*muon_momentum)(Backend *be, Tensor update, OptimTensor tensor, const GradStats *stats, float momentum,
                           bool nesterov);
     // Muon, step 2: x /= (Frobenius norm of x + eps).

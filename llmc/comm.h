@@ -1,4 +1,5 @@
-// comm.h: what the ranks of a run say to each other. One rank has nothing to say; the loop reads the same for any number.
+// comm.h: what the ranks of a run say to each other. One rank has nothing to say; the loop reads the same for any
+// number.
 #ifndef LLMC_COMM_H
 #define LLMC_COMM_H
 

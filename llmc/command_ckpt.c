@@ -1,5 +1,5 @@
-// command_ckpt.c: checkpoints from the command line: verify, inspect, export, import. Weights pass through host memory tensor by
-// tensor; no device is opened.
+// command_ckpt.c: checkpoints from the command line: verify, inspect, export, import. Weights pass through host
+// memory tensor by tensor; no device is opened.
 #include "llmc/command_ckpt.h"
 
 #include <stdio.h>
@@ -16,7 +16,8 @@ static const char USAGE[] =
     "train_gpt ckpt verify  DIR                       check every file against the manifest\n"
     "train_gpt ckpt inspect DIR                       what it is: model, step, tensors\n"
     "train_gpt ckpt export  from=DIR to=PATH ...      to llm.c's model file, or to a bare Hugging Face directory\n"
-    "train_gpt ckpt import  from=PATH to=DIR ...      a Hugging Face directory or llm.c file as a verified model directory\n"
+    "train_gpt ckpt import  from=PATH to=DIR ...      a Hugging Face directory or llm.c file as a verified model "
+    "directory\n"
     "\n"
     "example\n"
     "  train_gpt ckpt verify runs/kjv/step_00000500\n"
@@ -35,10 +36,9 @@ static void print_state(const char *dir) {
     Error err = {""};
     if (file_exists(path) && file_read_all(path, (size_t)1 << 20, &json, NULL, &err) &&
         state_file_parse(&state, json, path, &err))
-        printf("step %lld, %s, %s, %.1f s of training, %lld steps skipped\n", (long long)state.progress.step, state.optimizer,
-               state.dtype, state.progress.seconds, (long long)state.progress.bad_steps);
-    else
-        printf("weights only: %s\n", err.message[0] ? err.message : "no state.json");
+        printf("step %lld, %s, %s, %.1f s of training, %lld steps skipped\n", (long long)state.progress.step,
+               state.optimizer, state.dtype, state.progress.seconds, (long long)state.progress.bad_steps);
+    else printf("weights only: %s\n", err.message[0] ? err.message : "no state.json");
     free(json);
     free(path);
 }
@@ -131,19 +131,21 @@ static bool write_directory(HostModel *model, const char *from, const char *to, 
 
 static int convert(const char *name, int argc, char **argv) {
     const char *from = NULL, *to = NULL, *format = "hf", *dtype_text = "fp32", *tokenizer = "";
-    const CommandOption options[] = {{"from", COMMAND_TEXT, &from, 0, 0, "what to read: a directory or an llm.c .bin"},
-                                     {"to", COMMAND_TEXT, &to, 0, 0, "what to write; must not exist"},
-                                     {"format", COMMAND_TEXT, &format, 0, 0, "hf (a directory) or llmc (a file)"},
-                                     {"dtype", COMMAND_TEXT, &dtype_text, 0, 0, "of the weights written: fp32 or bf16"},
-                                     {"tokenizer", COMMAND_TEXT, &tokenizer, 0, 0, "tokenizer to put beside the model"},
-                                     {NULL, COMMAND_TEXT, NULL, 0, 0, NULL}};
+    const CommandOption options[] = {
+        {"from", COMMAND_TEXT, &from, 0, 0, "what to read: a directory or an llm.c .bin"},
+        {"to", COMMAND_TEXT, &to, 0, 0, "what to write; must not exist"},
+        {"format", COMMAND_TEXT, &format, 0, 0, "hf (a directory) or llmc (a file)"},
+        {"dtype", COMMAND_TEXT, &dtype_text, 0, 0, "of the weights written: fp32 or bf16"},
+        {"tokenizer", COMMAND_TEXT, &tokenizer, 0, 0, "tokenizer to put beside the model"},
+        {NULL, COMMAND_TEXT, NULL, 0, 0, NULL}};
     int status = command_parse_options(options, USAGE, argc, argv);
     if (status != COMMAND_GOES_ON) return status;
     DType dtype;
     bool llmc = strcmp(format, "llmc") == 0;
     if (from == NULL || to == NULL || (!llmc && strcmp(format, "hf") != 0) || !dtype_parse(dtype_text, &dtype) ||
         (dtype != DTYPE_F32 && dtype != DTYPE_BF16)) {
-        fprintf(stderr, "train_gpt ckpt %s: expected from=PATH, to=PATH, format hf or llmc, dtype fp32 or bf16, see --help\n",
+        fprintf(stderr,
+                "train_gpt ckpt %s: expected from=PATH, to=PATH, format hf or llmc, dtype fp32 or bf16, see --help\n",
                 name);
         return 2;
     }

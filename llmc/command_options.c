@@ -26,7 +26,8 @@ static bool store(const CommandOption *o, const char *value, Error *err) {
     }
     if (o->kind == COMMAND_COUNT) {
         int64_t count;
-        if (!parse_count(value, &count)) return error_set(err, "%s: expected a whole number, found \"%s\"", o->key, value);
+        if (!parse_count(value, &count))
+            return error_set(err, "%s: expected a whole number, found \"%s\"", o->key, value);
         number = (double)count;
         if (number < o->least || number > o->most)
             return error_set(err, "%s: expected %.0f to %.0f, found %s", o->key, o->least, o->most, value);

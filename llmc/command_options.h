@@ -1,5 +1,5 @@
-// command_options.h: "key=value" options of the small commands (sample, eval, ckpt): a table that parses, checks and prints
-// its own help.
+// command_options.h: "key=value" options of the small commands (sample, eval, ckpt): a table that parses, checks and
+// prints its own help.
 #ifndef LLMC_COMMAND_OPTIONS_H
 #define LLMC_COMMAND_OPTIONS_H
 
@@ -15,8 +15,8 @@ typedef struct {
     const char *help;
 } CommandOption;
 
-// argv[0] is the command's name. Returns COMMAND_GOES_ON, or the exit code after help or an error. The table ends with a row
-// whose key is NULL. usage: the first line of the help, then the description, then an example.
+// argv[0] is the command's name. Returns COMMAND_GOES_ON, or the exit code after help or an error. The table ends
+// with a row whose key is NULL. usage: the first line of the help, then the description, then an example.
 int command_parse_options(const CommandOption *options, const char *usage, int argc, char **argv);
 
 #endif

@@ -27,9 +27,11 @@ int command_fail(const Error *err) {
 
 static void print_config_help(const char *command, const char *filter) {
     bool train = strcmp(command, "train") == 0;
-    printf("train_gpt %s [run.conf] [key=value ...] [--print-config] [--help [NAME]]\n\n%s\n\n", command,
-           train ? "Trains a model as the run file and the overrides say. The same command goes on after an interruption."
-                 : "Prints the bytes that the same `train` command will take on the device, without allocating them.");
+    printf(
+        "train_gpt %s [run.conf] [key=value ...] [--print-config] [--help [NAME]]\n\n%s\n\n", command,
+        train
+            ? "Trains a model as the run file and the overrides say. The same command goes on after an interruption."
+            : "Prints the bytes that the same `train` command will take on the device, without allocating them.");
     printf("example\n  train_gpt %s runs/kjv.conf lr=1e-3 dtype=bf16\n\n", command);
     config_help(stdout, filter);
 }
@@ -52,8 +54,8 @@ int command_read_config(RunConfig *config, const char *command, int argc, char *
         } else if (path == NULL && argv[i][0] != '-') {
             path = argv[i];
         } else {
-            fprintf(stderr, "train_gpt %s: unexpected \"%s\": expected one run file, key=value overrides or --help\n", command,
-                    argv[i]);
+            fprintf(stderr, "train_gpt %s: unexpected \"%s\": expected one run file, key=value overrides or --help\n",
+                    command, argv[i]);
             free(overrides);
             return 2;
         }
@@ -121,17 +123,18 @@ static bool parse_ids(TokenList *out, const char *text, int64_t vocab, Error *er
         if (word[0] == '\0') continue;
         if (!parse_i64(word, &id) || id < 0 || id >= vocab)
             ok = error_set(err, "ids: expected token ids from 0 to %lld, found \"%s\"", (long long)vocab - 1, word);
-        else
-            token_list_push(out, (int32_t)id);
+        else token_list_push(out, (int32_t)id);
     }
     free(copy);
     return ok;
 }
 
-static bool build_prompt(TokenList *out, const InferenceModel *model, const char *prompt, const char *ids, Error *err) {
+static bool build_prompt(TokenList *out, const InferenceModel *model, const char *prompt, const char *ids,
+                         Error *err) {
     if (ids != NULL) return parse_ids(out, ids, model->model.config.V, err);
     if (model->tokenizer == NULL)
-        return error_set(err, "this model has no tokenizer beside it: give tokenizer=PATH, or the prompt as ids=\"1 2 3\"");
+        return error_set(
+            err, "this model has no tokenizer beside it: give tokenizer=PATH, or the prompt as ids=\"1 2 3\"");
     int32_t eot = tokenizer_eot(model->tokenizer);
     if (eot >= 0) token_list_push(out, eot);
     tokenizer_encode(model->tokenizer, out, prompt, (int64_t)strlen(prompt), false);
@@ -158,13 +161,15 @@ static int command_sample(int argc, char **argv) {
         {"dtype", COMMAND_TEXT, &dtype, 0, 0, "fp32 or bf16"},
         {"threads", COMMAND_COUNT, &threads, 0, 512, "0: all cores"},
         {NULL, COMMAND_TEXT, NULL, 0, 0, NULL}};
-    int status = command_parse_options(options,
-                                       "train_gpt sample ckpt=DIR [key=value ...]\n\nContinues a prompt, token by token.\n\n"
-                                       "example\n  train_gpt sample ckpt=runs/kjv/step_00000500 prompt=\"And God said\" tokens=200",
-                                       argc, argv);
+    int status = command_parse_options(
+        options,
+        "train_gpt sample ckpt=DIR [key=value ...]\n\nContinues a prompt, token by token.\n\n"
+        "example\n  train_gpt sample ckpt=runs/kjv/step_00000500 prompt=\"And God said\" tokens=200",
+        argc, argv);
     if (status != COMMAND_GOES_ON) return status;
     Error err = {""};
-    InferenceOptions open = {.path = ckpt, .tokenizer = tokenizer, .device = device, .threads = (int)threads, .rows = 256};
+    InferenceOptions open = {
+        .path = ckpt, .tokenizer = tokenizer, .device = device, .threads = (int)threads, .rows = 256};
     if (ckpt == NULL || !dtype_parse(dtype, &open.dtype) || (open.dtype != DTYPE_F32 && open.dtype != DTYPE_BF16)) {
         fprintf(stderr, "train_gpt sample: expected ckpt=DIR and dtype fp32 or bf16, see --help\n");
         return 2;
@@ -246,17 +251,20 @@ static int command_eval(int argc, char **argv) {
         {"dtype", COMMAND_TEXT, &dtype, 0, 0, "fp32 or bf16"},
         {"threads", COMMAND_COUNT, &threads, 0, 512, "0: all cores"},
         {NULL, COMMAND_TEXT, NULL, 0, 0, NULL}};
-    int status = command_parse_options(options,
-                                       "train_gpt eval ckpt=DIR data=GLOB [key=value ...]\n\n"
-                                       "Held-out loss, perplexity and, with a tokenizer, bits per byte.\n\n"
-                                       "example\n  train_gpt eval ckpt=runs/kjv/step_00000500 data='data/work/kjv_val_*.bin'",
-                                       argc, argv);
+    int status =
+        command_parse_options(options,
+                              "train_gpt eval ckpt=DIR data=GLOB [key=value ...]\n\n"
+                              "Held-out loss, perplexity and, with a tokenizer, bits per byte.\n\n"
+                              "example\n  train_gpt eval ckpt=runs/kjv/step_00000500 data='data/work/kjv_val_*.bin'",
+                              argc, argv);
     if (status != COMMAND_GOES_ON) return status;
     InferenceOptions open = {.path = ckpt, .tokenizer = tokenizer, .device = device, .threads = (int)threads};
     bool dump = ids != NULL && logits_out != NULL;
     if (ckpt == NULL || (data == NULL && !dump) || !dtype_parse(dtype, &open.dtype) ||
         (open.dtype != DTYPE_F32 && open.dtype != DTYPE_BF16)) {
-        fprintf(stderr, "train_gpt eval: expected ckpt=DIR, data=GLOB (or ids and logits_out) and dtype fp32 or bf16, see --help\n");
+        fprintf(stderr,
+                "train_gpt eval: expected ckpt=DIR, data=GLOB (or ids and logits_out) and dtype fp32 or bf16, see "
+                "--help\n");
         return 2;
     }
     Error err = {""};
@@ -282,7 +290,8 @@ int command_main(int argc, char **argv) {
     static const struct {
         const char *name;
         int (*run)(int argc, char **argv);
-    } COMMANDS[] = {{"plan", command_plan}, {"sample", command_sample}, {"eval", command_eval}, {"ckpt", command_ckpt}};
+    } COMMANDS[] = {
+        {"plan", command_plan}, {"sample", command_sample}, {"eval", command_eval}, {"ckpt", command_ckpt}};
     if (argc < 2 || strcmp(argv[1], "--help") == 0 || strcmp(argv[1], "-h") == 0 || strcmp(argv[1], "help") == 0) {
         fputs(USAGE, argc < 2 ? stderr : stdout);
         return argc < 2 ? 2 : 0;

@@ -1,5 +1,5 @@
-// commands.h: what train_gpt can do besides training: plan, sample, eval, ckpt, help. Only this file and main print and
-// choose exit codes: 0 fine, 1 a failure, 2 a mistake on the command line or in the run file.
+// commands.h: what train_gpt can do besides training: plan, sample, eval, ckpt, help. Only this file and main print
+// and choose exit codes: 0 fine, 1 a failure, 2 a mistake on the command line or in the run file.
 #ifndef LLMC_COMMANDS_H
 #define LLMC_COMMANDS_H
 
@@ -11,8 +11,8 @@ extern "C" {
 
 #define COMMAND_GOES_ON (-1)
 
-// Reads "COMMAND [run.conf] [key=value ...]" (argv[0] is the command). Returns COMMAND_GOES_ON, or the exit code after printing
-// help, the resolved config (--print-config) or an error.
+// Reads "COMMAND [run.conf] [key=value ...]" (argv[0] is the command). Returns COMMAND_GOES_ON, or the exit code
+// after printing help, the resolved config (--print-config) or an error.
 int command_read_config(RunConfig *config, const char *command, int argc, char **argv);
 // Prints the error, returns 1.
 int command_fail(const Error *err);

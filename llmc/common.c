@@ -105,9 +105,8 @@ bool parse_count(const char *text, int64_t *out) {
     static const struct {
         const char *suffix;
         int64_t factor;
-    } SUFFIXES[] = {{"", 1},        {"k", 1000},          {"K", 1000},         {"M", 1000000},
-                    {"G", 1000000000}, {"B", 1000000000}, {"T", 1000000000000}, {"Ki", 1024},
-                    {"Mi", 1 << 20}, {"Gi", 1 << 30}};
+    } SUFFIXES[] = {{"", 1},           {"k", 1000},          {"K", 1000},  {"M", 1000000},  {"G", 1000000000},
+                    {"B", 1000000000}, {"T", 1000000000000}, {"Ki", 1024}, {"Mi", 1 << 20}, {"Gi", 1 << 30}};
     char number[32];
     size_t length = strspn(text, "-0123456789");
     if (length >= sizeof number) return false;
@@ -116,7 +115,8 @@ bool parse_count(const char *text, int64_t *out) {
     int64_t value;
     if (!parse_i64(number, &value)) return false;
     for (size_t i = 0; i < sizeof SUFFIXES / sizeof SUFFIXES[0]; ++i)
-        if (strcmp(text + length, SUFFIXES[i].suffix) == 0) return !__builtin_mul_overflow(value, SUFFIXES[i].factor, out);
+        if (strcmp(text + length, SUFFIXES[i].suffix) == 0)
+            return !__builtin_mul_overflow(value, SUFFIXES[i].factor, out);
     return false;
 }
 

@@ -29,9 +29,9 @@ extern "C" {
 NO_RETURN void check_failed(const char *file, int line, const char *condition, const char *format, ...)
     PRINTF_LIKE(4, 5);
 // CHECK(rows > 0, "rows=%lld", (long long)rows): the format is required and shows the values.
-#define CHECK(condition, ...)                                                                   \
-    do {                                                                                        \
-        if (!(condition)) check_failed(__FILE__, __LINE__, #condition, __VA_ARGS__);            \
+#define CHECK(condition, ...)                                                        \
+    do {                                                                             \
+        if (!(condition)) check_failed(__FILE__, __LINE__, #condition, __VA_ARGS__); \
     } while (0)
 
 // ---- user errors ----
@@ -51,15 +51,16 @@ char *xstrdup(const char *text);
 char *xasprintf(const char *format, ...) PRINTF_LIKE(1, 2);  // caller frees
 
 // ---- checked narrowing ----
-int32_t to_i32(int64_t value);   // aborts when the value does not fit
-size_t to_size(int64_t value);   // aborts when negative
+int32_t to_i32(int64_t value);  // aborts when the value does not fit
+size_t to_size(int64_t value);  // aborts when negative
 
 static inline int64_t min_i64(int64_t a, int64_t b) { return a < b ? a : b; }
 static inline int64_t max_i64(int64_t a, int64_t b) { return a > b ? a : b; }
 static inline int64_t div_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 static inline int64_t round_up(int64_t a, int64_t multiple) { return div_up(a, multiple) * multiple; }
 
-// ---- strict text to number: no leading or trailing characters, no overflow; "1e-3", "128", "0x10" not accepted as int ----
+// ---- strict text to number: no leading or trailing characters, no overflow; "1e-3", "128", "0x10" not accepted as
+// int ----
 bool parse_i64(const char *text, int64_t *out);
 bool parse_f64(const char *text, double *out);  // finite only
 // Integers with an optional binary or decimal suffix: "4096", "64k" = 64000, "1M", "2G", "4Ki" = 4096, "1Mi".
@@ -75,10 +76,10 @@ bool file_read_all(const char *path, size_t max_bytes, char **out, size_t *out_b
 bool file_write_atomic(const char *path, const void *bytes, size_t count, Error *err);
 bool file_exists(const char *path);
 bool dir_exists(const char *path);
-bool make_dirs(const char *path, Error *err);            // mkdir -p
+bool make_dirs(const char *path, Error *err);  // mkdir -p
 bool fsync_dir(const char *path, Error *err);
-bool remove_tree(const char *path, Error *err);          // rm -r; a path that is not there is success
-char *path_join(const char *dir, const char *name);      // caller frees
+bool remove_tree(const char *path, Error *err);      // rm -r; a path that is not there is success
+char *path_join(const char *dir, const char *name);  // caller frees
 
 #ifdef __cplusplus
 }

@@ -1,4 +1,5 @@
-// eval.h: held-out loss, perplexity and bits per byte. The same numbers in the training loop and from a saved checkpoint.
+// eval.h: held-out loss, perplexity and bits per byte. The same numbers in the training loop and from a saved
+// checkpoint.
 #ifndef LLMC_EVAL_H
 #define LLMC_EVAL_H
 
@@ -17,8 +18,8 @@ typedef struct {
     double bits_per_byte;  // sum of -log2 p over text_bytes; -1 without a tokenizer
 } EvalResult;
 
-// One pass over the held-out text with the model's present weights. tokenizer may be NULL. Sums in double, in order: the
-// result does not depend on B but for rounding inside the model. False when the shards cannot be read.
+// One pass over the held-out text with the model's present weights. tokenizer may be NULL. Sums in double, in order:
+// the result does not depend on B but for rounding inside the model. False when the shards cannot be read.
 bool eval_heldout(EvalResult *result, Model *model, HeldOut *heldout, const Tokenizer *tokenizer, Error *err);
 
 #ifdef __cplusplus

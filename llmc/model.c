@@ -1,4 +1,5 @@
-// model.c: forward and backward pass, straight-line, in the order in which a token travels. No backend's name appears here.
+// model.c: forward and backward pass, straight-line, in the order in which a token travels. No backend's name appears
+// here.
 #include "llmc/model.h"
 
 #include <math.h>
@@ -45,8 +46,7 @@ static void layout_weights(Model *m, Arena *arena) {
     size_t elems = to_size(m->params.total_elems);
     bool bf16 = m->shape.dtype == DTYPE_BF16;
     m->weights = arena_alloc(arena, elems * dtype_bytes(m->shape.dtype), "parameters");
-    if (!m->shape.training)
-        m->master = NULL;
+    if (!m->shape.training) m->master = NULL;
     else
         m->master = bf16 ? (float *)arena_alloc(arena, elems * sizeof(float), "master weights") : (float *)m->weights;
     bind_tensors(m, &m->w, m->weights, m->shape.dtype);
@@ -89,10 +89,8 @@ static void layout_activations(Model *m, Arena *arena) {
     for (int64_t l = 0; l <= c->L; ++l)
         m->h[l] = l == 0 || m->shape.training ? arena_tensor(arena, tag, dtype, 2, N, c->C, 0, 0) : m->h[0];
     for (int64_t l = 0; l < c->L; ++l) {
-        if (l == 0 || keep_all)
-            layout_block_acts(m, &m->acts[l], arena);
-        else
-            m->acts[l] = m->acts[0];
+        if (l == 0 || keep_all) layout_block_acts(m, &m->acts[l], arena);
+        else m->acts[l] = m->acts[0];
     }
     m->norm_f = arena_tensor(arena, tag, dtype, 2, N, c->C, 0, 0);
     m->norm_f_mean = c->norm == NORM_LAYER ? arena_tensor(arena, tag, DTYPE_F32, 1, N, 0, 0, 0) : TENSOR_NONE;
@@ -125,13 +123,15 @@ static void layout_inputs(Model *m, Arena *arena) {
     m->k_cache = xcalloc(to_size(c->L), sizeof *m->k_cache);
     m->v_cache = xcalloc(to_size(c->L), sizeof *m->v_cache);
     for (int64_t l = 0; l < c->L; ++l) {
-        m->k_cache[l] = arena_tensor(arena, "KV cache", m->shape.dtype, 2, m->shape.cache_tokens, c->NKV * c->HS, 0, 0);
-        m->v_cache[l] = arena_tensor(arena, "KV cache", m->shape.dtype, 2, m->shape.cache_tokens, c->NKV * c->HS, 0, 0);
+        m->k_cache[l] =
+            arena_tensor(arena, "KV cache", m->shape.dtype, 2, m->shape.cache_tokens, c->NKV * c->HS, 0, 0);
+        m->v_cache[l] =
+            arena_tensor(arena, "KV cache", m->shape.dtype, 2, m->shape.cache_tokens, c->NKV * c->HS, 0, 0);
     }
 }
 
-// Frequency of pair i, with Llama-3.1's rescaling: long wavelengths are slowed by `factor`, short ones kept, between them a
-// linear blend (Hugging Face, modeling_rope_utils.py, "llama3").
+// Frequency of pair i, with Llama-3.1's rescaling: long wavelengths are slowed by `factor`, short ones kept, between
+// them a linear blend (Hugging Face, modeling_rope_utils.py, "llama3").
 static double rope_frequency(const ModelConfig *c, int64_t i) {
     double frequency = pow(c->rope_theta, -2.0 * (double)i / (double)c->HS);
     const RopeScaling *s = &c->rope_scaling;
@@ -257,8 +257,13 @@ static void linear_backward_weight(Model *m, Tensor dw, Tensor dbias, Tensor dou
 
 static AttentionArgs attention_args(const Model *m) {
     const ModelConfig *c = &m->config;
-    AttentionArgs args = {.B = m->B, .T = m->T, .NH = c->NH, .NKV = c->NKV, .HS = c->HS,
-                          .scale = 1.0f / sqrtf((float)c->HS), .window = c->window};
+    AttentionArgs args = {.B = m->B,
+                          .T = m->T,
+                          .NH = c->NH,
+                          .NKV = c->NKV,
+                          .HS = c->HS,
+                          .scale = 1.0f / sqrtf((float)c->HS),
+                          .window = c->window};
     if (m->has_doc) args.doc = tensor_2d(m->doc.data, DTYPE_I32, m->B, m->T);
     if (m->has_prefix) args.prefix = tensor_2d(m->prefix.data, DTYPE_U8, m->B, m->T);
     return args;
@@ -266,20 +271,34 @@ static AttentionArgs attention_args(const Model *m) {
 
 static QkArgs qk_args(const Model *m, const BlockTensors *w) {
     const ModelConfig *c = &m->config;
-    return (QkArgs){.NH = c->NH, .NKV = c->NKV, .HS = c->HS, .use_rope = c->position == POSITION_ROPE,
-                    .cos = m->rope_cos, .sin = m->rope_sin, .q_weight = w->q_norm_w, .k_weight = w->k_norm_w,
+    return (QkArgs){.NH = c->NH,
+                    .NKV = c->NKV,
+                    .HS = c->HS,
+                    .use_rope = c->position == POSITION_ROPE,
+                    .cos = m->rope_cos,
+                    .sin = m->rope_sin,
+                    .q_weight = w->q_norm_w,
+                    .k_weight = w->k_norm_w,
                     .eps = c->norm_eps};
 }
 
 // The first N rows of every tensor of a block, for a batch smaller than the largest.
 static Tensor rows_of(Tensor t, int64_t N) { return tensor_is_none(t) ? t : tensor_rows(t, 0, N); }
 static BlockActs acts_for(const BlockActs *a, int64_t N) {
-    return (BlockActs){
-        .norm1 = rows_of(a->norm1, N), .norm1_mean = rows_of(a->norm1_mean, N), .norm1_rstd = rows_of(a->norm1_rstd, N),
-        .qkv_raw = rows_of(a->qkv_raw, N), .qk_rstd = rows_of(a->qk_rstd, N), .qkv = rows_of(a->qkv, N),
-        .att = rows_of(a->att, N), .lse = rows_of(a->lse, N), .mid = rows_of(a->mid, N),
-        .norm2 = rows_of(a->norm2, N), .norm2_mean = rows_of(a->norm2_mean, N), .norm2_rstd = rows_of(a->norm2_rstd, N),
-        .fc_pre = rows_of(a->fc_pre, N), .fc = rows_of(a->fc, N)};
+    return (BlockActs){.norm1 = rows_of(a->norm1, N),
+                       .norm1_mean = rows_of(a->norm1_mean, N),
+                       .norm1_rstd = rows_of(a->norm1_rstd, N),
+                       .qkv_raw = rows_of(a->qkv_raw, N),
+                       .qk_rstd = rows_of(a->qk_rstd, N),
+                       .qkv = rows_of(a->qkv, N),
+                       .att = rows_of(a->att, N),
+                       .lse = rows_of(a->lse, N),
+                       .mid = rows_of(a->mid, N),
+                       .norm2 = rows_of(a->norm2, N),
+                       .norm2_mean = rows_of(a->norm2_mean, N),
+                       .norm2_rstd = rows_of(a->norm2_rstd, N),
+                       .fc_pre = rows_of(a->fc_pre, N),
+                       .fc = rows_of(a->fc, N)};
 }
 // lse is stored (N,NH) for its size; attention sees it as (B,NH,T).
 static Tensor lse_view(const Model *m, Tensor lse) {
@@ -299,10 +318,8 @@ static void block_forward(Model *m, int64_t l, int64_t start) {
     be->norm_forward(be, a.norm1, a.norm1_mean, a.norm1_rstd, in, w->norm1_w, w->norm1_b, norm);
     linear_forward(m, a.qkv_raw, a.norm1, w->qkv_w, w->qkv_b, TENSOR_NONE, ACT_NONE, TENSOR_NONE);
     be->qk_forward(be, a.qkv, a.qk_rstd, a.qkv_raw, tensor_rows(m->positions, 0, N), qk_args(m, w));
-    if (start < 0)
-        be->attention_forward(be, a.att, lse_view(m, a.lse), a.qkv, attention_args(m));
-    else
-        be->attention_decode(be, a.att, m->k_cache[l], m->v_cache[l], a.qkv, start, attention_args(m));
+    if (start < 0) be->attention_forward(be, a.att, lse_view(m, a.lse), a.qkv, attention_args(m));
+    else be->attention_decode(be, a.att, m->k_cache[l], m->v_cache[l], a.qkv, start, attention_args(m));
     linear_forward(m, a.mid, a.att, w->attn_proj_w, w->attn_proj_b, in, ACT_NONE, TENSOR_NONE);
 
     be->norm_forward(be, a.norm2, a.norm2_mean, a.norm2_rstd, a.mid, w->norm2_w, w->norm2_b, norm);
@@ -391,8 +408,8 @@ static void upload_batch(Model *m, const Batch *batch) {
 static void trunk_forward(Model *m, int64_t start) {
     Backend *be = m->be;
     int64_t N = m->B * m->T;
-    be->embedding_forward(be, tensor_rows(m->h[0], 0, N), tensor_rows(m->tokens, 0, N), tensor_rows(m->positions, 0, N),
-                          m->w.wte, m->w.wpe);
+    be->embedding_forward(be, tensor_rows(m->h[0], 0, N), tensor_rows(m->tokens, 0, N),
+                          tensor_rows(m->positions, 0, N), m->w.wte, m->w.wpe);
     for (int64_t l = 0; l < m->config.L; ++l) block_forward(m, l, start);
     be->norm_forward(be, tensor_rows(m->norm_f, 0, N), rows_of(m->norm_f_mean, N), tensor_rows(m->norm_f_rstd, 0, N),
                      tensor_rows(m->h[m->config.L], 0, N), m->w.norm_f_w, m->w.norm_f_b,
@@ -417,8 +434,8 @@ void model_forward(Model *m, const Batch *batch, double loss_scale, bool train) 
     upload_batch(m, batch);
     trunk_forward(m, -1);
     int64_t N = m->B * m->T;
-    CrossEntropyArgs args = {.V = m->config.V, .softcap = m->config.logit_softcap, .loss_scale = (float)loss_scale,
-                             .want_grad = train};
+    CrossEntropyArgs args = {
+        .V = m->config.V, .softcap = m->config.logit_softcap, .loss_scale = (float)loss_scale, .want_grad = train};
     for (int64_t first = 0; first < N; first += m->shape.loss_chunk_rows) {
         int64_t rows = min_i64(m->shape.loss_chunk_rows, N - first);
         Tensor logits = head_forward(m, first, rows);
@@ -469,8 +486,9 @@ static void download_logits(Model *m, Tensor logits, float *out) {
     be->download(be, raw, logits.data, tensor_bytes(logits));
     for (int64_t r = 0; r < rows; ++r)
         for (int64_t v = 0; v < V; ++v)
-            out[r * V + v] = logits.dtype == DTYPE_F32 ? ((const float *)(const void *)raw)[r * Vp + v]
-                                                       : bf16_to_f32(((const uint16_t *)(const void *)raw)[r * Vp + v]);
+            out[r * V + v] = logits.dtype == DTYPE_F32
+                                 ? ((const float *)(const void *)raw)[r * Vp + v]
+                                 : bf16_to_f32(((const uint16_t *)(const void *)raw)[r * Vp + v]);
     free(raw);
 }
 

@@ -1,5 +1,6 @@
 // model.h: the decoder, written once over the backend seam. It owns no files and no optimizer: it lays out weights,
-// gradients and activations in an arena, and computes loss and gradients. Called by the training loop, eval and sample.
+// gradients and activations in an arena, and computes loss and gradients. Called by the training loop, eval and
+// sample.
 //
 // Glossary of dimension letters, used everywhere:
 //   B   rows (sequences) of a micro-batch     T   tokens of a row           N   B*T
@@ -42,65 +43,66 @@ typedef struct {
     Tensor att, lse;                       // (N,NH*HS), (N*NH)
     Tensor mid;                            // (N,C)
     Tensor norm2, norm2_mean, norm2_rstd;
-    Tensor fc_pre, fc;                     // (N,F) or (N,2F); (N,F)
+    Tensor fc_pre, fc;  // (N,F) or (N,2F); (N,F)
 } BlockActs;
 
 typedef struct {
-    int64_t max_rows;          // N of the largest micro-batch
-    int64_t max_seq_len;       // largest T
-    int64_t loss_chunk_rows;   // rows of logits alive at a time
-    DType dtype;               // of weights and activations
-    bool training;             // gradients and saved activations exist
-    bool recompute;            // keep only h_l; run a block's forward again in its backward
-    int64_t cache_tokens;      // > 0: a KV cache for decoding this many positions
+    int64_t max_rows;         // N of the largest micro-batch
+    int64_t max_seq_len;      // largest T
+    int64_t loss_chunk_rows;  // rows of logits alive at a time
+    DType dtype;              // of weights and activations
+    bool training;            // gradients and saved activations exist
+    bool recompute;           // keep only h_l; run a block's forward again in its backward
+    int64_t cache_tokens;     // > 0: a KV cache for decoding this many positions
 } ModelShape;
 
 typedef struct {
     ModelConfig config;
     ModelShape shape;
-    Backend *be;               // NULL in a model that is only planned
+    Backend *be;  // NULL in a model that is only planned
     ParamTable params;
-    void *weights;             // flat, dtype
-    float *master;             // flat fp32; the weights themselves in fp32 runs, NULL when not training in bf16
-    float *grads;              // flat fp32; NULL when not training
+    void *weights;  // flat, dtype
+    float *master;  // flat fp32; the weights themselves in fp32 runs, NULL when not training in bf16
+    float *grads;   // flat fp32; NULL when not training
     ModelTensors w, g;
     // activations
-    Tensor *h;                 // [L+1] residual stream (N,C); all the same tensor when not training
-    BlockActs *acts;           // [L]
+    Tensor *h;        // [L+1] residual stream (N,C); all the same tensor when not training
+    BlockActs *acts;  // [L]
     Tensor norm_f, norm_f_mean, norm_f_rstd;
-    Tensor logits;             // (loss_chunk_rows, Vp)
-    Tensor nll;                // (N) fp32, unweighted
-    Tensor loss_sum;           // (1) fp64, sum of w*nll since model_begin_step
+    Tensor logits;    // (loss_chunk_rows, Vp)
+    Tensor nll;       // (N) fp32, unweighted
+    Tensor loss_sum;  // (1) fp64, sum of w*nll since model_begin_step
     // gradients of activations
-    Tensor dh, dnorm;          // (N,C)
-    Tensor dwide;              // (N, widest of F, QKV + NH*HS) flat
+    Tensor dh, dnorm;  // (N,C)
+    Tensor dwide;      // (N, widest of F, QKV + NH*HS) flat
     // inputs on the device
     Tensor tokens, targets, positions, weight, doc, prefix;
-    Tensor rope_cos, rope_sin; // (max_seq_len, HS/2) fp32
-    Tensor *k_cache, *v_cache; // [L] (cache_tokens, NKV*HS)
+    Tensor rope_cos, rope_sin;  // (max_seq_len, HS/2) fp32
+    Tensor *k_cache, *v_cache;  // [L] (cache_tokens, NKV*HS)
     // the batch that the forward pass saw
     int64_t B, T;
     bool has_doc, has_prefix;
-    int64_t position_T;        // row length that `positions` holds now, 0: none
-    bool grads_fresh;          // nothing accumulated in this step yet: first writes overwrite
+    int64_t position_T;  // row length that `positions` holds now, 0: none
+    bool grads_fresh;    // nothing accumulated in this step yet: first writes overwrite
 } Model;
 
-// Lays everything out in `arena`; with a measuring arena nothing is touched and be may be NULL. The order of allocation is
-// the plan's. Tables (RoPE) are filled on a real arena. config must be finished.
+// Lays everything out in `arena`; with a measuring arena nothing is touched and be may be NULL. The order of
+// allocation is the plan's. Tables (RoPE) are filled on a real arena. config must be finished.
 void model_init(Model *model, const ModelConfig *config, const ModelShape *shape, Backend *be, Arena *arena);
 void model_free(Model *model);  // host tables only; the arena owns the rest
 
 // Fresh weights, f(seed, name, index).
 void model_init_weights(Model *model, uint64_t seed);
-// fp32 values of one parameter in (weights and master, all spec->elems), and of its elements [first, first + count) out.
+// fp32 values of one parameter in (weights and master, all spec->elems), and of its elements [first, first + count)
+// out.
 void model_set_param(Model *model, const ParamSpec *spec, const float *values);
 void model_get_param(const Model *model, const ParamSpec *spec, int64_t first, int64_t count, float *values);
 
 // Forget the gradients and the loss sum of the previous step; costs nothing.
 void model_begin_step(Model *model);
-// Forward pass of one micro-batch (N <= max_rows). With train, dlogits and the head's gradients are already taken here, chunk by
-// chunk, so that logits exist once; loss_scale is 1 / (sum of weights of the whole step), 0 if that is 0. Afterwards model->nll
-// holds this batch's losses and loss_sum has grown by sum of w*nll.
+// Forward pass of one micro-batch (N <= max_rows). With train, dlogits and the head's gradients are already taken
+// here, chunk by chunk, so that logits exist once; loss_scale is 1 / (sum of weights of the whole step), 0 if that is
+// 0. Afterwards model->nll holds this batch's losses and loss_sum has grown by sum of w*nll.
 void model_forward(Model *model, const Batch *batch, double loss_scale, bool train);
 // Backward pass of that micro-batch: grads (first write of a step overwrites, later ones add).
 void model_backward(Model *model);
@@ -109,7 +111,8 @@ double model_loss_sum(Model *model);
 
 // Logits of the whole batch, host fp32 (B*T, V), soft-cap applied; for comparisons and evaluation by choices.
 void model_logits(Model *model, const Batch *batch, float *logits);
-// Decoding: appends n tokens at positions start.. to the KV cache (n <= max_rows) and returns the logits of the last, host fp32 [V].
+// Decoding: appends n tokens at positions start.. to the KV cache (n <= max_rows) and returns the logits of the last,
+// host fp32 [V].
 void model_decode(Model *model, const int32_t *tokens, int64_t n, int64_t start, float *logits);
 
 #ifdef __cplusplus

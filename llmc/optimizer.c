@@ -72,8 +72,8 @@ bool optimizer_set_trainable(Optimizer *opt, const ParamTable *params, const cha
                 ++matched;
             }
         if (matched == 0)
-            ok = error_set(err, "trainable=%s: the pattern \"%s\" matches no parameter (names look like \"%s\")", patterns,
-                           pattern, params->spec[params->count / 2].name);
+            ok = error_set(err, "trainable=%s: the pattern \"%s\" matches no parameter (names look like \"%s\")",
+                           patterns, pattern, params->spec[params->count / 2].name);
     }
     free(copy);
     return ok;
@@ -82,19 +82,18 @@ bool optimizer_set_trainable(Optimizer *opt, const ParamTable *params, const cha
 static OptimTensor optim_tensor(const Optimizer *opt, const Model *model, int index, double lr, double weight_decay) {
     const ParamSpec *spec = &model->params.spec[index];
     bool bf16 = model->shape.dtype == DTYPE_BF16;
-    return (OptimTensor){
-        .master = model->master + spec->offset,
-        .weight = bf16 ? (uint16_t *)model->weights + spec->offset : NULL,
-        .grad = model->grads + spec->offset,
-        .m = opt->m + spec->offset,
-        .v = opt->v_offset[index] < 0 ? NULL : opt->v + opt->v_offset[index],
-        .elems = spec->elems,
-        .lr = (float)lr,
-        .weight_decay = spec->decay ? (float)weight_decay : 0.0f};
+    return (OptimTensor){.master = model->master + spec->offset,
+                         .weight = bf16 ? (uint16_t *)model->weights + spec->offset : NULL,
+                         .grad = model->grads + spec->offset,
+                         .m = opt->m + spec->offset,
+                         .v = opt->v_offset[index] < 0 ? NULL : opt->v + opt->v_offset[index],
+                         .elems = spec->elems,
+                         .lr = (float)lr,
+                         .weight_decay = spec->decay ? (float)weight_decay : 0.0f};
 }
 
-// x(r,c) becomes close to U V^T of its singular value decomposition: x <- a x + (b G + c G^2) x with G = x x^T, on the shorter
-// side. The coefficients of Jordan et al. push singular values into about [0.7, 1.2] within five steps.
+// x(r,c) becomes close to U V^T of its singular value decomposition: x <- a x + (b G + c G^2) x with G = x x^T, on
+// the shorter side. The coefficients of Jordan et al. push singular values into about [0.7, 1.2] within five steps.
 static Tensor orthogonalize(const Optimizer *opt, Model *model, int64_t rows, int64_t cols, int64_t steps) {
     static const float A = 3.4445f, B = -4.7750f, C = 2.0315f;
     Backend *be = model->be;
@@ -107,10 +106,8 @@ static Tensor orthogonalize(const Optimizer *opt, Model *model, int64_t rows, in
     for (int64_t i = 0; i < steps; ++i) {
         be->matmul(be, gram, x, x, (MatmulArgs){.trans_a = !wide, .trans_b = wide, .alpha = 1});
         be->matmul(be, poly, gram, gram, (MatmulArgs){.alpha = C, .beta = B, .add = gram});
-        if (wide)
-            be->matmul(be, y, poly, x, (MatmulArgs){.alpha = 1, .beta = A, .add = x});
-        else
-            be->matmul(be, y, x, poly, (MatmulArgs){.alpha = 1, .beta = A, .add = x});
+        if (wide) be->matmul(be, y, poly, x, (MatmulArgs){.alpha = 1, .beta = A, .add = x});
+        else be->matmul(be, y, x, poly, (MatmulArgs){.alpha = 1, .beta = A, .add = x});
         Tensor swap = x;
         x = y;
         y = swap;
@@ -151,10 +148,8 @@ void optimizer_step(Optimizer *opt, Model *model, const RunConfig *config, doubl
     int64_t count = 0;
     for (int i = 0; i < params->count; ++i) {
         if (!opt->trainable[i]) continue;
-        if (uses_muon(opt->kind, &params->spec[i]))
-            muon_step(opt, model, config, i, config->muon_lr * lr_factor);
-        else
-            opt->list[count++] = optim_tensor(opt, model, i, lr, config->weight_decay);
+        if (uses_muon(opt->kind, &params->spec[i])) muon_step(opt, model, config, i, config->muon_lr * lr_factor);
+        else opt->list[count++] = optim_tensor(opt, model, i, lr, config->weight_decay);
     }
     be->adamw(be, opt->list, count, opt->stats,
               (AdamwArgs){(float)config->beta1, (float)config->beta2, (float)config->eps, t});

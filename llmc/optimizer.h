@@ -1,8 +1,8 @@
-// optimizer.h: AdamW for everything, or Muon for hidden matrices with AdamW for the rest. Walks the parameter table; the
-// state is flat and laid out in the run's arena. Called once a step by the loop.
+// optimizer.h: AdamW for everything, or Muon for hidden matrices with AdamW for the rest. Walks the parameter table;
+// the state is flat and laid out in the run's arena. Called once a step by the loop.
 //
-// AdamW: Loshchilov & Hutter 2019. Muon: Jordan et al. 2024 (https://kellerjordan.github.io/posts/muon): the momentum of a
-// matrix (r, c) is replaced by the nearest orthogonal matrix, found by a quintic Newton-Schulz iteration, times
+// AdamW: Loshchilov & Hutter 2019. Muon: Jordan et al. 2024 (https://kellerjordan.github.io/posts/muon): the momentum
+// of a matrix (r, c) is replaced by the nearest orthogonal matrix, found by a quintic Newton-Schulz iteration, times
 // sqrt(max(1, r/c)); q, k, v and gate, up are matrices of their own.
 #ifndef LLMC_OPTIMIZER_H
 #define LLMC_OPTIMIZER_H
@@ -15,24 +15,25 @@ extern "C" {
 
 typedef struct {
     OptimizerKind kind;
-    float *m;            // flat, as the parameters: first moment, or Muon's momentum
-    float *v;            // second moments, packed: only tensors that AdamW updates have one
+    float *m;  // flat, as the parameters: first moment, or Muon's momentum
+    float *v;  // second moments, packed: only tensors that AdamW updates have one
     int64_t v_elems;
-    int64_t *v_offset;   // [params.count], -1 for Muon tensors
-    bool *trainable;     // [params.count] in the present phase
-    GradStats *stats;    // on the device
-    OptimTensor *list;   // [params.count] scratch of a step
+    int64_t *v_offset;  // [params.count], -1 for Muon tensors
+    bool *trainable;    // [params.count] in the present phase
+    GradStats *stats;   // on the device
+    OptimTensor *list;  // [params.count] scratch of a step
     // Muon's workspace for the largest matrix, dtype of the run
-    Tensor x, y;         // (r,c) flat
-    Tensor gram, poly;   // (min(r,c), min(r,c)) flat
+    Tensor x, y;        // (r,c) flat
+    Tensor gram, poly;  // (min(r,c), min(r,c)) flat
 } Optimizer;
 
 void optimizer_init(Optimizer *opt, const RunConfig *config, const Model *model, Arena *arena);
 void optimizer_free(Optimizer *opt);
-// Gradients and moments to zero. After the weights are there: memory that loading them passes through is then never on top
-// of these arrays.
+// Gradients and moments to zero. After the weights are there: memory that loading them passes through is then never
+// on top of these arrays.
 void optimizer_reset(Optimizer *opt, Model *model);
-// Which tensors a phase trains: comma-separated fnmatch patterns of parameter names. Errors when a pattern matches nothing.
+// Which tensors a phase trains: comma-separated fnmatch patterns of parameter names. Errors when a pattern matches
+// nothing.
 bool optimizer_set_trainable(Optimizer *opt, const ParamTable *params, const char *patterns, Error *err);
 // Norm, clipping, update. lr_factor in [0,1] scales muon_lr; lr is AdamW's rate. t: 1 for the first step.
 void optimizer_step(Optimizer *opt, Model *model, const RunConfig *config, double lr, double lr_factor, int64_t t);

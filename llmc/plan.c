@@ -41,7 +41,9 @@ void plan_compute(MemoryPlan *plan, const RunConfig *config, const Schedule *sch
     arena_init_measuring(&plan->arena);
     plan_layout(&model, &optimizer, config, schedule, NULL, &plan->arena);
     const ModelConfig *arch = &config->arch;
-    WorkspaceShape bounds = {.rows = model.shape.max_rows, .seq_len = model.shape.max_seq_len, .head_size = arch->HS,
+    WorkspaceShape bounds = {.rows = model.shape.max_rows,
+                             .seq_len = model.shape.max_seq_len,
+                             .head_size = arch->HS,
                              .widest = max_i64(2 * arch->F, max_i64(model_config_qkv_width(arch), arch->C))};
     plan->workspace_bytes = be->plan_workspace(be, bounds);
     plan->staging_bytes = model_file_staging_bytes(arch, &model.params);

@@ -72,14 +72,17 @@ bool run_resolve_model(RunConfig *config, const Tokenizer *tokenizer, Error *err
     if (arch->V == 0 && !shard_vocab(&arch->V, config, err)) return false;
     if (arch->V == 0) arch->V = config->preset_vocab;
     if (arch->V == 0)
-        return error_set(err, "the vocabulary is unknown: expected vocab=N, tokenizer=PATH, a tokenizer.json beside the training "
-                              "shards (train=%s) or shards that state it", config->source_count > 0 ? config->source[0].train : "");
+        return error_set(
+            err,
+            "the vocabulary is unknown: expected vocab=N, tokenizer=PATH, a tokenizer.json beside the training "
+            "shards (train=%s) or shards that state it",
+            config->source_count > 0 ? config->source[0].train : "");
     arch->Vp = 0;
     if (!model_config_finish(arch, err)) return false;
     if (tokenizer != NULL && tokenizer_vocab(tokenizer) > arch->V)
-        return error_set(err, "the tokenizer \"%s\" has %d ids but the model's vocabulary is %lld: set vocab=%d or leave it out",
-                         tokenizer_name(tokenizer), tokenizer_vocab(tokenizer), (long long)arch->V,
-                         tokenizer_vocab(tokenizer));
+        return error_set(
+            err, "the tokenizer \"%s\" has %d ids but the model's vocabulary is %lld: set vocab=%d or leave it out",
+            tokenizer_name(tokenizer), tokenizer_vocab(tokenizer), (long long)arch->V, tokenizer_vocab(tokenizer));
     return true;
 }
 
@@ -100,8 +103,8 @@ static bool open_data(Run *run, Error *err) {
     const PhaseSpan *first = &run->schedule.phase[0];
     for (int s = 0; s < config->source_count; ++s) {
         if (config->source[s].val[0] == '\0') continue;
-        if (!heldout_open(&run->heldout[s], &config->source[s], first->B, first->T, config->val_tokens, config->arch.V,
-                          eot, err))
+        if (!heldout_open(&run->heldout[s], &config->source[s], first->B, first->T, config->val_tokens,
+                          config->arch.V, eot, err))
             return false;
     }
     return true;
@@ -113,13 +116,15 @@ static bool open_memory(Run *run, Error *err) {
     run->be->workspace_limit_bytes = run->plan.workspace_bytes;
     size_t available = plan_available_bytes();
     if (available > 0 && run->plan.total_bytes > available)
-        return error_set(err, "this run needs %.1f MiB of memory and %.1f MiB are available (train_gpt plan shows what for): "
-                              "lower batch_rows, or set recompute=block, dtype=bf16 or loss_chunk_rows",
-                         (double)run->plan.total_bytes / 1048576.0, (double)available / 1048576.0);
+        return error_set(
+            err,
+            "this run needs %.1f MiB of memory and %.1f MiB are available (train_gpt plan shows what for): "
+            "lower batch_rows, or set recompute=block, dtype=bf16 or loss_chunk_rows",
+            (double)run->plan.total_bytes / 1048576.0, (double)available / 1048576.0);
     if (!arena_init(&run->arena, run->be, run->plan.arena.used_bytes, err)) return false;
     plan_layout(&run->model, &run->optimizer, config, &run->schedule, run->be, &run->arena);
-    CHECK(run->arena.used_bytes == run->plan.arena.used_bytes, "laid out %zu bytes, planned %zu", run->arena.used_bytes,
-          run->plan.arena.used_bytes);
+    CHECK(run->arena.used_bytes == run->plan.arena.used_bytes, "laid out %zu bytes, planned %zu",
+          run->arena.used_bytes, run->plan.arena.used_bytes);
     return true;
 }
 
@@ -139,7 +144,8 @@ static bool open_weights(Run *run, char **resumed_from, Error *err) {
         if (skipped != NULL) fprintf(stderr, "passed over: %s\n", skipped);
         free(skipped);
         if (newest != NULL && strcmp(config->resume, "never") == 0) {
-            error_set(err, "%s already holds %s and resume=never: choose another out_dir, or resume=auto to go on from it",
+            error_set(err,
+                      "%s already holds %s and resume=never: choose another out_dir, or resume=auto to go on from it",
                       config->out_dir, newest);
             free(newest);
             return false;
@@ -155,8 +161,7 @@ static bool open_weights(Run *run, char **resumed_from, Error *err) {
         *resumed_from = newest;
         return run_state_load(run, newest, err);
     }
-    if (config->init_from[0] == '\0')
-        model_init_weights(&run->model, (uint64_t)config->seed);
+    if (config->init_from[0] == '\0') model_init_weights(&run->model, (uint64_t)config->seed);
     else if (!model_file_read(config->init_from, &config->arch, &run->model.params, put_parameter, &run->model, err))
         return false;
     optimizer_reset(&run->optimizer, &run->model);
@@ -173,9 +178,11 @@ static bool open_logger(Run *run, const char *resumed_from, Error *err) {
     char model[256];
     model_config_describe(&config->arch, model, sizeof model);
     logger_message(run->logger, "model    %s, %s", model, dtype_name(config->dtype));
-    logger_message(run->logger, "device   %s; measured peak %.0f GFLOP/s", run->be->description, run->peak_flops * 1e-9);
+    logger_message(run->logger, "device   %s; measured peak %.0f GFLOP/s", run->be->description,
+                   run->peak_flops * 1e-9);
     if (config->dtype == DTYPE_BF16 && !run->be->bf16_native)
-        logger_message(run->logger, "         no bf16 dot products on this CPU: bf16 is converted to fp32 inside matmuls");
+        logger_message(run->logger,
+                       "         no bf16 dot products on this CPU: bf16 is converted to fp32 inside matmuls");
     logger_message(run->logger, "memory   %.1f MiB planned", (double)run->plan.total_bytes / 1048576.0);
     const PhaseSpan *phase = schedule_phase(&run->schedule, run->progress.step);
     logger_message(run->logger, "batch    %lld rows x %lld tokens a step, micro-batches of %lld rows",
@@ -267,32 +274,43 @@ bool run_guard_step(Run *run, const GradStats *stats, Error *err) {
     ++run->progress.bad_steps;
     ++run->progress.bad_in_row;
     logger_message(run->logger, "step %lld skipped: the gradient is not finite (%lld in a row, %lld in all)",
-                   (long long)run->progress.step, (long long)run->progress.bad_in_row, (long long)run->progress.bad_steps);
+                   (long long)run->progress.step, (long long)run->progress.bad_in_row,
+                   (long long)run->progress.bad_steps);
     if (run->progress.bad_in_row < run->config.max_bad_steps) return true;
-    return error_set(err, "stopped at step %lld: %lld steps in a row had a gradient that is not finite (max_bad_steps=%lld); "
-                          "go on from the last checkpoint in %s with a lower lr, a longer warm-up or other data",
-                     (long long)run->progress.step, (long long)run->progress.bad_in_row,
-                     (long long)run->config.max_bad_steps, run->config.out_dir);
+    return error_set(
+        err,
+        "stopped at step %lld: %lld steps in a row had a gradient that is not finite (max_bad_steps=%lld); "
+        "go on from the last checkpoint in %s with a lower lr, a longer warm-up or other data",
+        (long long)run->progress.step, (long long)run->progress.bad_in_row, (long long)run->config.max_bad_steps,
+        run->config.out_dir);
 }
 
-StepRecord run_step_record(const Run *run, const StepBatch *batch, double loss, const GradStats *stats, double step_ms) {
+StepRecord run_step_record(const Run *run, const StepBatch *batch, double loss, const GradStats *stats,
+                           double step_ms) {
     int64_t step = run->progress.step;
     const PhaseSpan *phase = schedule_phase(&run->schedule, step - 1);
     double tokens = (double)(phase->rows_per_step * phase->T);
     double rate = tokens / (step_ms * 1e-3);
     double flops = model_config_flops_per_token(&run->config.arch, phase->T) * rate;
     double spent = run->progress.seconds;
-    double left = run->config.train_seconds > 0 ? run->config.train_seconds - spent
-                                                : (double)(run->schedule.total_steps - step) *
-                                                      (spent - run->resumed_seconds) /
-                                                      (double)(step - run->resumed_step);
-    return (StepRecord){
-        .step = step, .total_steps = run->schedule.total_steps,
-        .tokens = schedule_tokens_before(&run->schedule, step),
-        .loss = loss, .lr = schedule_lr(&run->schedule, step - 1), .grad_norm = (double)stats->norm,
-        .tokens_per_second = rate, .peak_share = run->peak_flops > 0 ? flops / run->peak_flops : -1,
-        .step_ms = step_ms, .data_wait_ms = batch->wait_ms, .seconds_left = left > 0 ? left : 0, .seconds = spent,
-        .skipped = stats->skip != 0, .phase = run->config.phase[phase->index].name};
+    double left = run->config.train_seconds > 0
+                      ? run->config.train_seconds - spent
+                      : (double)(run->schedule.total_steps - step) * (spent - run->resumed_seconds) /
+                            (double)(step - run->resumed_step);
+    return (StepRecord){.step = step,
+                        .total_steps = run->schedule.total_steps,
+                        .tokens = schedule_tokens_before(&run->schedule, step),
+                        .loss = loss,
+                        .lr = schedule_lr(&run->schedule, step - 1),
+                        .grad_norm = (double)stats->norm,
+                        .tokens_per_second = rate,
+                        .peak_share = run->peak_flops > 0 ? flops / run->peak_flops : -1,
+                        .step_ms = step_ms,
+                        .data_wait_ms = batch->wait_ms,
+                        .seconds_left = left > 0 ? left : 0,
+                        .seconds = spent,
+                        .skipped = stats->skip != 0,
+                        .phase = run->config.phase[phase->index].name};
 }
 
 bool run_evaluate(Run *run, Error *err) {
@@ -303,8 +321,11 @@ bool run_evaluate(Run *run, Error *err) {
         if (run->heldout[s] == NULL) continue;
         EvalResult result;
         if (!eval_heldout(&result, &run->model, run->heldout[s], run->tokenizer, err)) return false;
-        EvalRecord record = {.step = run->progress.step, .tokens = seen, .source = run->config.source[s].name,
-                             .loss = result.loss, .perplexity = result.perplexity,
+        EvalRecord record = {.step = run->progress.step,
+                             .tokens = seen,
+                             .source = run->config.source[s].name,
+                             .loss = result.loss,
+                             .perplexity = result.perplexity,
                              .bits_per_byte = result.bits_per_byte};
         logger_eval(run->logger, &record);
         nll += result.loss * (double)result.tokens;
@@ -314,7 +335,10 @@ bool run_evaluate(Run *run, Error *err) {
     }
     if (sources > 1) {
         double mean = nll / (double)tokens;
-        EvalRecord record = {.step = run->progress.step, .tokens = seen, .source = "mean", .loss = mean,
+        EvalRecord record = {.step = run->progress.step,
+                             .tokens = seen,
+                             .source = "mean",
+                             .loss = mean,
                              .perplexity = exp(mean),
                              .bits_per_byte = bytes > 0 ? nll / (0.693147180559945309 * (double)bytes) : -1};
         logger_eval(run->logger, &record);
@@ -345,14 +369,18 @@ void run_sample(Run *run) {
     TokenList prompt = {0};
     // A text begins after an end-of-text token, as every document of the shards does.
     if (eot >= 0) token_list_push(&prompt, eot);
-    tokenizer_encode(run->tokenizer, &prompt, run->config.sample_prompt, (int64_t)strlen(run->config.sample_prompt), false);
+    tokenizer_encode(run->tokenizer, &prompt, run->config.sample_prompt, (int64_t)strlen(run->config.sample_prompt),
+                     false);
     if (prompt.count == 0 || prompt.count >= run->model.shape.cache_tokens) {
         token_list_free(&prompt);
         return;
     }
-    SampleOptions options = {.temperature = 0.8, .top_p = 0.95, .seed = (uint64_t)run->config.seed,
+    SampleOptions options = {.temperature = 0.8,
+                             .top_p = 0.95,
+                             .seed = (uint64_t)run->config.seed,
                              .max_tokens = run->config.sample_tokens};
-    SampleText sample = {.tokenizer = run->tokenizer, .text = xstrdup(run->config.sample_prompt),
+    SampleText sample = {.tokenizer = run->tokenizer,
+                         .text = xstrdup(run->config.sample_prompt),
                          .length = strlen(run->config.sample_prompt)};
     sample_continue(&run->model, prompt.ids, prompt.count, eot, &options, append_token, &sample);
     logger_sample(run->logger, run->progress.step, sample.text);
@@ -380,7 +408,8 @@ void run_print_summary(const Run *run) {
 
 static bool inference_load(InferenceModel *out, const InferenceOptions *options, Error *err) {
     RunConfig *config = &out->config;
-    if (!model_file_read_config(&config->arch, options->path, err) || !model_config_finish(&config->arch, err)) return false;
+    if (!model_file_read_config(&config->arch, options->path, err) || !model_config_finish(&config->arch, err))
+        return false;
     bool given = options->tokenizer != NULL && options->tokenizer[0] != '\0';
     char *beside = path_join(options->path, "tokenizer.json");
     bool ok = true;
@@ -397,7 +426,9 @@ static bool inference_load(InferenceModel *out, const InferenceOptions *options,
         return error_set(err, "seq_len=%lld is longer than the model's learned positions, max_seq_len=%lld",
                          (long long)seq_len, (long long)config->arch.max_seq_len);
     config->dtype = options->dtype;
-    ModelShape shape = {.max_rows = options->rows, .max_seq_len = seq_len, .dtype = options->dtype,
+    ModelShape shape = {.max_rows = options->rows,
+                        .max_seq_len = max_i64(seq_len, options->cache_tokens),
+                        .dtype = options->dtype,
                         .cache_tokens = options->cache_tokens};
     shape.loss_chunk_rows = plan_loss_chunk_rows(config, shape.max_rows);
     Arena measure;

@@ -1,5 +1,5 @@
-// run.h: a training run with everything it needs, opened in the order in which mistakes are cheap, and its state in and
-// out of checkpoints. train_gpt's loop drives it; eval, sample and ckpt use the parts that read models.
+// run.h: a training run with everything it needs, opened in the order in which mistakes are cheap, and its state in
+// and out of checkpoints. train_gpt's loop drives it; eval, sample and ckpt use the parts that read models.
 #ifndef LLMC_RUN_H
 #define LLMC_RUN_H
 
@@ -16,10 +16,10 @@ extern "C" {
 
 // What a checkpoint keeps besides tensors. The data position and the learning rate are functions of step.
 typedef struct {
-    int64_t step;            // optimizer steps done
-    int64_t bad_steps;       // of them skipped for a non-finite gradient
+    int64_t step;       // optimizer steps done
+    int64_t bad_steps;  // of them skipped for a non-finite gradient
     int64_t bad_in_row;
-    double seconds;          // time spent in the loop, earlier runs included
+    double seconds;  // time spent in the loop, earlier runs included
 } RunProgress;
 
 typedef struct {
@@ -27,40 +27,41 @@ typedef struct {
     Schedule schedule;
     Comm comm;
     Backend *be;
-    double peak_flops;       // of the matmul dtype, measured at start
+    double peak_flops;  // of the matmul dtype, measured at start
     MemoryPlan plan;
     Arena arena;
     Model model;
     Optimizer optimizer;
-    Tokenizer *tokenizer;    // NULL when unknown: then no bits per byte, no samples
+    Tokenizer *tokenizer;  // NULL when unknown: then no bits per byte, no samples
     Loader *loader;
     HeldOut *heldout[CONFIG_MAX_SOURCES];
     Logger *logger;
     RunProgress progress;
     double resumed_seconds;  // progress when this process began
     int64_t resumed_step;
-    double started;          // now_seconds() when the loop began
-    int phase;               // whose trainable mask is in force
+    double started;  // now_seconds() when the loop began
+    int phase;       // whose trainable mask is in force
 } Run;
 
-// Everything before the first step: schedule, tokenizer, shards (checked), memory (planned, then taken), weights (fresh,
-// imported or resumed), logger. On an error nothing is left open and nothing of an existing run was touched.
+// Everything before the first step: schedule, tokenizer, shards (checked), memory (planned, then taken), weights
+// (fresh, imported or resumed), logger. On an error nothing is left open and nothing of an existing run was touched.
 bool run_open(Run *run, const RunConfig *config, Error *err);
 void run_close(Run *run);
 
-// The tokenizer of a config: the option, else tokenizer.json of init_from, else the one beside the first source's shards,
-// else NULL (no error).
+// The tokenizer of a config: the option, else tokenizer.json of init_from, else the one beside the first source's
+// shards, else NULL (no error).
 bool run_find_tokenizer(Tokenizer **out, const RunConfig *config, Error *err);
 // The vocabulary, if it was left open, from the tokenizer, the shards or the preset; then model_config_finish.
 bool run_resolve_model(RunConfig *config, const Tokenizer *tokenizer, Error *err);
 
-// Enters the phase of the next step (trainable mask), and, in runs bounded by time, moves the horizon to where the measured
-// speed puts it. False: the run is over.
+// Enters the phase of the next step (trainable mask), and, in runs bounded by time, moves the horizon to where the
+// measured speed puts it. False: the run is over.
 bool run_begin_step(Run *run, Error *err);
 // Counts steps that a non-finite gradient skipped; an error once max_bad_steps came in a row.
 bool run_guard_step(Run *run, const GradStats *stats, Error *err);
 // One record for the logger from what the step saw.
-StepRecord run_step_record(const Run *run, const StepBatch *batch, double loss, const GradStats *stats, double step_ms);
+StepRecord run_step_record(const Run *run, const StepBatch *batch, double loss, const GradStats *stats,
+                           double step_ms);
 // Held-out loss of every source that has held-out text, and their mean weighted by tokens, logged.
 bool run_evaluate(Run *run, Error *err);
 // A continuation of config.sample_prompt, logged.
@@ -73,8 +74,9 @@ void run_print_summary(const Run *run);
 
 // ---- models in and out, shared with eval, sample and ckpt ----
 
-// A model for inference from a checkpoint, a Hugging Face directory or an llm.c file. rows, seq_len, cache_tokens: as in
-// ModelShape; seq_len 0: the model's own. The arena and model are the caller's to free, tokenizer may come out NULL.
+// A model for inference from a checkpoint, a Hugging Face directory or an llm.c file. rows, seq_len, cache_tokens: as
+// in ModelShape; seq_len 0: the model's own. The arena and model are the caller's to free, tokenizer may come out
+// NULL.
 typedef struct {
     RunConfig config;  // only dtype, arch and device are meaningful
     Backend *be;

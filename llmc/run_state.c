@@ -76,8 +76,9 @@ static bool state_from_json(StateFile *out, const cJSON *root, const char *path,
         !read_fingerprint(root, &out->tokenizer_fingerprint, path, err))
         return false;
     if (progress->bad_in_row > progress->bad_steps || progress->bad_steps > progress->step)
-        return error_set(err, "%s: expected bad_in_row <= bad_steps <= step, found %" PRId64 ", %" PRId64
-                              ", %" PRId64, path, progress->bad_in_row, progress->bad_steps, progress->step);
+        return error_set(err,
+                         "%s: expected bad_in_row <= bad_steps <= step, found %" PRId64 ", %" PRId64 ", %" PRId64,
+                         path, progress->bad_in_row, progress->bad_steps, progress->step);
     if (!json_as_f64(json_find(root, "seconds"), &progress->seconds) || progress->seconds < 0)
         return error_set(err, "%s: expected \"seconds\" to be a number of 0 or more", path);
     return true;
@@ -143,7 +144,9 @@ static bool write_optimizer(Run *run, const char *dir, Error *err) {
     int count = state_tensors(run, run->config.dtype == DTYPE_BF16, &list);
     SafeTensorSpec *specs = xcalloc((size_t)count, sizeof *specs);
     for (int i = 0; i < count; ++i)
-        specs[i] = (SafeTensorSpec){.name = list[i].name, .dtype = DTYPE_F32, .ndim = list[i].spec->ndim,
+        specs[i] = (SafeTensorSpec){.name = list[i].name,
+                                    .dtype = DTYPE_F32,
+                                    .ndim = list[i].spec->ndim,
                                     .dim = {list[i].spec->dim[0], list[i].spec->dim[1]}};
     StateWriter writer = {run, list, xmalloc(to_size(SAFETENSORS_CHUNK_ELEMS) * sizeof(float))};
     char *path = path_join(dir, "optimizer.safetensors");
@@ -259,7 +262,10 @@ bool run_state_save(Run *run, Error *err) {
     return checkpoint_commit(&writer, err) && checkpoint_prune(run->config.out_dir, run->config.keep_last, err);
 }
 
-static bool same_architecture(const ModelConfig *a, const ModelConfig *b) {
+// How fresh weights would be drawn does not matter to weights that are there.
+static bool same_architecture(const ModelConfig *a, const ModelConfig *theirs) {
+    ModelConfig renamed = *theirs, *b = &renamed;
+    b->init_std = a->init_std;
     char *x = hf_config_write(a, DTYPE_F32, -1, -1), *y = hf_config_write(b, DTYPE_F32, -1, -1);
     bool same = strcmp(x, y) == 0;
     free(x);
@@ -270,12 +276,16 @@ static bool same_architecture(const ModelConfig *a, const ModelConfig *b) {
 static bool check_state(const Run *run, const StateFile *state, const char *dir, Error *err) {
     const char *wanted = optimizer_name(run->config.optimizer);
     if (strcmp(state->optimizer, wanted) != 0)
-        return error_set(err, "%s: this checkpoint was trained with optimizer=%s, the run asks for %s: to change it, "
-                              "start a new run with init_from=%s", dir, state->optimizer, wanted, dir);
+        return error_set(err,
+                         "%s: this checkpoint was trained with optimizer=%s, the run asks for %s: to change it, "
+                         "start a new run with init_from=%s",
+                         dir, state->optimizer, wanted, dir);
     uint64_t fingerprint = run->tokenizer == NULL ? 0 : tokenizer_fingerprint(run->tokenizer);
     if (state->tokenizer_fingerprint != 0 && fingerprint != 0 && state->tokenizer_fingerprint != fingerprint)
-        return error_set(err, "%s: this checkpoint was trained with another tokenizer (fingerprint %016" PRIx64
-                              ", the run's is %016" PRIx64 ")", dir, state->tokenizer_fingerprint, fingerprint);
+        return error_set(err,
+                         "%s: this checkpoint was trained with another tokenizer (fingerprint %016" PRIx64
+                         ", the run's is %016" PRIx64 ")",
+                         dir, state->tokenizer_fingerprint, fingerprint);
     ModelConfig arch;
     if (!model_file_read_config(&arch, dir, err) || !model_config_finish(&arch, err)) return false;
     if (!same_architecture(&arch, &run->config.arch)) {

@@ -1,5 +1,6 @@
 // run_state.h: a run in and out of a checkpoint directory: weights as a Hugging Face model, optimizer.safetensors
-// (master.NAME in bf16 runs, m.NAME, v.NAME; fp32) and state.json. Loading gives back every bit that the next step depends on.
+// (master.NAME in bf16 runs, m.NAME, v.NAME; fp32) and state.json. Loading gives back every bit that the next step
+// depends on.
 #ifndef LLMC_RUN_STATE_H
 #define LLMC_RUN_STATE_H
 

@@ -57,7 +57,8 @@ int64_t sample_continue(Model *model, const int32_t *prompt, int64_t prompt_coun
     SampleCandidate *scratch = xmalloc(to_size(V) * sizeof *scratch);
     int64_t position = 0;
     for (; position < prompt_count; position += min_i64(model->shape.max_rows, prompt_count - position))
-        model_decode(model, prompt + position, min_i64(model->shape.max_rows, prompt_count - position), position, logits);
+        model_decode(model, prompt + position, min_i64(model->shape.max_rows, prompt_count - position), position,
+                     logits);
     while (made < options->max_tokens) {
         int32_t id = sample_pick(logits, V, options, position, scratch);
         if (id == eot) break;

@@ -25,8 +25,8 @@ typedef struct {
 int32_t sample_pick(const float *logits, int64_t V, const SampleOptions *options, int64_t position,
                     SampleCandidate *scratch);
 
-// Continues prompt[prompt_count] (at least one token) until max_tokens new ones, the end-of-text id, or a full cache. Every
-// new token goes to emit; false from it stops. Returns how many were made.
+// Continues prompt[prompt_count] (at least one token) until max_tokens new ones, the end-of-text id, or a full cache.
+// Every new token goes to emit; false from it stops. Returns how many were made.
 typedef bool (*SampleEmit)(void *context, int32_t id);
 int64_t sample_continue(Model *model, const int32_t *prompt, int64_t prompt_count, int32_t eot,
                         const SampleOptions *options, SampleEmit emit, void *context);

@@ -1,5 +1,5 @@
-// test_model.c: the whole model against PyTorch's golden values (tests/golden/README.md says what each tensor is): logits, loss,
-// every gradient, ten AdamW steps, documents, prefixes and windows; then what must hold to the bit.
+// test_model.c: the whole model against PyTorch's golden values (tests/golden/README.md says what each tensor is):
+// logits, loss, every gradient, ten AdamW steps, documents, prefixes and windows; then what must hold to the bit.
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -17,7 +17,7 @@ typedef struct {
     DType dtype;
     int threads;
     bool recompute;
-    int64_t chunk;   // loss_chunk_rows, 0: all rows at once
+    int64_t chunk;  // loss_chunk_rows, 0: all rows at once
     OptimizerKind optimizer;
 } Setup;
 
@@ -59,8 +59,12 @@ static void trained_open(Trained *t, const char *dir, int64_t rows, int64_t T, i
     if (!model_config_finish(&t->config.arch, &err)) fail_msg("%s", err.message);
     t->be = backend_cpu_open(setup.threads, NULL, &err);
     if (t->be == NULL) fail_msg("%s", err.message);
-    ModelShape shape = {.max_rows = rows, .max_seq_len = T, .dtype = setup.dtype, .training = true,
-                        .loss_chunk_rows = setup.chunk > 0 ? setup.chunk : rows, .recompute = setup.recompute};
+    ModelShape shape = {.max_rows = rows,
+                        .max_seq_len = T,
+                        .dtype = setup.dtype,
+                        .training = true,
+                        .loss_chunk_rows = setup.chunk > 0 ? setup.chunk : rows,
+                        .recompute = setup.recompute};
     Arena measure;
     arena_init_measuring(&measure);
     trained_layout(t, &shape, NULL, &measure);
@@ -72,7 +76,8 @@ static void trained_open(Trained *t, const char *dir, int64_t rows, int64_t T, i
     trained_layout(t, &shape, t->be, &t->arena);
     assert_int_equal(t->arena.used_bytes, measure.used_bytes);
     optimizer_reset(&t->optimizer, &t->model);
-    if (!model_file_read(dir, &t->config.arch, &t->model.params, put_parameter, &t->model, &err)) fail_msg("%s", err.message);
+    if (!model_file_read(dir, &t->config.arch, &t->model.params, put_parameter, &t->model, &err))
+        fail_msg("%s", err.message);
     for (int i = 0; i < t->model.params.count; ++i) t->optimizer.trainable[i] = true;
 }
 
@@ -145,7 +150,12 @@ static GoldenBatch golden_batch(const SafeTensors *golden, bool masked) {
         for (int64_t i = 0; i < B * T; ++i) g.weights[i] = 1.0f;
     }
     for (int64_t i = 0; i < B * T; ++i) g.weight_sum += (double)g.weights[i];
-    g.batch = (Batch){.B = B, .T = T, .tokens = g.tokens, .targets = g.targets, .weights = g.weights, .doc = g.doc,
+    g.batch = (Batch){.B = B,
+                      .T = T,
+                      .tokens = g.tokens,
+                      .targets = g.targets,
+                      .weights = g.weights,
+                      .doc = g.doc,
                       .prefix = g.prefix};
     return g;
 }
@@ -177,12 +187,13 @@ static void assert_close(double error, double tolerance, const char *what) {
     if (!(error <= tolerance)) fail_msg("%s: error %.3g, tolerance %.3g", what, error, tolerance);
 }
 
-// Compares our flat fp32 array (weights or gradients) with Hugging Face's tensors. The k bias of GPT-2 has a gradient that is
-// zero in exact arithmetic: see tests/golden/README.md.
+// Compares our flat fp32 array (weights or gradients) with Hugging Face's tensors. The k bias of GPT-2 has a gradient
+// that is zero in exact arithmetic: see tests/golden/README.md.
 static double compare_params(const Trained *t, const float *flat, const SafeTensors *golden, const char *prefix,
                              double tolerance, double k_bias_absolute) {
     HfMap map;
-    // The names are those of the golden model, which knows no window: with one, a GPT-2 is no GPT2LMHeadModel any more.
+    // The names are those of the golden model, which knows no window: with one, a GPT-2 is no GPT2LMHeadModel any
+    // more.
     ModelConfig named = t->config.arch;
     named.window = 0;
     hf_map_build(&map, &t->model.params, &named);
@@ -393,12 +404,16 @@ static void test_accumulation(void **state) {
     for (int repeat = 0; repeat < 2; ++repeat) {
         model_begin_step(&t.model);
         for (int64_t row = 0; row < g.batch.B; ++row) {
-            Batch one = {.B = 1, .T = T, .tokens = g.tokens + row * T, .targets = g.targets + row * T,
+            Batch one = {.B = 1,
+                         .T = T,
+                         .tokens = g.tokens + row * T,
+                         .targets = g.targets + row * T,
                          .weights = g.weights + row * T};
             model_forward(&t.model, &one, 1 / g.weight_sum, true);
             model_backward(&t.model);
         }
-        assert_close(compare_params(&t, t.model.grads, golden, "grad.", FP32.gradient, 0), FP32.all_gradients, "gradients");
+        assert_close(compare_params(&t, t.model.grads, golden, "grad.", FP32.gradient, 0), FP32.all_gradients,
+                     "gradients");
     }
     trained_close(&t);
     golden_batch_free(&g);
@@ -462,7 +477,8 @@ static void test_trainable_mask(void **state) {
     optimizer_step(&t.optimizer, &t.model, &t.config, 1e-3, 1, 1);
     for (int i = 0; i < t.model.params.count; ++i) {
         const ParamSpec *spec = &t.model.params.spec[i];
-        bool moved = memcmp(before + spec->offset, t.model.master + spec->offset, to_size(spec->elems) * sizeof(float)) != 0;
+        bool moved =
+            memcmp(before + spec->offset, t.model.master + spec->offset, to_size(spec->elems) * sizeof(float)) != 0;
         assert_int_equal(moved, spec->layer == 1 || spec->role == PARAM_HEAD);
     }
     assert_false(optimizer_set_trainable(&t.optimizer, &t.model.params, "blocks.*", &err));

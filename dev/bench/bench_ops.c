@@ -1,6 +1,7 @@
-// bench_ops.c: single operations at the shapes of real models, through the very function pointers that training calls. Operands
-// rotate through several copies, so that they come from memory and not from a cache that a training step would not have; the
-// median and the 10th and 90th percentile are shown, with FLOP/s against the measured peak and bytes/s from the operands' sizes.
+// bench_ops.c: single operations at the shapes of real models, through the very function pointers that training
+// calls. Operands rotate through several copies, so that they come from memory and not from a cache that a training
+// step would not have; the median and the 10th and 90th percentile are shown, with FLOP/s against the measured peak
+// and bytes/s from the operands' sizes.
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -10,13 +11,25 @@
 #include "llmc/backend.h"
 #include "llmc/rng.h"
 
-typedef enum { OP_MATMUL, OP_ATTENTION_FORWARD, OP_ATTENTION_BACKWARD, OP_NORM_FORWARD, OP_NORM_BACKWARD, OP_GELU_FORWARD,
-               OP_GELU_BACKWARD, OP_SWIGLU_FORWARD, OP_CROSS_ENTROPY, OP_ADD, OP_GRAD_CLIP, OP_ADAMW } OpKind;
+typedef enum {
+    OP_MATMUL,
+    OP_ATTENTION_FORWARD,
+    OP_ATTENTION_BACKWARD,
+    OP_NORM_FORWARD,
+    OP_NORM_BACKWARD,
+    OP_GELU_FORWARD,
+    OP_GELU_BACKWARD,
+    OP_SWIGLU_FORWARD,
+    OP_CROSS_ENTROPY,
+    OP_ADD,
+    OP_GRAD_CLIP,
+    OP_ADAMW
+} OpKind;
 
 typedef struct {
     const char *name;
     OpKind kind;
-    int64_t M, N, K;         // matmul: out(M,N); others: rows M, width N; attention: B, T, heads (of 64)
+    int64_t M, N, K;  // matmul: out(M,N); others: rows M, width N; attention: B, T, heads (of 64)
     bool trans_a, trans_b, accumulate;
 } OpCase;
 
@@ -123,24 +136,37 @@ static void run_case(Backend *be, const OpCase *c, const Operands *o, DType dtyp
     AttentionArgs attention = {.B = c->M, .T = c->N, .NH = c->K, .NKV = c->K, .HS = 64, .scale = 0.125f};
     switch (c->kind) {
     case OP_MATMUL:
-        be->matmul(be, t[0], t[1], t[2], (MatmulArgs){.trans_a = c->trans_a, .trans_b = c->trans_b, .alpha = 1, .beta = 1,
-                                                      .add = c->accumulate ? t[0] : TENSOR_NONE});
+        be->matmul(be, t[0], t[1], t[2],
+                   (MatmulArgs){.trans_a = c->trans_a,
+                                .trans_b = c->trans_b,
+                                .alpha = 1,
+                                .beta = 1,
+                                .add = c->accumulate ? t[0] : TENSOR_NONE});
         break;
     case OP_ATTENTION_FORWARD: be->attention_forward(be, t[0], t[1], t[2], attention); break;
     case OP_ATTENTION_BACKWARD: be->attention_backward(be, t[3], t[4], t[2], t[0], t[1], attention); break;
     case OP_NORM_FORWARD: be->norm_forward(be, t[0], t[3], t[4], t[1], t[5], t[5], norm); break;
-    case OP_NORM_BACKWARD: be->norm_backward(be, t[0], t[6], t[7], t[1], t[2], t[5], t[3], t[4], true, false, norm); break;
+    case OP_NORM_BACKWARD:
+        be->norm_backward(be, t[0], t[6], t[7], t[1], t[2], t[5], t[3], t[4], true, false, norm);
+        break;
     case OP_GELU_FORWARD: be->activation_forward(be, t[0], t[1], ACT_GELU); break;
     case OP_GELU_BACKWARD: be->activation_backward(be, t[0], t[1], t[2], ACT_GELU); break;
     case OP_SWIGLU_FORWARD: be->activation_forward(be, t[0], t[1], ACT_SWIGLU); break;
     case OP_CROSS_ENTROPY:
-        be->cross_entropy(be, t[1], t[0], t[2], t[3], (CrossEntropyArgs){.V = c->N - 47, .loss_scale = 1e-3f, .want_grad = true});
+        be->cross_entropy(be, t[1], t[0], t[2], t[3],
+                          (CrossEntropyArgs){.V = c->N - 47, .loss_scale = 1e-3f, .want_grad = true});
         break;
     case OP_ADD: be->add(be, t[0], t[1], t[2]); break;
     case OP_GRAD_CLIP: be->grad_clip(be, t[1].data, t[0], 1.0f); break;
     case OP_ADAMW: {
-        OptimTensor tensor = {.master = t[0].data, .weight = dtype == DTYPE_BF16 ? t[4].data : NULL, .grad = t[1].data,
-                              .m = t[2].data, .v = t[3].data, .elems = c->N, .lr = 1e-4f, .weight_decay = 0.1f};
+        OptimTensor tensor = {.master = t[0].data,
+                              .weight = dtype == DTYPE_BF16 ? t[4].data : NULL,
+                              .grad = t[1].data,
+                              .m = t[2].data,
+                              .v = t[3].data,
+                              .elems = c->N,
+                              .lr = 1e-4f,
+                              .weight_decay = 0.1f};
         be->adamw(be, &tensor, 1, t[5].data, (AdamwArgs){0.9f, 0.95f, 1e-8f, 10});
         break;
     }
@@ -161,7 +187,8 @@ static double case_flops(const OpCase *c) {
 static double case_bytes(const OpCase *c, const Operands *o, DType dtype) {
     double bytes = 0;
     for (int i = 0; i < o->count; ++i) bytes += (double)tensor_bytes(o->t[i]);
-    if (c->accumulate || c->kind == OP_CROSS_ENTROPY || c->kind == OP_NORM_BACKWARD) bytes += (double)tensor_bytes(o->t[0]);
+    if (c->accumulate || c->kind == OP_CROSS_ENTROPY || c->kind == OP_NORM_BACKWARD)
+        bytes += (double)tensor_bytes(o->t[0]);
     if (c->kind == OP_ADAMW) {
         for (int i = 0; i < 4; ++i) bytes += i == 1 ? 0 : (double)tensor_bytes(o->t[i]);
         if (dtype != DTYPE_BF16) bytes -= (double)tensor_bytes(o->t[4]);
@@ -211,10 +238,8 @@ static bool bench_case(Backend *be, const OpCase *c, DType dtype, double peak, i
     double median = bench_median(seconds, repeats), flops = case_flops(c), bytes = case_bytes(c, &one, dtype);
     printf("%-24s %-5s %9.3f %9.3f %9.3f", c->name, dtype_name(dtype), seconds[repeats / 10] * 1e3, median * 1e3,
            seconds[repeats - 1 - repeats / 10] * 1e3);
-    if (flops > 0)
-        printf(" %9.1f GFLOP/s %6.1f %%\n", flops / median * 1e-9, 100 * flops / median / peak);
-    else
-        printf(" %9.1f GB/s\n", bytes / median * 1e-9);
+    if (flops > 0) printf(" %9.1f GFLOP/s %6.1f %%\n", flops / median * 1e-9, 100 * flops / median / peak);
+    else printf(" %9.1f GB/s\n", bytes / median * 1e-9);
     free(seconds);
     arena_free(&arena);
     return true;
@@ -229,8 +254,10 @@ int bench_ops_main(int argc, char **argv) {
                                    {"--threads", NULL, &threads, "0: all cores"},
                                    {"--isa", &isa, NULL, "auto, generic, avx2, avx512, avx512bf16"},
                                    {NULL, NULL, NULL, NULL}};
-    int status = bench_parse(options, "bench op: single operations at the shapes of real models\n\n"
-                                      "example\n  bench op --only head --dtype bf16", argc, argv);
+    int status = bench_parse(options,
+                             "bench op: single operations at the shapes of real models\n\n"
+                             "example\n  bench op --only head --dtype bf16",
+                             argc, argv);
     if (status >= 0) return status;
     DType dtype;
     Error err = {""};

@@ -1,5 +1,6 @@
-// bench_step.c: whole training steps (forward, backward, clip, AdamW) at fixed shapes on random tokens: tokens/s, where the time
-// goes, share of the measured peak, planned and resident memory. One JSON line, so that drivers can put peers beside it.
+// bench_step.c: whole training steps (forward, backward, clip, AdamW) at fixed shapes on random tokens: tokens/s,
+// where the time goes, share of the measured peak, planned and resident memory. One JSON line, so that drivers can
+// put peers beside it.
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -76,8 +77,8 @@ static void fill_batch(StepBench *bench) {
         targets[i] = (int32_t)(rng_u32(2, RNG_STREAM_TEST, (uint64_t)i) % (uint32_t)bench->shape->V);
         weights[i] = 1;
     }
-    bench->batch = (Batch){.B = bench->shape->B, .T = bench->shape->T, .tokens = tokens, .targets = targets,
-                           .weights = weights};
+    bench->batch =
+        (Batch){.B = bench->shape->B, .T = bench->shape->T, .tokens = tokens, .targets = targets, .weights = weights};
 }
 
 static double one_step(StepBench *bench, int64_t t) {
@@ -93,16 +94,18 @@ static double one_step(StepBench *bench, int64_t t) {
     return seconds;
 }
 
-static void print_report(const StepBench *bench, double *seconds, int steps, double total, double peak, size_t planned) {
+static void print_report(const StepBench *bench, double *seconds, int steps, double total, double peak,
+                         size_t planned) {
     double tokens = (double)(bench->batch.B * bench->batch.T), sorted_median;
-    printf("{\"peer\": \"tokamak\", \"version\": \"%s\", \"shape\": \"%s\", \"dtype\": \"%s\", \"threads\": %d", bench->profile.inner->description,
-           bench->shape->name, dtype_name(bench->config.dtype), bench->profile.inner->threads);
+    printf("{\"peer\": \"tokamak\", \"version\": \"%s\", \"shape\": \"%s\", \"dtype\": \"%s\", \"threads\": %d",
+           bench->profile.inner->description, bench->shape->name, dtype_name(bench->config.dtype),
+           bench->profile.inner->threads);
     printf(", \"list\": [");
     for (int i = 0; i < steps; ++i) printf("%s%.2f", i ? ", " : "", tokens / seconds[i]);
     sorted_median = bench_median(seconds, steps);
     double flops = model_config_flops_per_token(&bench->config.arch, bench->shape->T) * tokens;
-    printf("], \"tok_per_s\": %.2f, \"step_ms\": %.2f, \"peak_gflops\": %.1f, \"peak_share\": %.4f", tokens / sorted_median,
-           sorted_median * 1e3, peak * 1e-9, flops / sorted_median / peak);
+    printf("], \"tok_per_s\": %.2f, \"step_ms\": %.2f, \"peak_gflops\": %.1f, \"peak_share\": %.4f",
+           tokens / sorted_median, sorted_median * 1e3, peak * 1e-9, flops / sorted_median / peak);
     double known = 0;
     printf(", \"shares\": {");
     for (int i = 0; i < PROFILE_KINDS; ++i) {
@@ -134,7 +137,8 @@ static int run_steps(DType dtype, const StepShape *shape, int steps, int threads
     plan_compute(&plan, &bench->config, &bench->schedule, be);
     be->workspace_limit_bytes = plan.workspace_bytes;
     CHECK(arena_init(&bench->arena, &bench->profile.outer, plan.arena.used_bytes, &err), "%s", err.message);
-    plan_layout(&bench->model, &bench->optimizer, &bench->config, &bench->schedule, &bench->profile.outer, &bench->arena);
+    plan_layout(&bench->model, &bench->optimizer, &bench->config, &bench->schedule, &bench->profile.outer,
+                &bench->arena);
     for (int i = 0; i < bench->model.params.count; ++i) bench->optimizer.trainable[i] = true;
     model_init_weights(&bench->model, 1);
     optimizer_reset(&bench->optimizer, &bench->model);
@@ -169,13 +173,16 @@ int bench_step_main(int argc, char **argv) {
                                    {"--recompute", &recompute, NULL, "none or block"},
                                    {"--chunk-rows", NULL, &chunk, "rows of logits at a time, 0: the engine's choice"},
                                    {NULL, NULL, NULL, NULL}};
-    int status = bench_parse(options, "bench step: whole training steps, one JSON line\n\n"
-                                      "example\n  bench step --shape 124M-b4-t256 --dtype bf16 --steps 5", argc, argv);
+    int status = bench_parse(options,
+                             "bench step: whole training steps, one JSON line\n\n"
+                             "example\n  bench step --shape 124M-b4-t256 --dtype bf16 --steps 5",
+                             argc, argv);
     if (status >= 0) return status;
     DType dtype;
     for (int i = 0; i < SHAPE_COUNT; ++i)
         if (strcmp(SHAPES[i].name, shape_name) == 0 && dtype_parse(dtype_text, &dtype) && steps > 0)
-            return run_steps(dtype, &SHAPES[i], (int)steps, (int)threads, isa, strcmp(recompute, "block") == 0, chunk);
+            return run_steps(dtype, &SHAPES[i], (int)steps, (int)threads, isa, strcmp(recompute, "block") == 0,
+                             chunk);
     fprintf(stderr, "bench step: expected a known --shape, --dtype and --steps above 0; see --help\n");
     return 2;
 }

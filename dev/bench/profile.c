@@ -7,59 +7,62 @@ const char *const PROFILE_NAMES[PROFILE_KINDS] = {"matmul", "attention", "loss",
 static Profile *profile_of(Backend *be) { return be->impl; }
 
 // One wrapper for each entry: PARAMS as in backend.h without the backend, ARGS the same names.
-#define PROFILE_OP(kind, op, PARAMS, ARGS)                     \
-    static void timed_##op PARAMS {                            \
-        Profile *profile = profile_of(be);                     \
-        Backend *inner = profile->inner;                       \
-        double start = now_seconds();                          \
-        inner->op ARGS;                                        \
-        profile->seconds[kind] += now_seconds() - start;       \
+#define PROFILE_OP(kind, op, PARAMS, ARGS)               \
+    static void timed_##op PARAMS {                      \
+        Profile *profile = profile_of(be);               \
+        Backend *inner = profile->inner;                 \
+        double start = now_seconds();                    \
+        inner->op ARGS;                                  \
+        profile->seconds[kind] += now_seconds() - start; \
     }
 
-PROFILE_OP(PROFILE_MEMORY, zero, (Backend *be, void *p, size_t n), (inner, p, n))
-PROFILE_OP(PROFILE_MEMORY, upload, (Backend *be, void *d, const void *s, size_t n), (inner, d, s, n))
-PROFILE_OP(PROFILE_MEMORY, download, (Backend *be, void *d, const void *s, size_t n), (inner, d, s, n))
-PROFILE_OP(PROFILE_MEMORY, copy, (Backend *be, void *d, const void *s, size_t n), (inner, d, s, n))
-PROFILE_OP(PROFILE_POINTWISE, bias_backward, (Backend *be, Tensor a, Tensor b, bool c), (inner, a, b, c))
-PROFILE_OP(PROFILE_EMBEDDING, embedding_forward, (Backend *be, Tensor a, Tensor b, Tensor c, Tensor d, Tensor e),
+PROFILE_OP(PROFILE_MEMORY, zero, (Backend * be, void *p, size_t n), (inner, p, n))
+PROFILE_OP(PROFILE_MEMORY, upload, (Backend * be, void *d, const void *s, size_t n), (inner, d, s, n))
+PROFILE_OP(PROFILE_MEMORY, download, (Backend * be, void *d, const void *s, size_t n), (inner, d, s, n))
+PROFILE_OP(PROFILE_MEMORY, copy, (Backend * be, void *d, const void *s, size_t n), (inner, d, s, n))
+PROFILE_OP(PROFILE_POINTWISE, bias_backward, (Backend * be, Tensor a, Tensor b, bool c), (inner, a, b, c))
+PROFILE_OP(PROFILE_EMBEDDING, embedding_forward, (Backend * be, Tensor a, Tensor b, Tensor c, Tensor d, Tensor e),
            (inner, a, b, c, d, e))
-PROFILE_OP(PROFILE_EMBEDDING, embedding_backward, (Backend *be, Tensor a, Tensor b, Tensor c, Tensor d, Tensor e),
+PROFILE_OP(PROFILE_EMBEDDING, embedding_backward, (Backend * be, Tensor a, Tensor b, Tensor c, Tensor d, Tensor e),
            (inner, a, b, c, d, e))
 PROFILE_OP(PROFILE_NORM, norm_forward,
-           (Backend *be, Tensor a, Tensor b, Tensor c, Tensor d, Tensor e, Tensor f, NormArgs args),
+           (Backend * be, Tensor a, Tensor b, Tensor c, Tensor d, Tensor e, Tensor f, NormArgs args),
            (inner, a, b, c, d, e, f, args))
 PROFILE_OP(PROFILE_NORM, norm_backward,
-           (Backend *be, Tensor a, Tensor b, Tensor c, Tensor d, Tensor e, Tensor f, Tensor g, Tensor h, bool i, bool j,
-            NormArgs args),
+           (Backend * be, Tensor a, Tensor b, Tensor c, Tensor d, Tensor e, Tensor f, Tensor g, Tensor h, bool i,
+            bool j, NormArgs args),
            (inner, a, b, c, d, e, f, g, h, i, j, args))
-PROFILE_OP(PROFILE_POINTWISE, qk_forward, (Backend *be, Tensor a, Tensor b, Tensor c, Tensor d, QkArgs args),
+PROFILE_OP(PROFILE_POINTWISE, qk_forward, (Backend * be, Tensor a, Tensor b, Tensor c, Tensor d, QkArgs args),
            (inner, a, b, c, d, args))
 PROFILE_OP(PROFILE_POINTWISE, qk_backward,
-           (Backend *be, Tensor a, Tensor b, Tensor c, Tensor d, Tensor e, Tensor f, Tensor g, bool h, QkArgs args),
+           (Backend * be, Tensor a, Tensor b, Tensor c, Tensor d, Tensor e, Tensor f, Tensor g, bool h, QkArgs args),
            (inner, a, b, c, d, e, f, g, h, args))
-PROFILE_OP(PROFILE_ATTENTION, attention_forward, (Backend *be, Tensor a, Tensor b, Tensor c, AttentionArgs args),
+PROFILE_OP(PROFILE_ATTENTION, attention_forward, (Backend * be, Tensor a, Tensor b, Tensor c, AttentionArgs args),
            (inner, a, b, c, args))
 PROFILE_OP(PROFILE_ATTENTION, attention_backward,
-           (Backend *be, Tensor a, Tensor b, Tensor c, Tensor d, Tensor e, AttentionArgs args),
+           (Backend * be, Tensor a, Tensor b, Tensor c, Tensor d, Tensor e, AttentionArgs args),
            (inner, a, b, c, d, e, args))
 PROFILE_OP(PROFILE_ATTENTION, attention_decode,
-           (Backend *be, Tensor a, Tensor b, Tensor c, Tensor d, int64_t e, AttentionArgs args), (inner, a, b, c, d, e, args))
-PROFILE_OP(PROFILE_POINTWISE, activation_forward, (Backend *be, Tensor a, Tensor b, Activation c), (inner, a, b, c))
-PROFILE_OP(PROFILE_POINTWISE, activation_backward, (Backend *be, Tensor a, Tensor b, Tensor c, Activation d),
+           (Backend * be, Tensor a, Tensor b, Tensor c, Tensor d, int64_t e, AttentionArgs args),
+           (inner, a, b, c, d, e, args))
+PROFILE_OP(PROFILE_POINTWISE, activation_forward, (Backend * be, Tensor a, Tensor b, Activation c), (inner, a, b, c))
+PROFILE_OP(PROFILE_POINTWISE, activation_backward, (Backend * be, Tensor a, Tensor b, Tensor c, Activation d),
            (inner, a, b, c, d))
-PROFILE_OP(PROFILE_LOSS, cross_entropy, (Backend *be, Tensor a, Tensor b, Tensor c, Tensor d, CrossEntropyArgs args),
+PROFILE_OP(PROFILE_LOSS, cross_entropy, (Backend * be, Tensor a, Tensor b, Tensor c, Tensor d, CrossEntropyArgs args),
            (inner, a, b, c, d, args))
-PROFILE_OP(PROFILE_LOSS, softcap, (Backend *be, Tensor a, float b), (inner, a, b))
-PROFILE_OP(PROFILE_LOSS, weighted_sum, (Backend *be, Tensor a, Tensor b, Tensor c, bool d), (inner, a, b, c, d))
-PROFILE_OP(PROFILE_POINTWISE, add, (Backend *be, Tensor a, Tensor b, Tensor c), (inner, a, b, c))
-PROFILE_OP(PROFILE_POINTWISE, cast, (Backend *be, Tensor a, Tensor b), (inner, a, b))
-PROFILE_OP(PROFILE_OPTIMIZER, grad_clip, (Backend *be, GradStats *a, Tensor b, float c), (inner, a, b, c))
+PROFILE_OP(PROFILE_LOSS, softcap, (Backend * be, Tensor a, float b), (inner, a, b))
+PROFILE_OP(PROFILE_LOSS, weighted_sum, (Backend * be, Tensor a, Tensor b, Tensor c, bool d), (inner, a, b, c, d))
+PROFILE_OP(PROFILE_POINTWISE, add, (Backend * be, Tensor a, Tensor b, Tensor c), (inner, a, b, c))
+PROFILE_OP(PROFILE_POINTWISE, cast, (Backend * be, Tensor a, Tensor b), (inner, a, b))
+PROFILE_OP(PROFILE_OPTIMIZER, grad_clip, (Backend * be, GradStats *a, Tensor b, float c), (inner, a, b, c))
 PROFILE_OP(PROFILE_OPTIMIZER, adamw,
-           (Backend *be, const OptimTensor *a, int64_t b, const GradStats *c, AdamwArgs args), (inner, a, b, c, args))
+           (Backend * be, const OptimTensor *a, int64_t b, const GradStats *c, AdamwArgs args),
+           (inner, a, b, c, args))
 PROFILE_OP(PROFILE_OPTIMIZER, muon_momentum,
-           (Backend *be, Tensor a, OptimTensor b, const GradStats *c, float d, bool e), (inner, a, b, c, d, e))
-PROFILE_OP(PROFILE_OPTIMIZER, frobenius_normalize, (Backend *be, Tensor a, float b), (inner, a, b))
-PROFILE_OP(PROFILE_OPTIMIZER, muon_apply, (Backend *be, OptimTensor a, Tensor b, const GradStats *c), (inner, a, b, c))
+           (Backend * be, Tensor a, OptimTensor b, const GradStats *c, float d, bool e), (inner, a, b, c, d, e))
+PROFILE_OP(PROFILE_OPTIMIZER, frobenius_normalize, (Backend * be, Tensor a, float b), (inner, a, b))
+PROFILE_OP(PROFILE_OPTIMIZER, muon_apply, (Backend * be, OptimTensor a, Tensor b, const GradStats *c),
+           (inner, a, b, c))
 
 static void timed_matmul(Backend *be, Tensor out, Tensor a, Tensor b, MatmulArgs args) {
     Profile *profile = profile_of(be);

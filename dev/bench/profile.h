@@ -1,5 +1,5 @@
-// profile.h: a backend that times another one, operation by operation. It is a Backend itself, so that whatever runs on the inner
-// one runs on it unchanged. For backends whose operations finish before they return (the CPU).
+// profile.h: a backend that times another one, operation by operation. It is a Backend itself, so that whatever runs
+// on the inner one runs on it unchanged. For backends whose operations finish before they return (the CPU).
 #ifndef BENCH_PROFILE_H
 #define BENCH_PROFILE_H
 
@@ -18,7 +18,7 @@ typedef enum {
 } ProfileKind;
 
 typedef struct {
-    Backend outer;                  // what to hand to the model
+    Backend outer;  // what to hand to the model
     Backend *inner;
     double seconds[PROFILE_KINDS];  // since profile_reset
     double matmul_flops;

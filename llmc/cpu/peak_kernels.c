@@ -1,13 +1,13 @@
-// peak_kernels.c: the multiply-add rate that matmuls are measured against: independent accumulators in registers, nothing
-// loaded. Called once at start-up; knows nothing of what it will be compared with.
+// peak_kernels.c: the multiply-add rate that matmuls are measured against: independent accumulators in registers,
+// nothing loaded. Called once at start-up; knows nothing of what it will be compared with.
 #include <omp.h>
 
 #include "llmc/cpu/isa.h"
 #include "llmc/cpu/kernels.h"
 #include "llmc/cpu/simd.h"
 
-// Twelve chains hide the latency of two four-cycle units. They are twelve variables, not an array, so that the compiler keeps
-// them in registers.
+// Twelve chains hide the latency of two four-cycle units. They are twelve variables, not an array, so that the
+// compiler keeps them in registers.
 #define PEAK_CHAINS 12
 #define PEAK_INNER 20000
 #define PEAK_TRIALS 64
@@ -25,12 +25,14 @@
 static float peak_fp32_burst(void) {
     vf x = vf_set(1.0000001f), y = vf_set(1e-7f);
 #define PEAK_START(c) vf sum##c = vf_set((float)(c));
-#define PEAK_STEP(c)          \
+#define PEAK_STEP(c)         \
     sum##c = sum##c * x + y; \
     PEAK_PIN(sum##c);
 #define PEAK_ADD(c) total += sum##c;
     PEAK_EACH(PEAK_START)
-    for (int64_t i = 0; i < PEAK_INNER; ++i) { PEAK_EACH(PEAK_STEP) }
+    for (int64_t i = 0; i < PEAK_INNER; ++i) {
+        PEAK_EACH(PEAK_STEP)
+    }
     vf total = vf_set(0.0f);
     PEAK_EACH(PEAK_ADD)
     return vf_sum(total);
@@ -39,20 +41,22 @@ static float peak_fp32_burst(void) {
 static float peak_bf16_burst(void) {
     __m512bh x = (__m512bh)_mm512_set1_epi16(0x3f80), y = (__m512bh)_mm512_set1_epi16(0x3400);
 #define PEAK_START_BF16(c) __m512 sum##c = _mm512_set1_ps((float)(c));
-#define PEAK_STEP_BF16(c)                     \
+#define PEAK_STEP_BF16(c)                    \
     sum##c = _mm512_dpbf16_ps(sum##c, x, y); \
     PEAK_PIN(sum##c);
 #define PEAK_ADD_BF16(c) total = _mm512_add_ps(total, sum##c);
     PEAK_EACH(PEAK_START_BF16)
-    for (int64_t i = 0; i < PEAK_INNER; ++i) { PEAK_EACH(PEAK_STEP_BF16) }
+    for (int64_t i = 0; i < PEAK_INNER; ++i) {
+        PEAK_EACH(PEAK_STEP_BF16)
+    }
     __m512 total = _mm512_setzero_ps();
     PEAK_EACH(PEAK_ADD_BF16)
     return _mm512_reduce_add_ps(total);
 }
 #endif
 
-// Every thread times its own bursts while the others run theirs and keeps its best: a neighbour's interference only ever
-// slows, and a barrier between bursts would measure the scheduler.
+// Every thread times its own bursts while the others run theirs and keeps its best: a neighbour's interference only
+// ever slows, and a barrier between bursts would measure the scheduler.
 static double measure_peak(Backend *be, DType dtype) {
     double flops_each = (double)PEAK_CHAINS * PEAK_INNER * VF_LANES * 2;
     float (*burst)(void) = peak_fp32_burst;
