@@ -6,12 +6,13 @@
 #   ROUNDS, STEPS    rounds of everything, timed steps of each program in a round (default 3 and 5)
 #   THREADS          default: all cores
 #   PEER_PYTHON      Pythons whose PyTorch is a peer, separated by spaces (default: python3; -: none)
-#   PEER_OPTIONS     options for peer_pytorch.py; a `;` separates settings to try, of which the best counts
+#   PEER_OPTIONS     options for peer_pytorch.py; a `;` separates settings to try, of which the best counts (default:
+#                    as it is, compiled, and with attention scores written out; --: as it is, alone)
 #   PEER_TIMEOUT     seconds after which a peer's run is given up (default 300)
 #   LLMC, LLMC_T256, LLMC_SMALL
 #                    llm.c's train_gpt2, built in its own tree and started in the directory where it lies, which holds
-#                    the model and the tokens that it reads: LLMC as it is (B=4 T=64), the others changed to T=256, and
-#                    to B=8 T=256 with a small model (L=6, NH=6, C=384)
+#                    the model and the tokens that it reads: LLMC as it is (B=4 T=64), the others changed: to T=256,
+#                    and to B=8 T=256 with a small model (L=6, NH=6, C=384)
 set -eu
 cd "$(dirname "$0")/../.."
 BUILD=${BUILD:-build}
@@ -21,7 +22,8 @@ ROUNDS=${ROUNDS:-3}
 STEPS=${STEPS:-5}
 THREADS=${THREADS:-$(nproc)}
 PEER_PYTHON=${PEER_PYTHON:-python3}
-PEER_OPTIONS=${PEER_OPTIONS:-}
+PEER_OPTIONS=${PEER_OPTIONS:-;--compile;--attention manual}
+[ "$PEER_OPTIONS" != -- ] || PEER_OPTIONS=
 PEER_TIMEOUT=${PEER_TIMEOUT:-300}
 RESULTS=$BUILD/bench_cpu.jsonl
 
@@ -55,7 +57,7 @@ run_pytorch() {  # python
         # shellcheck disable=SC2086
         line=$(timeout "$PEER_TIMEOUT" "$1" dev/bench/peer_pytorch.py --shape "$shape" --dtype "$dtype" \
                    --steps "$STEPS" --threads "$THREADS" $options 2>> "$BUILD/bench_cpu.stderr" | tail -n 1) || line=
-        record PyTorch "$line"
+        record "PyTorch${options:+ $options}" "$line"
     done
 }
 
