@@ -1,6 +1,5 @@
 // tokenizer_encode.c: text to ids. The text is split into pieces; a piece is looked up in a cache of recent pieces,
 // and merged when it is not there. Most pieces of ordinary text are cache hits, which is what makes it fast.
-#include <omp.h>
 #include <stdlib.h>
 #include <string.h>
 

@@ -73,8 +73,12 @@ def hugging_face(name, texts, found, eot, saved, config):
                 out.write(content)
         plain = tokenizers.Tokenizer.from_file(os.path.join(work, "tokenizer.json"))
         auto = transformers.AutoTokenizer.from_pretrained(work)
-    # Hugging Face finds special tokens in any text; prep tokenize does not.
+    # Hugging Face finds special tokens in any text; prep tokenize does not. Its NFC is that of Unicode 9, so about
+    # a hundred combining marks of rare scripts, added since, are ordered in another way.
+    old_nfc = tokenizers.normalizers.NFC().normalize_str if b'"NFC"' in saved else None
     keep = [i for i, text in enumerate(texts) if "<|endoftext|>" not in text]
+    if old_nfc is not None:
+        keep = [i for i in keep if old_nfc(texts[i]) == unicodedata.normalize("NFC", texts[i])]
     texts, found = [texts[i] for i in keep], [found[i] for i in keep]
     bad = compare(f"{name}, tokenizers", texts, found, lambda t: plain.encode(t, add_special_tokens=False).ids)
     bad += compare(f"{name}, AutoTokenizer", texts, found, lambda t: auto.encode(t, add_special_tokens=False))
