@@ -58,7 +58,7 @@ rm -rf "$OUT"
 
 say "the whole held-out tenth, from the checkpoint"
 CKPT=$(ls -d "$OUT"/step_* | tail -n 1)
-"$BUILD/train_gpt" eval ckpt="$CKPT" data="$DATA/shards/val_*.bin" seq_len=256
+"$BUILD/train_gpt" eval ckpt="$CKPT" data="$DATA/shards/val_*.bin" seq_len=128
 
 say "what it writes"
 "$BUILD/train_gpt" sample ckpt="$CKPT" prompt="And the LORD said unto" tokens=120 samples=2

@@ -6,6 +6,9 @@
 # Ends with "N passed, N failed, N skipped", or, if COUNTS names a file, with these three numbers added to it.
 set -u
 cd "$(dirname "$0")/.." || exit 1
+# Threads that wait sleep instead of spinning: tests run beside each other, or beside something else, would otherwise
+# spend their time waiting for threads that are not scheduled.
+export OMP_WAIT_POLICY=${OMP_WAIT_POLICY:-passive}
 build=${1:-build}
 only=${2:-}
 logs=$build/test-logs

@@ -159,4 +159,60 @@ from_checkpoint() {
     cmp "$dir/step_00000001/model.safetensors" "$work/fp32/step_00000024/model.safetensors"
 }
 check init_from_checkpoint from_checkpoint
+# Two sources, two phases of different row length, mixture and trainable tensors, documents masked in one source; killed in the
+# second phase.
+awk 'BEGIN {for (i = 0; i < 3000; ++i) printf "%d plus %d is %d\n", i % 37, i % 11, i % 37 + i % 11}' >"$work/sums.txt"
+"$prep" tokenize --tokenizer bytes --out "$work/sums" --docs line --val-fraction 0.1 "$work/sums.txt" >/dev/null 2>&1
+cat >"$work/phases.conf" <<EOF
+model = gpt2:d2
+channels = 48
+heads = 3
+max_seq_len = 64
+batch_rows = 2
+lr = 2e-3
+schedule = wsd
+val_every = 5
+val_tokens = 1k
+save_every = 4
+keep_last = 0
+[source text]
+train = $train
+val = $val
+[source sums]
+train = $work/sums/train_*.bin
+val = $work/sums/val_*.bin
+weight = 0.25
+doc_mask = true
+[phase main]
+steps = 10
+seq_len = 32
+batch_tokens = 256
+[phase late]
+steps = 10
+seq_len = 64
+batch_tokens = 512
+weight.sums = 3
+trainable = block.*,norm_f.*
+EOF
+phases() {
+    local run="$train_gpt train $work/phases.conf sample_tokens=4"
+    $run out_dir="$work/p" >"$work/p.log" 2>&1 || { tail -n 3 "$work/p.log"; return 1; }
+    (export FAULT_PATH=step_00000016 FAULT_AT=2 FAULT_KIND=kill
+     LD_PRELOAD="${sanitizer:+$sanitizer:}$fault" $run out_dir="$work/q") >"$work/q.log" 2>&1
+    [ -d "$work/q/step_00000012" ] && [ ! -d "$work/q/step_00000016" ] || return 1
+    $run out_dir="$work/q" >"$work/q.log" 2>&1 || { tail -n 3 "$work/q.log"; return 1; }
+    same_checkpoint "$work/p/step_00000020" "$work/q/step_00000020" || return 1
+    for source in text sums mean; do
+        grep -q "\"step\":20,.*\"source\":\"$source\"" "$work/p/metrics.jsonl" || { echo "    no held-out loss of $source"; return 1; }
+    done
+    # What the second phase does not train stays as the first left it.
+    "$train_gpt" sample ckpt="$work/p/step_00000020" prompt="1 plus" tokens=4 >/dev/null || return 1
+    grep -q '"phase":"late"' "$work/p/metrics.jsonl"
+}
+check sources_and_phases phases
+resolved() {
+    "$train_gpt" train "$work/phases.conf" --print-config >"$work/resolved.conf" &&
+        "$train_gpt" train "$work/resolved.conf" --print-config | cmp - "$work/resolved.conf"
+}
+check resolved_config_reads_back resolved
 finish
