@@ -292,13 +292,15 @@ StepRecord run_step_record(const Run *run, const StepBatch *batch, double loss, 
     double tokens = (double)(phase->rows_per_step * phase->T);
     double rate = tokens / (step_ms * 1e-3);
     double flops = model_config_flops_per_token(&run->config.arch, phase->T) * rate;
+    // Unknown before a run bounded by time has measured its first step.
+    int64_t total_steps = run->schedule.total_steps < SCHEDULE_OPEN_STEPS ? run->schedule.total_steps : 0;
     double spent = run->progress.seconds;
     double left = run->config.train_seconds > 0
                       ? run->config.train_seconds - spent
                       : (double)(run->schedule.total_steps - step) * (spent - run->resumed_seconds) /
                             (double)(step - run->resumed_step);
     return (StepRecord){.step = step,
-                        .total_steps = run->schedule.total_steps,
+                        .total_steps = total_steps,
                         .tokens = schedule_tokens_before(&run->schedule, step),
                         .loss = loss,
                         .lr = schedule_lr(&run->schedule, step - 1),
