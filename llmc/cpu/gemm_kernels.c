@@ -2,18 +2,21 @@
 // packing of gemm_pack.h and the micro-kernels of gemm_micro.h. Called through Backend.matmul only.
 //
 // out(M,N) is cut into one region per thread; threads share nothing and never wait for each other until the end. In a
-// region (Goto & van de Geijn, "Anatomy of high-performance matrix multiplication"; the figures are fp32, AVX-512):
+// region (after Goto & van de Geijn, "Anatomy of high-performance matrix multiplication"; the figures are fp32,
+// AVX-512, K = 768):
 //
-//   for ROW_BLOCK rows, for COL_BLOCK columns, for a block of K (<= BLOCK_WORDS words):
-//       pack the rows of a                          512 * 768 words = 1.5 MB, in L3 (or L2, if smaller)
+//   for each block, of ROW_BLOCK rows, at most BLOCK_WORDS words of K, and if that is not all of K, COL_BLOCK columns:
+//       its rows of a are packed                    256 * 768 words = 786 KB, in L2 or L3
 //       for each panel of TILE_COLS columns:
-//           pack the panel of b                     768 * 48 words = 147 KB, stays in L2
+//           the panel of b is packed                768 * 48 words = 147 KB, in L2
 //           for each panel of TILE_ROWS rows:
-//               multiply, then the epilogue         8 x 48 sums in registers
+//               multiply, then the epilogue         8 * 48 sums in registers
 //
-// A micro-kernel takes 24 cycles per word and reads 192 bytes of b from L2 and 32 bytes of a from L3 for them: 8 and
-// 1.3 bytes a cycle, against some 32 and 10 that these give. Packing costs about 1/4 cycle an element of a once per
-// COL_BLOCK (or all) columns and of b once per ROW_BLOCK rows, multiply-adds 1/16 cycle: 4/512 for b, 4/1008 for a.
+// A micro-kernel takes 24 cycles a word, for which it reads 192 bytes of b and 32 bytes of a: 8 bytes a cycle from
+// L2, 1.3 from where a is. That is a third of what L2 gives and a tenth of L3. Packing by itself runs at about one
+// element a cycle from memory, a multiply-add at sixteen: it would cost 16/256 for b and 16/N for a. So all of it but
+// a region's first block and panel is done by the micro-kernels, aside (GemmAside): each fetches or packs, a step at a
+// time, a chunk of what comes next. An epilogue's memory is fetched at the start of its tile.
 #include <omp.h>
 
 #include "llmc/cpu/gemm_micro.h"
@@ -21,10 +24,10 @@
 #include "llmc/cpu/kernels.h"
 
 #define BLOCK_WORDS 768
-#define ROW_BLOCK (64 * TILE_ROWS)
-#define COL_BLOCK (21 * TILE_COLS)
+#define ROW_BLOCK (32 * TILE_ROWS)
+#define COL_BLOCK (21 * TILE_COLS)  // bounds the memory of sums that wait for the next block of K
 // Up to this many rows of a, a linear layer is bound by reading its weight: rows_dot reads it in place, once.
-#define FEW_ROWS 6
+#define FEW_ROWS 12
 // Below this many multiply-adds, starting threads costs more than it saves.
 #define THREAD_MIN_WORK 100000
 
@@ -50,7 +53,6 @@ typedef struct {
 // Chunks of a (for a block) or of b (for a panel) to be packed, in order; `done` of them are.
 typedef struct {
     const GemmSource *source;
-    bool of_a;
     int64_t row, rows, k, elems, steps;
     GemmChunk first;
     int64_t next_chunk;  // words from a chunk to the next
@@ -63,13 +65,13 @@ static void tile_multiply_any(float *tile, const float *a, const GemmPacking *b,
 #define MULTIPLY(width, does, type)                                      \
     if (vectors == width && aside.kind == does && dtype == type) \
         tile_multiply(tile, a, b->first.to, steps, aside, width, does, type);
-#define MULTIPLY_ALL(type)                                                                                           \
-    MULTIPLY(TILE_VECTORS, ASIDE_NONE, type) MULTIPLY(TILE_VECTORS, ASIDE_FETCH, type)                               \
-    MULTIPLY(TILE_VECTORS, ASIDE_TRANSPOSE_A, type) MULTIPLY(TILE_VECTORS, ASIDE_TRANSPOSE_B, type)                  \
-    MULTIPLY(TILE_VECTORS, ASIDE_COPY_A, type) MULTIPLY(TILE_VECTORS, ASIDE_COPY_B, type)                            \
-    MULTIPLY(1, ASIDE_NONE, type) if (TILE_VECTORS > 2) { MULTIPLY(2, ASIDE_NONE, type) }
-    MULTIPLY_ALL(DTYPE_F32)
-    MULTIPLY_ALL(DTYPE_BF16)
+#define MULTIPLY_ALL(width, type)                                                                 \
+    MULTIPLY(width, ASIDE_NONE, type) MULTIPLY(width, ASIDE_FETCH, type)                          \
+    MULTIPLY(width, ASIDE_TRANSPOSE, type) MULTIPLY(width, ASIDE_COPY, type)
+    MULTIPLY_ALL(1, DTYPE_F32) MULTIPLY_ALL(1, DTYPE_BF16) MULTIPLY_ALL(2, DTYPE_F32) MULTIPLY_ALL(2, DTYPE_BF16)
+#if VF_LANES > 4
+    MULTIPLY_ALL(3, DTYPE_F32) MULTIPLY_ALL(3, DTYPE_BF16)
+#endif
 #undef MULTIPLY_ALL
 #undef MULTIPLY
 }
@@ -78,9 +80,9 @@ static void tile_multiply_any(float *tile, const float *a, const GemmPacking *b,
 
 static GemmPacking packing_of_a(const Gemm *g, const GemmBlock *block, float *panels) {
     const int64_t words = block->steps * STEP_WORDS;
-    return (GemmPacking){.source = &g->a, .of_a = true, .row = block->r.row, .rows = block->r.rows, .k = block->k,
+    return (GemmPacking){.source = &g->a, .row = block->r.row, .rows = block->r.rows, .k = block->k,
                          .elems = block->elems, .steps = block->steps,
-                         .first = {panels, TILE_ROWS, TILE_ROWS < VF_LANES ? TILE_ROWS * words : 0},
+                         .first = {panels, TILE_ROWS, TILE_ROWS * words},
                          .next_chunk = VF_LANES * words};
 }
 // The panel of TILE_COLS columns from `col` of the block on.
@@ -88,7 +90,7 @@ static GemmPacking packing_of_b(const Gemm *g, const GemmBlock *block, int64_t c
     const int64_t cols = min_i64(TILE_COLS, block->r.cols - col);
     return (GemmPacking){.source = &g->b, .row = block->r.col + col, .rows = cols, .k = block->k,
                          .elems = block->elems, .steps = block->steps,
-                         .first = {panel, round_up(cols, VF_LANES), 0}, .next_chunk = VF_LANES};
+                         .first = {panel, round_up(cols, VF_LANES), PART_ROWS}, .next_chunk = VF_LANES};
 }
 static GemmChunk packing_chunk(const GemmPacking *p, int64_t index) {
     GemmChunk chunk = p->first;
@@ -107,7 +109,7 @@ static void packing_finish(GemmPacking *p, DType dtype) {
 static int64_t fetch_tiles(const GemmPacking *p, DType dtype) {
     return p->source->k_contiguous ? max_i64(VF_LANES / (2 * FETCH_TURN), 1) : STEP_WORDS * word_elems(dtype) / 2;
 }
-// How many chunks can be packed aside of tiles of `steps` steps: whole ones, of just as many whole steps.
+// How many chunks can be packed aside of tiles of `steps` steps: whole ones, of just as many whole squares.
 static int64_t chunks_aside(const GemmPacking *p, int64_t steps, DType dtype) {
     return p->steps == steps && p->elems == steps * STEP_WORDS * word_elems(dtype) ? p->rows / VF_LANES : 0;
 }
@@ -115,21 +117,19 @@ static int64_t chunks_aside(const GemmPacking *p, int64_t steps, DType dtype) {
 static GemmAside packing_aside(const GemmPacking *p, int64_t tile, int64_t fetches, DType dtype) {
     const GemmSource *source = p->source;
     const int64_t chunk = tile / (fetches + 1), fetch = tile % (fetches + 1);
-    const int64_t bytes = elem_bytes(dtype), row = p->row + chunk * VF_LANES;
-    GemmAside aside = {.data = source->data, .ld = source->ld};
-    aside.index = source->k_contiguous ? row * source->ld + p->k : p->k * source->ld + row;
+    GemmAside aside = {.from = source_at(source, p->row + chunk * VF_LANES, p->k, dtype),
+                       .ld_bytes = source->ld * elem_bytes(dtype)};
     if (fetch == fetches) {
-        if (source->k_contiguous) aside.kind = p->of_a ? ASIDE_TRANSPOSE_A : ASIDE_TRANSPOSE_B;
-        if (!source->k_contiguous) aside.kind = p->of_a ? ASIDE_COPY_A : ASIDE_COPY_B;
+        aside.kind = source->k_contiguous ? ASIDE_TRANSPOSE : ASIDE_COPY;
+        aside.next_bytes = square_bytes(source, dtype);
         aside.chunk = packing_chunk(p, chunk);
         return aside;
     }
-    aside.kind = ASIDE_FETCH;
-    aside.next_line = source->ld * bytes;
     // Rows contiguous along K: a turn fetches one line of 2 * FETCH_TURN rows each. Else a tile fetches whole rows.
     const int64_t rows = source->k_contiguous ? 2 * FETCH_TURN : 2 * p->steps;
-    if (source->k_contiguous) aside.next_lines = 64 - 2 * FETCH_TURN * aside.next_line;
-    aside.line = (const char *)source->data + aside.index * bytes + fetch * rows * aside.next_line;
+    aside.kind = ASIDE_FETCH;
+    aside.from += fetch * rows * aside.ld_bytes;
+    if (source->k_contiguous) aside.next_bytes = 64 - rows * aside.ld_bytes;
     return aside;
 }
 
@@ -141,19 +141,18 @@ static void panel_multiply(const Gemm *g, const GemmBlock *block, int64_t col, i
                            const GemmPacking *a, const GemmPacking *b, GemmPacking *a_next, GemmPacking *b_next,
                            int64_t *a_tile) {
     const int64_t tiles = div_up(block->r.rows, TILE_ROWS);
-    const bool full = b->first.stride == TILE_COLS;
-    const int64_t b_chunks = full ? min_i64(chunks_aside(b_next, block->steps, g->dtype), tiles) : 0;
+    const int64_t b_chunks = min_i64(chunks_aside(b_next, block->steps, g->dtype), tiles);
     const int64_t b_fetches = b_chunks == 0 ? 0 : min_i64(tiles / b_chunks - 1, fetch_tiles(b_next, g->dtype));
     const int64_t b_first = tiles - b_chunks * (b_fetches + 1);
     const int64_t a_fetches = fetch_tiles(a_next, g->dtype);
-    const int64_t a_tiles = full ? chunks_aside(a_next, block->steps, g->dtype) * (a_fetches + 1) : 0;
+    const int64_t a_tiles = chunks_aside(a_next, block->steps, g->dtype) * (a_fetches + 1);
     GemmTile t = {.col = block->r.col + col, .cols = b->rows, .partial_ld = partial_ld,
                   .first_block = block->k == 0, .last_block = block->k + block->elems == g->K};
     for (int64_t i = 0; i < tiles; ++i) {
-        float tile[TILE_ROWS * TILE_COLS];
+        _Alignas(64) float tile[TILE_ROWS * TILE_COLS];
         t.row = block->r.row + i * TILE_ROWS;
         t.rows = min_i64(TILE_ROWS, block->r.rows - i * TILE_ROWS);
-        t.partial = block->partial == NULL ? NULL : block->partial + i * TILE_ROWS * partial_ld + col;
+        t.partial = block->partial + i * TILE_ROWS * partial_ld + col;
         GemmAside aside = {.kind = ASIDE_NONE};
         if (i >= b_first)
             aside = packing_aside(b_next, i - b_first, b_fetches, g->dtype);
@@ -168,43 +167,40 @@ static void panel_multiply(const Gemm *g, const GemmBlock *block, int64_t col, i
     a_next->done = *a_tile / (a_fetches + 1);
 }
 
-// How a region is cut into blocks, innermost along K, and where they find their memory. Sums of several blocks
-// along K wait in the output if it is fp32, else in scratch.
+// How a region is cut into blocks, innermost along K, and where they find their memory. Sums that wait for the next
+// block of K do so in the output if it is fp32, else in scratch.
 typedef struct {
     GemmRegion r;
-    int64_t row_block, col_block, count;
+    int64_t row_block, col_block, k_blocks, count;
     float *a_panels[2], *b_panels[2], *partial;
     int64_t partial_ld;
 } GemmPlan;
 
 static GemmBlock plan_block(const Gemm *g, const GemmPlan *plan, int64_t index) {
-    const int64_t along_k = max_i64(div_up(g->K, g->block_k), 1), across = div_up(plan->r.cols, plan->col_block);
-    const int64_t row = index / along_k / across * plan->row_block, col = index / along_k % across * plan->col_block;
-    GemmBlock block = {.k = index % along_k * g->block_k};
+    const int64_t across = index / plan->k_blocks, col_blocks = div_up(plan->r.cols, plan->col_block);
+    const int64_t row = across / col_blocks * plan->row_block, col = across % col_blocks * plan->col_block;
+    GemmBlock block = {.k = index % plan->k_blocks * g->block_k};
     block.r = (GemmRegion){plan->r.row + row, min_i64(plan->row_block, plan->r.rows - row), plan->r.col + col,
                            min_i64(plan->col_block, plan->r.cols - col)};
     block.elems = min_i64(g->block_k, g->K - block.k);
-    block.steps = div_up(block.elems, STEP_WORDS * word_elems(g->dtype));
-    if (along_k > 1 && g->epilogue.dtype == DTYPE_F32)
-        block.partial = (float *)g->epilogue.out + block.r.row * g->N + block.r.col;
-    else if (along_k > 1)
-        block.partial = plan->partial;
+    block.steps = div_up(block.elems, VF_LANES * word_elems(g->dtype)) * VF_QUADS;
+    block.partial = plan->partial;
+    if (g->epilogue.dtype == DTYPE_F32) block.partial = (float *)g->epilogue.out + block.r.row * g->N + block.r.col;
     return block;
 }
 
 static GemmPlan plan_region(const Gemm *g, GemmRegion region, Backend *be) {
-    const int64_t along_k = max_i64(div_up(g->K, g->block_k), 1);
-    const bool several = along_k > 1, in_place = g->epilogue.dtype == DTYPE_F32;
-    GemmPlan plan = {.r = region, .row_block = ROW_BLOCK, .col_block = several ? COL_BLOCK : region.cols};
-    plan.count = div_up(region.rows, ROW_BLOCK) * div_up(region.cols, plan.col_block) * along_k;
-    const int64_t words = div_up(g->block_k, word_elems(g->dtype));
-    const int64_t rows = min_i64(ROW_BLOCK, round_up(region.rows, VF_LANES));
-    const int64_t cols = min_i64(plan.col_block, round_up(region.cols, TILE_COLS));
-    plan.partial_ld = in_place ? g->N : cols;
-    const int64_t a_words = round_up(rows * words, 16), b_words = TILE_COLS * words;
-    const int64_t a_buffers = plan.count > 1 ? 2 : 1, partial_words = several && !in_place ? rows * cols : 0;
-    float *scratch = cpu_scratch(be, omp_get_thread_num(),
-                                 sizeof(float) * to_size(a_buffers * a_words + 2 * b_words + partial_words));
+    GemmPlan plan = {.r = region, .row_block = min_i64(ROW_BLOCK, region.rows), .col_block = region.cols,
+                     .k_blocks = max_i64(div_up(g->K, g->block_k), 1)};
+    if (plan.k_blocks > 1) plan.col_block = min_i64(COL_BLOCK, region.cols);
+    plan.count = div_up(region.rows, plan.row_block) * div_up(region.cols, plan.col_block) * plan.k_blocks;
+    const bool in_place = g->epilogue.dtype == DTYPE_F32;
+    plan.partial_ld = in_place ? g->N : round_up(plan.col_block, VF_LANES);
+    const int64_t words = g->block_k / word_elems(g->dtype), vector_rows = round_up(plan.row_block, VF_LANES);
+    const int64_t a_words = vector_rows * words, b_words = TILE_COLS * words, a_buffers = plan.count > 1 ? 2 : 1;
+    const int64_t partial_words = plan.k_blocks > 1 && !in_place ? vector_rows * plan.partial_ld : 0;
+    const size_t bytes = sizeof(float) * to_size(a_buffers * a_words + 2 * b_words + partial_words);
+    float *scratch = cpu_scratch(be, omp_get_thread_num(), bytes);
     plan.a_panels[0] = scratch;
     plan.a_panels[1] = scratch + (a_buffers - 1) * a_words;
     plan.b_panels[0] = scratch + a_buffers * a_words;
@@ -252,7 +248,7 @@ static void rows_dot_any(float *tile, const Gemm *g, int64_t row, int64_t col, i
 
 // Few rows of a, both operands contiguous along K: VF_LANES columns of the output are one tile.
 static void few_rows_columns(const Gemm *g, int64_t col) {
-    float tile[FEW_ROWS * VF_LANES];
+    _Alignas(64) float tile[FEW_ROWS * VF_LANES];
     GemmTile t = {.col = col, .cols = min_i64(VF_LANES, g->N - col), .rows = g->M, .first_block = true,
                   .last_block = true};
     for (int64_t m = 0; m < g->M;) {
@@ -271,16 +267,16 @@ static void part_of(int64_t *first, int64_t *count, int64_t total, int64_t unit,
     *count = min_i64(units * (index + 1) / parts * unit, total) - *first;
 }
 
-// How many threads share the rows; the rest of the factor shares the columns. The slowest region decides: its
-// multiply-adds and its packing, which costs about 4 multiply-adds of a vector's element per element packed.
-static int split_rows(const Gemm *g, int threads) {
+// How many parts the rows are cut into; the columns are cut into parts / that. The largest region decides: its
+// multiply-adds, the packing of its first rows of a, which stands alone, and that of b, which nearly hides.
+static int split_rows(const Gemm *g, int parts) {
     int best = 1;
     int64_t best_cost = INT64_MAX;
-    for (int across_rows = 1; across_rows <= threads; ++across_rows) {
-        if (threads % across_rows != 0) continue;
+    for (int across_rows = 1; across_rows <= parts; ++across_rows) {
+        if (parts % across_rows != 0) continue;
         const int64_t rows = round_up(div_up(g->M, across_rows), TILE_ROWS);
-        const int64_t cols = round_up(div_up(g->N, threads / across_rows), TILE_COLS);
-        const int64_t cost = rows * cols + 4 * (rows + cols);
+        const int64_t cols = round_up(div_up(g->N, parts / across_rows), TILE_COLS);
+        const int64_t cost = rows * cols + 16 * min_i64(rows, ROW_BLOCK) + 2 * cols;
         if (cost < best_cost) {
             best = across_rows;
             best_cost = cost;
@@ -292,18 +288,17 @@ static int split_rows(const Gemm *g, int threads) {
 static void gemm_run(Backend *be, const Gemm *g) {
     const bool few_rows = g->M <= FEW_ROWS && g->a.k_contiguous && g->b.k_contiguous;
     const bool alone = g->M * g->N * max_i64(g->K, 1) < THREAD_MIN_WORK;
-    const int threads = alone ? 1 : be->threads;
-    const int across_rows = split_rows(g, threads), across_cols = threads / across_rows;
-#pragma omp parallel num_threads(threads)
-    {
-        const int thread = omp_get_thread_num();
+    const int parts = alone ? 1 : be->threads;
+    const int across_rows = split_rows(g, parts), across_cols = parts / across_rows;
+#pragma omp parallel for num_threads(parts) schedule(static, 1)
+    for (int part = 0; part < parts; ++part) {
         GemmRegion region;
         if (few_rows) {
-            part_of(&region.col, &region.cols, g->N, VF_LANES, thread, threads);
+            part_of(&region.col, &region.cols, g->N, VF_LANES, part, parts);
             for (int64_t n = 0; n < region.cols; n += VF_LANES) few_rows_columns(g, region.col + n);
         } else {
-            part_of(&region.row, &region.rows, g->M, TILE_ROWS, thread / across_cols, across_rows);
-            part_of(&region.col, &region.cols, g->N, TILE_COLS, thread % across_cols, across_cols);
+            part_of(&region.row, &region.rows, g->M, TILE_ROWS, part / across_cols, across_rows);
+            part_of(&region.col, &region.cols, g->N, TILE_COLS, part % across_cols, across_cols);
             gemm_region(g, region, be);
         }
     }
@@ -346,7 +341,7 @@ static void gemm_matmul(Backend *be, Tensor out, Tensor a, Tensor b, MatmulArgs 
                                 .beta = args.beta, .act = args.act, .act_grad = args.act_grad};
     // Blocks of K of equal size, which depends on K alone: so does the order of every sum.
     const int64_t words = max_i64(div_up(K, word_elems(g.dtype)), 1);
-    g.block_k = round_up(div_up(words, div_up(words, BLOCK_WORDS)), STEP_WORDS) * word_elems(g.dtype);
+    g.block_k = round_up(div_up(words, div_up(words, BLOCK_WORDS)), VF_LANES) * word_elems(g.dtype);
     gemm_run(be, &g);
 }
 

@@ -11,16 +11,8 @@
 // multiply-adds but only TILE_ROWS + TILE_VECTORS loads. AVX-512: 8 x 48, 24 of 32 registers, 24 multiply-adds for
 // 11 loads, and 48 divides every dimension of GPT-2. AVX2: 4 x 24, 12 of 16 registers. Other: 4 x 8, no fused
 // multiply-add assumed.
-#if VF_LANES == 16
-#define TILE_ROWS 8
-#define TILE_VECTORS 3
-#elif VF_LANES == 8
-#define TILE_ROWS 4
-#define TILE_VECTORS 3
-#else
-#define TILE_ROWS 4
-#define TILE_VECTORS 2
-#endif
+#define TILE_ROWS PART_ROWS
+#define TILE_VECTORS (VF_LANES == 4 ? 2 : 3)
 #define TILE_COLS (TILE_VECTORS * VF_LANES)
 
 // sum + a * b, per 32-bit word; a pair adds both its products.
@@ -38,40 +30,33 @@ SIMD_INLINE vf word_broadcast(const float *from) {
     return (vf)(bits - (vi){0});
 }
 
-// What a micro-kernel does besides, once per step of STEP_WORDS words, while its multiply-adds keep their units busy
-// and leave those of loads, stores and shuffles idle: nothing, fetch lines into L2 that will be packed soon, or pack
-// a chunk of b or of a (whose panels are half a vector wide where TILE_ROWS is).
-typedef enum {
-    ASIDE_NONE,
-    ASIDE_FETCH,
-    ASIDE_TRANSPOSE_B,  // sources contiguous along K
-    ASIDE_TRANSPOSE_A,
-    ASIDE_COPY_B,
-    ASIDE_COPY_A
-} GemmAsideKind;
+// What a micro-kernel does besides, once per STEP_WORDS words, while its multiply-adds keep their units busy and
+// leave those of loads, stores and shuffles idle: nothing, fetch lines into L2 that will be packed soon, or pack a
+// chunk of rows: a tile of as many steps as the chunk has packs all of it.
+#define STEP_WORDS 4
+typedef enum { ASIDE_NONE, ASIDE_FETCH, ASIDE_TRANSPOSE, ASIDE_COPY } GemmAsideKind;
 typedef struct {
     GemmAsideKind kind;
-    // ASIDE_FETCH: two lines a step, next_line bytes apart. Every FETCH_TURN steps, next_lines is added.
-    const char *line;
-    int64_t next_line, next_lines;
-    // Packing: see pack_step.
+    const char *from;
+    int64_t ld_bytes;
+    // ASIDE_FETCH: two lines a step, ld_bytes apart; next_bytes is added every FETCH_TURN steps.
+    // ASIDE_TRANSPOSE (a source contiguous along K), ASIDE_COPY: next_bytes leads from a square to the next.
+    int64_t next_bytes;
     GemmChunk chunk;
-    const void *data;
-    int64_t index, ld;
 } GemmAside;
 #define FETCH_TURN 4
 
 SIMD_INLINE void aside_step(GemmAside *aside, int64_t step, const GemmAsideKind kind, const DType dtype) {
-    const bool transpose = kind == ASIDE_TRANSPOSE_A || kind == ASIDE_TRANSPOSE_B;
-    const bool halves = (kind == ASIDE_TRANSPOSE_A || kind == ASIDE_COPY_A) && TILE_ROWS < VF_LANES;
     if (kind == ASIDE_FETCH) {
-        __builtin_prefetch(aside->line, 0, 2);
-        __builtin_prefetch(aside->line + aside->next_line, 0, 2);
-        aside->line += 2 * aside->next_line + (step % FETCH_TURN == FETCH_TURN - 1 ? aside->next_lines : 0);
+        __builtin_prefetch(aside->from, 0, 2);
+        __builtin_prefetch(aside->from + aside->ld_bytes, 0, 2);
+        aside->from += 2 * aside->ld_bytes + (step % FETCH_TURN == FETCH_TURN - 1 ? aside->next_bytes : 0);
     } else if (kind != ASIDE_NONE) {
-        pack_step(aside->chunk, aside->data, aside->index, aside->ld, transpose, halves, dtype);
-        aside->chunk.to += STEP_WORDS * aside->chunk.stride;
-        aside->index += STEP_WORDS * word_elems(dtype) * (transpose ? 1 : aside->ld);
+        pack_step(aside->chunk, aside->from, aside->ld_bytes, step % VF_QUADS, kind == ASIDE_TRANSPOSE, dtype);
+        if (step % VF_QUADS == VF_QUADS - 1) {
+            aside->from += aside->next_bytes;
+            aside->chunk.to += VF_LANES * aside->chunk.stride;
+        }
     }
 }
 
@@ -107,18 +92,30 @@ SIMD_INLINE void tile_multiply(float *tile, const float *a, const float *b, int6
         for (int j = 0; j < vectors; ++j) vf_store(tile + (i * vectors + j) * VF_LANES, sum[i][j]);
 }
 
-// VF_LANES words along K from element `index`, of which `elems` elements are there (any number; all if enough).
-SIMD_INLINE vf load_words(const void *data, int64_t index, int64_t elems, const DType dtype) {
-    vf words = {0};
-    if (dtype == DTYPE_BF16 && !BF16_PAIRS)
-        return elems >= VF_LANES ? vf_load_bf16((const uint16_t *)data + index)
-                                 : vf_load_bf16_part((const uint16_t *)data + index, elems);
-    const char *from = (const char *)data + index * elem_bytes(dtype);
-    if (elems >= VF_LANES * word_elems(dtype))
-        memcpy(&words, from, sizeof words);
-    else
-        memcpy(&words, from, (size_t)(elems * elem_bytes(dtype)));
-    return words;
+// VF_LANES words along K; if not `whole`, only `elems` elements of them are there.
+SIMD_INLINE vf load_some_words(const char *from, int64_t elems, const bool whole, const DType dtype) {
+    if (whole) return load_words(from, dtype);
+    char padded[sizeof(vf)] = {0};
+    memcpy(padded, from, (size_t)(elems * elem_bytes(dtype)));
+    return load_words(padded, dtype);
+}
+
+// One step of rows_dot: sum[m * columns + n] += a[m] . b[n] over VF_LANES words.
+SIMD_INLINE void rows_dot_step(vf sum[VF_LANES], const char *const a[VF_LANES], const char *const b[VF_LANES],
+                               int64_t at_bytes, int64_t next_bytes, int64_t elems, const bool whole,
+                               const int row_count, const DType dtype) {
+    const int columns = VF_LANES / row_count;
+    vf row[VF_LANES];
+#pragma GCC unroll 16
+    for (int m = 0; m < row_count; ++m) row[m] = load_some_words(a[m] + at_bytes, elems, whole, dtype);
+#pragma GCC unroll 16
+    for (int n = 0; n < columns; ++n) {
+        vf column = load_some_words(b[n] + at_bytes, elems, whole, dtype);
+        __builtin_prefetch(b[n] + at_bytes + next_bytes, 0, 3);  // what the rows of b after these will need
+#pragma GCC unroll 16
+        for (int m = 0; m < row_count; ++m)
+            sum[m * columns + n] = word_multiply_add(sum[m * columns + n], row[m], column, dtype);
+    }
 }
 
 // tile[m * tile_ld + n] = a[a_row + m] . b[b_row + n] for row_count rows of a and VF_LANES / row_count rows of b,
@@ -126,29 +123,26 @@ SIMD_INLINE vf load_words(const void *data, int64_t index, int64_t elems, const 
 // memory: meant for few rows of a.
 SIMD_INLINE void rows_dot(float *tile, int64_t tile_ld, const GemmSource *a, int64_t a_row, const GemmSource *b,
                           int64_t b_row, int64_t b_rows, int64_t elems, const int row_count, const DType dtype) {
-    const int64_t step = VF_LANES * word_elems(dtype);
+    const int64_t step = VF_LANES * word_elems(dtype), bytes = elem_bytes(dtype);
     const int columns = VF_LANES / row_count;
+    const int64_t next_bytes = columns * b->ld * bytes;
+    const char *a_rows[VF_LANES], *b_columns[VF_LANES];
     vf sum[VF_LANES];
 #pragma GCC unroll 16
-    for (int i = 0; i < VF_LANES; ++i) sum[i] = (vf){0};
-    for (int64_t k = 0; k < elems; k += step) {
-        const int64_t there = elems - k;
-        vf row[VF_LANES];
-#pragma GCC unroll 16
-        for (int m = 0; m < row_count; ++m) row[m] = load_words(a->data, (a_row + m) * a->ld + k, there, dtype);
-#pragma GCC unroll 16
-        for (int n = 0; n < columns; ++n) {
-            vf column = load_words(b->data, (b_row + min_i64(n, b_rows - 1)) * b->ld + k, there, dtype);
-#pragma GCC unroll 16
-            for (int m = 0; m < row_count; ++m)
-                sum[m * columns + n] = word_multiply_add(sum[m * columns + n], row[m], column, dtype);
-        }
+    for (int i = 0; i < VF_LANES; ++i) {
+        sum[i] = (vf){0};
+        a_rows[i] = (const char *)a->data + (a_row + min_i64(i, row_count - 1)) * a->ld * bytes;
+        b_columns[i] = (const char *)b->data + (b_row + min_i64(i, b_rows - 1)) * b->ld * bytes;
     }
-    float turned[VF_LANES * VF_LANES];
-    for (int k = 0; k < VF_LANES; k += STEP_WORDS) {
-        const GemmChunk to = {turned + k * VF_LANES, VF_LANES, 0};
-        pack_step(to, sum, k, VF_LANES, true, false, DTYPE_F32);
-    }
+    int64_t k = 0;
+    for (; k + step <= elems; k += step)
+        rows_dot_step(sum, a_rows, b_columns, k * bytes, next_bytes, step, true, row_count, dtype);
+    if (k < elems) rows_dot_step(sum, a_rows, b_columns, k * bytes, next_bytes, elems - k, false, row_count, dtype);
+    _Alignas(64) float sums[VF_LANES * VF_LANES], turned[VF_LANES * VF_LANES];
+#pragma GCC unroll 16
+    for (int i = 0; i < VF_LANES; ++i) vf_store(sums + i * VF_LANES, sum[i]);
+    const GemmChunk to = {turned, VF_LANES, PART_ROWS};
+    pack_square_as(to, (const char *)sums, VF_LANES * sizeof(float), true, DTYPE_F32);
     vf total = vf_load(turned);
     for (int i = 1; i < VF_LANES; ++i) total += vf_load(turned + i * VF_LANES);
     for (int m = 0; m < row_count; ++m)
