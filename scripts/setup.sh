@@ -1,13 +1,13 @@
 #!/bin/bash
 # Installs what building, testing (procps: pkill) and the quickstart (bible-kjv: its text) need, with apt, as root or
 # through sudo. Does nothing, in well under a second, when everything is there.
-#     scripts/setup.sh [--fuzz] [--help]      --fuzz: also clang, for `make fuzz`
+#     scripts/setup.sh [--fuzz] [--help]      --fuzz: also clang and its libraries, for `make fuzz`
 set -u
 packages=(build-essential libcjson-dev libinih-dev libzstd-dev zlib1g-dev libxxhash-dev libcmocka-dev
     bible-kjv bible-kjv-text procps)
 for word in "$@"; do
     case $word in
-    --fuzz) packages+=(clang libclang-rt-dev) ;;
+    --fuzz) packages+=(clang libclang-rt-dev libomp-dev) ;;
     --help | -h)
         sed -n '2,4s/^# \{0,1\}//p' "$0"
         echo "packages: ${packages[*]}"
