@@ -29,7 +29,7 @@ ISA_avx2       := -mavx2 -mfma -Wno-psabi
 ISA_avx512     := -mavx512f -mavx512bw -mavx512vl -mavx512dq -mfma -mprefer-vector-width=512 -Wno-psabi
 ISA_avx512bf16 := $(ISA_avx512) -mavx512bf16
 
-LIB_SRC     := $(filter-out %_kernels.c,$(wildcard llmc/*.c llmc/cpu/*.c))
+LIB_SRC     := $(filter-out %_kernels.c,$(wildcard llmc/*.c llmc/cpu/*.c llmc/cuda/*.c))
 KERNEL_SRC  := $(wildcard llmc/cpu/*_kernels.c)
 TRAIN_SRC   := $(wildcard train_gpt.cu)
 PREP_SRC    := $(wildcard data/*.c)

@@ -44,17 +44,8 @@ static bool train_step(Run *run, Error *err) {
     double lr = schedule_lr(&run->schedule, run->progress.step);
     double lr_factor = schedule_lr_factor(&run->schedule, run->progress.step);
     optimizer_step(&run->optimizer, model, &run->config, lr, lr_factor, t);
-    if (!run->be->synchronize(run->be, err)) return false;
-
-    GradStats stats = optimizer_stats(&run->optimizer, model);
-    double loss = model_loss_sum(model) * loss_scale;
-    run->progress.step = t;
-    run->progress.seconds = run->resumed_seconds + now_seconds() - run->started;
-    if (is_due(t, run->config.log_every) || stats.skip) {
-        StepRecord record = run_step_record(run, step, loss, &stats, (now_seconds() - started) * 1e3);
-        logger_step(run->logger, &record);
-    }
-    return run_guard_step(run, &stats, err);
+    run_step_issued(run, step, started, loss_scale, lr);
+    return run_report_steps(run, RUN_PENDING_STEPS - 1, err);
 }
 
 static bool train_loop(Run *run, Error *err) {
@@ -64,6 +55,9 @@ static bool train_loop(Run *run, Error *err) {
     while (stop_signal == 0 && run_begin_step(run, err)) {
         if (!train_step(run, err)) return false;
         int64_t step = run->progress.step;
+        bool pause = is_due(step, config->val_every) || is_due(step, config->sample_every) ||
+                     is_due(step, config->save_every);
+        if (pause && !run_report_steps(run, 0, err)) return false;
         if (is_due(step, config->val_every) && !run_evaluate(run, err)) return false;
         if (is_due(step, config->sample_every)) run_sample(run);
         if (is_due(step, config->save_every)) {
@@ -71,7 +65,7 @@ static bool train_loop(Run *run, Error *err) {
             saved_at = step;
         }
     }
-    if (err->message[0] != '\0') return false;
+    if (err->message[0] != '\0' || !run_report_steps(run, 0, err)) return false;
     if (stop_signal != 0) {
         logger_message(run->logger, "%s: stopping after step %lld", strsignal(stop_signal),
                        (long long)run->progress.step);

@@ -4,7 +4,8 @@
 //
 // Contracts that hold for every operation:
 //   * operands are contiguous row-major Tensors in this backend's memory; shapes and dtypes are CHECKed;
-//   * operations are issued in order on one compute stream; only download and synchronize wait;
+//   * operations are issued in order on one compute stream; only upload, download, wait and synchronize may wait;
+//   * a failure of the device is kept and returned by whoever waits; what is issued after it does nothing;
 //   * "=" overwrites (the destination may hold anything, NaN included), "+=" adds to what is there;
 //   * an output aliases an input only where the entry says so;
 //   * activation tensors ("act") are fp32 or bf16, one dtype within a call; parameter tensors have the same dtype;
@@ -25,10 +26,14 @@ extern "C" {
 
 typedef struct Backend Backend;
 
+// A point on the compute stream: it has passed when everything issued before it is done. 0 has always passed.
+typedef int64_t Ticket;
+
 // out(M,N) = alpha * op(a) op(b) + beta * add [+ bias] [then activation, or times an activation's derivative]
 // Order: acc = alpha*sum; acc += beta*add; acc += bias[n]; then at most one of
 //   act      pre = acc (saved when pre is given), out = act(acc)           forward; ACT_GELU or ACT_RELU2
 //   act_grad out = acc * act'(pre)                                         backward; pre is read
+// Three-dimensional operands (G, rows, columns) are G independent products; then only alpha, beta and add are used.
 typedef struct {
     bool trans_a;  // a is stored (K,M) instead of (M,K)
     bool trans_b;  // b is stored (N,K) instead of (K,N): a linear layer's weight (out,in)
@@ -39,6 +44,13 @@ typedef struct {
     Activation act;
     Activation act_grad;
     Tensor pre;  // (M,N), out's dtype
+    // With trans_a: sums (M) fp32 {=, += if accumulate_sums} of op(a)'s rows, which is the bias gradient when a is
+    // dout and the product is dout^T x.
+    Tensor sums;
+    bool accumulate_sums;
+    // Inputs are rounded to 8-bit floats first, scaled per tensor by its largest magnitude. Backends without
+    // matmul_fp8 abort.
+    Fp8Role fp8;
 } MatmulArgs;
 
 typedef struct {
@@ -68,9 +80,9 @@ typedef struct {
 
 typedef struct {
     int64_t V;         // real vocabulary; columns V..Vp of the logits are ignored, their gradient is 0
-    float softcap;     // logits = softcap * tanh(logits / softcap) first; 0: off
-    float loss_scale;  // the gradient is d(loss_scale * sum_i weight_i * nll_i)/d(logits)
-    bool want_grad;    // false: logits are left in an unspecified state, only nll is written
+    float softcap;      // logits = softcap * tanh(logits / softcap) first; 0: off
+    bool want_grad;     // false: logits are left in an unspecified state, only nll is written
+    Tensor loss_scale;  // (1) fp32: the gradient is d(loss_scale * sum_i weight_i * nll_i)/d(logits)
 } CrossEntropyArgs;
 
 // What the optimizer needs of the whole gradient, kept on the device so that no step waits for the host.
@@ -104,14 +116,29 @@ typedef struct {
     int64_t rows;       // N of the largest activation
     int64_t seq_len;    // longest T, or positions of a KV cache
     int64_t head_size;  // HS
-    int64_t widest;     // largest last dimension of an activation, logits excepted
+    int64_t NH, NKV;
+    int64_t widest;      // largest last dimension of an activation, logits excepted
+    int64_t Vp;          // last dimension of the logits
+    int64_t chunk_rows;  // rows of the logits alive at a time
+    int64_t tensors;     // parameter tensors that one update call may list
+    bool fp8;            // matmuls may be asked for fp8
 } WorkspaceShape;
+
+// What a device says of itself while it works; 0: not known.
+typedef struct {
+    double clock_mhz, power_watts, temperature_celsius;
+    size_t memory_used_bytes;  // of the whole device, by anybody
+} DeviceTelemetry;
 
 struct Backend {
     const char *name;              // "cpu", "cuda", "cudaemu"
     char description[256];         // for people: "AMD EPYC, 2 threads, AVX-512 BF16"
     int threads;                   // host threads used by operations (CPU), else 0
     bool bf16_native;              // bf16 dot products in hardware
+    bool matmul_fp8;               // matmul takes MatmulArgs.fp8
+    size_t library_bytes;          // measured: what the driver and libraries took of the device's memory at open
+    char peak_source[96];          // where measure_peak's last figure comes from
+    char attention_choice[160];    // which attention served last, and why; "" before the first or where there is one
     size_t workspace_limit_bytes;  // what operations may keep beyond their operands; 0: no limit. See plan_workspace
     void *impl;                    // the backend's own state
 
@@ -120,17 +147,42 @@ struct Backend {
     void *(*alloc)(Backend *be, size_t bytes, Error *err);
     void (*free)(Backend *be, void *pointer, size_t bytes);
     void (*zero)(Backend *be, void *pointer, size_t bytes);
+    size_t (*memory_free)(Backend *be);  // bytes that alloc can still hand out; 0: not known
     void (*upload)(Backend *be, void *device, const void *host, size_t bytes);    // host may be reused on return
     void (*download)(Backend *be, void *host, const void *device, size_t bytes);  // waits for what was issued before
     void (*copy)(Backend *be, void *to, const void *from, size_t bytes);          // device to device, no overlap
     bool (*synchronize)(Backend *be, Error *err);  // waits; false: an operation failed on the device
+
+    // ---- transfers beside the computation ----
+    // Host memory for them (page-locked on a GPU). NULL and err when there is not enough.
+    void *(*host_alloc)(Backend *be, size_t bytes, Error *err);
+    void (*host_free)(Backend *be, void *pointer);
+    // The point behind everything issued so far.
+    Ticket (*mark)(Backend *be);
+    // Operations issued from now on see the bytes; those issued before `after` are the last that may have read or
+    // written them, so that the transfer runs beside what was issued since. host (host_alloc memory) must stay
+    // untouched until the returned ticket has passed.
+    Ticket (*upload_after)(Backend *be, void *device, const void *host, size_t bytes, Ticket after);
+    // The bytes as everything issued so far leaves them, in host (host_alloc memory) once the ticket has passed.
+    Ticket (*download_begin)(Backend *be, void *host, const void *device, size_t bytes);
+    bool (*has_passed)(Backend *be, Ticket ticket);        // does not wait; true after a failure
+    bool (*wait)(Backend *be, Ticket ticket, Error *err);  // false: the device failed, err says how
+
+    // ---- repeated sequences of operations (CUDA graphs) ----
+    // Operations between begin and end with one key are the same each time: same tensors, same arguments. begin
+    // returns true when the sequence has been replayed as a whole; the caller then issues nothing and calls no end.
+    bool (*sequence_begin)(Backend *be, uint64_t key);
+    void (*sequence_end)(Backend *be, uint64_t key);
+
     void (*close)(Backend *be);                    // frees the backend itself
     // Bytes that operations within these bounds may keep beyond their operands (packing buffers, partial sums). A run
     // sets workspace_limit_bytes to it, and an operation that would need more aborts.
     size_t (*plan_workspace)(const Backend *be, WorkspaceShape shape);
-    // Dense multiply-add rate for matmul inputs of this dtype, FLOP/s over all threads, measured for ~10 ms with
-    // operands in registers: what "% of peak" divides by.
+    // Dense multiply-add rate for matmul inputs of this dtype, FLOP/s: what "% of peak" divides by. CPU: measured
+    // over all threads for ~10 ms with operands in registers. GPU: the dense figure of its data sheet, or, of an
+    // unknown one, of large matmuls measured now. peak_source says which.
     double (*measure_peak)(Backend *be, DType dtype);
+    bool (*telemetry)(Backend *be, DeviceTelemetry *out);  // false: this device tells nothing
 
     // ---- matrix multiplication ----
     // out fp32 or bf16; a and b of one dtype; (fp32,fp32)->fp32, (bf16,bf16)->bf16 or fp32. fp32 accumulation.
@@ -211,6 +263,23 @@ struct Backend {
     // Muon, step 3: master -= lr * (x + weight_decay * master); weight = bf16(master).
     void (*muon_apply)(Backend *be, OptimTensor tensor, Tensor x, const GradStats *stats);
 };
+
+// What a plug-in is opened with.
+#define BACKEND_ABI 1
+typedef struct {
+    int abi;                // BACKEND_ABI of the caller; a plug-in of another age refuses
+    size_t backend_bytes;   // sizeof(Backend), likewise
+    int device_index;       // which of the visible GPUs
+    const char *attention;  // "auto", "cudnn" or "own"
+    const char *cache_dir;  // where measured choices of matmul algorithms are kept; NULL: nowhere
+    bool graphs;            // sequences are captured and replayed
+} BackendOptions;
+// What libllmc_<device>.so exports as "backend_plugin_entry".
+typedef Backend *BackendPluginEntry(const BackendOptions *options, Error *err);
+// Opens libllmc_<device>.so, which lies beside the program ($TOKAMAK_PLUGIN_DIR: elsewhere). device: "cuda", "cudaemu".
+Backend *backend_plugin_open(const char *device, const BackendOptions *options, Error *err);
+// plan_workspace of the CUDA backend, for plans made where there is none.
+size_t backend_cuda_plan_workspace(WorkspaceShape shape);
 
 // The CPU backend. threads = 0: OMP_NUM_THREADS or all cores. isa: NULL or "auto" for the best the CPU has, or one of
 // "generic", "avx2", "avx512", "avx512bf16" (an error if the CPU lacks it).

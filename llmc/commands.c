@@ -82,14 +82,20 @@ static int command_plan(int argc, char **argv) {
     bool ok = run_find_tokenizer(&tokenizer, &config, &err) && run_resolve_model(&config, tokenizer, &err) &&
               schedule_build(&schedule, &config, 1, &err);
     tokenizer_free(tokenizer);
-    Backend *be = ok ? run_open_backend(config.device, (int)config.threads, config.cpu_isa, &err) : NULL;
-    if (be == NULL) return command_fail(&err);
+    if (!ok) return command_fail(&err);
+    char note[RUN_NOTE_BYTES];
+    Backend *be = run_open_backend(&config, note, sizeof note, &err);
+    // A plan for a GPU can be made where there is none.
+    bool elsewhere = be == NULL && strcmp(config.device, "cuda") == 0;
+    if (be == NULL && !elsewhere) return command_fail(&err);
     MemoryPlan plan;
     plan_compute(&plan, &config, &schedule, be);
-    size_t available = plan_available_bytes();
-    printf("%s\n", be->description);
+    size_t available = elsewhere ? 0 : be->memory_free(be);
+    if (note[0] != '\0') printf("%s\n", note);
+    if (elsewhere) printf("planned for a GPU elsewhere: %s\n", err.message);
+    else printf("%s\n", be->description);
     plan_print(stdout, &plan, &config, available);
-    be->close(be);
+    if (be != NULL) be->close(be);
     return available > 0 && plan.total_bytes > available ? 1 : 0;
 }
 
@@ -157,7 +163,7 @@ static int command_sample(int argc, char **argv) {
         {"samples", COMMAND_COUNT, &samples, 1, 1e6, "how many continuations, seeds counting up"},
         {"context", COMMAND_COUNT, &context, 0, 1e9, "positions of the KV cache, 0: the model's length"},
         {"tokenizer", COMMAND_TEXT, &tokenizer, 0, 0, "tokenizer, if not beside the model"},
-        {"device", COMMAND_TEXT, &device, 0, 0, "auto, cpu"},
+        {"device", COMMAND_TEXT, &device, 0, 0, "auto, cpu, cuda, cudaemu"},
         {"dtype", COMMAND_TEXT, &dtype, 0, 0, "fp32 or bf16"},
         {"threads", COMMAND_COUNT, &threads, 0, 512, "0: all cores"},
         {NULL, COMMAND_TEXT, NULL, 0, 0, NULL}};
@@ -247,7 +253,7 @@ static int command_eval(int argc, char **argv) {
         {"ids", COMMAND_TEXT, &ids, 0, 0, "token ids \"1 2 3\" to write the logits of (with logits_out)"},
         {"logits_out", COMMAND_TEXT, &logits_out, 0, 0, "file for raw fp32 logits (tokens, V)"},
         {"tokenizer", COMMAND_TEXT, &tokenizer, 0, 0, "tokenizer, if not beside the model"},
-        {"device", COMMAND_TEXT, &device, 0, 0, "auto, cpu"},
+        {"device", COMMAND_TEXT, &device, 0, 0, "auto, cpu, cuda, cudaemu"},
         {"dtype", COMMAND_TEXT, &dtype, 0, 0, "fp32 or bf16"},
         {"threads", COMMAND_COUNT, &threads, 0, 512, "0: all cores"},
         {NULL, COMMAND_TEXT, NULL, 0, 0, NULL}};

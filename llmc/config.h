@@ -35,7 +35,6 @@ extern "C" {
 
 typedef enum { SCHEDULE_CONSTANT, SCHEDULE_LINEAR, SCHEDULE_COSINE, SCHEDULE_WSD } ScheduleKind;
 typedef enum { OPTIMIZER_ADAMW, OPTIMIZER_MUON } OptimizerKind;
-typedef enum { RECOMPUTE_NONE, RECOMPUTE_BLOCK } RecomputeKind;
 typedef enum { ON_SAVE_ERROR_CONTINUE, ON_SAVE_ERROR_STOP } OnSaveError;
 
 typedef struct {
@@ -79,7 +78,9 @@ typedef struct {
     int64_t threads;   // 0: all
     char cpu_isa[16];  // auto, generic, avx2, avx512, avx512bf16
     DType dtype;       // fp32, bf16
-    RecomputeKind recompute;
+    char attention[16];  // GPU: auto, cudnn, own
+    bool graphs;         // GPU: replay captured steps
+    Recompute recompute;
     int64_t loss_chunk_rows;  // rows of logits alive at a time; 0: chosen by the engine
     // model
     char model[64];  // preset; "": that of init_from; then overridden by the options that follow

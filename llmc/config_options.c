@@ -36,8 +36,13 @@ const Option OPTIONS[] = {
      .help = "instruction set of the CPU kernels; auto: the best that the CPU has"},
     {"dtype", RUN(dtype), OPTION_ENUM, .names = "fp32 bf16", .fallback = "fp32",
      .help = "of weights, activations and matrix products; master weights, gradients and moments are always fp32"},
-    {"recompute", RUN(recompute), OPTION_ENUM, .names = "none block", .fallback = "none",
-     .help = "block: compute each block's activations again in the backward pass, for less memory"},
+    {"attention", RUN(attention), OPTION_TEXT, .names = "auto cudnn own", .fallback = "auto",
+     .help = "on a GPU: cuDNN's kernels, or our own; auto: cuDNN's where it is installed and takes the case"},
+    {"graphs", RUN(graphs), OPTION_BOOL, .fallback = "true",
+     .help = "on a GPU: capture a micro-batch once as a CUDA graph and replay it"},
+    {"recompute", RUN(recompute), OPTION_ENUM, .names = "none norm_act block", .fallback = "none",
+     .help = "what the backward pass computes again, for less memory: norm_act: normalized inputs and activations; "
+             "block: whole blocks"},
     {"loss_chunk_rows", RUN(loss_chunk_rows), OPTION_INT, 0, MOST, .fallback = "0",
      .help = "rows of logits in memory at a time; 0: chosen by the engine"},
 

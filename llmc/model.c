@@ -3,7 +3,10 @@
 #include "llmc/model.h"
 
 #include <math.h>
+#include <stdio.h>
 #include <stdlib.h>
+
+#include "llmc/rng.h"
 
 // ---------------------------------------------------------------------------------------------------------------
 // Layout
@@ -56,13 +59,14 @@ static void layout_weights(Model *m, Arena *arena) {
     }
 }
 
-static void layout_block_acts(Model *m, BlockActs *a, Arena *arena) {
+// `shared`: the first block's, whose recomputed tensors this one uses too; NULL for the first block.
+static void layout_block_acts(Model *m, BlockActs *a, const BlockActs *shared, Arena *arena) {
     const ModelConfig *c = &m->config;
     const char *tag = "activations";
     DType dtype = m->shape.dtype;
     int64_t N = m->shape.max_rows, qkv_width = model_config_qkv_width(c);
-    bool layer_norm = c->norm == NORM_LAYER;
-    a->norm1 = arena_tensor(arena, tag, dtype, 2, N, c->C, 0, 0);
+    bool layer_norm = c->norm == NORM_LAYER, keep = shared == NULL || m->shape.recompute == RECOMPUTE_NONE;
+    a->norm1 = keep ? arena_tensor(arena, tag, dtype, 2, N, c->C, 0, 0) : shared->norm1;
     a->norm1_mean = layer_norm ? arena_tensor(arena, tag, DTYPE_F32, 1, N, 0, 0, 0) : TENSOR_NONE;
     a->norm1_rstd = arena_tensor(arena, tag, DTYPE_F32, 1, N, 0, 0, 0);
     a->qkv = arena_tensor(arena, tag, dtype, 2, N, qkv_width, 0, 0);
@@ -71,11 +75,11 @@ static void layout_block_acts(Model *m, BlockActs *a, Arena *arena) {
     a->att = arena_tensor(arena, tag, dtype, 2, N, c->NH * c->HS, 0, 0);
     a->lse = arena_tensor(arena, tag, DTYPE_F32, 2, N, c->NH, 0, 0);
     a->mid = arena_tensor(arena, tag, dtype, 2, N, c->C, 0, 0);
-    a->norm2 = arena_tensor(arena, tag, dtype, 2, N, c->C, 0, 0);
+    a->norm2 = keep ? arena_tensor(arena, tag, dtype, 2, N, c->C, 0, 0) : shared->norm2;
     a->norm2_mean = layer_norm ? arena_tensor(arena, tag, DTYPE_F32, 1, N, 0, 0, 0) : TENSOR_NONE;
     a->norm2_rstd = arena_tensor(arena, tag, DTYPE_F32, 1, N, 0, 0, 0);
     a->fc_pre = arena_tensor(arena, tag, dtype, 2, N, fc_width(c), 0, 0);
-    a->fc = arena_tensor(arena, tag, dtype, 2, N, c->F, 0, 0);
+    a->fc = keep ? arena_tensor(arena, tag, dtype, 2, N, c->F, 0, 0) : shared->fc;
 }
 
 static void layout_activations(Model *m, Arena *arena) {
@@ -83,13 +87,13 @@ static void layout_activations(Model *m, Arena *arena) {
     const char *tag = "activations";
     DType dtype = m->shape.dtype;
     int64_t N = m->shape.max_rows;
-    bool keep_all = m->shape.training && !m->shape.recompute;
+    bool one_set = !m->shape.training || m->shape.recompute == RECOMPUTE_BLOCK;
     m->h = xcalloc(to_size(c->L + 1), sizeof *m->h);
     m->acts = xcalloc(to_size(c->L), sizeof *m->acts);
     for (int64_t l = 0; l <= c->L; ++l)
         m->h[l] = l == 0 || m->shape.training ? arena_tensor(arena, tag, dtype, 2, N, c->C, 0, 0) : m->h[0];
     for (int64_t l = 0; l < c->L; ++l) {
-        if (l == 0 || keep_all) layout_block_acts(m, &m->acts[l], arena);
+        if (l == 0 || !one_set) layout_block_acts(m, &m->acts[l], l == 0 ? NULL : &m->acts[0], arena);
         else m->acts[l] = m->acts[0];
     }
     m->norm_f = arena_tensor(arena, tag, dtype, 2, N, c->C, 0, 0);
@@ -109,12 +113,17 @@ static void layout_inputs(Model *m, Arena *arena) {
     const ModelConfig *c = &m->config;
     const char *tag = "inputs";
     int64_t N = m->shape.max_rows;
-    m->tokens = arena_tensor(arena, tag, DTYPE_I32, 1, N, 0, 0, 0);
-    m->targets = arena_tensor(arena, tag, DTYPE_I32, 1, N, 0, 0, 0);
+    // Consecutive allocations: input_block relies on it.
+    for (int i = 0; i < 2; ++i) {
+        InputSet *in = &m->inputs[i];
+        in->loss_scale = arena_tensor(arena, tag, DTYPE_F32, 1, 1, 0, 0, 0);
+        in->tokens = arena_tensor(arena, tag, DTYPE_I32, 1, N, 0, 0, 0);
+        in->targets = arena_tensor(arena, tag, DTYPE_I32, 1, N, 0, 0, 0);
+        in->weight = arena_tensor(arena, tag, DTYPE_F32, 1, N, 0, 0, 0);
+        in->doc = arena_tensor(arena, tag, DTYPE_I32, 1, N, 0, 0, 0);
+        in->prefix = arena_tensor(arena, tag, DTYPE_U8, 1, N, 0, 0, 0);
+    }
     m->positions = arena_tensor(arena, tag, DTYPE_I32, 1, N, 0, 0, 0);
-    m->weight = arena_tensor(arena, tag, DTYPE_F32, 1, N, 0, 0, 0);
-    m->doc = arena_tensor(arena, tag, DTYPE_I32, 1, N, 0, 0, 0);
-    m->prefix = arena_tensor(arena, tag, DTYPE_U8, 1, N, 0, 0, 0);
     if (c->position == POSITION_ROPE) {
         m->rope_cos = arena_tensor(arena, "tables", DTYPE_F32, 2, m->shape.max_seq_len, c->HS / 2, 0, 0);
         m->rope_sin = arena_tensor(arena, "tables", DTYPE_F32, 2, m->shape.max_seq_len, c->HS / 2, 0, 0);
@@ -160,6 +169,27 @@ static void fill_rope_tables(Model *m) {
     free(sines);
 }
 
+// Bytes of an input set from its start to the end of a tensor of it.
+static size_t input_span(const InputSet *in, Tensor last) {
+    return (size_t)((unsigned char *)last.data - (unsigned char *)in->loss_scale.data) + tensor_bytes(last);
+}
+size_t model_staging_bytes(const Model *m) {
+    size_t rows = (to_size(m->shape.max_rows) * sizeof(int32_t) + ARENA_ALIGN_BYTES - 1) / ARENA_ALIGN_BYTES;
+    return 2 * ((1 + 4 * rows) * ARENA_ALIGN_BYTES + to_size(m->shape.max_rows));
+}
+static void open_staging(Model *m) {
+    Error err = {""};
+    for (int i = 0; i < 2; ++i) {
+        InputSet *in = &m->inputs[i];
+        size_t bytes = input_span(in, in->prefix);
+        CHECK(2 * bytes == model_staging_bytes(m), "an input set is %zu bytes, planned %zu", bytes,
+              model_staging_bytes(m) / 2);
+        in->host = m->be->host_alloc(m->be, bytes, &err);
+        CHECK(in->host != NULL, "%s", err.message);
+    }
+    m->in = &m->inputs[0];
+}
+
 void model_init(Model *m, const ModelConfig *config, const ModelShape *shape, Backend *be, Arena *arena) {
     *m = (Model){.config = *config, .shape = *shape, .be = be};
     CHECK(shape->max_rows > 0 && shape->max_seq_len > 0 && shape->loss_chunk_rows > 0, "rows=%lld T=%lld chunk=%lld",
@@ -175,9 +205,12 @@ void model_init(Model *m, const ModelConfig *config, const ModelShape *shape, Ba
     if (shape->training && shape->dtype == DTYPE_BF16)
         be->zero(be, m->master, to_size(m->params.total_elems) * sizeof(float));
     if (config->position == POSITION_ROPE) fill_rope_tables(m);
+    open_staging(m);
 }
 
 void model_free(Model *m) {
+    for (int i = 0; i < 2; ++i)
+        if (m->inputs[i].host != NULL) m->be->host_free(m->be, m->inputs[i].host);
     params_free(&m->params);
     free(m->w.block);
     free(m->g.block);
@@ -248,8 +281,9 @@ static void linear_backward_input(Model *m, Tensor dx, Tensor dout, Tensor w, Ac
 // dw {=, +=} dout^T x; dbias {=, +=} column sums of dout.
 static void linear_backward_weight(Model *m, Tensor dw, Tensor dbias, Tensor dout, Tensor x, bool accumulate) {
     MatmulArgs args = {.trans_a = true, .alpha = 1, .beta = 1, .add = accumulate ? dw : TENSOR_NONE};
+    args.sums = dbias;
+    args.accumulate_sums = accumulate;
     m->be->matmul(m->be, dw, dout, x, args);
-    if (!tensor_is_none(dbias)) m->be->bias_backward(m->be, dbias, dout, accumulate);
 }
 
 // ---------------------------------------------------------------------------------------------------------------
@@ -264,8 +298,8 @@ static AttentionArgs attention_args(const Model *m) {
                           .HS = c->HS,
                           .scale = 1.0f / sqrtf((float)c->HS),
                           .window = c->window};
-    if (m->has_doc) args.doc = tensor_2d(m->doc.data, DTYPE_I32, m->B, m->T);
-    if (m->has_prefix) args.prefix = tensor_2d(m->prefix.data, DTYPE_U8, m->B, m->T);
+    if (m->has_doc) args.doc = tensor_2d(m->in->doc.data, DTYPE_I32, m->B, m->T);
+    if (m->has_prefix) args.prefix = tensor_2d(m->in->prefix.data, DTYPE_U8, m->B, m->T);
     return args;
 }
 
@@ -332,6 +366,20 @@ static void block_forward(Model *m, int64_t l, int64_t start) {
     linear_forward(m, out, a.fc, w->mlp_proj_w, w->mlp_proj_b, a.mid, ACT_NONE, TENSOR_NONE);
 }
 
+// The normalized inputs and the activation's output again, from what was kept. (The activation starts from the stored
+// pre-activation here and, inside the forward's product, from the unrounded one: in bf16 the last bit may differ.)
+static void block_recompute(Model *m, int64_t l) {
+    Backend *be = m->be;
+    const BlockTensors *w = &m->w.block[l];
+    int64_t N = m->B * m->T;
+    BlockActs a = acts_for(&m->acts[l], N);
+    NormArgs norm = {m->config.norm, m->config.norm_eps};
+    be->norm_forward(be, a.norm1, a.norm1_mean, a.norm1_rstd, tensor_rows(m->h[l], 0, N), w->norm1_w, w->norm1_b,
+                     norm);
+    be->norm_forward(be, a.norm2, a.norm2_mean, a.norm2_rstd, a.mid, w->norm2_w, w->norm2_b, norm);
+    be->activation_forward(be, a.fc, a.fc_pre, m->config.activation);
+}
+
 // On entry dh is the gradient of h_{l+1}, on return that of h_l.
 static void block_backward(Model *m, int64_t l, bool accumulate) {
     Backend *be = m->be;
@@ -383,7 +431,8 @@ static void upload_positions(Model *m, int64_t N, int64_t T, int64_t start) {
     free(positions);
 }
 
-static void upload_batch(Model *m, const Batch *batch) {
+// Into the input set whose turn it is, in one transfer.
+static void upload_batch(Model *m, const Batch *batch, double loss_scale) {
     Backend *be = m->be;
     int64_t N = batch->B * batch->T;
     CHECK(N <= m->shape.max_rows && batch->T <= m->shape.max_seq_len, "batch %lld x %lld, planned %lld rows, T %lld",
@@ -392,11 +441,26 @@ static void upload_batch(Model *m, const Batch *batch) {
     m->T = batch->T;
     m->has_doc = batch->doc != NULL;
     m->has_prefix = batch->prefix != NULL;
-    be->upload(be, m->tokens.data, batch->tokens, to_size(N) * sizeof(int32_t));
-    be->upload(be, m->targets.data, batch->targets, to_size(N) * sizeof(int32_t));
-    be->upload(be, m->weight.data, batch->weights, to_size(N) * sizeof(float));
-    if (m->has_doc) be->upload(be, m->doc.data, batch->doc, to_size(N) * sizeof(int32_t));
-    if (m->has_prefix) be->upload(be, m->prefix.data, batch->prefix, to_size(N));
+    m->in->used = be->mark(be);
+    InputSet *in = m->in = &m->inputs[m->in == &m->inputs[0]];
+    be->wait(be, in->sent, NULL);
+    float scale = (float)loss_scale;
+    memcpy(in->host, &scale, sizeof scale);
+    const struct {
+        Tensor to;
+        const void *from;
+    } parts[] = {{in->tokens, batch->tokens},
+                 {in->targets, batch->targets},
+                 {in->weight, batch->weights},
+                 {in->doc, batch->doc},
+                 {in->prefix, batch->prefix}};
+    Tensor last = in->weight;
+    for (size_t i = 0; i < sizeof parts / sizeof parts[0]; ++i) {
+        if (parts[i].from == NULL) continue;
+        last = tensor_rows(parts[i].to, 0, N);
+        memcpy(in->host + input_span(in, last) - tensor_bytes(last), parts[i].from, tensor_bytes(last));
+    }
+    in->sent = be->upload_after(be, in->loss_scale.data, in->host, input_span(in, last), in->used);
     // Positions depend on the row length alone; they are sent once for the largest batch and stay.
     if (m->position_T != batch->T) {
         upload_positions(m, m->shape.max_rows, batch->T, 0);
@@ -404,11 +468,19 @@ static void upload_batch(Model *m, const Batch *batch) {
     }
 }
 
+// Names what a pass over this batch consists of: passes of one key issue the same operations on the same tensors.
+static uint64_t sequence_key(const Model *m, const char *pass, bool accumulate) {
+    char text[128];
+    snprintf(text, sizeof text, "%s %lld %lld %d %d %d %d", pass, (long long)m->B, (long long)m->T, m->has_doc,
+             m->has_prefix, m->in == &m->inputs[0], accumulate);
+    return rng_hash(text);
+}
+
 // h_0 ... h_L and the final norm.
 static void trunk_forward(Model *m, int64_t start) {
     Backend *be = m->be;
     int64_t N = m->B * m->T;
-    be->embedding_forward(be, tensor_rows(m->h[0], 0, N), tensor_rows(m->tokens, 0, N),
+    be->embedding_forward(be, tensor_rows(m->h[0], 0, N), tensor_rows(m->in->tokens, 0, N),
                           tensor_rows(m->positions, 0, N), m->w.wte, m->w.wpe);
     for (int64_t l = 0; l < m->config.L; ++l) block_forward(m, l, start);
     be->norm_forward(be, tensor_rows(m->norm_f, 0, N), rows_of(m->norm_f_mean, N), tensor_rows(m->norm_f_rstd, 0, N),
@@ -428,44 +500,66 @@ void model_begin_step(Model *m) {
     m->be->zero(m->be, m->loss_sum.data, sizeof(double));
 }
 
-void model_forward(Model *m, const Batch *batch, double loss_scale, bool train) {
+// Logits, loss and, in training, their gradient and the head's, chunk by chunk.
+static void loss_forward(Model *m, bool train) {
     Backend *be = m->be;
-    CHECK(!train || m->shape.training, "this model was laid out without gradients%s", "");
-    upload_batch(m, batch);
-    trunk_forward(m, -1);
     int64_t N = m->B * m->T;
-    CrossEntropyArgs args = {
-        .V = m->config.V, .softcap = m->config.logit_softcap, .loss_scale = (float)loss_scale, .want_grad = train};
+    CrossEntropyArgs args = {.V = m->config.V,
+                             .softcap = m->config.logit_softcap,
+                             .want_grad = train,
+                             .loss_scale = m->in->loss_scale};
     for (int64_t first = 0; first < N; first += m->shape.loss_chunk_rows) {
         int64_t rows = min_i64(m->shape.loss_chunk_rows, N - first);
         Tensor logits = head_forward(m, first, rows);
-        be->cross_entropy(be, tensor_rows(m->nll, first, rows), logits, tensor_rows(m->targets, first, rows),
-                          tensor_rows(m->weight, first, rows), args);
+        be->cross_entropy(be, tensor_rows(m->nll, first, rows), logits, tensor_rows(m->in->targets, first, rows),
+                          tensor_rows(m->in->weight, first, rows), args);
         if (!train) continue;
         linear_backward_input(m, tensor_rows(m->dnorm, first, rows), logits, m->w.head, ACT_NONE, TENSOR_NONE);
         linear_backward_weight(m, m->g.head, TENSOR_NONE, logits, tensor_rows(m->norm_f, first, rows),
                                first > 0 || !m->grads_fresh);
     }
-    be->weighted_sum(be, m->loss_sum, tensor_rows(m->nll, 0, N), tensor_rows(m->weight, 0, N), true);
+    be->weighted_sum(be, m->loss_sum, tensor_rows(m->nll, 0, N), tensor_rows(m->in->weight, 0, N), true);
 }
 
-void model_backward(Model *m) {
+void model_forward(Model *m, const Batch *batch, double loss_scale, bool train) {
+    Backend *be = m->be;
+    CHECK(!train || m->shape.training, "this model was laid out without gradients%s", "");
+    upload_batch(m, batch, loss_scale);
+    uint64_t key = sequence_key(m, train ? "forward" : "evaluate", !m->grads_fresh);
+    if (be->sequence_begin(be, key)) return;
+    trunk_forward(m, -1);
+    loss_forward(m, train);
+    be->sequence_end(be, key);
+}
+
+static void trunk_backward(Model *m, bool accumulate) {
     Backend *be = m->be;
     const ModelConfig *c = &m->config;
     int64_t N = m->B * m->T;
-    bool accumulate = !m->grads_fresh;
     Tensor dh = tensor_rows(m->dh, 0, N);
     be->norm_backward(be, dh, m->g.norm_f_w, m->g.norm_f_b, tensor_rows(m->dnorm, 0, N),
                       tensor_rows(m->h[c->L], 0, N), m->w.norm_f_w, rows_of(m->norm_f_mean, N),
                       tensor_rows(m->norm_f_rstd, 0, N), false, accumulate, (NormArgs){c->norm, c->norm_eps});
     for (int64_t l = c->L - 1; l >= 0; --l) {
-        if (m->shape.recompute && l < c->L - 1) block_forward(m, l, -1);
+        // What the last block computed is still there.
+        if (m->shape.recompute == RECOMPUTE_BLOCK && l < c->L - 1) block_forward(m, l, -1);
+        if (m->shape.recompute == RECOMPUTE_NORM_ACT && l < c->L - 1) block_recompute(m, l);
         block_backward(m, l, accumulate);
     }
     // The embedding's gradient only adds; where the head has not just overwritten it, it starts from zero.
     if (!accumulate && !c->tied) be->zero(be, m->g.wte.data, tensor_bytes(m->g.wte));
     if (!accumulate && !tensor_is_none(m->g.wpe)) be->zero(be, m->g.wpe.data, tensor_bytes(m->g.wpe));
-    be->embedding_backward(be, m->g.wte, m->g.wpe, dh, tensor_rows(m->tokens, 0, N), tensor_rows(m->positions, 0, N));
+    be->embedding_backward(be, m->g.wte, m->g.wpe, dh, tensor_rows(m->in->tokens, 0, N),
+                           tensor_rows(m->positions, 0, N));
+}
+
+void model_backward(Model *m) {
+    bool accumulate = !m->grads_fresh;
+    uint64_t key = sequence_key(m, "backward", accumulate);
+    if (!m->be->sequence_begin(m->be, key)) {
+        trunk_backward(m, accumulate);
+        m->be->sequence_end(m->be, key);
+    }
     m->grads_fresh = false;
 }
 
@@ -493,7 +587,7 @@ static void download_logits(Model *m, Tensor logits, float *out) {
 }
 
 void model_logits(Model *m, const Batch *batch, float *logits) {
-    upload_batch(m, batch);
+    upload_batch(m, batch, 0);
     trunk_forward(m, -1);
     int64_t N = m->B * m->T;
     for (int64_t first = 0; first < N; first += m->shape.loss_chunk_rows) {
@@ -510,7 +604,7 @@ void model_decode(Model *m, const int32_t *tokens, int64_t n, int64_t start, flo
     m->T = n;
     m->has_doc = m->has_prefix = false;
     m->position_T = 0;
-    m->be->upload(m->be, m->tokens.data, tokens, to_size(n) * sizeof *tokens);
+    m->be->upload(m->be, m->in->tokens.data, tokens, to_size(n) * sizeof *tokens);
     upload_positions(m, n, n, start);
     trunk_forward(m, start);
     download_logits(m, head_forward(m, n - 1, 1), logits);

@@ -35,7 +35,7 @@ typedef struct {
     BlockTensors *block;                        // [L]
 } ModelTensors;
 
-// What the backward pass of one block needs of its forward pass. With recompute all blocks share one set.
+// What the backward pass of one block needs of its forward pass. What is recomputed is shared by all blocks.
 typedef struct {
     Tensor norm1, norm1_mean, norm1_rstd;  // (N,C) (N) (N)
     Tensor qkv_raw, qk_rstd;               // (N,QKV) (N,NH+NKV): only with QK-norm
@@ -46,13 +46,24 @@ typedef struct {
     Tensor fc_pre, fc;  // (N,F) or (N,2F); (N,F)
 } BlockActs;
 
+// What a micro-batch sends to the device: one block, one transfer. Two of them take turns, so that the next batch
+// travels while the device still computes with this one.
+typedef struct {
+    Tensor loss_scale;               // (1) fp32
+    Tensor tokens, targets, weight;  // (N)
+    Tensor doc, prefix;              // (N), sent where the batch has them
+    unsigned char *host;             // the same layout in memory for transfers
+    Ticket sent;                     // when it has passed, host may be written again
+    Ticket used;                     // the last operation that reads the block was issued before it
+} InputSet;
+
 typedef struct {
     int64_t max_rows;         // N of the largest micro-batch
     int64_t max_seq_len;      // largest T
     int64_t loss_chunk_rows;  // rows of logits alive at a time
     DType dtype;              // of weights and activations
     bool training;            // gradients and saved activations exist
-    bool recompute;           // keep only h_l; run a block's forward again in its backward
+    Recompute recompute;      // what the backward pass computes again instead of keeping it
     int64_t cache_tokens;     // > 0: a KV cache for decoding this many positions
 } ModelShape;
 
@@ -76,7 +87,9 @@ typedef struct {
     Tensor dh, dnorm;  // (N,C)
     Tensor dwide;      // (N, widest of F, QKV + NH*HS) flat
     // inputs on the device
-    Tensor tokens, targets, positions, weight, doc, prefix;
+    InputSet inputs[2];
+    InputSet *in;      // the one in use
+    Tensor positions;  // (N) int32
     Tensor rope_cos, rope_sin;  // (max_seq_len, HS/2) fp32
     Tensor *k_cache, *v_cache;  // [L] (cache_tokens, NKV*HS)
     // the batch that the forward pass saw
@@ -89,7 +102,9 @@ typedef struct {
 // Lays everything out in `arena`; with a measuring arena nothing is touched and be may be NULL. The order of
 // allocation is the plan's. Tables (RoPE) are filled on a real arena. config must be finished.
 void model_init(Model *model, const ModelConfig *config, const ModelShape *shape, Backend *be, Arena *arena);
-void model_free(Model *model);  // host tables only; the arena owns the rest
+void model_free(Model *model);  // before its backend is closed; the arena owns what is on the device
+// Host memory that a model takes for transfers.
+size_t model_staging_bytes(const Model *model);
 
 // Fresh weights, f(seed, name, index).
 void model_init_weights(Model *model, uint64_t seed);

@@ -16,7 +16,7 @@ int64_t plan_loss_chunk_rows(const RunConfig *config, int64_t rows) {
 }
 
 ModelShape plan_model_shape(const RunConfig *config, const Schedule *schedule) {
-    ModelShape shape = {.dtype = config->dtype, .training = true, .recompute = config->recompute == RECOMPUTE_BLOCK};
+    ModelShape shape = {.dtype = config->dtype, .training = true, .recompute = config->recompute};
     for (int i = 0; i < schedule->phase_count; ++i) {
         const PhaseSpan *phase = &schedule->phase[i];
         shape.max_rows = max_i64(shape.max_rows, phase->B * phase->T);
@@ -44,26 +44,22 @@ void plan_compute(MemoryPlan *plan, const RunConfig *config, const Schedule *sch
     WorkspaceShape bounds = {.rows = model.shape.max_rows,
                              .seq_len = model.shape.max_seq_len,
                              .head_size = arch->HS,
+                             .NH = arch->NH,
+                             .NKV = arch->NKV,
+                             .Vp = arch->Vp,
+                             .chunk_rows = model.shape.loss_chunk_rows,
+                             .tensors = model.params.count,
                              .widest = max_i64(2 * arch->F, max_i64(model_config_qkv_width(arch), arch->C))};
-    plan->workspace_bytes = be->plan_workspace(be, bounds);
+    plan->workspace_bytes = be != NULL ? be->plan_workspace(be, bounds) : backend_cuda_plan_workspace(bounds);
+    plan->transfer_bytes = model_staging_bytes(&model);
     plan->staging_bytes = model_file_staging_bytes(arch, &model.params);
     optimizer_free(&optimizer);
     model_free(&model);
     plan->loader_bytes = loader_plan_bytes(schedule);
     plan->program_bytes = PLAN_PROGRAM_BYTES;
-    plan->total_bytes = plan->arena.used_bytes + plan->workspace_bytes + plan->loader_bytes + plan->staging_bytes +
+    plan->total_bytes = plan->arena.used_bytes + plan->workspace_bytes + plan->loader_bytes + plan->transfer_bytes +
+                        plan->staging_bytes +
                         plan->program_bytes;
-}
-
-size_t plan_available_bytes(void) {
-    FILE *file = fopen("/proc/meminfo", "r");
-    if (file == NULL) return 0;
-    char line[256];
-    long long kib = 0;
-    while (fgets(line, sizeof line, file) != NULL)
-        if (sscanf(line, "MemAvailable: %lld kB", &kib) == 1) break;
-    fclose(file);
-    return (size_t)kib * 1024;
 }
 
 static void print_row(FILE *out, const char *what, size_t bytes, size_t total) {
@@ -71,17 +67,20 @@ static void print_row(FILE *out, const char *what, size_t bytes, size_t total) {
             100.0 * (double)bytes / (double)total);
 }
 
+static const char *const RECOMPUTE_NAMES[] = {"none", "norm_act", "block"};
+
 void plan_print(FILE *out, const MemoryPlan *plan, const RunConfig *config, size_t available_bytes) {
     char model[256];
     model_config_describe(&config->arch, model, sizeof model);
     fprintf(out, "%s\n%s, optimizer %s, recompute %s\n", model, dtype_name(config->dtype),
             config->optimizer == OPTIMIZER_MUON ? "muon" : "adamw",
-            config->recompute == RECOMPUTE_BLOCK ? "block" : "none");
+            RECOMPUTE_NAMES[config->recompute]);
     fprintf(out, "  %-24s %16s\n", "what", "bytes");
     for (int i = 0; i < plan->arena.tag_count; ++i)
         print_row(out, plan->arena.tags[i].tag, plan->arena.tags[i].bytes, plan->total_bytes);
     print_row(out, "operation workspaces", plan->workspace_bytes, plan->total_bytes);
     print_row(out, "loader", plan->loader_bytes, plan->total_bytes);
+    print_row(out, "batches in transfer", plan->transfer_bytes, plan->total_bytes);
     print_row(out, "checkpoint staging", plan->staging_bytes, plan->total_bytes);
     print_row(out, "program (estimate)", plan->program_bytes, plan->total_bytes);
     print_row(out, "total", plan->total_bytes, plan->total_bytes);
@@ -89,6 +88,6 @@ void plan_print(FILE *out, const MemoryPlan *plan, const RunConfig *config, size
     bool fits = plan->total_bytes <= available_bytes;
     fprintf(out, "available %.1f MiB: %s\n", (double)available_bytes / 1048576.0, fits ? "fits" : "does not fit");
     if (!fits) {
-        fprintf(out, "  smaller: batch_rows, recompute=block, dtype=bf16, loss_chunk_rows, or a smaller model\n");
+        fprintf(out, "  smaller: batch_rows, recompute=norm_act or block, dtype=bf16, loss_chunk_rows, or a smaller model\n");
     }
 }

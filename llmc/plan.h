@@ -14,6 +14,7 @@ typedef struct {
     Arena arena;             // a measuring arena: total and per-tag bytes of device memory
     size_t workspace_bytes;  // what operations keep beyond their operands (packing buffers)
     size_t loader_bytes;     // host: two prefetched steps and one held-out batch
+    size_t transfer_bytes;  // batches on their way to the device
     size_t staging_bytes;    // host: what passes through on the way to a checkpoint
     size_t program_bytes;    // code, libraries and stacks of the process, an estimate
     size_t total_bytes;
@@ -27,10 +28,8 @@ ModelShape plan_model_shape(const RunConfig *config, const Schedule *schedule);
 // The one layout: on a measuring arena (be NULL) it is the plan, on a real one it is the run.
 void plan_layout(Model *model, Optimizer *optimizer, const RunConfig *config, const Schedule *schedule, Backend *be,
                  Arena *arena);
-// be is only asked for its workspace; nothing is allocated.
+// be is only asked for its workspace; NULL: a GPU that is not here. Nothing is allocated.
 void plan_compute(MemoryPlan *plan, const RunConfig *config, const Schedule *schedule, const Backend *be);
-// Physical memory of this machine that is free for a new process; 0 when unknown.
-size_t plan_available_bytes(void);
 void plan_print(FILE *out, const MemoryPlan *plan, const RunConfig *config, size_t available_bytes);
 
 #ifdef __cplusplus

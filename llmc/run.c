@@ -6,14 +6,27 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "llmc/device.h"
 #include "llmc/hf.h"
 #include "llmc/run_state.h"
 #include "llmc/shard.h"
 
-Backend *run_open_backend(const char *device, int threads, const char *cpu_isa, Error *err) {
-    if (strcmp(device, "auto") == 0 || strcmp(device, "cpu") == 0) return backend_cpu_open(threads, cpu_isa, err);
-    error_set(err, "device=%s: this build has only the CPU backend; use device=cpu or device=auto", device);
-    return NULL;
+// Where measured choices are kept between runs: the user's cache directory. NULL when there is none.
+static char *cache_dir(void) {
+    const char *cache = getenv("XDG_CACHE_HOME"), *home = getenv("HOME");
+    if (cache != NULL && cache[0] == '/') return xasprintf("%s/tokamak", cache);
+    return home != NULL && home[0] == '/' ? xasprintf("%s/.cache/tokamak", home) : NULL;
+}
+
+Backend *run_open_backend(const RunConfig *config, char *note, size_t note_bytes, Error *err) {
+    char *cache = cache_dir();
+    DeviceChoice choice = {.device = config->device,
+                           .threads = (int)config->threads,
+                           .cpu_isa = config->cpu_isa,
+                           .plugin = {.attention = config->attention, .cache_dir = cache, .graphs = config->graphs}};
+    Backend *be = device_open(&choice, note, note_bytes, err);
+    free(cache);
+    return be;
 }
 
 // dir/tokenizer.json of the directory that holds the first shard of a glob; NULL when there is none.
@@ -114,12 +127,12 @@ static bool open_memory(Run *run, Error *err) {
     const RunConfig *config = &run->config;
     plan_compute(&run->plan, config, &run->schedule, run->be);
     run->be->workspace_limit_bytes = run->plan.workspace_bytes;
-    size_t available = plan_available_bytes();
+    size_t available = run->be->memory_free(run->be);
     if (available > 0 && run->plan.total_bytes > available)
         return error_set(
             err,
             "this run needs %.1f MiB of memory and %.1f MiB are available (train_gpt plan shows what for): "
-            "lower batch_rows, or set recompute=block, dtype=bf16 or loss_chunk_rows",
+            "lower batch_rows, or set recompute=norm_act or block, dtype=bf16 or loss_chunk_rows",
             (double)run->plan.total_bytes / 1048576.0, (double)available / 1048576.0);
     if (!arena_init(&run->arena, run->be, run->plan.arena.used_bytes, err)) return false;
     plan_layout(&run->model, &run->optimizer, config, &run->schedule, run->be, &run->arena);
@@ -178,8 +191,9 @@ static bool open_logger(Run *run, const char *resumed_from, Error *err) {
     char model[256];
     model_config_describe(&config->arch, model, sizeof model);
     logger_message(run->logger, "model    %s, %s", model, dtype_name(config->dtype));
-    logger_message(run->logger, "device   %s; measured peak %.0f GFLOP/s", run->be->description,
-                   run->peak_flops * 1e-9);
+    if (run->device_note[0] != '\0') logger_message(run->logger, "%s", run->device_note);
+    logger_message(run->logger, "device   %s; peak %.0f GFLOP/s (%s)", run->be->description, run->peak_flops * 1e-9,
+                   run->be->peak_source);
     if (config->dtype == DTYPE_BF16 && !run->be->bf16_native)
         logger_message(run->logger,
                        "         no bf16 dot products on this CPU: bf16 is converted to fp32 inside matmuls");
@@ -203,7 +217,7 @@ static bool open_all(Run *run, Error *err) {
     if (!schedule_build(&run->schedule, config, run->comm.world, err)) return false;
     if (!check_lengths(config, &run->schedule, err)) return false;
     if (!open_data(run, err)) return false;
-    run->be = run_open_backend(config->device, (int)config->threads, config->cpu_isa, err);
+    run->be = run_open_backend(config, run->device_note, sizeof run->device_note, err);
     if (run->be == NULL) return false;
     run->peak_flops = run->be->measure_peak(run->be, config->dtype);
     if (!open_memory(run, err)) return false;
@@ -211,6 +225,10 @@ static bool open_all(Run *run, Error *err) {
     bool ok = open_weights(run, &resumed_from, err) && open_logger(run, resumed_from, err);
     free(resumed_from);
     if (!ok) return false;
+    for (int i = 0; i < RUN_PENDING_STEPS; ++i) {
+        run->pending[i].host = run->be->host_alloc(run->be, sizeof(StepResult), err);
+        if (run->pending[i].host == NULL) return false;
+    }
     run->resumed_seconds = run->progress.seconds;
     run->resumed_step = run->progress.step;
     run->phase = -1;
@@ -231,6 +249,8 @@ void run_close(Run *run) {
     if (run->loader != NULL) loader_close(run->loader);
     for (int s = 0; s < CONFIG_MAX_SOURCES; ++s)
         if (run->heldout[s] != NULL) heldout_close(run->heldout[s]);
+    for (int i = 0; i < RUN_PENDING_STEPS; ++i)
+        if (run->pending[i].host != NULL) run->be->host_free(run->be, run->pending[i].host);
     optimizer_free(&run->optimizer);
     model_free(&run->model);
     arena_free(&run->arena);
@@ -266,7 +286,7 @@ bool run_begin_step(Run *run, Error *err) {
     return optimizer_set_trainable(&run->optimizer, &run->model.params, wanted->trainable, err);
 }
 
-bool run_guard_step(Run *run, const GradStats *stats, Error *err) {
+bool run_guard_step(Run *run, int64_t step, const GradStats *stats, Error *err) {
     if (!stats->skip) {
         run->progress.bad_in_row = 0;
         return true;
@@ -274,20 +294,18 @@ bool run_guard_step(Run *run, const GradStats *stats, Error *err) {
     ++run->progress.bad_steps;
     ++run->progress.bad_in_row;
     logger_message(run->logger, "step %lld skipped: the gradient is not finite (%lld in a row, %lld in all)",
-                   (long long)run->progress.step, (long long)run->progress.bad_in_row,
-                   (long long)run->progress.bad_steps);
+                   (long long)step, (long long)run->progress.bad_in_row, (long long)run->progress.bad_steps);
     if (run->progress.bad_in_row < run->config.max_bad_steps) return true;
     return error_set(
         err,
         "stopped at step %lld: %lld steps in a row had a gradient that is not finite (max_bad_steps=%lld); "
         "go on from the last checkpoint in %s with a lower lr, a longer warm-up or other data",
-        (long long)run->progress.step, (long long)run->progress.bad_in_row, (long long)run->config.max_bad_steps,
+        (long long)step, (long long)run->progress.bad_in_row, (long long)run->config.max_bad_steps,
         run->config.out_dir);
 }
 
-StepRecord run_step_record(const Run *run, const StepBatch *batch, double loss, const GradStats *stats,
-                           double step_ms) {
-    int64_t step = run->progress.step;
+static StepRecord step_record(const Run *run, const PendingStep *pending, double step_ms) {
+    int64_t step = pending->step;
     const PhaseSpan *phase = schedule_phase(&run->schedule, step - 1);
     double tokens = (double)(phase->rows_per_step * phase->T);
     double rate = tokens / (step_ms * 1e-3);
@@ -302,17 +320,65 @@ StepRecord run_step_record(const Run *run, const StepBatch *batch, double loss, 
     return (StepRecord){.step = step,
                         .total_steps = total_steps,
                         .tokens = schedule_tokens_before(&run->schedule, step),
-                        .loss = loss,
-                        .lr = schedule_lr(&run->schedule, step - 1),
-                        .grad_norm = (double)stats->norm,
+                        .loss = pending->host->loss_sum * pending->loss_scale,
+                        .lr = pending->lr,
+                        .grad_norm = (double)pending->host->stats.norm,
                         .tokens_per_second = rate,
                         .peak_share = run->peak_flops > 0 ? flops / run->peak_flops : -1,
                         .step_ms = step_ms,
-                        .data_wait_ms = batch->wait_ms,
+                        .data_wait_ms = pending->data_wait_ms,
                         .seconds_left = left > 0 ? left : 0,
                         .seconds = spent,
-                        .skipped = stats->skip != 0,
+                        .skipped = pending->host->stats.skip != 0,
                         .phase = run->config.phase[phase->index].name};
+}
+
+void run_step_issued(Run *run, const StepBatch *batch, double started, double loss_scale, double lr) {
+    Backend *be = run->be;
+    PendingStep *pending = &run->pending[run->issued % RUN_PENDING_STEPS];
+    *pending = (PendingStep){.step = ++run->progress.step,
+                             .started = started,
+                             .loss_scale = loss_scale,
+                             .lr = lr,
+                             .data_wait_ms = batch->wait_ms,
+                             .host = pending->host};
+    be->download_begin(be, &pending->host->loss_sum, run->model.loss_sum.data, sizeof pending->host->loss_sum);
+    pending->read = be->download_begin(be, &pending->host->stats, run->optimizer.stats, sizeof(GradStats));
+    ++run->issued;
+}
+
+// The device's own words, and where to go on.
+static bool explain_failure(const Run *run, int64_t step, Error *err) {
+    char *skipped, *newest = checkpoint_newest(run->config.out_dir, &skipped);
+    free(skipped);
+    error_prefix(err, "step %lld", (long long)step);
+    size_t used = strlen(err->message);
+    if (newest != NULL)
+        snprintf(err->message + used, sizeof err->message - used,
+                 "; the last complete checkpoint is %s: the same command goes on from there", newest);
+    else
+        snprintf(err->message + used, sizeof err->message - used, "; %s holds no complete checkpoint",
+                 run->config.out_dir);
+    free(newest);
+    return false;
+}
+
+bool run_report_steps(Run *run, int64_t may_be_pending, Error *err) {
+    Backend *be = run->be;
+    while (run->reported < run->issued) {
+        PendingStep *pending = &run->pending[run->reported % RUN_PENDING_STEPS];
+        if (run->issued - run->reported <= may_be_pending && !be->has_passed(be, pending->read)) return true;
+        if (!be->wait(be, pending->read, err)) return explain_failure(run, pending->step, err);
+        ++run->reported;
+        double now = now_seconds();
+        double began = pending->started > run->reported_at ? pending->started : run->reported_at;
+        run->reported_at = now;
+        run->progress.seconds = run->resumed_seconds + now - run->started;
+        StepRecord record = step_record(run, pending, (now - began) * 1e3);
+        if (pending->step % run->config.log_every == 0 || record.skipped) logger_step(run->logger, &record);
+        if (!run_guard_step(run, pending->step, &pending->host->stats, err)) return false;
+    }
+    return true;
 }
 
 bool run_evaluate(Run *run, Error *err) {
@@ -421,8 +487,14 @@ static bool inference_load(InferenceModel *out, const InferenceOptions *options,
     }
     free(beside);
     if (!ok) return false;
-    out->be = run_open_backend(options->device, options->threads, "auto", err);
+    char note[RUN_NOTE_BYTES];
+    snprintf(config->device, sizeof config->device, "%s", options->device);
+    snprintf(config->cpu_isa, sizeof config->cpu_isa, "auto");
+    snprintf(config->attention, sizeof config->attention, "auto");
+    config->threads = options->threads;
+    out->be = run_open_backend(config, note, sizeof note, err);
     if (out->be == NULL) return false;
+    if (note[0] != '\0') fprintf(stderr, "%s\n", note);
     int64_t seq_len = options->seq_len > 0 ? options->seq_len : config->arch.max_seq_len;
     if (config->arch.position == POSITION_LEARNED && seq_len > config->arch.max_seq_len)
         return error_set(err, "seq_len=%lld is longer than the model's learned positions, max_seq_len=%lld",

@@ -22,12 +22,31 @@ typedef struct {
     double seconds;  // time spent in the loop, earlier runs included
 } RunProgress;
 
+// What a step leaves behind on the device, read back beside the steps that follow.
+typedef struct {
+    double loss_sum;
+    GradStats stats;
+} StepResult;
+// A step that was issued and whose result has not been looked at yet. A device computes while the host prepares what
+// comes next: its results are read one step late, so that neither waits for the other.
+#define RUN_PENDING_STEPS 2
+typedef struct {
+    int64_t step;       // 1 for the first
+    double started;     // now_seconds() when it began to be issued
+    double loss_scale;  // 1 / sum of weights
+    double lr, data_wait_ms;
+    StepResult *host;  // host_alloc memory
+    Ticket read;
+} PendingStep;
+
+#define RUN_NOTE_BYTES 1200
 typedef struct {
     RunConfig config;
     Schedule schedule;
     Comm comm;
     Backend *be;
-    double peak_flops;  // of the matmul dtype, measured at start
+    char device_note[RUN_NOTE_BYTES];  // why device=auto took the CPU; "": it did not
+    double peak_flops;                 // of the matmul dtype
     MemoryPlan plan;
     Arena arena;
     Model model;
@@ -41,6 +60,9 @@ typedef struct {
     int64_t resumed_step;
     double started;  // now_seconds() when the loop began
     int phase;       // whose trainable mask is in force
+    PendingStep pending[RUN_PENDING_STEPS];
+    int64_t issued, reported;  // steps of this process
+    double reported_at;        // now_seconds() of the last report
 } Run;
 
 // Everything before the first step: schedule, tokenizer, shards (checked), memory (planned, then taken), weights
@@ -57,11 +79,13 @@ bool run_resolve_model(RunConfig *config, const Tokenizer *tokenizer, Error *err
 // Enters the phase of the next step (trainable mask), and, in runs bounded by time, moves the horizon to where the
 // measured speed puts it. False: the run is over.
 bool run_begin_step(Run *run, Error *err);
+// The step of `batch` has been issued as a whole: counts it and begins to read its results back.
+void run_step_issued(Run *run, const StepBatch *batch, double started, double loss_scale, double lr);
+// Logs the steps whose results are there and waits until at most may_be_pending are not. False: the device failed (the
+// message names the last complete checkpoint), or too many gradients in a row were not finite.
+bool run_report_steps(Run *run, int64_t may_be_pending, Error *err);
 // Counts steps that a non-finite gradient skipped; an error once max_bad_steps came in a row.
-bool run_guard_step(Run *run, const GradStats *stats, Error *err);
-// One record for the logger from what the step saw.
-StepRecord run_step_record(const Run *run, const StepBatch *batch, double loss, const GradStats *stats,
-                           double step_ms);
+bool run_guard_step(Run *run, int64_t step, const GradStats *stats, Error *err);
 // Held-out loss of every source that has held-out text, and their mean weighted by tokens, logged.
 bool run_evaluate(Run *run, Error *err);
 // A continuation of config.sample_prompt, logged.
@@ -95,8 +119,8 @@ typedef struct {
 bool inference_open(InferenceModel *out, const InferenceOptions *options, Error *err);
 void inference_close(InferenceModel *inference);
 
-// Opens the device that the option names; "auto" says on stderr what it took.
-Backend *run_open_backend(const char *device, int threads, const char *cpu_isa, Error *err);
+// Opens the device that the options name; note: why device=auto took the CPU, "" if it did not.
+Backend *run_open_backend(const RunConfig *config, char *note, size_t note_bytes, Error *err);
 
 #ifdef __cplusplus
 }

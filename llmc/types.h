@@ -14,4 +14,11 @@ typedef enum {
 
 typedef enum { NORM_LAYER, NORM_RMS } NormKind;
 
+// Which 8-bit formats a product uses: E4M3 has three bits of mantissa, E5M2 a wider range for gradients.
+typedef enum {
+    FP8_NONE,
+    FP8_FORWARD,   // both inputs E4M3
+    FP8_BACKWARD   // input a, a gradient, E5M2; b E4M3
+} Fp8Role;
+
 #endif

@@ -185,7 +185,7 @@ static void test_training_goes_on(void **state) {
     fill_text(text);
     for (int i = 0; i < 32; ++i) weights[i] = 1;
     model_test_config(&m.config, GPT2);
-    model_test_open(&m, &(ModelShape){.max_rows = 64, .max_seq_len = 32, .training = true, .recompute = true}, 2);
+    model_test_open(&m, &(ModelShape){.max_rows = 64, .max_seq_len = 32, .training = true, .recompute = RECOMPUTE_BLOCK}, 2);
     Batch batch = {.B = 2, .T = 16, .tokens = text, .targets = text + 1, .weights = weights};
     int64_t elems = m.model.params.total_elems;
     float *first = NULL;

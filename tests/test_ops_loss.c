@@ -48,7 +48,9 @@ static void run_loss(OpTest *t, void *user) {
 
 // Every third row has weight 0 and an impossible target; the padding columns hold NaN.
 static LossCase loss_case(OpTest *t, int64_t N, int64_t V, int64_t Vp, float softcap, DType dtype) {
-    LossCase l = {.args = {.V = V, .softcap = softcap, .loss_scale = 0.37f, .want_grad = true}};
+    LossCase l = {.args = {.V = V, .softcap = softcap, .want_grad = true}};
+    const double loss_scale = 0.375;  // exact in fp32
+    l.args.loss_scale = op_test_from(t, DTYPE_F32, OP_TEST_DIMS(1), &loss_scale);
     l.nll = op_test_tensor(t, DTYPE_F32, OP_TEST_DIMS(N));
     l.logits = op_test_random(t, dtype, OP_TEST_DIMS(N, Vp), 4.0);
     l.targets = op_test_integers(t, OP_TEST_DIMS(N), V);
@@ -65,7 +67,7 @@ static LossCase loss_case(OpTest *t, int64_t N, int64_t V, int64_t Vp, float sof
     op_test_upload(t, l.weights, weights);
     double *logits = op_test_doubles(t, N * Vp);
     for (int64_t i = 0; i < N * Vp; ++i) logits[i] = l.logits_before[i];
-    l.ref = (LossRef){N, V, Vp, logits, targets, weights, (double)softcap, (double)l.args.loss_scale,
+    l.ref = (LossRef){N, V, Vp, logits, targets, weights, (double)softcap, loss_scale,
                       op_test_doubles(t, N)};
     return l;
 }
@@ -136,7 +138,8 @@ static void test_cross_entropy_tail(OpTest *t) {
     Tensor device = op_test_from(t, DTYPE_F32, OP_TEST_DIMS(N, 2), logits);
     Tensor targets = op_test_from(t, DTYPE_I32, OP_TEST_DIMS(N), op_test_doubles(t, N));
     Tensor weights = op_test_from(t, DTYPE_F32, OP_TEST_DIMS(N), ones);
-    CrossEntropyArgs args = {.V = 2, .loss_scale = 1.0f, .want_grad = true};
+    CrossEntropyArgs args = {.V = 2, .want_grad = true};
+    args.loss_scale = op_test_from(t, DTYPE_F32, OP_TEST_DIMS(1), (double[]){1});
     t->be->cross_entropy(t->be, nll, device, targets, weights, args);
     const double *grad = op_test_host(t, device);
     for (int64_t i = 0; i < N; ++i) {

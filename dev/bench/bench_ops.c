@@ -111,6 +111,7 @@ static void lay_out(Operands *o, Arena *arena, const OpCase *c, DType dtype) {
         OPERAND(DTYPE_F32, 1, c->M, 0, 0);
         OPERAND(DTYPE_I32, 1, c->M, 0, 0);
         OPERAND(DTYPE_F32, 1, c->M, 0, 0);
+        OPERAND(DTYPE_F32, 1, 1, 0, 0);
         break;
     case OP_GRAD_CLIP:
         OPERAND(DTYPE_F32, 1, c->N, 0, 0);
@@ -154,7 +155,7 @@ static void run_case(Backend *be, const OpCase *c, const Operands *o, DType dtyp
     case OP_SWIGLU_FORWARD: be->activation_forward(be, t[0], t[1], ACT_SWIGLU); break;
     case OP_CROSS_ENTROPY:
         be->cross_entropy(be, t[1], t[0], t[2], t[3],
-                          (CrossEntropyArgs){.V = c->N - 47, .loss_scale = 1e-3f, .want_grad = true});
+                          (CrossEntropyArgs){.V = c->N - 47, .want_grad = true, .loss_scale = t[4]});
         break;
     case OP_ADD: be->add(be, t[0], t[1], t[2]); break;
     case OP_GRAD_CLIP: be->grad_clip(be, t[1].data, t[0], 1.0f); break;

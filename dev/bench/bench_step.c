@@ -34,7 +34,7 @@ typedef struct {
     Batch batch;
 } StepBench;
 
-static void describe_run(StepBench *bench, DType dtype, const StepShape *shape, bool recompute, int64_t chunk_rows) {
+static void describe_run(StepBench *bench, DType dtype, const StepShape *shape, Recompute recompute, int64_t chunk_rows) {
     RunConfig *config = &bench->config;
     Error err = {""};
     bench->shape = shape;
@@ -50,7 +50,7 @@ static void describe_run(StepBench *bench, DType dtype, const StepShape *shape, 
     arch->max_seq_len = shape->T_max;
     CHECK(model_config_finish(arch, &err), "%s", err.message);
     config->dtype = dtype;
-    config->recompute = recompute ? RECOMPUTE_BLOCK : RECOMPUTE_NONE;
+    config->recompute = recompute;
     config->loss_chunk_rows = chunk_rows;
     config->beta1 = 0.9;
     config->beta2 = 0.95;
@@ -120,7 +120,7 @@ static void print_report(const StepBench *bench, double *seconds, int steps, dou
     printf(", \"planned_bytes\": %zu, \"resident_bytes\": %lld}\n", planned, (long long)usage.ru_maxrss * 1024);
 }
 
-static int run_steps(DType dtype, const StepShape *shape, int steps, int threads, const char *isa, bool recompute,
+static int run_steps(DType dtype, const StepShape *shape, int steps, int threads, const char *isa, Recompute recompute,
                      int64_t chunk_rows) {
     StepBench *bench = xcalloc(1, sizeof *bench);
     Error err = {""};
@@ -162,6 +162,11 @@ static int run_steps(DType dtype, const StepShape *shape, int steps, int threads
     return 0;
 }
 
+static Recompute recompute_kind(const char *name) {
+    if (strcmp(name, "block") == 0) return RECOMPUTE_BLOCK;
+    return strcmp(name, "norm_act") == 0 ? RECOMPUTE_NORM_ACT : RECOMPUTE_NONE;
+}
+
 int bench_step_main(int argc, char **argv) {
     const char *shape_name = SHAPES[0].name, *dtype_text = "fp32", *isa = "auto", *recompute = "none";
     int64_t steps = 10, threads = 0, chunk = 0;
@@ -170,7 +175,7 @@ int bench_step_main(int argc, char **argv) {
                                    {"--steps", NULL, &steps, "timed steps (two more come before)"},
                                    {"--threads", NULL, &threads, "0: all cores"},
                                    {"--isa", &isa, NULL, "auto, generic, avx2, avx512, avx512bf16"},
-                                   {"--recompute", &recompute, NULL, "none or block"},
+                                   {"--recompute", &recompute, NULL, "none, norm_act or block"},
                                    {"--chunk-rows", NULL, &chunk, "rows of logits at a time, 0: the engine's choice"},
                                    {NULL, NULL, NULL, NULL}};
     int status = bench_parse(options,
@@ -181,7 +186,7 @@ int bench_step_main(int argc, char **argv) {
     DType dtype;
     for (int i = 0; i < SHAPE_COUNT; ++i)
         if (strcmp(SHAPES[i].name, shape_name) == 0 && dtype_parse(dtype_text, &dtype) && steps > 0)
-            return run_steps(dtype, &SHAPES[i], (int)steps, (int)threads, isa, strcmp(recompute, "block") == 0,
+            return run_steps(dtype, &SHAPES[i], (int)steps, (int)threads, isa, recompute_kind(recompute),
                              chunk);
     fprintf(stderr, "bench step: expected a known --shape, --dtype and --steps above 0; see --help\n");
     return 2;

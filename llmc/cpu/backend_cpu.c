@@ -105,6 +105,60 @@ static void cpu_copy(Backend *be, void *to, const void *from, size_t bytes) {
         if (end > first) memcpy((char *)to + first, (const char *)from + first, end - first);
     }
 }
+static size_t cpu_memory_free(Backend *be) {
+    (void)be;
+    FILE *file = fopen("/proc/meminfo", "r");
+    if (file == NULL) return 0;
+    char line[256];
+    long long kib = 0;
+    while (fgets(line, sizeof line, file) != NULL)
+        if (sscanf(line, "MemAvailable: %lld kB", &kib) == 1) break;
+    fclose(file);
+    return (size_t)kib * 1024;
+}
+
+// Operations are done when they return: every point has passed, and a transfer is a copy.
+static void *cpu_host_alloc(Backend *be, size_t bytes, Error *err) { return cpu_alloc(be, bytes, err); }
+static void cpu_host_free(Backend *be, void *pointer) { cpu_free(be, pointer, 0); }
+static Ticket cpu_mark(Backend *be) {
+    (void)be;
+    return 0;
+}
+static Ticket cpu_upload_after(Backend *be, void *device, const void *host, size_t bytes, Ticket after) {
+    (void)after;
+    cpu_copy(be, device, host, bytes);
+    return 0;
+}
+static Ticket cpu_download_begin(Backend *be, void *host, const void *device, size_t bytes) {
+    cpu_copy(be, host, device, bytes);
+    return 0;
+}
+static bool cpu_has_passed(Backend *be, Ticket ticket) {
+    (void)be;
+    (void)ticket;
+    return true;
+}
+static bool cpu_wait(Backend *be, Ticket ticket, Error *err) {
+    (void)be;
+    (void)ticket;
+    (void)err;
+    return true;
+}
+// Calls cost nothing here that a replay would save.
+static bool cpu_sequence_begin(Backend *be, uint64_t key) {
+    (void)be;
+    (void)key;
+    return false;
+}
+static void cpu_sequence_end(Backend *be, uint64_t key) {
+    (void)be;
+    (void)key;
+}
+static bool cpu_telemetry(Backend *be, DeviceTelemetry *out) {
+    (void)be;
+    *out = (DeviceTelemetry){0};
+    return false;
+}
 static bool cpu_synchronize(Backend *be, Error *err) {
     (void)be;
     (void)err;
@@ -194,7 +248,18 @@ Backend *backend_cpu_open(int threads, const char *isa, Error *err) {
     be->upload = cpu_copy;
     be->download = cpu_copy;
     be->copy = cpu_copy;
+    be->memory_free = cpu_memory_free;
     be->synchronize = cpu_synchronize;
+    be->host_alloc = cpu_host_alloc;
+    be->host_free = cpu_host_free;
+    be->mark = cpu_mark;
+    be->upload_after = cpu_upload_after;
+    be->download_begin = cpu_download_begin;
+    be->has_passed = cpu_has_passed;
+    be->wait = cpu_wait;
+    be->sequence_begin = cpu_sequence_begin;
+    be->sequence_end = cpu_sequence_end;
+    be->telemetry = cpu_telemetry;
     be->plan_workspace = cpu_plan_workspace;
     be->close = cpu_close;
     chosen->fill(be);

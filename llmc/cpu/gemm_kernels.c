@@ -306,31 +306,25 @@ static void gemm_run(Backend *be, const Gemm *g) {
 
 // ---- the backend's entry ----
 
-static void check_operand(Tensor t, const char *name, int64_t rows, int64_t cols, DType dtype) {
-    CHECK(t.ndim == 2 && t.dim[0] == rows && t.dim[1] == cols && t.dtype == dtype,
-          "matmul: %s is %s (%lld, %lld), expected %s (%lld, %lld)", name, dtype_name(t.dtype), (long long)t.dim[0],
-          (long long)t.dim[1], dtype_name(dtype), (long long)rows, (long long)cols);
+static Tensor batch_entry(Tensor t, int64_t i) {
+    if (tensor_is_none(t)) return t;
+    size_t bytes = to_size(t.dim[1] * t.dim[2]) * dtype_bytes(t.dtype);
+    return tensor_2d((char *)t.data + to_size(i) * bytes, t.dtype, t.dim[1], t.dim[2]);
 }
 
 static void gemm_matmul(Backend *be, Tensor out, Tensor a, Tensor b, MatmulArgs args) {
-    CHECK(a.ndim == 2 && b.ndim == 2 && out.ndim == 2, "matmul: ndim out=%d a=%d b=%d", out.ndim, a.ndim, b.ndim);
-    const int64_t M = out.dim[0], N = out.dim[1], K = args.trans_a ? a.dim[0] : a.dim[1];
-    CHECK(a.dtype == DTYPE_F32 || a.dtype == DTYPE_BF16, "matmul: a is %s", dtype_name(a.dtype));
-    CHECK(out.dtype == DTYPE_F32 || (out.dtype == DTYPE_BF16 && a.dtype == DTYPE_BF16), "matmul: out is %s, a is %s",
-          dtype_name(out.dtype), dtype_name(a.dtype));
-    check_operand(a, "a", args.trans_a ? K : M, args.trans_a ? M : K, a.dtype);
-    check_operand(b, "b", args.trans_b ? N : K, args.trans_b ? K : N, a.dtype);
-    if (!tensor_is_none(args.add)) check_operand(args.add, "add", M, N, out.dtype);
-    if (!tensor_is_none(args.pre)) check_operand(args.pre, "pre", M, N, out.dtype);
-    if (!tensor_is_none(args.bias))
-        CHECK(args.bias.ndim == 1 && args.bias.dim[0] == N && args.bias.dtype == a.dtype,
-              "matmul: bias is %s (%lld), expected %s (%lld)", dtype_name(args.bias.dtype),
-              (long long)args.bias.dim[0], dtype_name(a.dtype), (long long)N);
-    CHECK(args.act != ACT_SWIGLU && args.act_grad != ACT_SWIGLU, "matmul: a gated activation is not elementwise");
-    CHECK(args.act == ACT_NONE || args.act_grad == ACT_NONE, "matmul: act=%d and act_grad=%d", (int)args.act,
-          (int)args.act_grad);
-    CHECK(args.act_grad == ACT_NONE || !tensor_is_none(args.pre), "matmul: act_grad=%d without pre",
-          (int)args.act_grad);
+    CHECK(args.fp8 == FP8_NONE, "matmul: no 8-bit floats on this backend%s", "");
+    if (out.ndim == 3) {
+        op_check_matmul_batch(out, a, b, &args);
+        for (int64_t i = 0; i < out.dim[0]; ++i) {
+            MatmulArgs one = args;
+            one.add = batch_entry(args.add, i);
+            gemm_matmul(be, batch_entry(out, i), batch_entry(a, i), batch_entry(b, i), one);
+        }
+        return;
+    }
+    const int64_t K = op_check_matmul(out, a, b, &args), M = out.dim[0], N = out.dim[1];
+    if (!tensor_is_none(args.sums)) be->bias_backward(be, args.sums, a, args.accumulate_sums);
     if (M == 0 || N == 0) return;
 
     Gemm g = {.dtype = a.dtype, .M = M, .N = N, .K = K};

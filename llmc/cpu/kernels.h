@@ -4,7 +4,7 @@
 #ifndef LLMC_CPU_KERNELS_H
 #define LLMC_CPU_KERNELS_H
 
-#include "llmc/backend.h"
+#include "llmc/op_check.h"
 
 #define CPU_KERNEL_FILES(X, isa) \
     X(attention, isa) \
@@ -34,21 +34,5 @@ CPU_KERNEL_FILES(CPU_DECLARE_REGISTER, avx512bf16)
 void *cpu_scratch(Backend *be, int thread, size_t bytes);
 // What the scratch of all threads takes now.
 size_t cpu_scratch_bytes(const Backend *be);
-
-// Stop with both shapes unless the tensor is what the operation's contract says.
-static inline void cpu_check_1d(const char *name, Tensor t, DType dtype, int64_t d0) {
-    CHECK(t.ndim == 1 && t.dtype == dtype && t.dim[0] == d0,
-          "%s: expected %s (%lld), found %s (%lld) of %d dimensions", name, dtype_name(dtype), (long long)d0,
-          dtype_name(t.dtype), (long long)t.dim[0], t.ndim);
-}
-static inline void cpu_check_2d(const char *name, Tensor t, DType dtype, int64_t d0, int64_t d1) {
-    CHECK(t.ndim == 2 && t.dtype == dtype && t.dim[0] == d0 && t.dim[1] == d1,
-          "%s: expected %s (%lld, %lld), found %s (%lld, %lld) of %d dimensions", name, dtype_name(dtype),
-          (long long)d0, (long long)d1, dtype_name(t.dtype), (long long)t.dim[0], (long long)t.dim[1], t.ndim);
-}
-static inline void cpu_check_act(const char *name, Tensor t) {
-    CHECK(t.dtype == DTYPE_F32 || t.dtype == DTYPE_BF16, "%s: expected fp32 or bf16, found %s", name,
-          dtype_name(t.dtype));
-}
 
 #endif

@@ -95,12 +95,11 @@ SIMD_INLINE void row_gradient(void *row, const RowSoftmax *s, int64_t V, float s
     }
 }
 
-// cap is args.softcap, a constant 0 where there is none, so that the compiler drops it.
-SIMD_INLINE float cross_entropy_row(void *row, int64_t Vp, int64_t target, float weight, CrossEntropyArgs args,
+// scale is the row's weight times the loss scale; cap is args.softcap, a constant 0 where there is none, so that the compiler drops it.
+SIMD_INLINE float cross_entropy_row(void *row, int64_t Vp, int64_t target, float scale, CrossEntropyArgs args,
                                     float cap, DType dtype) {
     // bf16 exponentials would be rounded twice, and the soft-cap's derivative needs the logits.
     bool keep = dtype == DTYPE_F32 && cap == 0;
-    float scale = weight * args.loss_scale;
     vf at_target = vf_load_some(row, target, 1, dtype);
     RowSoftmax s;
     row_softmax(&s, row, args.V, cap, keep, dtype);
@@ -114,25 +113,30 @@ SIMD_INLINE float cross_entropy_row(void *row, int64_t Vp, int64_t target, float
     // Logits may be large and their difference small: in double.
     return (float)(log((double)s.sum) + (double)s.max - (double)cap_logit(at_target, cap)[0]);
 }
-static float cross_entropy_any(void *row, int64_t Vp, int64_t target, float weight, CrossEntropyArgs args,
+static float cross_entropy_any(void *row, int64_t Vp, int64_t target, float scale, CrossEntropyArgs args,
                                DType dtype) {
     if (dtype == DTYPE_F32)
-        return args.softcap == 0 ? cross_entropy_row(row, Vp, target, weight, args, 0.0f, DTYPE_F32)
-                                 : cross_entropy_row(row, Vp, target, weight, args, args.softcap, DTYPE_F32);
-    return args.softcap == 0 ? cross_entropy_row(row, Vp, target, weight, args, 0.0f, DTYPE_BF16)
-                             : cross_entropy_row(row, Vp, target, weight, args, args.softcap, DTYPE_BF16);
+        return args.softcap == 0 ? cross_entropy_row(row, Vp, target, scale, args, 0.0f, DTYPE_F32)
+                                 : cross_entropy_row(row, Vp, target, scale, args, args.softcap, DTYPE_F32);
+    return args.softcap == 0 ? cross_entropy_row(row, Vp, target, scale, args, 0.0f, DTYPE_BF16)
+                             : cross_entropy_row(row, Vp, target, scale, args, args.softcap, DTYPE_BF16);
 }
 
 static void cross_entropy(Backend *be, Tensor nll, Tensor logits, Tensor targets, Tensor weights,
                           CrossEntropyArgs args) {
     CHECK(logits.ndim == 2, "logits: expected 2 dimensions, found %d", logits.ndim);
-    cpu_check_act("logits", logits);
+    op_check_act("logits", logits);
     int64_t N = logits.dim[0], Vp = logits.dim[1];
     CHECK(args.V > 0 && args.V <= Vp && args.softcap >= 0, "V=%lld of %lld, softcap=%g", (long long)args.V,
           (long long)Vp, (double)args.softcap);
-    cpu_check_1d("nll", nll, DTYPE_F32, N);
-    cpu_check_1d("targets", targets, DTYPE_I32, N);
-    cpu_check_1d("weights", weights, DTYPE_F32, N);
+    op_check_1d("nll", nll, DTYPE_F32, N);
+    op_check_1d("targets", targets, DTYPE_I32, N);
+    op_check_1d("weights", weights, DTYPE_F32, N);
+    float loss_scale = 0;
+    if (args.want_grad) {
+        op_check_1d("loss_scale", args.loss_scale, DTYPE_F32, 1);
+        loss_scale = *(const float *)args.loss_scale.data;
+    }
     (void)be;
 #pragma omp parallel for schedule(static) num_threads(be->threads) if (N * Vp > CPU_PARALLEL_ELEMS)
     for (int64_t i = 0; i < N; ++i) {
@@ -147,7 +151,7 @@ static void cross_entropy(Backend *be, Tensor nll, Tensor logits, Tensor targets
         }
         CHECK(target >= 0 && target < args.V, "targets[%lld]=%lld, expected 0 to %lld", (long long)i,
               (long long)target, (long long)args.V - 1);
-        *loss = cross_entropy_any(row, Vp, target, weight, args, logits.dtype);
+        *loss = cross_entropy_any(row, Vp, target, weight * loss_scale, args, logits.dtype);
     }
 }
 

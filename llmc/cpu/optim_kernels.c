@@ -61,7 +61,7 @@ static void grad_clip(Backend *be, GradStats *stats, Tensor grad, float max_norm
 }
 
 static void frobenius_normalize(Backend *be, Tensor x, float eps) {
-    cpu_check_act("x", x);
+    op_check_act("x", x);
     int64_t elems = tensor_elems(x);
     float factor = (float)(1.0 / (sqrt(sum_squares(be, x.data, elems, x.dtype)) + (double)eps));
 #pragma omp parallel for schedule(static) num_threads(be->threads) if (elems > CPU_PARALLEL_ELEMS)
@@ -138,7 +138,7 @@ SIMD_INLINE void momentum_at(Tensor update, OptimTensor p, int64_t i, float scal
 }
 static void muon_momentum(Backend *be, Tensor update, OptimTensor tensor, const GradStats *stats, float momentum,
                           bool nesterov) {
-    cpu_check_act("update", update);
+    op_check_act("update", update);
     int64_t elems = tensor.elems;
     CHECK(tensor_elems(update) == elems, "update %lld, tensor %lld elements", (long long)tensor_elems(update),
           (long long)elems);
@@ -163,7 +163,7 @@ SIMD_INLINE void muon_apply_at(OptimTensor p, const void *x, int64_t i, DType dt
     if (p.weight != NULL) vf_store_some(p.weight, i, w, left, DTYPE_BF16);
 }
 static void muon_apply(Backend *be, OptimTensor tensor, Tensor x, const GradStats *stats) {
-    cpu_check_act("x", x);
+    op_check_act("x", x);
     int64_t elems = tensor.elems;
     CHECK(tensor_elems(x) == elems, "x %lld, tensor %lld elements", (long long)tensor_elems(x), (long long)elems);
     if (stats->skip) return;

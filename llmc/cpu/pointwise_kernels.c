@@ -67,8 +67,8 @@ static void backward_any(void *dpre, const void *dout, const void *pre, int64_t 
 static void check_activation(Tensor out, Tensor pre, Activation kind) {
     CHECK(kind == ACT_GELU || kind == ACT_RELU2 || kind == ACT_SWIGLU, "kind=%d", (int)kind);
     CHECK(pre.ndim == 2 && out.ndim == 2, "pre has %d dimensions, the activation %d; expected 2", pre.ndim, out.ndim);
-    cpu_check_act("pre", pre);
-    cpu_check_2d("activation", out, pre.dtype, pre.dim[0], kind == ACT_SWIGLU ? pre.dim[1] / 2 : pre.dim[1]);
+    op_check_act("pre", pre);
+    op_check_2d("activation", out, pre.dtype, pre.dim[0], kind == ACT_SWIGLU ? pre.dim[1] / 2 : pre.dim[1]);
     CHECK(kind != ACT_SWIGLU || pre.dim[1] % 2 == 0, "width %lld is odd", (long long)pre.dim[1]);
 }
 
@@ -93,7 +93,7 @@ static void activation_forward(Backend *be, Tensor out, Tensor pre, Activation k
 
 static void activation_backward(Backend *be, Tensor dpre, Tensor dout, Tensor pre, Activation kind) {
     check_activation(dout, pre, kind);
-    cpu_check_2d("dpre", dpre, pre.dtype, pre.dim[0], pre.dim[1]);
+    op_check_2d("dpre", dpre, pre.dtype, pre.dim[0], pre.dim[1]);
     int64_t elems = tensor_elems(dout), rows = dout.dim[0];
     (void)be;
     if (kind == ACT_SWIGLU) {
@@ -120,7 +120,7 @@ SIMD_INLINE void add_block(void *out, const void *a, const void *b, int64_t firs
 }
 static void add(Backend *be, Tensor out, Tensor a, Tensor b) {
     int64_t elems = tensor_elems(out);
-    cpu_check_act("out", out);
+    op_check_act("out", out);
     CHECK(a.dtype == out.dtype && b.dtype == out.dtype && tensor_elems(a) == elems && tensor_elems(b) == elems,
           "out %s %lld, a %s %lld, b %s %lld elements: expected the same", dtype_name(out.dtype), (long long)elems,
           dtype_name(a.dtype), (long long)tensor_elems(a), dtype_name(b.dtype), (long long)tensor_elems(b));
@@ -141,8 +141,8 @@ SIMD_INLINE void cast_block(void *out, const void *in, int64_t first, int64_t en
 }
 static void cast(Backend *be, Tensor out, Tensor in) {
     int64_t elems = tensor_elems(out);
-    cpu_check_act("out", out);
-    cpu_check_act("in", in);
+    op_check_act("out", out);
+    op_check_act("in", in);
     CHECK(tensor_elems(in) == elems, "out %lld, in %lld elements", (long long)elems, (long long)tensor_elems(in));
     (void)be;
 #pragma omp parallel for schedule(static) num_threads(be->threads) if (elems > CPU_PARALLEL_ELEMS)
@@ -168,7 +168,7 @@ SIMD_INLINE void softcap_block(void *logits, int64_t first, int64_t end, float c
 }
 static void softcap(Backend *be, Tensor logits, float cap) {
     CHECK(cap > 0, "softcap=%g", (double)cap);
-    cpu_check_act("logits", logits);
+    op_check_act("logits", logits);
     int64_t elems = tensor_elems(logits);
     (void)be;
 #pragma omp parallel for schedule(static) num_threads(be->threads) if (elems > CPU_PARALLEL_ELEMS)

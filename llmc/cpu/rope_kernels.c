@@ -7,24 +7,24 @@
 
 static int64_t check_qk(Tensor out, Tensor in, Tensor rstd, Tensor positions, const QkArgs *args) {
     int64_t N = in.dim[0], HS = args->HS;
-    cpu_check_act("in", in);
+    op_check_act("in", in);
     CHECK(args->NH > 0 && args->NKV > 0 && HS > 0 && HS <= MAX_HEAD_SIZE, "NH=%lld NKV=%lld HS=%lld",
           (long long)args->NH, (long long)args->NKV, (long long)HS);
-    cpu_check_2d("in", in, in.dtype, N, (args->NH + 2 * args->NKV) * HS);
-    cpu_check_2d("out", out, in.dtype, N, in.dim[1]);
+    op_check_2d("in", in, in.dtype, N, (args->NH + 2 * args->NKV) * HS);
+    op_check_2d("out", out, in.dtype, N, in.dim[1]);
     bool qk_norm = !tensor_is_none(args->q_weight);
     CHECK(tensor_is_none(args->k_weight) == !qk_norm, "q_weight and k_weight come together or not at all");
     if (qk_norm) {
-        cpu_check_1d("q_weight", args->q_weight, in.dtype, HS);
-        cpu_check_1d("k_weight", args->k_weight, in.dtype, HS);
-        cpu_check_2d("rstd", rstd, DTYPE_F32, N, args->NH + args->NKV);
+        op_check_1d("q_weight", args->q_weight, in.dtype, HS);
+        op_check_1d("k_weight", args->k_weight, in.dtype, HS);
+        op_check_2d("rstd", rstd, DTYPE_F32, N, args->NH + args->NKV);
     }
     if (args->use_rope) {
         CHECK(HS % 2 == 0, "HS=%lld is odd", (long long)HS);
         int64_t P = args->cos.dim[0];
-        cpu_check_2d("cos", args->cos, DTYPE_F32, P, HS / 2);
-        cpu_check_2d("sin", args->sin, DTYPE_F32, P, HS / 2);
-        cpu_check_1d("positions", positions, DTYPE_I32, N);
+        op_check_2d("cos", args->cos, DTYPE_F32, P, HS / 2);
+        op_check_2d("sin", args->sin, DTYPE_F32, P, HS / 2);
+        op_check_1d("positions", positions, DTYPE_I32, N);
         const int32_t *position = positions.data;
         for (int64_t i = 0; i < N; ++i)
             CHECK(position[i] >= 0 && position[i] < P, "positions[%lld]=%d, expected 0 to %lld", (long long)i,
@@ -172,9 +172,9 @@ static void qk_backward(Backend *be, Tensor din, Tensor dq_weight, Tensor dk_wei
     int64_t N = check_qk(din, dout, rstd, positions, &args), HS = args.HS;
     bool qk_norm = !tensor_is_none(args.q_weight);
     if (qk_norm) {
-        cpu_check_2d("in", in, dout.dtype, N, dout.dim[1]);
-        cpu_check_1d("dq_weight", dq_weight, DTYPE_F32, HS);
-        cpu_check_1d("dk_weight", dk_weight, DTYPE_F32, HS);
+        op_check_2d("in", in, dout.dtype, N, dout.dim[1]);
+        op_check_1d("dq_weight", dq_weight, DTYPE_F32, HS);
+        op_check_1d("dk_weight", dk_weight, DTYPE_F32, HS);
     }
     if (qk_copies(be, din, dout, &args)) return;
     float *partials = qk_norm ? partials_zeroed(be, N, 2 * HS) : NULL;

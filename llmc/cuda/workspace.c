@@ -1,0 +1,11 @@
+// workspace.c: the plan of the CUDA backend's scratch memory; see workspace.h. Compiled into the plug-in and into the
+// program, which plans without one.
+#include "llmc/cuda/workspace.h"
+
+size_t backend_cuda_plan_workspace(WorkspaceShape shape) {
+    // cuBLASLt recommends 32 MiB on Hopper and Blackwell.
+    size_t most = (size_t)32 << 20;
+    // Two partial sums (weight and bias) of the widest tensor.
+    most = workspace_max(most, (size_t)CUDA_ROW_BLOCKS * 2 * to_size(shape.widest) * sizeof(float));
+    return most;
+}

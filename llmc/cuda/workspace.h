@@ -1,0 +1,15 @@
+// workspace.h: how much scratch memory (cuda_scratch) each room of the CUDA backend asks for at most, as plain
+// arithmetic on the bounds of a run, so that a plan can be made where there is no GPU. Each function stands beside the
+// code that asks; a run that asked for more than its plan would abort.
+#ifndef LLMC_CUDA_WORKSPACE_H
+#define LLMC_CUDA_WORKSPACE_H
+
+#include "llmc/backend.h"
+
+// Column sums and the like are taken in two stages over a fixed number of row blocks, whatever the GPU: the order of
+// the sum, hence its bits, depends on the shape alone.
+#define CUDA_ROW_BLOCKS 256
+
+static inline size_t workspace_max(size_t a, size_t b) { return a > b ? a : b; }
+
+#endif
