@@ -1,0 +1,229 @@
+// emu_runtime_memory.cpp: memory of the emulated device, and copies.
+//
+// Each block of device memory is a mapping of its own: filled with 0xff bytes (NaN), so that reading what was never
+// written shows; its last byte followed by guard pages, and under AddressSanitizer by poisoned bytes from the first
+// one on; out of the host's reach except while device work runs, so that a host that reads through a device pointer
+// faults as it would beside a real GPU. Copies check that their pointers are what their kind says.
+#include "emu_runtime_state.h"
+
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+
+#if defined(__has_feature) && !defined(__SANITIZE_ADDRESS__)
+#if __has_feature(address_sanitizer)
+#define __SANITIZE_ADDRESS__ 1
+#endif
+#endif
+#ifdef __SANITIZE_ADDRESS__
+#include <sanitizer/asan_interface.h>
+#else
+#define ASAN_POISON_MEMORY_REGION(start, bytes) ((void)0)
+#define ASAN_UNPOISON_MEMORY_REGION(start, bytes) ((void)0)
+#endif
+
+#define PAGE ((size_t)4096)
+#define GUARD ((size_t)16 * PAGE)
+#define ALIGNMENT ((size_t)256)
+
+static size_t up(size_t bytes, size_t multiple) { return (bytes + multiple - 1) / multiple * multiple; }
+
+// The pages between the guards.
+static void block_reach(const EmuBlock &block, int protection) {
+    if (mprotect((char *)block.map + GUARD, block.map_bytes - 2 * GUARD, protection) != 0)
+        emu_abort("mprotect of %zu bytes of device memory failed", block.map_bytes);
+}
+
+void emu_protect(bool reachable) {
+    EmuRuntime *rt = emu_runtime();
+    if (!rt->protect) return;
+    for (const auto &entry : rt->blocks) block_reach(entry.second, reachable ? PROT_READ | PROT_WRITE : PROT_NONE);
+}
+
+static std::map<uintptr_t, EmuBlock>::iterator block_around(const void *pointer) {
+    EmuRuntime *rt = emu_runtime();
+    auto next = rt->blocks.upper_bound((uintptr_t)pointer);
+    if (next == rt->blocks.begin()) return rt->blocks.end();
+    auto found = std::prev(next);
+    return (uintptr_t)pointer - found->first < found->second.bytes ? found : rt->blocks.end();
+}
+
+bool emu_is_device_memory(const void *pointer, size_t bytes) {
+    EmuRuntime *rt = emu_runtime();
+    std::lock_guard<std::recursive_mutex> lock(rt->mutex);
+    auto found = block_around(pointer);
+    return found != rt->blocks.end() && bytes <= found->first + found->second.bytes - (uintptr_t)pointer;
+}
+
+// ---- allocation ----
+
+cudaError_t cudaMalloc(void **pointer, size_t bytes) {
+    EmuRuntime *rt = emu_runtime();
+    std::lock_guard<std::recursive_mutex> lock(rt->mutex);
+    cudaError_t error = emu_ready_uncaptured();
+    if (error != cudaSuccess) return emu_set_error(error);
+    if (pointer == NULL) return emu_set_error(cudaErrorInvalidValue);
+    *pointer = NULL;
+    if (bytes == 0) return cudaSuccess;
+    if (bytes > rt->memory_bytes || up(bytes, ALIGNMENT) > rt->memory_bytes - rt->used_bytes)
+        return emu_set_error(cudaErrorMemoryAllocation);
+    EmuBlock block = {bytes, NULL, up(bytes, PAGE) + 2 * GUARD};
+    block.map = mmap(NULL, block.map_bytes, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    if (block.map == MAP_FAILED) return emu_set_error(cudaErrorMemoryAllocation);
+    char *end = (char *)block.map + block.map_bytes - GUARD;
+    char *start = end - up(bytes, ALIGNMENT);
+    block_reach(block, PROT_READ | PROT_WRITE);
+    memset(start, 0xff, bytes);
+    ASAN_POISON_MEMORY_REGION(block.map, (size_t)(start - (char *)block.map));
+    ASAN_POISON_MEMORY_REGION(start + bytes, (size_t)(end + GUARD - (start + bytes)));
+    if (rt->protect && rt->running == 0) block_reach(block, PROT_NONE);
+    rt->used_bytes += up(bytes, ALIGNMENT);
+    rt->blocks[(uintptr_t)start] = block;
+    *pointer = start;
+    return cudaSuccess;
+}
+
+// Waits for the device, as the real one does.
+cudaError_t cudaFree(void *pointer) {
+    EmuRuntime *rt = emu_runtime();
+    std::lock_guard<std::recursive_mutex> lock(rt->mutex);
+    cudaError_t error = emu_ready_uncaptured();
+    if (error != cudaSuccess) return emu_set_error(error);
+    if (pointer == NULL) return cudaSuccess;
+    auto found = rt->blocks.find((uintptr_t)pointer);
+    if (found == rt->blocks.end()) return emu_set_error(cudaErrorInvalidValue);
+    emu_run_everything();
+    EmuBlock block = found->second;
+    rt->used_bytes -= up(block.bytes, ALIGNMENT);
+    rt->blocks.erase(found);
+    ASAN_UNPOISON_MEMORY_REGION(block.map, block.map_bytes);
+    munmap(block.map, block.map_bytes);
+    return emu_set_error(rt->sticky);
+}
+
+cudaError_t cudaMemGetInfo(size_t *free_bytes, size_t *total_bytes) {
+    EmuRuntime *rt = emu_runtime();
+    std::lock_guard<std::recursive_mutex> lock(rt->mutex);
+    cudaError_t error = emu_ready();
+    if (error != cudaSuccess) return emu_set_error(error);
+    *free_bytes = rt->memory_bytes - rt->used_bytes;
+    *total_bytes = rt->memory_bytes;
+    return cudaSuccess;
+}
+
+cudaError_t cudaHostAlloc(void **pointer, size_t bytes, unsigned flags) {
+    EmuRuntime *rt = emu_runtime();
+    std::lock_guard<std::recursive_mutex> lock(rt->mutex);
+    cudaError_t error = emu_ready_uncaptured();
+    if (error != cudaSuccess) return emu_set_error(error);
+    if (pointer == NULL || (flags & ~7u) != 0) return emu_set_error(cudaErrorInvalidValue);
+    *pointer = NULL;
+    if (bytes == 0) return cudaSuccess;
+    if (posix_memalign(pointer, PAGE, bytes) != 0) return emu_set_error(cudaErrorMemoryAllocation);
+    memset(*pointer, 0xff, bytes);
+    rt->host_blocks[*pointer] = bytes;
+    return cudaSuccess;
+}
+
+cudaError_t cudaMallocHost(void **pointer, size_t bytes) {
+    return cudaHostAlloc(pointer, bytes, cudaHostAllocDefault);
+}
+
+cudaError_t cudaFreeHost(void *pointer) {
+    EmuRuntime *rt = emu_runtime();
+    std::lock_guard<std::recursive_mutex> lock(rt->mutex);
+    cudaError_t error = emu_ready_uncaptured();
+    if (error != cudaSuccess) return emu_set_error(error);
+    if (pointer == NULL) return cudaSuccess;
+    if (rt->host_blocks.count(pointer) == 0) return emu_set_error(cudaErrorInvalidValue);
+    emu_run_everything();
+    rt->host_blocks.erase(pointer);
+    free(pointer);
+    return emu_set_error(rt->sticky);
+}
+
+// ---- copies ----
+
+enum Place { PLACE_HOST, PLACE_DEVICE, PLACE_OUTSIDE };
+
+// Host memory; inside of a device block; or a range that leaves its device block.
+static Place place_of(const void *pointer, size_t bytes) {
+    EmuRuntime *rt = emu_runtime();
+    auto found = block_around(pointer);
+    if (found == rt->blocks.end()) {
+        auto next = rt->blocks.upper_bound((uintptr_t)pointer);
+        return next != rt->blocks.end() && (uintptr_t)pointer + bytes > next->first ? PLACE_OUTSIDE : PLACE_HOST;
+    }
+    return bytes <= found->first + found->second.bytes - (uintptr_t)pointer ? PLACE_DEVICE : PLACE_OUTSIDE;
+}
+
+static cudaError_t copy_checked(const void *to, size_t to_bytes, const void *from, size_t from_bytes,
+                                cudaMemcpyKind kind) {
+    if (to == NULL || from == NULL) return cudaErrorInvalidValue;
+    Place to_place = place_of(to, to_bytes), from_place = place_of(from, from_bytes);
+    if (to_place == PLACE_OUTSIDE || from_place == PLACE_OUTSIDE) return cudaErrorInvalidValue;
+    bool to_device = to_place == PLACE_DEVICE, from_device = from_place == PLACE_DEVICE;
+    switch (kind) {
+    case cudaMemcpyHostToHost: return !to_device && !from_device ? cudaSuccess : cudaErrorInvalidValue;
+    case cudaMemcpyHostToDevice: return to_device && !from_device ? cudaSuccess : cudaErrorInvalidValue;
+    case cudaMemcpyDeviceToHost: return !to_device && from_device ? cudaSuccess : cudaErrorInvalidValue;
+    case cudaMemcpyDeviceToDevice: return to_device && from_device ? cudaSuccess : cudaErrorInvalidValue;
+    case cudaMemcpyDefault: return cudaSuccess;
+    default: return cudaErrorInvalidMemcpyDirection;
+    }
+}
+
+// The host's memory is read and written when the copy runs, pinned or not: CUDA promises no more.
+cudaError_t cudaMemcpyAsync(void *to, const void *from, size_t bytes, cudaMemcpyKind kind, cudaStream_t stream) {
+    return cudaMemcpy2DAsync(to, bytes, from, bytes, bytes, 1, kind, stream);
+}
+
+cudaError_t cudaMemcpy2DAsync(void *to, size_t to_pitch, const void *from, size_t from_pitch, size_t width,
+                              size_t height, cudaMemcpyKind kind, cudaStream_t stream) {
+    EmuRuntime *rt = emu_runtime();
+    std::lock_guard<std::recursive_mutex> lock(rt->mutex);
+    cudaError_t error = emu_ready();
+    if (error != cudaSuccess) return emu_set_error(error);
+    if (width == 0 || height == 0) return cudaSuccess;
+    if (width > to_pitch || width > from_pitch) return emu_set_error(cudaErrorInvalidPitchValue);
+    error = copy_checked(to, (height - 1) * to_pitch + width, from, (height - 1) * from_pitch + width, kind);
+    if (error != cudaSuccess) return emu_set_error(error);
+    return emu_enqueue(stream, "memory copy", [=] {
+        for (size_t row = 0; row < height; row++)
+            memcpy((char *)to + row * to_pitch, (const char *)from + row * from_pitch, width);
+        return cudaSuccess;
+    });
+}
+
+// Runs on the default stream. Only copies within the device return before they have run.
+cudaError_t cudaMemcpy(void *to, const void *from, size_t bytes, cudaMemcpyKind kind) {
+    EmuRuntime *rt = emu_runtime();
+    std::lock_guard<std::recursive_mutex> lock(rt->mutex);
+    cudaError_t error = emu_ready_uncaptured();
+    if (error != cudaSuccess) return emu_set_error(error);
+    error = cudaMemcpyAsync(to, from, bytes, kind, NULL);
+    if (error != cudaSuccess || bytes == 0) return error;
+    if (place_of(to, bytes) == PLACE_DEVICE && place_of(from, bytes) == PLACE_DEVICE) return cudaSuccess;
+    return cudaStreamSynchronize(NULL);
+}
+
+cudaError_t cudaMemsetAsync(void *pointer, int value, size_t bytes, cudaStream_t stream) {
+    EmuRuntime *rt = emu_runtime();
+    std::lock_guard<std::recursive_mutex> lock(rt->mutex);
+    cudaError_t error = emu_ready();
+    if (error != cudaSuccess) return emu_set_error(error);
+    if (bytes == 0) return cudaSuccess;
+    if (place_of(pointer, bytes) != PLACE_DEVICE) return emu_set_error(cudaErrorInvalidValue);
+    return emu_enqueue(stream, "memory set", [=] {
+        memset(pointer, value, bytes);
+        return cudaSuccess;
+    });
+}
+
+cudaError_t cudaMemset(void *pointer, int value, size_t bytes) {
+    EmuRuntime *rt = emu_runtime();
+    std::lock_guard<std::recursive_mutex> lock(rt->mutex);
+    cudaError_t error = emu_ready_uncaptured();
+    if (error != cudaSuccess) return emu_set_error(error);
+    return cudaMemsetAsync(pointer, value, bytes, NULL);
+}
