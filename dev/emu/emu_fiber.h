@@ -1,0 +1,43 @@
+// emu_fiber.h: stacks that emu_exec switches between. A switch is ten instructions on x86-64 and swapcontext elsewhere;
+// AddressSanitizer is told of each one. Knows nothing of kernels.
+#ifndef EMU_FIBER_H
+#define EMU_FIBER_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+#if !defined(__x86_64__)
+#include <ucontext.h>
+#endif
+
+typedef struct EmuFiber {
+    void *stack_pointer;  // while another fiber runs
+    unsigned char *stack;
+    size_t stack_bytes;
+    void *fake_stack;  // AddressSanitizer's
+#if !defined(__x86_64__)
+    ucontext_t context;
+#endif
+    int thread;  // emu_exec's: the thread of the block that it runs
+    struct EmuFiber *next_idle;
+} EmuFiber;
+
+// The stacks of one host thread: fibers 0 to count - 1, and the host thread's own stack.
+typedef struct EmuFibers {
+    unsigned char *region;
+    size_t region_bytes;
+    int made;
+    EmuFiber host;
+    EmuFiber *fibers;
+} EmuFibers;
+
+void emu_fibers_open(EmuFibers *all, int most);
+void emu_fibers_close(EmuFibers *all);
+// A new fiber, which runs entry() when switched to; entry never returns.
+EmuFiber *emu_fiber_make(EmuFibers *all, void (*entry)(void));
+// To be called by `from`; returns when somebody switches back to it.
+void emu_fiber_switch(EmuFiber *from, EmuFiber *to);
+// The first thing that entry calls.
+void emu_fiber_entered(void);
+
+#endif
