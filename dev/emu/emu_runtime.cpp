@@ -34,6 +34,9 @@ static const ErrorText ERRORS[] = {
     ERROR_TEXT(cudaErrorMemoryAllocation, "out of memory"),
     ERROR_TEXT(cudaErrorInitializationError, "initialization error"),
     ERROR_TEXT(cudaErrorInvalidConfiguration, "invalid configuration argument"),
+    ERROR_TEXT(cudaErrorInvalidPitchValue, "invalid pitch argument"),
+    ERROR_TEXT(cudaErrorInvalidMemcpyDirection, "invalid copy direction for memcpy"),
+    ERROR_TEXT(cudaErrorInvalidDeviceFunction, "invalid device function"),
     ERROR_TEXT(cudaErrorInsufficientDriver, "CUDA driver version is insufficient for CUDA runtime version"),
     ERROR_TEXT(cudaErrorNoDevice, "no CUDA-capable device is detected"),
     ERROR_TEXT(cudaErrorInvalidDevice, "invalid device ordinal"),
@@ -311,7 +314,7 @@ cudaError_t cudaDeviceGetPCIBusId(char *id, int length, int device) {
     cudaDeviceProp prop;
     cudaError_t error = cudaGetDeviceProperties(&prop, device);
     if (error != cudaSuccess) return error;
-    int needed = snprintf(id, (size_t)length, "%08x:%02x:%02x.0", prop.pciDomainID, prop.pciBusID, prop.pciDeviceID);
+    int needed = snprintf(id, (size_t)length, "%04x:%02x:%02x.0", prop.pciDomainID, prop.pciBusID, prop.pciDeviceID);
     return needed < length ? cudaSuccess : emu_set_error(cudaErrorInvalidValue);
 }
 

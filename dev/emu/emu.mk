@@ -1,0 +1,60 @@
+# emu.mk: the emulated GPU, included by the Makefile: `make emu` builds $(BUILD)/libllmc_cudaemu.so, the plug-in of
+# llmc/cuda compiled by a host compiler over dev/emu, and, where clang++ is, $(BUILD)/libllmc_cudaemu_race.so, whose
+# kernels report races. Nothing is built where the CUDA headers are absent.
+
+CUDA_INCLUDE ?= $(patsubst %/cuda_runtime_api.h,%,$(firstword $(wildcard /usr/local/cuda/include/cuda_runtime_api.h)))
+EMU_CUDA     := $(wildcard llmc/cuda/*.cu)
+EMU_SRC      := $(filter-out dev/emu/emu_race.cpp,$(wildcard dev/emu/*.cpp))
+EMU_OBJ      := $(patsubst %,$(BUILD)/emu/%.o,$(basename $(EMU_CUDA) $(EMU_SRC)))
+EMU_RACE_OBJ := $(patsubst %,$(BUILD)/emu_race/%.o,$(basename $(EMU_CUDA) $(wildcard dev/emu/*.cpp)))
+EMU_TEST     := $(BUILD)/emu/test_emu_runtime
+
+# Rounding must not depend on the compiler or its level: no contraction to fused multiply-adds that the source lacks.
+EMU_FLAGS := -std=c++17 -fPIC -g -ffp-contract=off -Wall -Wextra -Wshadow -Werror -DTOKAMAK_EMU -fopenmp \
+             -I. -Idev/emu -isystem $(CUDA_INCLUDE) -MMD -MP
+EMU_OPT   ?= -O2
+EMU_CXX   ?= g++
+EMU_RACE_CXX ?= clang++
+# The race build's kernels call __tsan_* for every access; emu_race.cpp defines them, libtsan is not linked.
+EMU_RACE_FLAGS   := -DTOKAMAK_EMU_RACE
+EMU_RACE_KERNELS := -fsanitize=thread -mllvm -tsan-instrument-func-entry-exit=0 -mllvm -tsan-handle-cxx-exceptions=0
+# Only the plug-in's entry point is visible, and every function that it calls must be there: one that the shims do not
+# define stops the link.
+EMU_LINK := -shared -Wl,-z,defs -Wl,--version-script=dev/emu/emu_exports.map
+
+EMU_BUILT := $(if $(CUDA_INCLUDE),$(if $(EMU_CUDA),$(BUILD)/libllmc_cudaemu.so \
+             $(if $(SANITIZE),,$(if $(shell command -v $(EMU_RACE_CXX)),$(BUILD)/libllmc_cudaemu_race.so))))
+.PHONY: emu
+emu: $(EMU_BUILT) ## build the emulated GPU (the CUDA plug-in on the CPU)
+	@$(if $(CUDA_INCLUDE),:,echo 'the CUDA headers are absent: the emulated GPU is not built')
+
+$(BUILD)/libllmc_cudaemu.so: $(EMU_OBJ) $(LIB) dev/emu/emu_exports.map
+	$(Q)$(EMU_CXX) $(SANITIZE) $(EMU_LINK) -o $@ $(EMU_OBJ) $(LIB) $(LDLIBS)
+$(BUILD)/libllmc_cudaemu_race.so: $(EMU_RACE_OBJ) $(LIB) dev/emu/emu_exports.map
+	$(Q)$(EMU_CXX) $(EMU_LINK) -o $@ $(EMU_RACE_OBJ) $(LIB) $(LDLIBS)
+
+EMU_FLAGS_NOW := $(EMU_CXX) $(EMU_RACE_CXX) $(EMU_OPT) $(EMU_FLAGS) $(EMU_RACE_KERNELS) $(SANITIZE)
+$(BUILD)/emu/flags: force
+	@mkdir -p $(@D)
+	@printf '%s\n' '$(EMU_FLAGS_NOW)' | cmp -s - $@ || printf '%s\n' '$(EMU_FLAGS_NOW)' > $@
+
+$(BUILD)/emu/%.o: %.cu $(BUILD)/emu/flags
+	@mkdir -p $(@D)
+	$(Q)$(EMU_CXX) -x c++ $(EMU_OPT) $(EMU_FLAGS) $(SANITIZE) -c -o $@ $<
+$(BUILD)/emu/%.o: %.cpp $(BUILD)/emu/flags
+	@mkdir -p $(@D)
+	$(Q)$(EMU_CXX) $(EMU_OPT) $(EMU_FLAGS) $(SANITIZE) -c -o $@ $<
+$(BUILD)/emu_race/%.o: %.cu $(BUILD)/emu/flags
+	@mkdir -p $(@D)
+	$(Q)$(EMU_RACE_CXX) -x c++ $(EMU_OPT) $(EMU_FLAGS) $(EMU_RACE_FLAGS) $(EMU_RACE_KERNELS) -c -o $@ $<
+$(BUILD)/emu_race/%.o: %.cpp $(BUILD)/emu/flags
+	@mkdir -p $(@D)
+	$(Q)$(EMU_CXX) $(EMU_OPT) $(EMU_FLAGS) $(EMU_RACE_FLAGS) -c -o $@ $<
+
+# The runtime's and cuBLASLt's own tests, linked without kernels; tests/test_emu_runtime.sh runs them.
+$(EMU_TEST): $(BUILD)/emu/tests/test_emu_runtime.o $(BUILD)/emu/tests/test_emu_cublaslt.o \
+             $(filter $(BUILD)/emu/dev/emu/emu_runtime%.o $(BUILD)/emu/dev/emu/emu_cublaslt%.o,$(EMU_OBJ)) $(LIB)
+	$(Q)$(EMU_CXX) $(SANITIZE) -o $@ $^ $(TEST_LDLIBS) $(LDLIBS)
+ifneq ($(CUDA_INCLUDE),)
+tests: $(EMU_TEST)
+endif
