@@ -13,7 +13,7 @@ OPT      ?= -O3
 SANITIZE ?=
 CFLAGS   ?= -g
 ALL_CFLAGS := $(CSTD) $(OPT) $(CFLAGS) $(WARNINGS) -ffp-contract=fast -fno-math-errno -fno-trapping-math \
-              -fopenmp -I. $(SANITIZE) -MMD -MP
+              -fPIC -fopenmp -I. $(SANITIZE) -MMD -MP
 LDLIBS   := -lcjson -linih -lzstd -lz -lxxhash -lm -lpthread -ldl -fopenmp
 TEST_LDLIBS := -lcmocka
 
@@ -129,6 +129,8 @@ $(BUILD)/obj/%.$(1).o: %.c $(BUILD)/flags
 	$$(Q)$$(CC) $$(ALL_CFLAGS) -DISA=$(1) $$(ISA_$(1)) -c -o $$@ $$<
 endef
 $(foreach isa,$(ISAS),$(eval $(call isa_rule,$(isa))))
+
+include dev/emu/emu.mk
 
 .SECONDARY:
 -include $(shell find $(BUILD) -name '*.d' 2>/dev/null)

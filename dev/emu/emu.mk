@@ -7,7 +7,6 @@ EMU_CUDA     := $(wildcard llmc/cuda/*.cu)
 EMU_SRC      := $(filter-out dev/emu/emu_race.cpp,$(wildcard dev/emu/*.cpp))
 EMU_OBJ      := $(patsubst %,$(BUILD)/emu/%.o,$(basename $(EMU_CUDA) $(EMU_SRC)))
 EMU_RACE_OBJ := $(patsubst %,$(BUILD)/emu_race/%.o,$(basename $(EMU_CUDA) $(wildcard dev/emu/*.cpp)))
-EMU_TEST     := $(BUILD)/emu/test_emu_runtime
 
 # Rounding must not depend on the compiler or its level: no contraction to fused multiply-adds that the source lacks.
 EMU_FLAGS := -std=c++17 -fPIC -g -ffp-contract=off -Wall -Wextra -Wshadow -Werror -DTOKAMAK_EMU -fopenmp \
@@ -52,9 +51,10 @@ $(BUILD)/emu_race/%.o: %.cpp $(BUILD)/emu/flags
 	$(Q)$(EMU_CXX) $(EMU_OPT) $(EMU_FLAGS) $(EMU_RACE_FLAGS) -c -o $@ $<
 
 # The runtime's and cuBLASLt's own tests, linked without kernels; tests/test_emu_runtime.sh runs them.
-$(EMU_TEST): $(BUILD)/emu/tests/test_emu_runtime.o $(BUILD)/emu/tests/test_emu_cublaslt.o \
-             $(filter $(BUILD)/emu/dev/emu/emu_runtime%.o $(BUILD)/emu/dev/emu/emu_cublaslt%.o,$(EMU_OBJ)) $(LIB)
+EMU_HOST_OBJ := $(filter $(BUILD)/emu/dev/emu/emu_runtime%.o $(BUILD)/emu/dev/emu/emu_cublaslt%.o,$(EMU_OBJ))
+EMU_TESTS    := $(patsubst tests/%.cpp,$(BUILD)/emu/%,$(wildcard tests/test_emu_*.cpp))
+$(BUILD)/emu/test_emu_%: $(BUILD)/emu/tests/test_emu_%.o $(EMU_HOST_OBJ) $(LIB)
 	$(Q)$(EMU_CXX) $(SANITIZE) -o $@ $^ $(TEST_LDLIBS) $(LDLIBS)
 ifneq ($(CUDA_INCLUDE),)
-tests: $(EMU_TEST)
+tests: $(EMU_TESTS)
 endif
