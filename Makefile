@@ -13,7 +13,7 @@ OPT      ?= -O3
 SANITIZE ?=
 CFLAGS   ?= -g
 ALL_CFLAGS := $(CSTD) $(OPT) $(CFLAGS) $(WARNINGS) -ffp-contract=fast -fno-math-errno -fno-trapping-math \
-              -fPIC -fopenmp -I. $(SANITIZE) -MMD -MP
+              -fPIC -fvisibility=hidden -fopenmp -I. $(SANITIZE) -MMD -MP
 LDLIBS   := -lcjson -linih -lzstd -lz -lxxhash -lm -lpthread -ldl -fopenmp
 TEST_LDLIBS := -lcmocka
 
@@ -45,8 +45,8 @@ PROGRAMS    := $(if $(TRAIN_SRC),$(BUILD)/train_gpt) $(if $(PREP_SRC),$(BUILD)/p
 # Sub-makes use every core unless the caller chose -jN.
 JOBS         = $(if $(filter -j%,$(MAKEFLAGS)),,-j$(shell nproc 2>/dev/null || echo 2))
 
-.PHONY: all help clean tests test test-asan fuzz quickstart bench-cpu setup
-all: $(PROGRAMS) ## build train_gpt, prep and bench (the default)
+.PHONY: all help config clean tests test test-asan fuzz quickstart bench-cpu setup
+all: $(PROGRAMS) cuda-if-found ## build train_gpt, prep and bench, and the CUDA plug-in where nvcc is found (the default)
 	@$(if $(PROGRAMS),:,echo 'nothing to build: train_gpt.cu, data/*.c and dev/bench/*.c are absent')
 
 quickstart: ## from nothing to a trained model: install, build, get text, train 90 s, sample
@@ -84,9 +84,12 @@ setup: ## only install what is missing
 clean: ## remove everything that was built
 	$(Q)rm -rf $(BUILD) build-asan build-fuzz
 
+config: ## say which CUDA toolkit, cuBLASLt, cuDNN, NCCL and GPU are found
+	@scripts/find_cuda.sh
+
 help: ## list the targets
-	@awk -F':.*## ' '/^[a-z][a-z-]*:.*## /{printf "  make %-12s %s\n", $$1, $$2}' Makefile
-	@echo '  Variables: CC, CFLAGS, OPT=-O3, SANITIZE, BUILD=build (where), V=1 (show the commands)'
+	@awk -F':.*## ' '/^[a-z][a-z-]*:.*## /{printf "  make %-12s %s\n", $$1, $$2}' Makefile llmc/cuda/cuda.mk dev/emu/emu.mk
+	@echo '  Variables: CC, CFLAGS, CUDA=0 (no plug-in), CUDA_ARCHS, CUDA_HOME, OPT=-O3, SANITIZE, BUILD=build (where), V=1 (show the commands)'
 
 $(LIB): $(LIB_OBJ)
 	@rm -f $@
@@ -130,6 +133,7 @@ $(BUILD)/obj/%.$(1).o: %.c $(BUILD)/flags
 endef
 $(foreach isa,$(ISAS),$(eval $(call isa_rule,$(isa))))
 
+include llmc/cuda/cuda.mk
 include dev/emu/emu.mk
 
 .SECONDARY:

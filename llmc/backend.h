@@ -136,6 +136,7 @@ struct Backend {
     int threads;                   // host threads used by operations (CPU), else 0
     bool bf16_native;              // bf16 dot products in hardware
     bool matmul_fp8;               // matmul takes MatmulArgs.fp8
+    bool shares_host_memory;       // its memory is the host's: loader and checkpoints take from the same
     size_t library_bytes;          // measured: what the driver and libraries took of the device's memory at open
     char peak_source[96];          // where measure_peak's last figure comes from
     char attention_choice[160];    // which attention served last, and why; "" before the first or where there is one
@@ -167,6 +168,8 @@ struct Backend {
     Ticket (*download_begin)(Backend *be, void *host, const void *device, size_t bytes);
     bool (*has_passed)(Backend *be, Ticket ticket);        // does not wait; true after a failure
     bool (*wait)(Backend *be, Ticket ticket, Error *err);  // false: the device failed, err says how
+    // Device time between two points among the last few dozen that have passed; < 0 where the device keeps no time.
+    double (*elapsed_ms)(Backend *be, Ticket from, Ticket to);
 
     // ---- repeated sequences of operations (CUDA graphs) ----
     // Operations between begin and end with one key are the same each time: same tensors, same arguments. begin

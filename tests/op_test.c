@@ -39,17 +39,30 @@ static const char *test_device(void) {
     return device != NULL && device[0] != '\0' ? device : "cpu";
 }
 
-static const char *const CPU_LEVELS[] = {"generic", "avx2", "avx512", "avx512bf16"};
-#define CPU_LEVEL_COUNT (sizeof CPU_LEVELS / sizeof CPU_LEVELS[0])
+// A level is one way in which the device can run an operation. The CPU has its instruction sets; the emulated GPU runs
+// the threads of a block in three orders, which must give the same bits; a GPU is what it is.
+static const char *const CPU_LEVELS[] = {"generic", "avx2", "avx512", "avx512bf16", NULL};
+static const char *const DEVICE_LEVELS[] = {"", NULL};
+static const char *const THREAD_ORDERS[] = {"forward", "reverse", "random"};
+#define THREAD_ORDER_COUNT ((int)(sizeof THREAD_ORDERS / sizeof THREAD_ORDERS[0]))
+#define MAX_LEVELS 4
 
-static Backend *open_level(const char *level) {
-    Error err = {""};
-    return backend_cpu_open(OP_TEST_THREADS, level, &err);
+static bool device_is(const char *name) { return strcmp(test_device(), name) == 0; }
+static const char *const *device_levels(void) { return device_is("cpu") ? CPU_LEVELS : DEVICE_LEVELS; }
+
+static Backend *open_level(const char *level, Error *err) {
+    if (device_is("cpu")) return backend_cpu_open(OP_TEST_THREADS, level, err);
+    // Our own attention, whatever libraries there are: cuDNN has a test of its own.
+    BackendOptions options = {.attention = "own"};
+    return backend_plugin_open(test_device(), &options, err);
 }
+bool op_test_on_cpu(void) { return device_is("cpu"); }
+static void set_thread_order(int order) { setenv("TOKAMAK_EMU_ORDER", THREAD_ORDERS[order], 1); }
 
 typedef struct {
     const OpTestCase *test;
     const char *level;
+    bool all_orders;  // run it in every thread order
 } OpTestRun;
 
 static void check_fence(OpTest *t, const unsigned char *start, size_t bytes, const char *where) {
@@ -64,12 +77,12 @@ static void check_fences(OpTest *t, const OpTestBlock *block) {
     check_fence(t, start + FENCE_BYTES + block->bytes, FENCE_AFTER_BYTES, "after");
 }
 
-static void run_case(void **state) {
-    const OpTestRun *run = *state;
-    OpTest t = {open_level(run->level), 0, NULL};
-    assert_non_null(t.be);
-    run->test->body(&t);
+// Returns a hash of every byte that the case read back.
+static uint64_t run_once(const OpTestRun *run) {
     Error err = {""};
+    OpTest t = {.be = open_level(run->level, &err), .seen = 14695981039346656037u};
+    if (t.be == NULL) fail_msg("%s", err.message);
+    run->test->body(&t);
     if (!t.be->synchronize(t.be, &err)) fail_msg("%s", err.message);
     for (OpTestBlock *block = t.blocks; block != NULL; block = block->next)
         if (block->on_device) check_fences(&t, block);
@@ -83,24 +96,44 @@ static void run_case(void **state) {
         free(block);
     }
     t.be->close(t.be);
+    return t.seen;
+}
+
+// On the emulated GPU in each order of a block's threads: what a case sees may not depend on it. (TOKAMAK_EMU_ORDER in
+// the environment picks one.)
+static void run_case(void **state) {
+    const OpTestRun *run = *state;
+    if (!run->all_orders) {
+        run_once(run);
+        return;
+    }
+    uint64_t seen[THREAD_ORDER_COUNT];
+    for (int order = 0; order < THREAD_ORDER_COUNT; ++order) {
+        set_thread_order(order);
+        seen[order] = run_once(run);
+        if (seen[order] != seen[0]) fail_msg("threads in %s order: other bits than forward", THREAD_ORDERS[order]);
+    }
 }
 
 int op_test_main(const OpTestCase *cases, size_t count) {
-    if (strcmp(test_device(), "cpu") != 0) {
-        fprintf(stderr, "TOKAMAK_TEST_DEVICE=%s: expected cpu\n", test_device());
-        return 1;
-    }
-    OpTestRun runs[CPU_LEVEL_COUNT * count];
-    struct CMUnitTest operations[CPU_LEVEL_COUNT * count];
+    OpTestRun runs[MAX_LEVELS * count];
+    struct CMUnitTest operations[MAX_LEVELS * count];
     memset(operations, 0, sizeof operations);
     size_t used = 0;
-    for (size_t level = 0; level < CPU_LEVEL_COUNT; ++level) {
-        Backend *be = open_level(CPU_LEVELS[level]);
-        if (be == NULL) continue;
+    bool all_orders = device_is("cudaemu") && getenv("TOKAMAK_EMU_ORDER") == NULL;
+    for (const char *const *level = device_levels(); *level != NULL; ++level) {
+        Error err = {""};
+        Backend *be = open_level(*level, &err);
+        // A CPU may lack an instruction set; any other device was asked for by name.
+        if (be == NULL && device_is("cpu")) continue;
+        if (be == NULL) {
+            fprintf(stderr, "%s\n", err.message);
+            return 1;
+        }
         be->close(be);
         for (size_t i = 0; i < count; ++i, ++used) {
-            runs[used] = (OpTestRun){&cases[i], CPU_LEVELS[level]};
-            operations[used].name = xasprintf("%s [%s]", cases[i].name, CPU_LEVELS[level]);
+            runs[used] = (OpTestRun){&cases[i], *level, all_orders};
+            operations[used].name = xasprintf("%s [%s%s]", cases[i].name, device_is("cpu") ? "" : test_device(), *level);
             operations[used].test_func = run_case;
             operations[used].initial_state = &runs[used];
         }
@@ -187,6 +220,8 @@ void op_test_upload(OpTest *t, Tensor tensor, const double *values) {
 double *op_test_host(OpTest *t, Tensor tensor) {
     void *host = xmalloc(tensor_bytes(tensor));
     t->be->download(t->be, host, tensor.data, tensor_bytes(tensor));
+    for (size_t i = 0; i < tensor_bytes(tensor); ++i)  // FNV-1a
+        t->seen = (t->seen ^ ((const unsigned char *)host)[i]) * 1099511628211u;
     double *values = op_test_doubles(t, tensor_elems(tensor));
     for (int64_t i = 0; i < tensor_elems(tensor); ++i) values[i] = load_element(host, tensor.dtype, i);
     free(host);

@@ -35,6 +35,7 @@ typedef struct {
     Backend *be;
     uint64_t draws;  // tensors filled so far: each gets its own random numbers, the same in every run
     struct OpTestBlock *blocks;
+    uint64_t seen;  // hash of all results that the case has read
 } OpTest;
 
 typedef struct {
@@ -79,6 +80,9 @@ void op_test_same_bits(OpTest *t, Tensor a, Tensor b, const char *label);
 // outputs are the same to the bit. run sets up what is read and added to (+=).
 void op_test_thread_invariant(OpTest *t, void (*run)(OpTest *t, void *user), void *user, const Tensor *outs,
                               size_t out_count, const char *label);
+
+// Whether the device under test is the CPU, where a wrong value stops the process; a GPU's kernels cannot.
+bool op_test_on_cpu(void);
 
 // Fails the case unless run aborts with a message that contains `message`: a CHECK of the operation's contract. It runs
 // in a child process; only for backends in host memory, and for sizes too small for threads.

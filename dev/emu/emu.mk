@@ -10,7 +10,7 @@ EMU_RACE_OBJ := $(patsubst %,$(BUILD)/emu_race/%.o,$(basename $(EMU_CUDA) $(wild
 
 # Rounding must not depend on the compiler or its level: no contraction to fused multiply-adds that the source lacks.
 EMU_FLAGS := -std=c++17 -fPIC -g -ffp-contract=off -Wall -Wextra -Wshadow -Werror -DTOKAMAK_EMU -fopenmp \
-             -I. -Idev/emu -isystem $(CUDA_INCLUDE) -MMD -MP
+             -I. -Idev/emu $(addprefix -isystem ,$(CUDA_INCLUDE)) -MMD -MP
 EMU_OPT   ?= -O2
 EMU_CXX   ?= g++
 EMU_RACE_CXX ?= clang++

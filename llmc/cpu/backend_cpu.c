@@ -144,6 +144,12 @@ static bool cpu_wait(Backend *be, Ticket ticket, Error *err) {
     (void)err;
     return true;
 }
+static double cpu_elapsed_ms(Backend *be, Ticket from, Ticket to) {
+    (void)be;
+    (void)from;
+    (void)to;
+    return -1;
+}
 // Calls cost nothing here that a replay would save.
 static bool cpu_sequence_begin(Backend *be, uint64_t key) {
     (void)be;
@@ -241,6 +247,7 @@ Backend *backend_cpu_open(int threads, const char *isa, Error *err) {
     be->name = "cpu";
     be->threads = omp_get_max_threads();
     be->bf16_native = chosen->bf16_native;
+    be->shares_host_memory = true;
     be->impl = xcalloc(1, sizeof(CpuState));
     be->alloc = cpu_alloc;
     be->free = cpu_free;
@@ -257,6 +264,7 @@ Backend *backend_cpu_open(int threads, const char *isa, Error *err) {
     be->download_begin = cpu_download_begin;
     be->has_passed = cpu_has_passed;
     be->wait = cpu_wait;
+    be->elapsed_ms = cpu_elapsed_ms;
     be->sequence_begin = cpu_sequence_begin;
     be->sequence_end = cpu_sequence_end;
     be->telemetry = cpu_telemetry;

@@ -24,7 +24,11 @@ typedef struct CudaState {
     int64_t next_ticket;
     void *matmul;     // MatmulState of matmul.cu
     void *attention;  // AttentionState of attention_cudnn.cu
-    void *sequences;  // captured graphs, backend_cuda.cu
+    char attention_wanted[16];  // BackendOptions: "auto", "cudnn" or "own"
+    char cache_dir[4096];       // BackendOptions: "": keep no measured choices
+    char gpu_name[256];
+    struct CudaSequences *sequences;  // sequence.cu
+    struct DeviceInfo *info;          // device_info.cu
 } CudaState;
 
 static inline CudaState *cuda_state(const Backend *be) { return (CudaState *)be->impl; }
@@ -50,17 +54,32 @@ bool cuda_ok(Backend *be, cudaError_t status, const char *what);
 // NULL once the backend has failed.
 void *cuda_scratch(Backend *be, size_t bytes);
 
+// device_info.cu: what the GPU is and how it fares.
+struct DeviceInfo *device_info_open(int device, const char *pci_bus_id);
+void device_info_close(struct DeviceInfo *info);
+bool device_info_telemetry(const struct DeviceInfo *info, DeviceTelemetry *out);
+double cuda_measure_peak(Backend *be, DType dtype);
+
+// sequence.cu: captured CUDA graphs. `captures` false: every sequence is issued call by call.
+struct CudaSequences *sequences_open(bool captures);
+// What was captured holds addresses: when scratch memory moves, it is forgotten.
+void sequences_forget(Backend *be);
+void sequences_close(Backend *be);
+bool sequence_begin_cuda(Backend *be, uint64_t key);
+void sequence_end_cuda(Backend *be, uint64_t key);
+bool sequence_is_capturing(const Backend *be);
+
 // One line an operation file.
-void matmul_register_cuda(Backend *be);
-void embedding_register_cuda(Backend *be);
-void norm_register_cuda(Backend *be);
-void rope_register_cuda(Backend *be);
-void attention_register_cuda(Backend *be);
-void pointwise_register_cuda(Backend *be);
-void loss_register_cuda(Backend *be);
-void optim_register_cuda(Backend *be);
+__attribute__((weak)) void matmul_register_cuda(Backend *be);
+__attribute__((weak)) void embedding_register_cuda(Backend *be);
+__attribute__((weak)) void norm_register_cuda(Backend *be);
+__attribute__((weak)) void rope_register_cuda(Backend *be);
+__attribute__((weak)) void attention_register_cuda(Backend *be);
+__attribute__((weak)) void pointwise_register_cuda(Backend *be);
+__attribute__((weak)) void loss_register_cuda(Backend *be);
+__attribute__((weak)) void optim_register_cuda(Backend *be);
 // Frees what the file keeps in the state.
-void matmul_close_cuda(Backend *be);
-void attention_close_cuda(Backend *be);
+__attribute__((weak)) void matmul_close_cuda(Backend *be);
+__attribute__((weak)) void attention_close_cuda(Backend *be);
 
 #endif
