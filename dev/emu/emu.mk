@@ -1,5 +1,5 @@
 # emu.mk: the emulated GPU, included by the Makefile: `make emu` builds $(BUILD)/libllmc_cudaemu.so, the plug-in of
-# llmc/cuda compiled by a host compiler over dev/emu, and, where clang++ is, $(BUILD)/libllmc_cudaemu_race.so, whose
+# llmc/cuda compiled by a host compiler over dev/emu, and, where clang++ is, $(BUILD)/emu_race/libllmc_cudaemu.so, whose
 # kernels report races. Nothing is built where the CUDA headers are absent.
 
 CUDA_INCLUDE ?= $(patsubst %/cuda_runtime_api.h,%,$(firstword $(wildcard /usr/local/cuda/include/cuda_runtime_api.h)))
@@ -14,22 +14,23 @@ EMU_FLAGS := -std=c++17 -fPIC -g -ffp-contract=off -Wall -Wextra -Wshadow -Werro
 EMU_OPT   ?= -O2
 EMU_CXX   ?= g++
 EMU_RACE_CXX ?= clang++
-# The race build's kernels call __tsan_* for every access; emu_race.cpp defines them, libtsan is not linked.
+# The race build's kernels call __tsan_* for every access; emu_race.cpp defines them, libtsan is not linked. clang leaves
+# copies of structs to memcpy: emu_race.cpp's.
 EMU_RACE_FLAGS   := -DTOKAMAK_EMU_RACE
 EMU_RACE_KERNELS := -fsanitize=thread -mllvm -tsan-instrument-func-entry-exit=0 -mllvm -tsan-handle-cxx-exceptions=0
 # Only the plug-in's entry point is visible, and every function that it calls must be there: one that the shims do not
 # define stops the link.
 EMU_LINK := -shared -Wl,-z,defs -Wl,--version-script=dev/emu/emu_exports.map
 
-EMU_BUILT := $(if $(CUDA_INCLUDE),$(if $(EMU_CUDA),$(BUILD)/libllmc_cudaemu.so \
-             $(if $(SANITIZE),,$(if $(shell command -v $(EMU_RACE_CXX)),$(BUILD)/libllmc_cudaemu_race.so))))
+EMU_RACE_BUILT := $(if $(SANITIZE),,$(if $(shell command -v $(EMU_RACE_CXX)),$(BUILD)/emu_race/libllmc_cudaemu.so))
+EMU_BUILT := $(if $(CUDA_INCLUDE),$(if $(EMU_CUDA),$(BUILD)/libllmc_cudaemu.so $(EMU_RACE_BUILT)))
 .PHONY: emu
 emu: $(EMU_BUILT) ## build the emulated GPU (the CUDA plug-in on the CPU)
 	@$(if $(CUDA_INCLUDE),:,echo 'the CUDA headers are absent: the emulated GPU is not built')
 
 $(BUILD)/libllmc_cudaemu.so: $(EMU_OBJ) $(LIB) dev/emu/emu_exports.map
 	$(Q)$(EMU_CXX) $(SANITIZE) $(EMU_LINK) -o $@ $(EMU_OBJ) $(LIB) $(LDLIBS)
-$(BUILD)/libllmc_cudaemu_race.so: $(EMU_RACE_OBJ) $(LIB) dev/emu/emu_exports.map
+$(BUILD)/emu_race/libllmc_cudaemu.so: $(EMU_RACE_OBJ) $(LIB) dev/emu/emu_exports.map
 	$(Q)$(EMU_CXX) $(EMU_LINK) -o $@ $(EMU_RACE_OBJ) $(LIB) $(LDLIBS)
 
 EMU_FLAGS_NOW := $(EMU_CXX) $(EMU_RACE_CXX) $(EMU_OPT) $(EMU_FLAGS) $(EMU_RACE_KERNELS) $(SANITIZE)
@@ -46,6 +47,7 @@ $(BUILD)/emu/%.o: %.cpp $(BUILD)/emu/flags
 $(BUILD)/emu_race/%.o: %.cu $(BUILD)/emu/flags
 	@mkdir -p $(@D)
 	$(Q)$(EMU_RACE_CXX) -x c++ $(EMU_OPT) $(EMU_FLAGS) $(EMU_RACE_FLAGS) $(EMU_RACE_KERNELS) -c -o $@ $<
+	$(Q)objcopy $(foreach copy,memcpy memmove memset,--redefine-sym $(copy)=emu_race_$(copy)) $@
 $(BUILD)/emu_race/%.o: %.cpp $(BUILD)/emu/flags
 	@mkdir -p $(@D)
 	$(Q)$(EMU_CXX) $(EMU_OPT) $(EMU_FLAGS) $(EMU_RACE_FLAGS) -c -o $@ $<
@@ -55,6 +57,15 @@ EMU_HOST_OBJ := $(filter $(BUILD)/emu/dev/emu/emu_runtime%.o $(BUILD)/emu/dev/em
 EMU_TESTS    := $(patsubst tests/%.cpp,$(BUILD)/emu/%,$(wildcard tests/test_emu_*.cpp))
 $(BUILD)/emu/test_emu_%: $(BUILD)/emu/tests/test_emu_%.o $(EMU_HOST_OBJ) $(LIB)
 	$(Q)$(EMU_CXX) $(SANITIZE) -o $@ $^ $(TEST_LDLIBS) $(LDLIBS)
+# Planted faults: tests/test_emu_faults.sh.
+EMU_EXEC_OBJ := $(filter $(BUILD)/emu/dev/emu/emu_exec.o $(BUILD)/emu/dev/emu/emu_fiber.o \
+                $(BUILD)/emu/dev/emu/emu_runtime%.o,$(EMU_OBJ)) $(BUILD)/emu/tests/emu/faults.o
+EMU_RACE_EXEC_OBJ := $(patsubst $(BUILD)/emu/%,$(BUILD)/emu_race/%,$(EMU_EXEC_OBJ)) $(BUILD)/emu_race/dev/emu/emu_race.o
+EMU_TESTS += $(BUILD)/emu/faults $(if $(EMU_RACE_BUILT),$(BUILD)/emu_race/faults)
+$(BUILD)/emu/faults: $(EMU_EXEC_OBJ)
+	$(Q)$(EMU_CXX) $(SANITIZE) -o $@ $^ -ldl
+$(BUILD)/emu_race/faults: $(EMU_RACE_EXEC_OBJ)
+	$(Q)$(EMU_CXX) -o $@ $^ -ldl
 ifneq ($(CUDA_INCLUDE),)
 tests: $(EMU_TESTS)
 endif

@@ -41,7 +41,7 @@ template <class... Params>
 struct EmuCall {
     void (*kernel)(Params...);
     std::tuple<Params...> arguments;
-    __attribute__((no_sanitize("thread"))) static void run(const void *pointer) {
+    static void run(const void *pointer) {
         const EmuCall *call = static_cast<const EmuCall *>(pointer);
         std::apply(call->kernel, call->arguments);
     }
@@ -57,7 +57,7 @@ static inline cudaError_t emu_launch(const char *name, void (*kernel)(Params...)
     if (status != cudaSuccess) return emu_set_error(status);
     EmuCall<Params...> call = {kernel, std::tuple<Params...>(static_cast<Params>(args)...)};
     return emu_enqueue(stream, name, [=]() {
-        EmuLaunch launch = {name, grid, block, smem_bytes, EmuCall<Params...>::run, &call};
+        EmuLaunch launch = {name, grid, block, smem_bytes, EmuCall<Params...>::run, &call, sizeof call};
         emu_run(&launch);
         return cudaSuccess;
     });

@@ -6,6 +6,7 @@
 #include "emu_race.h"
 
 #include <memory>
+#include <signal.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -79,6 +80,10 @@ struct Executor {
 
     Executor() { emu_fibers_open(&fibers, EMU_BLOCK_THREADS_LIMIT); }
     ~Executor() { emu_fibers_close(&fibers); }
+
+    struct sigaction former_actions[2];  // while a kernel runs, faults are ours
+    stack_t former_stack;
+    unsigned char signal_stack[64 * 1024];
 };
 // The executor whose kernel runs on this host thread; NULL outside of kernels.
 static DEFINE_THREAD_LOCAL Executor *running;
@@ -105,6 +110,38 @@ void emu_kernel_abort(const char *format, ...) {
     va_end(arguments);
     abort();
 }
+
+// A fault in a kernel is reported with the thread that caused it. AddressSanitizer reports itself; what it cannot know is
+// added to its report.
+static const int FAULTS[2] = {SIGSEGV, SIGBUS};
+#ifdef EMU_ASAN
+static void add_to_report(void) {
+    if (running == NULL) return;
+    fputs("CUDA emulator: the report above is about ", stderr);
+    print_place(stderr);
+    fputc('\n', stderr);
+}
+static void faults_catch(Executor *) { __sanitizer_set_death_callback(add_to_report); }
+static void faults_release(Executor *) {}
+#else
+static void on_fault(int, siginfo_t *info, void *) {
+    emu_kernel_abort("illegal address %p (or a thread used more than its stack)", info->si_addr);
+}
+static void faults_catch(Executor *e) {
+    stack_t stack = {};
+    stack.ss_sp = e->signal_stack;
+    stack.ss_size = sizeof e->signal_stack;
+    sigaltstack(&stack, &e->former_stack);
+    struct sigaction action = {};
+    action.sa_sigaction = on_fault;
+    action.sa_flags = SA_SIGINFO | SA_ONSTACK;
+    for (int i = 0; i < 2; i++) sigaction(FAULTS[i], &action, &e->former_actions[i]);
+}
+static void faults_release(Executor *e) {
+    for (int i = 0; i < 2; i++) sigaction(FAULTS[i], &e->former_actions[i], NULL);
+    sigaltstack(&e->former_stack, NULL);
+}
+#endif
 
 static Executor *in_kernel(void) {
     if (running == NULL) emu_kernel_abort("a barrier, warp operation or shared memory outside of a kernel");
@@ -414,7 +451,7 @@ static void *shared_memory(size_t bytes, size_t alignment) {
     void *memory = NULL;
     if (posix_memalign(&memory, alignment, bytes) != 0) emu_kernel_abort("no memory for %zu bytes of shared memory", bytes);
     memset(memory, 0xff, bytes);
-    emu_race_forget(memory, bytes);
+    emu_race_shared(memory, bytes);
     return memory;
 }
 
@@ -461,6 +498,7 @@ void emu_async_copy(void *destination, const void *source, size_t bytes, size_t 
     if (!sizes || ((uintptr_t)destination % bytes) != 0 || ((uintptr_t)source % bytes) != 0)
         emu_kernel_abort("cp.async of %zu bytes (%zu from the source) from %p to %p: 4, 8 or 16 aligned bytes are allowed",
                          bytes, source_bytes, source, destination);
+    emu_race_read(source, source_bytes);
     emu_race_write(destination, bytes);
     memset(destination, 0xff, bytes);
     copies->pending.push_back({(unsigned char *)destination, (const unsigned char *)source, bytes, source_bytes,
@@ -473,6 +511,7 @@ static void async_finish(AsyncCopies *copies, int before_group) {
     size_t done = 0;
     while (done < copies->pending.size() && copies->pending[done].group < before_group) {
         const AsyncCopy *copy = &copies->pending[done++];
+        emu_race_read(copy->source, copy->source_bytes);
         emu_race_write(copy->destination, copy->bytes);
         memcpy(copy->destination, copy->source, copy->source_bytes);
         memset(copy->destination + copy->source_bytes, 0, copy->bytes - copy->source_bytes);
@@ -546,7 +585,9 @@ void emu_run(const EmuLaunch *launch) {
     fill_order(e, e->blocks.data(), e->blocks.size());
 
     running = e;
-    emu_race_launch();
+    faults_catch(e);
+    emu_race_launch(launch->arguments, launch->arguments_bytes, e->fibers.region, e->fibers.region_bytes);
     for (unsigned number : e->blocks) block_run(e, number);
+    faults_release(e);
     running = NULL;
 }

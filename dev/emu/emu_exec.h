@@ -23,6 +23,7 @@ typedef struct EmuLaunch {
     size_t smem_bytes;
     void (*call)(const void *arguments);  // runs the kernel for the thread that threadIdx names
     const void *arguments;
+    size_t arguments_bytes;
 } EmuLaunch;
 
 // What cudaLaunchKernel would say at once of the sizes: cudaSuccess or cudaErrorInvalidConfiguration.

@@ -8,15 +8,7 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
-#if defined(__SANITIZE_ADDRESS__)
-#define EMU_ASAN 1
-#elif defined(__has_feature)
-#if __has_feature(address_sanitizer)
-#define EMU_ASAN 1
-#endif
-#endif
 #ifdef EMU_ASAN
-#include <sanitizer/common_interface_defs.h>
 #define STACK_BYTES ((size_t)256 * 1024)
 #else
 #define STACK_BYTES ((size_t)64 * 1024)

@@ -5,21 +5,24 @@
 
 #include <stddef.h>
 
-#ifdef EMU_RACE
-void emu_race_launch(void);                             // a launch begins
-void emu_race_block(void);                              // a block begins
-void emu_race_thread(int thread);                       // this thread runs from here on; -1: no kernel does
-void emu_race_barrier(void);                            // every thread of the block met
-void emu_race_warp(int warp, unsigned lanes);           // these lanes met in __syncwarp
-void emu_race_forget(const void *memory, size_t bytes); // shared memory: fresh, whatever happened at its address
-void emu_race_write(const void *memory, size_t bytes);  // cp.async
+#ifdef TOKAMAK_EMU_RACE
+// A launch begins. Its arguments and the fibers' stacks are no memory of the device.
+void emu_race_launch(const void *arguments, size_t arguments_bytes, const void *stacks, size_t stacks_bytes);
+void emu_race_block(void);                               // a block begins
+void emu_race_thread(int thread);                        // this thread runs from here on; -1: none
+void emu_race_barrier(void);                             // every thread of the block met
+void emu_race_warp(int warp, unsigned lanes);            // these lanes met in __syncwarp
+void emu_race_shared(const void *memory, size_t bytes);  // a block's shared memory: another block's is another memory
+void emu_race_read(const void *memory, size_t bytes);    // cp.async
+void emu_race_write(const void *memory, size_t bytes);
 #else
-static inline void emu_race_launch(void) {}
+static inline void emu_race_launch(const void *, size_t, const void *, size_t) {}
 static inline void emu_race_block(void) {}
 static inline void emu_race_thread(int) {}
 static inline void emu_race_barrier(void) {}
 static inline void emu_race_warp(int, unsigned) {}
-static inline void emu_race_forget(const void *, size_t) {}
+static inline void emu_race_shared(const void *, size_t) {}
+static inline void emu_race_read(const void *, size_t) {}
 static inline void emu_race_write(const void *, size_t) {}
 #endif
 
