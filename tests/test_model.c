@@ -12,6 +12,7 @@
 #include "llmc/hf.h"
 #include "llmc/optimizer.h"
 #include "llmc/safetensors.h"
+#include "tests/model_test.h"
 
 typedef struct {
     DType dtype;
@@ -57,8 +58,7 @@ static void trained_open(Trained *t, const char *dir, int64_t rows, int64_t T, i
     if (!model_file_read_config(&t->config.arch, dir, &err)) fail_msg("%s", err.message);
     t->config.arch.window = window;
     if (!model_config_finish(&t->config.arch, &err)) fail_msg("%s", err.message);
-    t->be = backend_cpu_open(setup.threads, NULL, &err);
-    if (t->be == NULL) fail_msg("%s", err.message);
+    t->be = model_test_backend(setup.threads);
     ModelShape shape = {.max_rows = rows,
                         .max_seq_len = T,
                         .dtype = setup.dtype,
@@ -72,7 +72,10 @@ static void trained_open(Trained *t, const char *dir, int64_t rows, int64_t T, i
     model_free(&t->model);
     assert_true(arena_init(&t->arena, t->be, measure.used_bytes, &err));
     // What a run must not rely on: memory that happens to be zero.
-    memset(t->arena.base, 0xff, t->arena.capacity_bytes);
+    void *poison = xmalloc(measure.used_bytes);
+    memset(poison, 0xff, measure.used_bytes);
+    t->be->upload(t->be, t->arena.base, poison, measure.used_bytes);
+    free(poison);
     trained_layout(t, &shape, t->be, &t->arena);
     assert_int_equal(t->arena.used_bytes, measure.used_bytes);
     optimizer_reset(&t->optimizer, &t->model);
@@ -189,9 +192,11 @@ static void assert_close(double error, double tolerance, const char *what) {
 
 // Compares our flat fp32 array (weights or gradients) with Hugging Face's tensors. The k bias of GPT-2 has a gradient
 // that is zero in exact arithmetic: see tests/golden/README.md.
-static double compare_params(const Trained *t, const float *flat, const SafeTensors *golden, const char *prefix,
+// flat: all parameters, or their gradients, on the device.
+static double compare_params(const Trained *t, const float *device, const SafeTensors *golden, const char *prefix,
                              double tolerance, double k_bias_absolute) {
     HfMap map;
+    float *flat = model_test_download(t->be, device, t->model.params.total_elems);
     // The names are those of the golden model, which knows no window: with one, a GPT-2 is no GPT2LMHeadModel any
     // more.
     ModelConfig named = t->config.arch;
@@ -221,6 +226,7 @@ static double compare_params(const Trained *t, const float *flat, const SafeTens
         free(ref);
     }
     hf_map_free(&map);
+    free(flat);
     return distance_relative(&all);
 }
 
@@ -433,7 +439,9 @@ static void test_no_weight_no_gradient(void **state) {
     for (int64_t i = 0; i < g.batch.B * g.batch.T; ++i) g.weights[i] = 0;
     g.weight_sum = 0;
     assert_true(forward_backward(&t, &g) == 0);
-    for (int64_t i = 0; i < t.model.params.total_elems; ++i) assert_true(t.model.grads[i] == 0);
+    float *grads = model_test_download(t.be, t.model.grads, t.model.params.total_elems);
+    for (int64_t i = 0; i < t.model.params.total_elems; ++i) assert_true(grads[i] == 0);
+    free(grads);
     trained_close(&t);
     golden_batch_free(&g);
     safetensors_close(golden);
@@ -448,16 +456,20 @@ static void test_bad_step_changes_nothing(void **state) {
         Trained t;
         trained_open(&t, "tests/golden/llama_tiny", g.batch.B * g.batch.T, g.batch.T, 0,
                      (Setup){.dtype = DTYPE_BF16, .threads = 2, .optimizer = (OptimizerKind)kind});
-        size_t bytes = to_size(t.model.params.total_elems) * sizeof(float);
-        float *before = xmalloc(bytes);
-        memcpy(before, t.model.master, bytes);
+        int64_t elems = t.model.params.total_elems;
+        float *before = model_test_download(t.be, t.model.master, elems);
         forward_backward(&t, &g);
-        t.model.grads[t.model.params.spec[2].offset] = NAN;
+        float nan = NAN;
+        t.be->upload(t.be, t.model.grads + t.model.params.spec[2].offset, &nan, sizeof nan);
         optimizer_step(&t.optimizer, &t.model, &t.config, 1e-3, 1, 1);
         assert_int_equal(optimizer_stats(&t.optimizer, &t.model).skip, 1);
-        assert_memory_equal(before, t.model.master, bytes);
-        for (int64_t i = 0; i < t.model.params.total_elems; ++i) assert_true(t.optimizer.m[i] == 0);
+        float *after = model_test_download(t.be, t.model.master, elems);
+        float *m = model_test_download(t.be, t.optimizer.m, elems);
+        assert_memory_equal(before, after, to_size(elems) * sizeof(float));
+        for (int64_t i = 0; i < elems; ++i) assert_true(m[i] == 0);
         free(before);
+        free(after);
+        free(m);
         trained_close(&t);
         golden_batch_free(&g);
         safetensors_close(golden);
@@ -473,20 +485,19 @@ static void test_trainable_mask(void **state) {
     trained_open(&t, "tests/golden/llama_tiny", g.batch.B * g.batch.T, g.batch.T, 0,
                  (Setup){.dtype = DTYPE_F32, .threads = 2});
     assert_true(optimizer_set_trainable(&t.optimizer, &t.model.params, "block.1.*, head.weight", &err));
-    size_t bytes = to_size(t.model.params.total_elems) * sizeof(float);
-    float *before = xmalloc(bytes);
-    memcpy(before, t.model.master, bytes);
+    float *before = model_test_download(t.be, t.model.master, t.model.params.total_elems);
     forward_backward(&t, &g);
     optimizer_step(&t.optimizer, &t.model, &t.config, 1e-3, 1, 1);
+    float *after = model_test_download(t.be, t.model.master, t.model.params.total_elems);
     for (int i = 0; i < t.model.params.count; ++i) {
         const ParamSpec *spec = &t.model.params.spec[i];
-        bool moved =
-            memcmp(before + spec->offset, t.model.master + spec->offset, to_size(spec->elems) * sizeof(float)) != 0;
+        bool moved = memcmp(before + spec->offset, after + spec->offset, to_size(spec->elems) * sizeof(float)) != 0;
         assert_int_equal(moved, spec->layer == 1 || spec->role == PARAM_HEAD);
     }
     assert_false(optimizer_set_trainable(&t.optimizer, &t.model.params, "blocks.*", &err));
     assert_non_null(strstr(err.message, "blocks.*"));
     free(before);
+    free(after);
     trained_close(&t);
     golden_batch_free(&g);
     safetensors_close(golden);
