@@ -95,8 +95,14 @@ static int command_plan(int argc, char **argv) {
     if (elsewhere) printf("planned for a GPU elsewhere: %s\n", err.message);
     else printf("%s\n", be->description);
     plan_print(stdout, &plan, &config, available);
+    bool fits = available == 0 || plan.device_bytes <= available;
+    if (!fits) {
+        char options[600];
+        plan_suggest(options, sizeof options, &config, &schedule, be, available);
+        printf("what would fit: %s\n", options);
+    }
     if (be != NULL) be->close(be);
-    return available > 0 && plan.total_bytes > available ? 1 : 0;
+    return fits ? 0 : 1;
 }
 
 // ---------------------------------------------------------------------------------------------------------------

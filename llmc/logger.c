@@ -238,6 +238,15 @@ void logger_step(Logger *logger, const StepRecord *record) {
     if (record->peak_share >= 0) text_put_brief(&logger->line, "peak_share", record->peak_share);
     text_put_brief(&logger->line, "step_ms", record->step_ms);
     text_put_brief(&logger->line, "data_wait_ms", record->data_wait_ms);
+    const struct {
+        const char *key;
+        double value;
+    } device[] = {{"clock_mhz", record->clock_mhz},
+                  {"power_watts", record->power_watts},
+                  {"temperature_celsius", record->temperature_celsius},
+                  {"device_memory_mib", record->device_memory_mib}};
+    for (size_t i = 0; i < sizeof device / sizeof device[0]; ++i)
+        if (device[i].value > 0) text_put_brief(&logger->line, device[i].key, device[i].value);
     text_put_brief(&logger->line, "seconds", record->seconds);
     if (record->phase != NULL) text_put_string(&logger->line, "phase", record->phase);
     if (record->skipped) text_put(&logger->line, ",\"skipped\":true");
@@ -253,6 +262,12 @@ void logger_step(Logger *logger, const StepRecord *record) {
     if (record->peak_share >= 0) event_writer_add_scalar(events, "train/peak_share", record->peak_share);
     event_writer_add_scalar(events, "train/step_ms", record->step_ms);
     event_writer_add_scalar(events, "train/data_wait_ms", record->data_wait_ms);
+    for (size_t i = 0; i < sizeof device / sizeof device[0]; ++i)
+        if (device[i].value > 0) {
+            char tag[64];
+            snprintf(tag, sizeof tag, "device/%s", device[i].key);
+            event_writer_add_scalar(events, tag, device[i].value);
+        }
     bool ok = event_writer_end(events);
     if (now_seconds() - logger->last_flush >= FLUSH_SECONDS) {
         logger->last_flush = now_seconds();

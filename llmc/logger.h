@@ -24,7 +24,8 @@ typedef struct {
     double step_ms, data_wait_ms;
     double seconds_left;  // < 0 unknown
     double seconds;       // of this run so far
-    bool skipped;         // non-finite gradient, no update
+    double clock_mhz, power_watts, temperature_celsius, device_memory_mib;  // of the device; 0 unknown
+    bool skipped;                                                           // non-finite gradient, no update
     const char *phase;
 } StepRecord;
 

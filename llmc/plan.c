@@ -2,6 +2,7 @@
 #include "llmc/plan.h"
 
 #include <stdlib.h>
+#include <string.h>
 
 #include "llmc/hf.h"
 
@@ -57,17 +58,79 @@ void plan_compute(MemoryPlan *plan, const RunConfig *config, const Schedule *sch
     model_free(&model);
     plan->loader_bytes = loader_plan_bytes(schedule);
     plan->program_bytes = PLAN_PROGRAM_BYTES;
-    plan->total_bytes = plan->arena.used_bytes + plan->workspace_bytes + plan->loader_bytes + plan->transfer_bytes +
-                        plan->staging_bytes +
+    size_t device_bytes = plan->arena.used_bytes + plan->workspace_bytes;
+    plan->total_bytes = device_bytes + plan->loader_bytes + plan->transfer_bytes + plan->staging_bytes +
                         plan->program_bytes;
+    plan->device_bytes = be != NULL && be->shares_host_memory ? plan->total_bytes : device_bytes;
 }
+
+// ---------------------------------------------------------------------------------------------------------------
+// What would fit
+
+static const char *const RECOMPUTE_NAMES[] = {"none", "norm_act", "block"};
+
+// The largest micro-batch that fits, halving; 0: not even one row does. Micro-batches of every phase shrink alike.
+static int64_t largest_rows(MemoryPlan *plan, const RunConfig *config, const Schedule *schedule, const Backend *be,
+                            size_t available_bytes) {
+    Schedule *smaller = xmalloc(sizeof *smaller);
+    *smaller = *schedule;
+    int64_t rows = 0;
+    for (bool shrunk = true; shrunk && rows == 0;) {
+        plan_compute(plan, config, smaller, be);
+        if (plan->device_bytes <= available_bytes) rows = smaller->phase[0].B;
+        shrunk = false;
+        for (int i = 0; i < smaller->phase_count; ++i) {
+            PhaseSpan *phase = &smaller->phase[i];
+            // Only halves keep the tokens of a step a multiple of the micro-batch.
+            if (phase->B % 2 != 0) continue;
+            phase->B /= 2;
+            shrunk = true;
+        }
+    }
+    free(smaller);
+    return rows;
+}
+
+void plan_suggest(char *out, size_t out_bytes, const RunConfig *config, const Schedule *schedule, const Backend *be,
+                  size_t available_bytes) {
+    RunConfig *other = xmalloc(sizeof *other);
+    int found = 0;
+    int64_t rows_before = 0;
+    out[0] = '\0';
+    for (int dtype = 0; dtype < 2; ++dtype)
+        for (int level = (int)config->recompute; level <= (int)RECOMPUTE_BLOCK; ++level) {
+            *other = *config;
+            other->recompute = (Recompute)level;
+            if (dtype == 1 && config->dtype == DTYPE_F32) other->dtype = DTYPE_BF16;
+            else if (dtype == 1) continue;
+            MemoryPlan plan;
+            int64_t rows = largest_rows(&plan, other, schedule, be, available_bytes);
+            // Recomputing more is only worth it for a larger micro-batch.
+            if (rows <= rows_before || found == 4) continue;
+            rows_before = rows;
+            char options[128] = "";
+            if (other->dtype != config->dtype) snprintf(options, sizeof options, "dtype=bf16 ");
+            size_t used = strlen(options);
+            if (other->recompute != config->recompute)
+                used += (size_t)snprintf(options + used, sizeof options - used, "recompute=%s ",
+                                         RECOMPUTE_NAMES[level]);
+            if (rows != schedule->phase[0].B)
+                snprintf(options + used, sizeof options - used, "batch_rows=%lld ", (long long)rows);
+            size_t written = strlen(out);
+            snprintf(out + written, out_bytes - written, "%s%s(%.1f MiB)", found++ > 0 ? ", or " : "", options,
+                     (double)plan.device_bytes / 1048576.0);
+        }
+    free(other);
+    if (found == 0) snprintf(out, out_bytes, "a smaller model: not even one row at a time fits with recompute=block");
+}
+
+// ---------------------------------------------------------------------------------------------------------------
+// The table
 
 static void print_row(FILE *out, const char *what, size_t bytes, size_t total) {
     fprintf(out, "  %-24s %16zu  %9.1f MiB  %5.1f %%\n", what, bytes, (double)bytes / 1048576.0,
             100.0 * (double)bytes / (double)total);
 }
-
-static const char *const RECOMPUTE_NAMES[] = {"none", "norm_act", "block"};
 
 void plan_print(FILE *out, const MemoryPlan *plan, const RunConfig *config, size_t available_bytes) {
     char model[256];
@@ -84,10 +147,14 @@ void plan_print(FILE *out, const MemoryPlan *plan, const RunConfig *config, size
     print_row(out, "checkpoint staging", plan->staging_bytes, plan->total_bytes);
     print_row(out, "program (estimate)", plan->program_bytes, plan->total_bytes);
     print_row(out, "total", plan->total_bytes, plan->total_bytes);
-    if (available_bytes == 0) return;
-    bool fits = plan->total_bytes <= available_bytes;
-    fprintf(out, "available %.1f MiB: %s\n", (double)available_bytes / 1048576.0, fits ? "fits" : "does not fit");
-    if (!fits) {
-        fprintf(out, "  smaller: batch_rows, recompute=norm_act or block, dtype=bf16, loss_chunk_rows, or a smaller model\n");
+    if (available_bytes == 0) {
+        if (plan->device_bytes != plan->total_bytes)
+            fprintf(out, "on the GPU %.1f MiB, and what its driver and libraries take\n",
+                    (double)plan->device_bytes / 1048576.0);
+        return;
     }
+    bool fits = plan->device_bytes <= available_bytes;
+    if (plan->device_bytes != plan->total_bytes)
+        fprintf(out, "on the GPU %.1f MiB; ", (double)plan->device_bytes / 1048576.0);
+    fprintf(out, "available %.1f MiB: %s\n", (double)available_bytes / 1048576.0, fits ? "fits" : "does not fit");
 }

@@ -14,10 +14,11 @@ typedef struct {
     Arena arena;             // a measuring arena: total and per-tag bytes of device memory
     size_t workspace_bytes;  // what operations keep beyond their operands (packing buffers)
     size_t loader_bytes;     // host: two prefetched steps and one held-out batch
-    size_t transfer_bytes;  // batches on their way to the device
+    size_t transfer_bytes;   // host: batches on their way to the device
     size_t staging_bytes;    // host: what passes through on the way to a checkpoint
     size_t program_bytes;    // code, libraries and stacks of the process, an estimate
     size_t total_bytes;
+    size_t device_bytes;  // of them on the device: all, or on a GPU the arena and the workspaces
 } MemoryPlan;
 
 // Rows of logits that are alive at a time: the option, or as many as keep them within PLAN_LOGITS_BYTES.
@@ -31,6 +32,10 @@ void plan_layout(Model *model, Optimizer *optimizer, const RunConfig *config, co
 // be is only asked for its workspace; NULL: a GPU that is not here. Nothing is allocated.
 void plan_compute(MemoryPlan *plan, const RunConfig *config, const Schedule *schedule, const Backend *be);
 void plan_print(FILE *out, const MemoryPlan *plan, const RunConfig *config, size_t available_bytes);
+// The options that would make the run fit into available_bytes of the device, each with what it then takes:
+// "recompute=norm_act (812.0 MiB), or batch_rows=4 (701.5 MiB)". When none of them is enough: says so.
+void plan_suggest(char *out, size_t out_bytes, const RunConfig *config, const Schedule *schedule, const Backend *be,
+                  size_t available_bytes);
 
 #ifdef __cplusplus
 }

@@ -127,14 +127,15 @@ static bool open_memory(Run *run, Error *err) {
     const RunConfig *config = &run->config;
     plan_compute(&run->plan, config, &run->schedule, run->be);
     run->be->workspace_limit_bytes = run->plan.workspace_bytes;
-    size_t available = run->be->memory_free(run->be);
-    if (available > 0 && run->plan.total_bytes > available)
-        return error_set(
-            err,
-            "this run needs %.1f MiB of memory and %.1f MiB are available (train_gpt plan shows what for): "
-            "lower batch_rows, or set recompute=norm_act or block, dtype=bf16 or loss_chunk_rows",
-            (double)run->plan.total_bytes / 1048576.0, (double)available / 1048576.0);
-    if (!arena_init(&run->arena, run->be, run->plan.arena.used_bytes, err)) return false;
+    size_t available = run->be->memory_free(run->be), wanted = run->plan.device_bytes;
+    bool fits = available == 0 || wanted <= available;
+    // Memory may be free and yet not to be had in one piece.
+    if (!fits || !arena_init(&run->arena, run->be, run->plan.arena.used_bytes, err)) {
+        char options[600];
+        plan_suggest(options, sizeof options, config, &run->schedule, run->be, available);
+        return error_set(err, "this run needs %.1f MiB of memory and %.1f MiB are free (train_gpt plan shows what for); "
+                              "what would fit: %s", (double)wanted / 1048576.0, (double)available / 1048576.0, options);
+    }
     plan_layout(&run->model, &run->optimizer, config, &run->schedule, run->be, &run->arena);
     CHECK(run->arena.used_bytes == run->plan.arena.used_bytes, "laid out %zu bytes, planned %zu",
           run->arena.used_bytes, run->plan.arena.used_bytes);
@@ -197,8 +198,16 @@ static bool open_logger(Run *run, const char *resumed_from, Error *err) {
     if (config->dtype == DTYPE_BF16 && !run->be->bf16_native)
         logger_message(run->logger,
                        "         no bf16 dot products on this CPU: bf16 is converted to fp32 inside matmuls");
-    logger_message(run->logger, "memory   %.1f MiB planned", (double)run->plan.total_bytes / 1048576.0);
+    if (run->be->shares_host_memory)
+        logger_message(run->logger, "memory   %.1f MiB planned", (double)run->plan.total_bytes / 1048576.0);
+    else
+        logger_message(run->logger, "memory   %.1f MiB planned on the GPU; the driver and libraries took %.1f MiB more "
+                                    "(measured)", (double)run->plan.device_bytes / 1048576.0,
+                       (double)run->be->library_bytes / 1048576.0);
     const PhaseSpan *phase = schedule_phase(&run->schedule, run->progress.step);
+    logger_message(run->logger, "flops    %.4g a token: 6 x weights in products + 12 L NH HS T/2 for causal attention; "
+                                "their share of the peak is the MFU",
+                   model_config_flops_per_token(&config->arch, phase->T));
     logger_message(run->logger, "batch    %lld rows x %lld tokens a step, micro-batches of %lld rows",
                    (long long)phase->rows_per_step, (long long)phase->T, (long long)phase->B);
     if (run->tokenizer == NULL)
@@ -375,7 +384,15 @@ bool run_report_steps(Run *run, int64_t may_be_pending, Error *err) {
         run->reported_at = now;
         run->progress.seconds = run->resumed_seconds + now - run->started;
         StepRecord record = step_record(run, pending, (now - began) * 1e3);
-        if (pending->step % run->config.log_every == 0 || record.skipped) logger_step(run->logger, &record);
+        if (pending->step % run->config.log_every == 0 || record.skipped) {
+            DeviceTelemetry device;
+            be->telemetry(be, &device);
+            record.clock_mhz = device.clock_mhz;
+            record.power_watts = device.power_watts;
+            record.temperature_celsius = device.temperature_celsius;
+            record.device_memory_mib = (double)device.memory_used_bytes / 1048576.0;
+            logger_step(run->logger, &record);
+        }
         if (!run_guard_step(run, pending->step, &pending->host->stats, err)) return false;
     }
     return true;
