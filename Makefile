@@ -54,16 +54,16 @@ quickstart: ## from nothing to a trained model: install, build, get text, train 
 
 test: ## install what is missing, build everything, run all tests (ONLY=name: some)
 	@scripts/setup.sh
-	@$(MAKE) --no-print-directory $(JOBS) all tests
+	@$(MAKE) --no-print-directory $(JOBS) all tests emu
 	@tests/run.sh $(BUILD) $(ONLY)
 
 # Leaks are looked for where the leak checker works (it cannot in some containers). gcc's frames for use-after-return are
 # not aligned for AVX-512, so that check stays off.
-ASAN_MAKE = $(MAKE) --no-print-directory BUILD=build-asan OPT=-O1 \
+ASAN_MAKE = $(MAKE) --no-print-directory BUILD=build-asan OPT=-O1 CUDA=0 \
             SANITIZE='-fsanitize=address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer'
 test-asan: ## the same under AddressSanitizer and UBSan, in build-asan
 	@scripts/setup.sh
-	@$(ASAN_MAKE) $(JOBS) all tests
+	@$(ASAN_MAKE) $(JOBS) all tests emu
 	@echo 'int main(void) { return 0; }' | $(CC) -fsanitize=address -x c -o build-asan/leak_check -
 	@leaks=1; ASAN_OPTIONS=detect_leaks=1 build-asan/leak_check 2>/dev/null || { leaks=0; \
 	    echo 'the leak checker does not work on this machine: leaks are not looked for'; }; \

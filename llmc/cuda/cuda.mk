@@ -1,15 +1,16 @@
 # cuda.mk: the CUDA plug-in, $(BUILD)/libllmc_cuda.so, where nvcc and cuBLASLt are found; included by the Makefile.
-#   CUDA=0                 leave it out
+#   CUDA=0                 leave it out (the emulator is built all the same)
 #   CUDA_ARCHS="90a"       compile for fewer GPUs (default: 80 90a 100a, as far as the compiler knows them)
 
 CUDA ?= 1
-ifeq ($(CUDA),1)
 $(BUILD)/cuda.config: scripts/find_cuda.sh
 	@mkdir -p $(@D)
 	@scripts/find_cuda.sh --make > $@.new && { cmp -s $@.new $@ || cp $@.new $@; }; rm -f $@.new; touch $@
 ifeq ($(filter clean help config setup,$(MAKECMDGOALS)),)
 include $(BUILD)/cuda.config
 endif
+ifeq ($(CUDA),0)
+NVCC :=
 endif
 
 CUDA_SRC    := $(wildcard llmc/cuda/*.cu)
