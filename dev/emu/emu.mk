@@ -57,15 +57,16 @@ EMU_HOST_OBJ := $(filter $(BUILD)/emu/dev/emu/emu_runtime%.o $(BUILD)/emu/dev/em
 EMU_TESTS    := $(patsubst tests/%.cpp,$(BUILD)/emu/%,$(wildcard tests/test_emu_*.cpp))
 $(BUILD)/emu/test_emu_%: $(BUILD)/emu/tests/test_emu_%.o $(EMU_HOST_OBJ) $(LIB)
 	$(Q)$(EMU_CXX) $(SANITIZE) -o $@ $^ $(TEST_LDLIBS) $(LDLIBS)
-# Planted faults: tests/test_emu_faults.sh.
-EMU_EXEC_OBJ := $(filter $(BUILD)/emu/dev/emu/emu_exec.o $(BUILD)/emu/dev/emu/emu_fiber.o \
-                $(BUILD)/emu/dev/emu/emu_runtime%.o,$(EMU_OBJ)) $(BUILD)/emu/tests/emu/faults.o
-EMU_RACE_EXEC_OBJ := $(patsubst $(BUILD)/emu/%,$(BUILD)/emu_race/%,$(EMU_EXEC_OBJ)) $(BUILD)/emu_race/dev/emu/emu_race.o
-EMU_TESTS += $(BUILD)/emu/faults $(if $(EMU_RACE_BUILT),$(BUILD)/emu_race/faults)
-$(BUILD)/emu/faults: $(EMU_EXEC_OBJ)
-	$(Q)$(EMU_CXX) $(SANITIZE) -o $@ $^ -ldl
-$(BUILD)/emu_race/faults: $(EMU_RACE_EXEC_OBJ)
-	$(Q)$(EMU_CXX) -o $@ $^ -ldl
+# The device half's tests, ordinary and race build; tests/test_emu_device.sh runs them.
+EMU_PROGRAMS  := $(patsubst tests/emu/%.cu,%,$(wildcard tests/emu/*.cu))
+EMU_CORE_OBJ  := $(filter $(BUILD)/emu/dev/emu/emu_exec.o $(BUILD)/emu/dev/emu/emu_fiber.o \
+                 $(BUILD)/emu/dev/emu/emu_runtime%.o,$(EMU_OBJ))
+EMU_RACE_CORE := $(patsubst $(BUILD)/emu/%,$(BUILD)/emu_race/%,$(EMU_CORE_OBJ)) $(BUILD)/emu_race/dev/emu/emu_race.o
+EMU_TESTS     += $(EMU_PROGRAMS:%=$(BUILD)/emu/%) $(if $(EMU_RACE_BUILT),$(EMU_PROGRAMS:%=$(BUILD)/emu_race/%))
+$(EMU_PROGRAMS:%=$(BUILD)/emu/%): $(BUILD)/emu/%: $(BUILD)/emu/tests/emu/%.o $(EMU_CORE_OBJ)
+	$(Q)$(EMU_CXX) $(SANITIZE) -o $@ $^ $(TEST_LDLIBS) -ldl
+$(EMU_PROGRAMS:%=$(BUILD)/emu_race/%): $(BUILD)/emu_race/%: $(BUILD)/emu_race/tests/emu/%.o $(EMU_RACE_CORE)
+	$(Q)$(EMU_CXX) -o $@ $^ $(TEST_LDLIBS) -ldl
 ifneq ($(CUDA_INCLUDE),)
 tests: $(EMU_TESTS)
 endif

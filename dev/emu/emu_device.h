@@ -76,9 +76,9 @@ static inline T emu_shuffle_value(unsigned mask, T value, enum EmuShuffle kind, 
     static_assert(std::is_trivially_copyable<T>::value && (sizeof(T) == 2 || sizeof(T) == 4 || sizeof(T) == 8),
                   "a shuffle moves 2, 4 or 8 bytes");
     uint64_t bits = 0;
-    memcpy(&bits, &value, sizeof(T));
+    memcpy(&bits, (const void *)&value, sizeof(T));
     bits = emu_shuffle(mask, bits, kind, operand, width);
-    memcpy(&value, &bits, sizeof(T));
+    memcpy((void *)&value, &bits, sizeof(T));
     return value;
 }
 template <class T>

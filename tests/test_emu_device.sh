@@ -1,6 +1,6 @@
 #!/bin/bash
-# The emulator must find each fault planted in tests/emu/faults.cu, by the means named here, and must find nothing in the
-# sound twins. $1: the build directory. Prints cmocka's lines, one test for each fault and build.
+# The device half of the emulator: tests/emu/device.cu passes; each fault planted in tests/emu/faults.cu is found by the
+# means named here, and nothing is found in its sound twin. $1: the build directory. Prints cmocka's lines.
 build=${1:-build}
 unset "${!TOKAMAK_EMU_@}"
 export ASAN_OPTIONS="detect_stack_use_after_return=0:detect_leaks=0:$ASAN_OPTIONS"
@@ -58,7 +58,8 @@ check_fault() {  # program, fault, orders, pattern
     done
 }
 
-for program in "$build/emu/faults" "$build/emu_race/faults"; do
+for directory in "$build/emu" "$build/emu_race"; do
+    program=$directory/faults
     if [ ! -x "$program" ]; then
         case $program in
         */emu/*) why='the CUDA headers are absent: the emulator is not built' ;;
@@ -68,6 +69,9 @@ for program in "$build/emu/faults" "$build/emu_race/faults"; do
         printf '[ RUN      ] %s\n%s\n[  SKIPPED ] %s\n' "$program" "$why" "$program"
         continue
     fi
+    # One list of results: what cmocka says at the end would close it.
+    "$directory/device" 2>&1 | awk '/^\[=+\].*test\(s\) run/{closing = 1} !closing'
+    [ "${PIPESTATUS[0]}" -eq 0 ] || failed=1
     kind=$("$program" build)
     while read -r fault builds orders pattern; do
         [[ ,$builds, == *,$kind,* ]] || continue
