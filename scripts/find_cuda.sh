@@ -33,8 +33,9 @@ if [ -n "$on_path" ]; then
     add_root "$(dirname "$(readlink -f "$on_path")")/.."
 fi
 for dir in /usr/local/cuda /usr/local/cuda-* /opt/cuda /opt/cuda-* /usr/lib/cuda /usr; do add_root "$dir"; done
-for site in ${VIRTUAL_ENV:+"$VIRTUAL_ENV"/lib/python3*/site-packages} "$HOME"/.local/lib/python3*/site-packages \
+for site in "$(dirname "$0")/../.cuda" ${VIRTUAL_ENV:+"$VIRTUAL_ENV"/lib/python3*/site-packages} "$HOME"/.local/lib/python3*/site-packages \
     /usr/local/lib/python3*/*-packages /usr/lib/python3*/*-packages; do
+    # What setup.sh --cuda installed, then where pip puts wheels.
     for wheel in "$site"/nvidia/*; do add_root "$wheel"; done
 done
 
@@ -44,6 +45,7 @@ find_in_roots() {
     for root in "${roots[@]}"; do
         for path in "$@"; do
             for match in "$root"/$path; do
+                [ -e "$match" ] || continue
                 echo "$match"
                 return 0
             done

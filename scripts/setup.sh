@@ -1,24 +1,42 @@
 #!/bin/bash
 # Installs what building, testing (procps: pkill) and the quickstart (bible-kjv: its text) need, with apt, as root or
 # through sudo. Does nothing, in well under a second, when everything is there.
-#     scripts/setup.sh [--fuzz] [--help]      --fuzz: also clang and its libraries, for `make fuzz`
+#     scripts/setup.sh [--fuzz] [--cuda] [--help]
+#         --fuzz   also clang and its libraries, for `make fuzz` and the emulator's race detector
+#         --cuda   also, where no CUDA toolkit is found, NVIDIA's wheels from PyPI, into .cuda (1.5 GB; no root needed)
 set -u
 packages=(build-essential libcjson-dev libinih-dev libzstd-dev zlib1g-dev libxxhash-dev libcmocka-dev
     bible-kjv bible-kjv-text procps)
+cuda=
 for word in "$@"; do
     case $word in
+    --cuda) cuda=1 ;;
     --fuzz) packages+=(clang libclang-rt-dev libomp-dev) ;;
     --help | -h)
-        sed -n '2,4s/^# \{0,1\}//p' "$0"
+        sed -n '2,6s/^# \{0,1\}//p' "$0"
         echo "packages: ${packages[*]}"
         exit 0
         ;;
     *)
-        echo "scripts/setup.sh: unknown option '$word': expected --fuzz or --help" >&2
+        echo "scripts/setup.sh: unknown option '$word': expected --fuzz, --cuda or --help" >&2
         exit 2
         ;;
     esac
 done
+
+# The same wheels that PyTorch brings: compiler, runtime, cuBLASLt, cuDNN, NCCL. The Makefile finds them there.
+install_cuda() {
+    scripts/find_cuda.sh --make | grep -q '^NVCC := .' && return 0
+    echo "installing NVIDIA's wheels into .cuda"
+    local wheels=(nvidia-cuda-nvcc nvidia-cuda-crt nvidia-nvvm nvidia-cuda-runtime nvidia-cuda-cccl) all=() wheel
+    for wheel in "${wheels[@]}"; do all+=("$wheel==13.0.*"); done
+    python3 -m pip install -q --no-deps --no-compile --upgrade --target .cuda "${all[@]}" 'nvidia-cublas==13.*' \
+        'nvidia-cudnn-cu13==9.19.*' nvidia-nccl-cu13 && scripts/find_cuda.sh --make | grep -q '^NVCC := .' && return 0
+    echo "scripts/setup.sh: NVIDIA's wheels could not be installed (see above): install the CUDA toolkit by hand" >&2
+    return 1
+}
+cd "$(dirname "$0")/.." || exit 1
+if [ -n "$cuda" ] && command -v dpkg-query >/dev/null; then packages+=(python3-pip); fi
 
 if ! command -v dpkg-query >/dev/null || ! command -v apt-get >/dev/null; then
     # The Makefile looks for the libraries themselves; here nothing can be looked up.
@@ -32,7 +50,10 @@ installed=$(dpkg-query -W -f '${Package} ${db:Status-Status}\n' "${packages[@]}"
 for package in "${packages[@]}"; do
     grep -qx "$package installed" <<<"$installed" || missing+=("$package")
 done
-[ ${#missing[@]} -gt 0 ] || exit 0
+if [ ${#missing[@]} -eq 0 ]; then
+    [ -z "$cuda" ] || install_cuda || exit 1
+    exit 0
+fi
 
 as_root=()
 if [ "$(id -u)" -ne 0 ]; then
@@ -56,3 +77,4 @@ if ! { apt update && apt install -y --no-install-recommends "${missing[@]}"; }; 
         "/etc/apt/sources.list, or install them by hand." >&2
     exit 1
 fi
+[ -z "$cuda" ] || install_cuda || exit 1
