@@ -4,23 +4,10 @@
 // emulated device, or ends it, runs in a child process.
 #include "emu_runtime.h"
 
-#include <setjmp.h>
-#include <stdarg.h>
-#include <stddef.h>
-#include <stdint.h>
-extern "C" {
-#include <cmocka.h>
-}
-
 #include <math.h>
-#include <signal.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
-#include <sys/wait.h>
-#include <unistd.h>
 
-#define OK(call) assert_int_equal((int)(call), (int)cudaSuccess)
+#include "tests/emu_child.h"
+
 #define REFUSED(error, call) assert_string_equal(cudaGetErrorName(call), #error)
 
 // A "kernel": out[i] = in[i] + add.
@@ -58,27 +45,6 @@ static cudaError_t copy_in(float *to, const float *from, int n, cudaStream_t str
 static cudaError_t copy_out(float *to, const float *from, int n, cudaStream_t stream) {
     return cudaMemcpyAsync(to, from, (size_t)n * sizeof(float), cudaMemcpyDeviceToHost, stream);
 }
-
-// Runs this program again for one entry of CHILDREN with one setting ("NAME=value"); returns its exit status, or 128
-// + signal.
-static int in_child(const char *setting, const char *child_name) {
-    fflush(stdout);
-    pid_t child = fork();
-    if (child == 0) {
-        if (setting != NULL) putenv((char *)setting);
-        if (freopen("/dev/null", "w", stderr) == NULL) _exit(99);
-        execl("/proc/self/exe", "test_emu_runtime", child_name, (char *)NULL);
-        _exit(99);
-    }
-    int status = 0;
-    assert_true(waitpid(child, &status, 0) == child);
-    return WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status);
-}
-// In a child: exits with 1 where cmocka would jump into the parent's test.
-#define CHILD(condition)            \
-    do {                            \
-        if (!(condition)) _exit(1); \
-    } while (0)
 
 // ---- streams ----
 
@@ -586,12 +552,6 @@ static void test_device(void **state) {
     assert_int_equal(in_child(NULL, "unknown_attribute"), 128 + SIGABRT);
 }
 
-struct Child {
-    const char *name;
-    void (*body)(void);
-};
-#define CHILD_ENTRY(body) \
-    { #body, body }
 static const Child CHILDREN[] = {
     CHILD_ENTRY(overtaken),
     CHILD_ENTRY(in_order),
@@ -610,12 +570,7 @@ static const Child CHILDREN[] = {
 };
 
 int main(int argc, char **argv) {
-    for (const Child &child : CHILDREN)
-        if (argc == 2 && strcmp(argv[1], child.name) == 0) {
-            child.body();
-            return 0;
-        }
-    if (argc != 1) return 98;
+    if (run_as_child(CHILDREN, argc, argv)) return 0;
     const struct CMUnitTest TESTS[] = {
         cmocka_unit_test(test_nothing_runs_before_a_wait),
         cmocka_unit_test(test_only_what_the_waited_point_needs_runs),

@@ -1,0 +1,62 @@
+// emu_child.h: what the emulator's own tests share: cmocka for C++, and running a part of the test in a process of
+// its own, where it may set up the emulated device otherwise, or end it. For tests/test_emu_*.cpp.
+#ifndef TESTS_EMU_CHILD_H
+#define TESTS_EMU_CHILD_H
+
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+extern "C" {
+#include <cmocka.h>
+}
+
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#define OK(call) assert_int_equal((int)(call), 0)
+
+struct Child {
+    const char *name;
+    void (*body)(void);
+};
+#define CHILD_ENTRY(body) \
+    { #body, body }
+
+// Runs this program again for one entry of CHILDREN with one setting ("NAME=value"); returns its exit status, or 128
+// + signal.
+static int in_child(const char *setting, const char *child_name) {
+    fflush(stdout);
+    pid_t child = fork();
+    if (child == 0) {
+        if (setting != NULL) putenv((char *)setting);
+        if (freopen("/dev/null", "w", stderr) == NULL) _exit(99);
+        execl("/proc/self/exe", "test_emu", child_name, (char *)NULL);
+        _exit(99);
+    }
+    int status = 0;
+    assert_true(waitpid(child, &status, 0) == child);
+    return WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status);
+}
+// In a child: exits with 1 where cmocka would jump into the parent's test.
+#define CHILD(condition)            \
+    do {                            \
+        if (!(condition)) _exit(1); \
+    } while (0)
+// First thing in main: true if this process was started by in_child, whose work is then done.
+template <size_t N>
+static bool run_as_child(const Child (&children)[N], int argc, char **argv) {
+    if (argc == 1) return false;
+    for (const Child &child : children)
+        if (strcmp(argv[1], child.name) == 0) {
+            child.body();
+            return true;
+        }
+    _exit(98);
+}
+
+#endif
