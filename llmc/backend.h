@@ -94,22 +94,33 @@ typedef struct {
     int32_t pad;
 } GradStats;
 
-// One parameter tensor as the optimizer sees it. All fp32 arrays have `elems` elements.
+// One parameter tensor, or a matrix that is part of one, as the optimizer sees it. The value that is updated is
+// fp32 `master` where there is one, else bf16 `weight`: then the update is computed in fp32 and rounded
+// stochastically, by the rule of rng_philox.h, from (seed, t, index of the element among all parameters).
 typedef struct {
-    float *master;     // fp32 value that is updated; in fp32 runs the weights themselves
-    uint16_t *weight;  // bf16 copy written after the update (round to nearest), or NULL
-    const float *grad;
-    float *m;  // first moment (AdamW) or momentum (Muon)
-    float *v;  // second moment (AdamW); NULL for Muon
+    float *master;       // in fp32 runs the weights themselves; NULL: weight is the value
+    uint16_t *weight;    // bf16: master's copy, rounded to nearest after the update, or the value; NULL in fp32 runs
+    const float *grad;   // [elems], as m and v
+    float *m;            // first moment (AdamW) or momentum (Muon)
+    float *v;            // second moment (AdamW); NULL for Muon
     int64_t elems;
+    int64_t first_elem;  // index of the first element among all parameters
     float lr;            // learning rate of this tensor at this step
-    float weight_decay;  // decoupled: master -= lr * weight_decay * master
+    float weight_decay;  // decoupled: value -= lr * weight_decay * value
 } OptimTensor;
 
 typedef struct {
     float beta1, beta2, eps;
-    int64_t t;  // 1 for the first step: bias corrections 1 - beta^t
+    int64_t t;      // 1 for the first step: bias corrections 1 - beta^t
+    uint64_t seed;  // of stochastic rounding
 } AdamwArgs;
+
+typedef struct {
+    float momentum;
+    bool nesterov;
+    int64_t t;      // 1 for the first step
+    uint64_t seed;  // of stochastic rounding
+} MuonArgs;
 
 // Bounds of what operations will be asked for, to plan their workspace.
 typedef struct {
@@ -120,7 +131,7 @@ typedef struct {
     int64_t widest;      // largest last dimension of an activation, logits excepted
     int64_t Vp;          // last dimension of the logits
     int64_t chunk_rows;  // rows of the logits alive at a time
-    int64_t tensors;     // parameter tensors that one update call may list
+    int64_t tensors;     // parameter tensors, or parts of them, that one update call may list
     bool fp8;            // matmuls may be asked for fp8
 } WorkspaceShape;
 
@@ -255,16 +266,19 @@ struct Backend {
     void (*grad_clip)(Backend *be, GradStats *stats, Tensor grad, float max_norm);
     // One call for all tensors. Does nothing when stats->skip. (Loshchilov & Hutter, "Decoupled weight decay".)
     //   g = grad*scale; m = b1 m + (1-b1) g; v = b2 v + (1-b2) g^2;
-    //   master -= lr * (m/(1-b1^t) / (sqrt(v/(1-b2^t)) + eps) + weight_decay * master)
+    //   value -= lr * (m/(1-b1^t) / (sqrt(v/(1-b2^t)) + eps) + weight_decay * value)
     void (*adamw)(Backend *be, const OptimTensor *tensors, int64_t count, const GradStats *stats, AdamwArgs args);
-    // Muon, step 1: m = momentum*m + g*scale; update(elems) act = (nesterov ? g*scale + momentum*m : m). Skips like
-    // adamw (update is then 0).
-    void (*muon_momentum)(Backend *be, Tensor update, OptimTensor tensor, const GradStats *stats, float momentum,
-                          bool nesterov);
-    // Muon, step 2: x /= (Frobenius norm of x + eps).
+    // Muon takes equally shaped matrices together: tensors[count] of r*c elements each, x and update (count, r, c) act.
+    // Each matrix's result is the same in any company.
+    // Step 1: m = momentum*m + g*scale; update = (nesterov ? g*scale + momentum*m : m). Skips like adamw (update is
+    // then 0).
+    void (*muon_momentum)(Backend *be, Tensor update, const OptimTensor *tensors, int64_t count,
+                          const GradStats *stats, MuonArgs args);
+    // Step 2: each matrix of x /= (its Frobenius norm + eps).
     void (*frobenius_normalize)(Backend *be, Tensor x, float eps);
-    // Muon, step 3: master -= lr * (x + weight_decay * master); weight = bf16(master).
-    void (*muon_apply)(Backend *be, OptimTensor tensor, Tensor x, const GradStats *stats);
+    // Step 3: value -= lr * (x + weight_decay * value).
+    void (*muon_apply)(Backend *be, const OptimTensor *tensors, int64_t count, Tensor x, const GradStats *stats,
+                       MuonArgs args);
 };
 
 // What a plug-in is opened with.

@@ -301,6 +301,9 @@ bool config_check_training(const RunConfig *config, Error *err) {
         if (config->phase[i].tokens == 0 && config->train_seconds == 0)
             return error_set(err, "phase '%s': expected a length (tokens, steps or train_seconds), found none",
                              config->phase[i].name);
+    if (config->dtype == DTYPE_F32 && !config->master_weights)
+        return error_set(err, "master_weights=false: expected dtype=bf16, found fp32, whose weights are their own "
+                              "master weights");
     return true;
 }
 

@@ -77,7 +77,8 @@ typedef struct {
     char device[16];   // auto, cpu, cuda, cudaemu
     int64_t threads;   // 0: all
     char cpu_isa[16];  // auto, generic, avx2, avx512, avx512bf16
-    DType dtype;       // fp32, bf16
+    DType dtype;          // fp32, bf16
+    bool master_weights;  // bf16: fp32 values behind the weights; without, updates round stochastically
     char attention[16];  // GPU: auto, cudnn, own
     bool graphs;         // GPU: replay captured steps
     Recompute recompute;

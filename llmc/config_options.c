@@ -35,7 +35,10 @@ const Option OPTIONS[] = {
     {"cpu_isa", RUN(cpu_isa), OPTION_TEXT, .names = "auto generic avx2 avx512 avx512bf16", .fallback = "auto",
      .help = "instruction set of the CPU kernels; auto: the best that the CPU has"},
     {"dtype", RUN(dtype), OPTION_ENUM, .names = "fp32 bf16", .fallback = "fp32",
-     .help = "of weights, activations and matrix products; master weights, gradients and moments are always fp32"},
+     .help = "of weights, activations and matrix products; gradients and moments are always fp32"},
+    {"master_weights", RUN(master_weights), OPTION_BOOL, .fallback = "true",
+     .help = "bf16: fp32 values stand behind the weights; false: 4 bytes less per parameter, updates are rounded "
+             "stochastically"},
     {"attention", RUN(attention), OPTION_TEXT, .names = "auto cudnn own", .fallback = "auto",
      .help = "on a GPU: cuDNN's kernels, or our own; auto: cuDNN's where it is installed and takes the case"},
     {"graphs", RUN(graphs), OPTION_BOOL, .fallback = "true",

@@ -49,9 +49,9 @@ static void layout_weights(Model *m, Arena *arena) {
     size_t elems = to_size(m->params.total_elems);
     bool bf16 = m->shape.dtype == DTYPE_BF16;
     m->weights = arena_alloc(arena, elems * dtype_bytes(m->shape.dtype), "parameters");
-    if (!m->shape.training) m->master = NULL;
-    else
-        m->master = bf16 ? (float *)arena_alloc(arena, elems * sizeof(float), "master weights") : (float *)m->weights;
+    if (m->shape.training && !bf16) m->master = (float *)m->weights;
+    if (m->shape.training && bf16 && !m->shape.no_master)
+        m->master = (float *)arena_alloc(arena, elems * sizeof(float), "master weights");
     bind_tensors(m, &m->w, m->weights, m->shape.dtype);
     if (m->shape.training) {
         m->grads = (float *)arena_alloc(arena, elems * sizeof(float), "gradients");
@@ -202,7 +202,7 @@ void model_init(Model *m, const ModelConfig *config, const ModelShape *shape, Ba
     CHECK(be != NULL, "a model on a real arena needs a backend%s", "");
     // The alignment gaps between tensors are part of the flat arrays that norms and updates walk: they stay zero.
     be->zero(be, m->weights, to_size(m->params.total_elems) * dtype_bytes(shape->dtype));
-    if (shape->training && shape->dtype == DTYPE_BF16)
+    if (m->master != NULL && (void *)m->master != m->weights)
         be->zero(be, m->master, to_size(m->params.total_elems) * sizeof(float));
     if (config->position == POSITION_ROPE) fill_rope_tables(m);
     open_staging(m);

@@ -63,6 +63,7 @@ typedef struct {
     int64_t loss_chunk_rows;  // rows of logits alive at a time
     DType dtype;              // of weights and activations
     bool training;            // gradients and saved activations exist
+    bool no_master;           // bf16 training without fp32 master weights: updates round stochastically
     Recompute recompute;      // what the backward pass computes again instead of keeping it
     int64_t cache_tokens;     // > 0: a KV cache for decoding this many positions
 } ModelShape;
@@ -73,7 +74,7 @@ typedef struct {
     Backend *be;  // NULL in a model that is only planned
     ParamTable params;
     void *weights;  // flat, dtype
-    float *master;  // flat fp32; the weights themselves in fp32 runs, NULL when not training in bf16
+    float *master;  // flat fp32; the weights themselves in fp32 runs, NULL when not training or no_master
     float *grads;   // flat fp32; NULL when not training
     ModelTensors w, g;
     // activations

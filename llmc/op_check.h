@@ -61,4 +61,23 @@ static inline void op_check_matmul_batch(Tensor out, Tensor a, Tensor b, const M
           "matmul: a batch takes alpha, beta and add only%s", "");
 }
 
+// Matrices that Muon takes together, and the tensors they belong to.
+static inline void op_check_muon(const char *name, Tensor x, const OptimTensor *tensors, int64_t count) {
+    op_check_act(name, x);
+    CHECK(x.ndim == 3 && x.dim[0] == count, "%s: expected %lld matrices, found %lld of %d dimensions", name,
+          (long long)count, (long long)x.dim[0], x.ndim);
+    for (int64_t i = 0; i < count; ++i)
+        CHECK(tensors[i].elems == x.dim[1] * x.dim[2], "%s: matrix %lld has %lld elements, its tensor %lld", name,
+              (long long)i, (long long)(x.dim[1] * x.dim[2]), (long long)tensors[i].elems);
+}
+// Of every list of tensors to update.
+static inline void op_check_optim(const OptimTensor *tensors, int64_t count, int64_t t) {
+    CHECK(t >= 1, "t=%lld", (long long)t);
+    for (int64_t i = 0; i < count; ++i)
+        CHECK((tensors[i].master != NULL || tensors[i].weight != NULL || tensors[i].elems == 0) &&
+                  tensors[i].first_elem >= 0,
+              "tensor %lld of %lld elements: no values, or first_elem=%lld", (long long)i,
+              (long long)tensors[i].elems, (long long)tensors[i].first_elem);
+}
+
 #endif

@@ -13,6 +13,12 @@
 extern "C" {
 #endif
 
+// A matrix that Muon orthogonalizes: rows of a parameter.
+typedef struct {
+    int64_t rows, cols;
+    OptimTensor tensor;
+} MuonMatrix;
+
 typedef struct {
     OptimizerKind kind;
     float *m;  // flat, as the parameters: first moment, or Muon's momentum
@@ -21,10 +27,14 @@ typedef struct {
     int64_t *v_offset;  // [params.count], -1 for Muon tensors
     bool *trainable;    // [params.count] in the present phase
     GradStats *stats;   // on the device
-    OptimTensor *list;  // [params.count] scratch of a step
-    // Muon's workspace for the largest matrix, dtype of the run
-    Tensor x, y;        // (r,c) flat
-    Tensor gram, poly;  // (min(r,c), min(r,c)) flat
+    OptimTensor *list;  // [params.count * PARAM_MAX_PARTS] scratch of a step, like the next
+    MuonMatrix *matrix;
+    // Muon takes equally shaped matrices together, as many as have group_elems elements, at least one: more work for
+    // a device at a time, for more memory. It changes no bit.
+    int64_t group_elems;
+    // workspace of a group, dtype of the run
+    Tensor x, y;        // (G,r,c) flat
+    Tensor gram, poly;  // (G, min(r,c), min(r,c)) flat
 } Optimizer;
 
 void optimizer_init(Optimizer *opt, const RunConfig *config, const Model *model, Arena *arena);

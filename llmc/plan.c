@@ -18,6 +18,7 @@ int64_t plan_loss_chunk_rows(const RunConfig *config, int64_t rows) {
 
 ModelShape plan_model_shape(const RunConfig *config, const Schedule *schedule) {
     ModelShape shape = {.dtype = config->dtype, .training = true, .recompute = config->recompute};
+    shape.no_master = config->dtype == DTYPE_BF16 && !config->master_weights;
     for (int i = 0; i < schedule->phase_count; ++i) {
         const PhaseSpan *phase = &schedule->phase[i];
         shape.max_rows = max_i64(shape.max_rows, phase->B * phase->T);
@@ -49,7 +50,7 @@ void plan_compute(MemoryPlan *plan, const RunConfig *config, const Schedule *sch
                              .NKV = arch->NKV,
                              .Vp = arch->Vp,
                              .chunk_rows = model.shape.loss_chunk_rows,
-                             .tensors = model.params.count,
+                             .tensors = PARAM_MAX_PARTS * model.params.count,
                              .widest = max_i64(2 * arch->F, max_i64(model_config_qkv_width(arch), arch->C))};
     plan->workspace_bytes = be != NULL ? be->plan_workspace(be, bounds) : backend_cuda_plan_workspace(bounds);
     plan->transfer_bytes = model_staging_bytes(&model);
@@ -97,12 +98,15 @@ void plan_suggest(char *out, size_t out_bytes, const RunConfig *config, const Sc
     int found = 0;
     int64_t rows_before = 0;
     out[0] = '\0';
-    for (int dtype = 0; dtype < 2; ++dtype)
+    // As it is, in bf16, and as a last resort without master weights.
+    for (int state = 0; state < 3; ++state)
         for (int level = (int)config->recompute; level <= (int)RECOMPUTE_BLOCK; ++level) {
             *other = *config;
             other->recompute = (Recompute)level;
-            if (dtype == 1 && config->dtype == DTYPE_F32) other->dtype = DTYPE_BF16;
-            else if (dtype == 1) continue;
+            if (state > 0) other->dtype = DTYPE_BF16;
+            if (state == 2) other->master_weights = false;
+            if ((state == 1 && config->dtype == DTYPE_BF16) || (state == 2 && (found > 0 || !config->master_weights)))
+                continue;
             MemoryPlan plan;
             int64_t rows = largest_rows(&plan, other, schedule, be, available_bytes);
             // Recomputing more is only worth it for a larger micro-batch.
@@ -111,6 +115,8 @@ void plan_suggest(char *out, size_t out_bytes, const RunConfig *config, const Sc
             char options[128] = "";
             if (other->dtype != config->dtype) snprintf(options, sizeof options, "dtype=bf16 ");
             size_t used = strlen(options);
+            if (other->master_weights != config->master_weights)
+                used += (size_t)snprintf(options + used, sizeof options - used, "master_weights=false ");
             if (other->recompute != config->recompute)
                 used += (size_t)snprintf(options + used, sizeof options - used, "recompute=%s ",
                                          RECOMPUTE_NAMES[level]);
@@ -135,7 +141,8 @@ static void print_row(FILE *out, const char *what, size_t bytes, size_t total) {
 void plan_print(FILE *out, const MemoryPlan *plan, const RunConfig *config, size_t available_bytes) {
     char model[256];
     model_config_describe(&config->arch, model, sizeof model);
-    fprintf(out, "%s\n%s, optimizer %s, recompute %s\n", model, dtype_name(config->dtype),
+    fprintf(out, "%s\n%s%s, optimizer %s, recompute %s\n", model, dtype_name(config->dtype),
+            config->dtype == DTYPE_BF16 && !config->master_weights ? " without master weights" : "",
             config->optimizer == OPTIMIZER_MUON ? "muon" : "adamw",
             RECOMPUTE_NAMES[config->recompute]);
     fprintf(out, "  %-24s %16s\n", "what", "bytes");

@@ -3,19 +3,10 @@
 
 #include <math.h>
 
+#include "llmc/rng_philox.h"
+
 void rng_block(uint64_t seed, uint64_t stream, uint64_t index, uint32_t out[4]) {
-    uint32_t counter[4] = {(uint32_t)index, (uint32_t)(index >> 32), (uint32_t)stream, (uint32_t)(stream >> 32)};
-    uint32_t key[2] = {(uint32_t)seed, (uint32_t)(seed >> 32)};
-    for (int round = 0; round < 10; ++round) {
-        uint64_t product0 = (uint64_t)0xD2511F53u * counter[0];
-        uint64_t product1 = (uint64_t)0xCD9E8D57u * counter[2];
-        uint32_t next[4] = {(uint32_t)(product1 >> 32) ^ counter[1] ^ key[0], (uint32_t)product1,
-                            (uint32_t)(product0 >> 32) ^ counter[3] ^ key[1], (uint32_t)product0};
-        for (int i = 0; i < 4; ++i) counter[i] = next[i];
-        key[0] += 0x9E3779B9u;
-        key[1] += 0xBB67AE85u;
-    }
-    for (int i = 0; i < 4; ++i) out[i] = counter[i];
+    philox_block(seed, stream, index, out);
 }
 
 uint32_t rng_u32(uint64_t seed, uint64_t stream, uint64_t index) {
@@ -38,6 +29,8 @@ float rng_normal(uint64_t seed, uint64_t stream, uint64_t index) {
     double v = (double)(((uint64_t)words[3] << 32 | words[2]) >> 11) * 0x1p-53;
     return (float)(sqrt(-2.0 * log(u)) * cos(6.283185307179586476925 * v));
 }
+
+_Static_assert(RNG_STREAM_ROUNDING == 4, "rounding_stream (rng_philox.h) has the number of this stream");
 
 uint64_t rng_hash(const char *text) {
     uint64_t hash = 0xcbf29ce484222325u;

@@ -15,7 +15,7 @@ typedef enum {
     RNG_STREAM_INIT = 1,        // parameter initialisation; index = element index inside the named tensor
     RNG_STREAM_DATA_ORDER = 2,  // loader permutations
     RNG_STREAM_SAMPLE = 3,      // text sampling; index = position
-    RNG_STREAM_ROUNDING = 4,    // stochastic rounding
+    RNG_STREAM_ROUNDING = 4,    // stochastic rounding, with the step above it: rng_philox.h
     RNG_STREAM_TEST = 5
 } RngStream;
 

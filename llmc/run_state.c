@@ -27,6 +27,7 @@ char *state_file_write(const StateFile *state, const char *config_json) {
     cJSON_AddNumberToObject(root, "seconds", state->progress.seconds);
     cJSON_AddStringToObject(root, "optimizer", state->optimizer);
     cJSON_AddStringToObject(root, "dtype", state->dtype);
+    cJSON_AddBoolToObject(root, "master_weights", state->master_weights);
     cJSON_AddStringToObject(root, "tokenizer_fingerprint", fingerprint);
     cJSON_AddItemToObject(root, "config", cJSON_Parse(config_json));
     char *text = cJSON_Print(root);
@@ -75,6 +76,10 @@ static bool state_from_json(StateFile *out, const cJSON *root, const char *path,
         !read_word(root, "dtype", out->dtype, sizeof out->dtype, "fp32", "bf16", path, err) ||
         !read_fingerprint(root, &out->tokenizer_fingerprint, path, err))
         return false;
+    const cJSON *masters = json_find(root, "master_weights");
+    if (masters != NULL && !cJSON_IsBool(masters))
+        return error_set(err, "%s: expected \"master_weights\" to be true or false", path);
+    out->master_weights = masters == NULL || cJSON_IsTrue(masters);
     if (progress->bad_in_row > progress->bad_steps || progress->bad_steps > progress->step)
         return error_set(err,
                          "%s: expected bad_in_row <= bad_steps <= step, found %" PRId64 ", %" PRId64 ", %" PRId64,
@@ -104,7 +109,12 @@ typedef struct {
     char name[96];
 } StateTensor;
 
-// Every tensor of the optimizer's file, in the order of the file; bf16 runs have masters in it. Returns the count.
+// Masters that are not the weights themselves.
+static bool has_masters_apart(const Model *model) {
+    return model->master != NULL && model->shape.dtype == DTYPE_BF16;
+}
+
+// Every tensor of the optimizer's file, in the order of the file, with or without masters. Returns the count.
 static int state_tensors(const Run *run, bool masters, StateTensor **out) {
     const Model *model = &run->model;
     const Optimizer *opt = &run->optimizer;
@@ -141,7 +151,7 @@ static const void *fetch_state(void *context, int index, int64_t first, int64_t 
 
 static bool write_optimizer(Run *run, const char *dir, Error *err) {
     StateTensor *list;
-    int count = state_tensors(run, run->config.dtype == DTYPE_BF16, &list);
+    int count = state_tensors(run, has_masters_apart(&run->model), &list);
     SafeTensorSpec *specs = xcalloc((size_t)count, sizeof *specs);
     for (int i = 0; i < count; ++i)
         specs[i] = (SafeTensorSpec){.name = list[i].name,
@@ -195,7 +205,7 @@ static bool read_state_tensor(Run *run, const StateTensor *t, const SafeTensors 
     return ok;
 }
 
-// masters: the checkpoint is that of a bf16 run. Of an fp32 run the weights, already loaded, are the masters.
+// masters: they are in the file and the run has them. Otherwise what the weights, already loaded, left there is right.
 static bool read_optimizer(Run *run, const char *dir, bool masters, Error *err) {
     char *path = path_join(dir, "optimizer.safetensors");
     SafeTensors *file = NULL;
@@ -238,6 +248,7 @@ static bool write_files(Run *run, CheckpointWriter *writer, Error *err) {
                        .tokenizer_fingerprint = run->tokenizer == NULL ? 0 : tokenizer_fingerprint(run->tokenizer)};
     snprintf(state.optimizer, sizeof state.optimizer, "%s", optimizer_name(config->optimizer));
     snprintf(state.dtype, sizeof state.dtype, "%s", dtype_name(config->dtype));
+    state.master_weights = run->model.master != NULL;
     char *hf_config = hf_config_write(&config->arch, config->dtype, eot, eot);
     char *run_config = config_to_json(config);
     char *state_text = state_file_write(&state, run_config);
@@ -306,7 +317,8 @@ bool run_state_load(Run *run, const char *dir, Error *err) {
     free(path);
     if (!ok || !check_state(run, &state, dir, err)) return false;
     if (!model_file_read(dir, &run->config.arch, &run->model.params, put_parameter, &run->model, err)) return false;
-    if (!read_optimizer(run, dir, strcmp(state.dtype, dtype_name(DTYPE_BF16)) == 0, err)) return false;
+    bool masters = strcmp(state.dtype, dtype_name(DTYPE_BF16)) == 0 && state.master_weights;
+    if (!read_optimizer(run, dir, masters && run->model.master != NULL, err)) return false;
     run->progress = state.progress;
     return true;
 }

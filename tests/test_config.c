@@ -104,6 +104,7 @@ static void test_defaults(void **state) {
     assert_int_equal(c.optimizer, OPTIMIZER_ADAMW);
     assert_true(c.beta1 == 0.9 && c.beta2 == 0.95 && c.eps == 1e-8 && c.weight_decay == 0.1 && c.grad_clip == 1);
     assert_int_equal(c.dtype, DTYPE_F32);
+    assert_true(c.master_weights);
     assert_int_equal(c.val_every, 250);
     assert_int_equal(c.save_every, 1000);
     assert_int_equal(c.keep_last, 3);
@@ -129,6 +130,11 @@ static void test_defaults(void **state) {
     assert_true(config_check_training(&c, &err));
     load_ok(&c, NULL, LIST("train=a.bin", "train_seconds=3"));
     assert_true(config_check_training(&c, &err));
+    load_ok(&c, NULL, LIST("train=a.bin", "steps=3", "dtype=bf16", "master_weights=false"));
+    assert_true(config_check_training(&c, &err));
+    load_ok(&c, NULL, LIST("train=a.bin", "steps=3", "master_weights=false"));
+    assert_false(config_check_training(&c, &err));
+    assert_non_null(strstr(err.message, "dtype=bf16, found fp32"));
 }
 
 static const char MIXED[] =

@@ -1,7 +1,10 @@
-// test_ops_optim.c: gradient norm, AdamW and Muon's elementwise steps against double precision.
+// test_ops_optim.c: gradient norm, AdamW and Muon's elementwise steps against double precision; stochastic rounding
+// to the bit and in the mean.
 #include "tests/op_test.h"
 
 #include <math.h>
+
+#include "llmc/rng.h"
 
 static Tensor stats_tensor(OpTest *t, double scale, bool skip) {
     Tensor memory = op_test_tensor(t, DTYPE_U8, OP_TEST_DIMS((int64_t)sizeof(GradStats)));
@@ -65,52 +68,88 @@ static void test_grad_clip_threads(OpTest *t) {
     op_test_thread_invariant(t, run_clip, &c, &c.stats, 1, "grad_clip");
 }
 
-// ---- AdamW ----
+// ---- parameters ----
+typedef enum {
+    MASTER,           // fp32 weights
+    MASTER_AND_COPY,  // bf16 weights with fp32 masters
+    BF16_ONLY,        // bf16 weights, rounded stochastically
+    STORAGE_COUNT
+} Storage;
+
 typedef struct {
-    int64_t elems;
+    int64_t elems, first_elem;
     float lr, weight_decay;
-    bool bf16;  // a bf16 copy of the weights is written
-    Tensor master, weight, grad, m, v;
-    double *ref_master, *ref_m, *ref_v;
+    Storage storage;
+    Tensor master, weight, grad, m, v;  // master or weight is TENSOR_NONE where the storage has none
+    double *ref_value, *ref_m, *ref_v;
     const double *ref_grad;
 } Param;
 
-static Param param_case(OpTest *t, int64_t elems, float lr, float weight_decay, bool bf16) {
-    Param p = {.elems = elems, .lr = lr, .weight_decay = weight_decay, .bf16 = bf16};
-    p.master = op_test_random(t, DTYPE_F32, OP_TEST_DIMS(elems), 1.0);
-    p.weight = bf16 ? op_test_tensor(t, DTYPE_BF16, OP_TEST_DIMS(elems)) : TENSOR_NONE;
+static Param param_case(OpTest *t, int64_t elems, float lr, float weight_decay, Storage storage) {
+    Param p = {.elems = elems, .lr = lr, .weight_decay = weight_decay, .storage = storage};
+    if (storage == BF16_ONLY) p.weight = op_test_random(t, DTYPE_BF16, OP_TEST_DIMS(elems), 1.0);
+    else p.master = op_test_random(t, DTYPE_F32, OP_TEST_DIMS(elems), 1.0);
+    if (storage == MASTER_AND_COPY) p.weight = op_test_tensor(t, DTYPE_BF16, OP_TEST_DIMS(elems));
     p.grad = op_test_random(t, DTYPE_F32, OP_TEST_DIMS(elems), 1.0);
     p.m = op_test_random(t, DTYPE_F32, OP_TEST_DIMS(elems), 0.1);
     p.v = op_test_random(t, DTYPE_F32, OP_TEST_DIMS(elems), 0.1);
     p.ref_v = op_test_host(t, p.v);
     for (int64_t i = 0; i < elems; ++i) p.ref_v[i] = fabs(p.ref_v[i]);
     op_test_upload(t, p.v, p.ref_v);
-    p.ref_master = op_test_host(t, p.master);
+    p.ref_value = op_test_host(t, storage == BF16_ONLY ? p.weight : p.master);
     p.ref_grad = op_test_host(t, p.grad);
     p.ref_m = op_test_host(t, p.m);
     return p;
 }
 static OptimTensor param_view(const Param *p) {
     return (OptimTensor){.master = p->master.data, .weight = p->weight.data, .grad = p->grad.data, .m = p->m.data,
-                         .v = p->v.data, .elems = p->elems, .lr = p->lr, .weight_decay = p->weight_decay};
+                         .v = p->v.data, .elems = p->elems, .first_elem = p->first_elem, .lr = p->lr,
+                         .weight_decay = p->weight_decay};
 }
-static void check_weight(OpTest *t, const Param *p) {
-    if (!p->bf16) return;
-    Tensor expected = op_test_from(t, DTYPE_BF16, OP_TEST_DIMS(p->elems), op_test_host(t, p->master));
-    op_test_same_bits(t, p->weight, expected, "the bf16 weights are the rounded master weights");
+// Everything back to where the references are now.
+static void param_reset(OpTest *t, const Param *p) {
+    op_test_upload(t, p->storage == BF16_ONLY ? p->weight : p->master, p->ref_value);
+    if (p->storage == MASTER_AND_COPY) op_test_upload(t, p->weight, p->ref_value);
+    op_test_upload(t, p->m, p->ref_m);
+    op_test_upload(t, p->v, p->ref_v);
 }
 
+// The values against ref_value. Stochastic rounding may go to either neighbour: less than the distance of two bf16
+// numbers away, plus the error of fp32; what is stored goes into ref_value then.
+static void check_values(OpTest *t, Param *p, const char *label) {
+    if (p->storage != BF16_ONLY) op_test_close(t, p->master, p->ref_value, 2e-6, "%s", label);
+    if (p->storage == MASTER_AND_COPY) {
+        Tensor expected = op_test_from(t, DTYPE_BF16, OP_TEST_DIMS(p->elems), op_test_host(t, p->master));
+        op_test_same_bits(t, p->weight, expected, "the bf16 weights are the rounded master weights");
+    }
+    if (p->storage != BF16_ONLY) return;
+    const double *values = op_test_host(t, p->weight);
+    for (int64_t i = 0; i < p->elems; ++i) {
+        double spacing = ldexp(1, ilogb(p->ref_value[i]) - 7);
+        if (!(fabs(values[i] - p->ref_value[i]) <= spacing * (1 + 1e-4)))
+            fail_msg("%s: element %lld is %.9g, expected a neighbour of %.9g", label, (long long)i, values[i],
+                     p->ref_value[i]);
+        p->ref_value[i] = values[i];
+    }
+}
+
+// ---- AdamW ----
 // Sizes around vectors and blocks: shares of the work begin and end inside tensors.
-#define PARAM_COUNT 6
+#define PARAM_COUNT 9
 static void adamw_params(OpTest *t, Param params[PARAM_COUNT]) {
-    const int64_t ELEMS[PARAM_COUNT] = {1, 7, 0, 4096, 4097, 20003};
-    for (int i = 0; i < PARAM_COUNT; ++i)
-        params[i] = param_case(t, ELEMS[i], 0.01f * (float)(i + 1), i % 2 == 0 ? 0.0f : 0.3f, i % 3 == 1);
+    const int64_t ELEMS[PARAM_COUNT] = {1, 7, 0, 4096, 4097, 20003, 5, 4099, 9001};
+    int64_t first_elem = 0;
+    for (int i = 0; i < PARAM_COUNT; ++i) {
+        params[i] = param_case(t, ELEMS[i], 0.01f * (float)(i + 1), i % 2 == 0 ? 0.0f : 0.3f,
+                               i < 6 ? (Storage)(i % 3 == 1) : BF16_ONLY);
+        params[i].first_elem = first_elem;
+        first_elem += round_up(ELEMS[i], 128);
+    }
 }
 static void run_adamw(OpTest *t, const Param *params, double scale, bool skip, int64_t step) {
     OptimTensor views[PARAM_COUNT];
     for (int i = 0; i < PARAM_COUNT; ++i) views[i] = param_view(&params[i]);
-    AdamwArgs args = {.beta1 = 0.9f, .beta2 = 0.95f, .eps = 1e-8f, .t = step};
+    AdamwArgs args = {.beta1 = 0.9f, .beta2 = 0.95f, .eps = 1e-8f, .t = step, .seed = 5};
     t->be->adamw(t->be, views, PARAM_COUNT, stats_tensor(t, scale, skip).data, args);
 }
 
@@ -124,108 +163,289 @@ static void test_adamw(OpTest *t) {
         for (int i = 0; i < PARAM_COUNT; ++i) {
             Param *p = &params[i];
             for (int64_t e = 0; e < p->elems; ++e) {
-                double g = p->ref_grad[e] * scale, w = p->ref_master[e];
+                double g = p->ref_grad[e] * scale, w = p->ref_value[e];
                 double m = p->ref_m[e] = b1 * p->ref_m[e] + (1 - b1) * g;
                 double v = p->ref_v[e] = b2 * p->ref_v[e] + (1 - b2) * g * g;
                 double update = m / correction1 / (sqrt(v / correction2) + 1e-8);
-                p->ref_master[e] = w - (double)p->lr * (update + (double)p->weight_decay * w);
+                p->ref_value[e] = w - (double)p->lr * (update + (double)p->weight_decay * w);
             }
-            op_test_close(t, p->master, p->ref_master, 2e-6, "master, step %lld", (long long)step);
             op_test_close(t, p->m, p->ref_m, 2e-6, "m, step %lld", (long long)step);
             op_test_close(t, p->v, p->ref_v, 2e-6, "v, step %lld", (long long)step);
-            check_weight(t, p);
+            check_values(t, p, "adamw");
         }
     }
+}
+static void check_untouched(OpTest *t, const Param *p) {
+    if (p->storage != BF16_ONLY) op_test_close(t, p->master, p->ref_value, 0, "skipped master");
+    op_test_close(t, p->m, p->ref_m, 0, "skipped m");
+    op_test_close(t, p->v, p->ref_v, 0, "skipped v");
+    if (p->storage == MASTER) return;
+    Tensor expected = op_test_from(t, DTYPE_BF16, OP_TEST_DIMS(p->elems), p->ref_value);
+    op_test_same_bits(t, p->weight, expected, "skipped bf16 weights");
 }
 static void test_adamw_skip(OpTest *t) {
     Param params[PARAM_COUNT];
     adamw_params(t, params);
-    for (int i = 0; i < PARAM_COUNT; ++i)
-        if (params[i].bf16) op_test_upload(t, params[i].weight, params[i].ref_master);
-    Tensor weight_before = op_test_from(t, DTYPE_BF16, OP_TEST_DIMS(7), params[1].ref_master);
+    for (int i = 0; i < PARAM_COUNT; ++i) param_reset(t, &params[i]);
     run_adamw(t, params, 0, true, 1);
-    for (int i = 0; i < PARAM_COUNT; ++i) {
-        op_test_close(t, params[i].master, params[i].ref_master, 0, "skipped master");
-        op_test_close(t, params[i].m, params[i].ref_m, 0, "skipped m");
-        op_test_close(t, params[i].v, params[i].ref_v, 0, "skipped v");
-    }
-    op_test_same_bits(t, params[1].weight, weight_before, "skipped bf16 weights");
+    for (int i = 0; i < PARAM_COUNT; ++i) check_untouched(t, &params[i]);
 }
 static void run_adamw_again(OpTest *t, void *user) {
     const Param *params = user;
-    for (int i = 0; i < PARAM_COUNT; ++i) {
-        op_test_upload(t, params[i].master, params[i].ref_master);
-        op_test_upload(t, params[i].m, params[i].ref_m);
-        op_test_upload(t, params[i].v, params[i].ref_v);
-    }
+    for (int i = 0; i < PARAM_COUNT; ++i) param_reset(t, &params[i]);
     run_adamw(t, params, 0.5, false, 1);
 }
 static void test_adamw_threads(OpTest *t) {
     Param params[PARAM_COUNT];
     adamw_params(t, params);
-    const Tensor outs[3] = {params[4].master, params[5].v, params[4].weight};
-    op_test_thread_invariant(t, run_adamw_again, params, outs, 3, "adamw");
+    const Tensor outs[] = {params[4].master, params[5].v, params[4].weight, params[7].weight, params[8].weight};
+    op_test_thread_invariant(t, run_adamw_again, params, outs, sizeof outs / sizeof outs[0], "adamw");
+}
+
+// A tensor's result is the same alone and among more tensors than one launch may take.
+#define MANY 200
+static void test_adamw_many(OpTest *t) {
+    Param params[MANY], alone[MANY];
+    OptimTensor views[MANY];
+    Tensor stats = stats_tensor(t, 0.5, false);
+    AdamwArgs args = {.beta1 = 0.9f, .beta2 = 0.95f, .eps = 1e-8f, .t = 7, .seed = 3};
+    for (int i = 0; i < MANY; ++i) {
+        params[i] = alone[i] = param_case(t, i * 37 % 53, 1e-3f, 0.1f, (Storage)(i % STORAGE_COUNT));
+        alone[i].first_elem = params[i].first_elem = 61 * i;  // not where 16-byte packs begin
+        if (params[i].storage != BF16_ONLY)
+            alone[i].master = op_test_from(t, DTYPE_F32, OP_TEST_DIMS(params[i].elems), params[i].ref_value);
+        if (params[i].storage != MASTER)
+            alone[i].weight = op_test_from(t, DTYPE_BF16, OP_TEST_DIMS(params[i].elems), params[i].ref_value);
+        alone[i].m = op_test_from(t, DTYPE_F32, OP_TEST_DIMS(params[i].elems), params[i].ref_m);
+        alone[i].v = op_test_from(t, DTYPE_F32, OP_TEST_DIMS(params[i].elems), params[i].ref_v);
+        views[i] = param_view(&params[i]);
+    }
+    t->be->adamw(t->be, views, MANY, stats.data, args);
+    for (int i = 0; i < MANY; ++i) {
+        OptimTensor view = param_view(&alone[i]);
+        t->be->adamw(t->be, &view, 1, stats.data, args);
+        if (params[i].storage != BF16_ONLY) op_test_same_bits(t, params[i].master, alone[i].master, "master");
+        if (params[i].storage != MASTER) op_test_same_bits(t, params[i].weight, alone[i].weight, "weight");
+        op_test_same_bits(t, params[i].m, alone[i].m, "m");
+        op_test_same_bits(t, params[i].v, alone[i].v, "v");
+    }
 }
 
 // ---- Muon ----
-static void check_momentum(OpTest *t, int64_t elems, DType dtype, bool nesterov) {
-    Param p = param_case(t, elems, 0.02f, 0.1f, dtype == DTYPE_BF16);
-    Tensor update = op_test_tensor(t, dtype, OP_TEST_DIMS(elems)), stats = stats_tensor(t, 0.5, false);
-    double *ref = op_test_doubles(t, elems), momentum = (double)0.95f;
-    for (int64_t i = 0; i < elems; ++i) {
-        double g = 0.5 * p.ref_grad[i];
-        p.ref_m[i] = momentum * p.ref_m[i] + g;
-        ref[i] = nesterov ? g + momentum * p.ref_m[i] : p.ref_m[i];
+// x's matrix `index` as a flat view.
+static Tensor flat_matrix(Tensor x, int64_t index) {
+    Tensor one = tensor_rows(x, index, 1);
+    return tensor_1d(one.data, one.dtype, one.dim[1] * one.dim[2]);
+}
+#define MATRICES 3
+static void check_muon(OpTest *t, int64_t rows, int64_t cols, DType dtype, bool nesterov) {
+    Param params[MATRICES];
+    OptimTensor views[MATRICES];
+    int64_t elems = rows * cols;
+    for (int i = 0; i < MATRICES; ++i) {
+        params[i] = param_case(t, elems, 0.02f * (float)(i + 1), 0.1f * (float)i,
+                               dtype == DTYPE_F32 ? MASTER : i == 2 ? BF16_ONLY : MASTER_AND_COPY);
+        params[i].first_elem = 1000 + i * elems;
+        views[i] = param_view(&params[i]);
     }
-    t->be->muon_momentum(t->be, update, param_view(&p), stats.data, 0.95f, nesterov);
-    op_test_close(t, p.m, p.ref_m, 2e-6, "momentum of %lld", (long long)elems);
-    op_test_close(t, update, ref, op_test_tolerance(dtype), "update of %lld", (long long)elems);
-
-    t->be->muon_apply(t->be, param_view(&p), update, stats.data);
-    const double *x = op_test_host(t, update);
-    for (int64_t i = 0; i < elems; ++i)
-        p.ref_master[i] -= (double)p.lr * (x[i] + (double)p.weight_decay * p.ref_master[i]);
-    op_test_close(t, p.master, p.ref_master, 2e-6, "muon_apply of %lld", (long long)elems);
-    check_weight(t, &p);
+    Tensor update = op_test_tensor(t, dtype, OP_TEST_DIMS(MATRICES, rows, cols)), stats = stats_tensor(t, 0.5, false);
+    MuonArgs args = {.momentum = 0.95f, .nesterov = nesterov, .t = 2, .seed = 9};
+    double *ref = op_test_doubles(t, elems), momentum = (double)0.95f;
+    t->be->muon_momentum(t->be, update, views, MATRICES, stats.data, args);
+    for (int m = 0; m < MATRICES; ++m) {
+        Param *p = &params[m];
+        for (int64_t i = 0; i < elems; ++i) {
+            double g = 0.5 * p->ref_grad[i];
+            p->ref_m[i] = momentum * p->ref_m[i] + g;
+            ref[i] = nesterov ? g + momentum * p->ref_m[i] : p->ref_m[i];
+        }
+        op_test_close(t, p->m, p->ref_m, 2e-6, "momentum of %lld", (long long)elems);
+        op_test_close(t, flat_matrix(update, m), ref, op_test_tolerance(dtype), "update of %lld", (long long)elems);
+    }
+    t->be->muon_apply(t->be, views, MATRICES, update, stats.data, args);
+    for (int m = 0; m < MATRICES; ++m) {
+        Param *p = &params[m];
+        const double *x = op_test_host(t, flat_matrix(update, m));
+        for (int64_t i = 0; i < elems; ++i)
+            p->ref_value[i] -= (double)p->lr * (x[i] + (double)p->weight_decay * p->ref_value[i]);
+        check_values(t, p, "muon_apply");
+    }
 }
 static void test_muon(OpTest *t) {
-    const int64_t COUNTS[] = {0, 1, 33, 20001};
-    for (size_t i = 0; i < sizeof COUNTS / sizeof COUNTS[0]; ++i)
+    const int64_t SHAPES[][2] = {{0, 4}, {1, 1}, {3, 11}, {64, 72}, {101, 99}};
+    for (size_t i = 0; i < sizeof SHAPES / sizeof SHAPES[0]; ++i)
         for (DType dtype = DTYPE_F32; dtype <= DTYPE_BF16; ++dtype) {
-            check_momentum(t, COUNTS[i], dtype, false);
-            check_momentum(t, COUNTS[i], dtype, true);
+            check_muon(t, SHAPES[i][0], SHAPES[i][1], dtype, false);
+            check_muon(t, SHAPES[i][0], SHAPES[i][1], dtype, true);
         }
 }
 static void test_muon_skip(OpTest *t) {
-    Param p = param_case(t, 33, 0.02f, 0.1f, true);
-    Tensor update = op_test_tensor(t, DTYPE_BF16, OP_TEST_DIMS(33)), stats = stats_tensor(t, 0, true);
-    t->be->muon_momentum(t->be, update, param_view(&p), stats.data, 0.95f, true);
-    op_test_close(t, update, op_test_doubles(t, 33), 0, "a skipped update is zero");
-    t->be->muon_apply(t->be, param_view(&p), update, stats.data);
-    op_test_close(t, p.m, p.ref_m, 0, "skipped momentum");
-    op_test_close(t, p.master, p.ref_master, 0, "skipped master");
-    const double *weight = op_test_host(t, p.weight);
-    assert_true(isnan(weight[0]) && isnan(weight[32]));  // still poison
+    Param params[2] = {param_case(t, 33, 0.02f, 0.1f, MASTER_AND_COPY), param_case(t, 33, 0.02f, 0.1f, BF16_ONLY)};
+    const OptimTensor views[2] = {param_view(&params[0]), param_view(&params[1])};
+    Tensor update = op_test_tensor(t, DTYPE_BF16, OP_TEST_DIMS(2, 3, 11)), stats = stats_tensor(t, 0, true);
+    MuonArgs args = {.momentum = 0.95f, .nesterov = true, .t = 1};
+    op_test_upload(t, params[0].weight, params[0].ref_value);
+    t->be->muon_momentum(t->be, update, views, 2, stats.data, args);
+    op_test_close(t, update, op_test_doubles(t, 66), 0, "a skipped update is zero");
+    t->be->muon_apply(t->be, views, 2, update, stats.data, args);
+    for (int i = 0; i < 2; ++i) check_untouched(t, &params[i]);
+}
+// A matrix's result is the same alone and among more matrices than one launch may take.
+static void test_muon_many(OpTest *t) {
+    Param params[MANY];
+    OptimTensor views[MANY];
+    Tensor stats = stats_tensor(t, 0.5, false);
+    MuonArgs args = {.momentum = 0.95f, .t = 4, .seed = 11};
+    for (int i = 0; i < MANY; ++i) {
+        params[i] = param_case(t, 35, 1e-2f, 0.1f, (Storage)(i % STORAGE_COUNT));
+        params[i].first_elem = 35 * i;
+        views[i] = param_view(&params[i]);
+    }
+    Tensor x = op_test_tensor(t, DTYPE_BF16, OP_TEST_DIMS(MANY, 5, 7));
+    t->be->muon_momentum(t->be, x, views, MANY, stats.data, args);
+    t->be->frobenius_normalize(t->be, x, 1e-7f);
+    t->be->muon_apply(t->be, views, MANY, x, stats.data, args);
+    for (int i = 0; i < MANY; ++i) {
+        Tensor values = params[i].storage == MASTER ? params[i].master : params[i].weight;
+        Tensor among = op_test_from(t, values.dtype, OP_TEST_DIMS(35), op_test_host(t, values));
+        param_reset(t, &params[i]);
+        Tensor alone = op_test_tensor(t, DTYPE_BF16, OP_TEST_DIMS(1, 5, 7));
+        t->be->muon_momentum(t->be, alone, &views[i], 1, stats.data, args);
+        t->be->frobenius_normalize(t->be, alone, 1e-7f);
+        t->be->muon_apply(t->be, &views[i], 1, alone, stats.data, args);
+        op_test_same_bits(t, alone, tensor_rows(x, i, 1), "orthogonalized");
+        op_test_same_bits(t, values, among, "values");
+    }
 }
 static void test_frobenius_normalize(OpTest *t) {
-    const int64_t SHAPES[][2] = {{1, 1}, {3, 7}, {130, 200}, {0, 4}};
+    const int64_t SHAPES[][3] = {{1, 1, 1}, {2, 3, 7}, {3, 130, 200}, {5, 8, 16}, {0, 3, 4}, {2, 0, 4}};
     for (size_t s = 0; s < sizeof SHAPES / sizeof SHAPES[0]; ++s)
         for (DType dtype = DTYPE_F32; dtype <= DTYPE_BF16; ++dtype) {
-            int64_t elems = SHAPES[s][0] * SHAPES[s][1];
-            Tensor x = op_test_random(t, dtype, 2, SHAPES[s], 2.0);
-            double *ref = op_test_host(t, x), sum = 0;
-            for (int64_t i = 0; i < elems; ++i) sum += ref[i] * ref[i];
-            for (int64_t i = 0; i < elems; ++i) ref[i] /= sqrt(sum) + 0.125;
+            int64_t elems = SHAPES[s][1] * SHAPES[s][2];
+            Tensor x = op_test_random(t, dtype, 3, SHAPES[s], 2.0);
+            double *ref = op_test_host(t, x);
+            for (int64_t g = 0; g < SHAPES[s][0]; ++g) {
+                double sum = 0;
+                for (int64_t i = 0; i < elems; ++i) sum += ref[g * elems + i] * ref[g * elems + i];
+                for (int64_t i = 0; i < elems; ++i) ref[g * elems + i] /= sqrt(sum) + 0.125;
+            }
             t->be->frobenius_normalize(t->be, x, 0.125f);
-            op_test_close(t, x, ref, op_test_tolerance(dtype), "frobenius_normalize %lld", (long long)elems);
+            op_test_close(t, x, ref, op_test_tolerance(dtype), "frobenius_normalize of %lld", (long long)elems);
         }
+}
+static void run_normalize(OpTest *t, void *user) {
+    const Tensor *x = user;
+    op_test_upload(t, x[0], op_test_host(t, x[1]));
+    t->be->frobenius_normalize(t->be, x[0], 1e-7f);
+}
+static void test_frobenius_threads(OpTest *t) {
+    Tensor from = op_test_random(t, DTYPE_F32, OP_TEST_DIMS(2, 150, 190), 1.0);
+    Tensor x[2] = {op_test_tensor(t, DTYPE_F32, OP_TEST_DIMS(2, 150, 190)), from};
+    op_test_thread_invariant(t, run_normalize, x, x, 1, "frobenius_normalize");
+}
+
+// ---- stochastic rounding ----
+// The rule of rng_philox.h, written down once more from its description.
+static uint16_t rounded(float value, uint64_t seed, int64_t step, int64_t elem) {
+    uint32_t words[4], bits;
+    rng_block(seed, (uint64_t)RNG_STREAM_ROUNDING + 256 * (uint64_t)step, (uint64_t)elem / 8, words);
+    uint32_t random16 = words[elem % 8 / 2] >> (elem % 2 == 0 ? 0 : 16) & 0xffffu;
+    memcpy(&bits, &value, sizeof bits);
+    return (uint16_t)((bits + random16) >> 16);
+}
+// The weights' bits, and how many of them the rule sets elsewhere than rounding to nearest would.
+static int check_rounded(OpTest *t, Tensor weight, const float *values, uint64_t seed, int64_t step, int64_t first) {
+    int64_t elems = tensor_elems(weight);
+    uint16_t *bits = op_test_bytes(t, tensor_bytes(weight));
+    int other = 0;
+    t->be->download(t->be, bits, weight.data, tensor_bytes(weight));
+    for (int64_t i = 0; i < elems; ++i) {
+        assert_int_equal(bits[i], rounded(values[i], seed, step, first + i));
+        other += bits[i] != bf16_from_f32(values[i]);
+    }
+    return other;
+}
+
+// Updates that fp32 computes with one rounding, whatever the order and the contraction of its operations: a learning
+// rate of a power of two, no decay; in AdamW gradients of powers of two, betas and eps of zero.
+static void check_rounding_bits(OpTest *t, int64_t elems, uint64_t seed, int64_t step, int64_t first_elem) {
+    const float lr = 0x1p-10f;
+    Param p = param_case(t, elems, lr, 0, BF16_ONLY);
+    p.first_elem = first_elem;
+    OptimTensor view = param_view(&p);
+    Tensor stats = stats_tensor(t, 1, false), x = op_test_random(t, DTYPE_F32, OP_TEST_DIMS(1, 1, elems), 1.0);
+    const double *update = op_test_host(t, x);
+    float *values = op_test_bytes(t, (size_t)elems * sizeof *values);
+    for (int64_t i = 0; i < elems; ++i) values[i] = (float)p.ref_value[i] - lr * (float)update[i];
+    t->be->muon_apply(t->be, &view, 1, x, stats.data, (MuonArgs){.t = step, .seed = seed});
+    int other = check_rounded(t, p.weight, values, seed, step, first_elem);
+    // The old value is the nearest in most cases: a step is a fraction of the distance of two bf16 numbers.
+    assert_true(elems < 1000 || other > elems / 50);
+
+    double *grad = op_test_doubles(t, elems);
+    for (int64_t i = 0; i < elems; ++i) grad[i] = ldexp(i % 3 == 0 ? -1 : 1, (int)(i % 5) - 7);
+    op_test_upload(t, p.grad, grad);
+    op_test_upload(t, p.weight, p.ref_value);
+    for (int64_t i = 0; i < elems; ++i) values[i] = (float)p.ref_value[i] - (grad[i] > 0 ? lr : -lr);
+    t->be->adamw(t->be, &view, 1, stats.data, (AdamwArgs){.t = step, .seed = seed});
+    check_rounded(t, p.weight, values, seed, step, first_elem);
+}
+static void test_rounding_bits(OpTest *t) {
+    check_rounding_bits(t, 1, 1, 1, 0);
+    check_rounding_bits(t, 13, 1, 1, 3);
+    check_rounding_bits(t, 1031, 0xfedcba9876543210u, 12345678901, 128);
+    check_rounding_bits(t, 9000, 7, 2, ((int64_t)1 << 36) - 4000);  // block numbers on both sides of 2^33
+    check_rounding_bits(t, 8203, 7, 3, 8 * 1001 + 4);
+    check_rounding_bits(t, 5000, 7, 3, 8 * 1001 + 2);
+}
+
+// Many small updates, each a fraction of the distance of two bf16 numbers, move weights by their sum in the mean:
+// rounding to nearest would leave them all at 1. One update is rounded with a variance of at most (2^-8 / 2)^2, so
+// the mean over n elements after s steps has a standard deviation of at most 2^-9 sqrt(s / n); the bound is five.
+static void test_rounding_is_unbiased(OpTest *t) {
+    enum { ELEMS = 8192, STEPS = 150 };
+    Param p = param_case(t, ELEMS, 0x1p-13f, 0, BF16_ONLY);
+    OptimTensor view = param_view(&p);
+    double *values = op_test_doubles(t, ELEMS);
+    Tensor x = op_test_tensor(t, DTYPE_F32, OP_TEST_DIMS(1, 1, ELEMS)), stats = stats_tensor(t, 1, false);
+    for (int i = 0; i < ELEMS; ++i) values[i] = 1;
+    op_test_upload(t, p.weight, values);
+    op_test_upload(t, x, values);
+    for (int64_t step = 1; step <= STEPS; ++step) {
+        t->be->muon_apply(t->be, &view, 1, x, stats.data, (MuonArgs){.t = step, .seed = 21});
+        if (step != 1 && step != STEPS) continue;
+        const double *now = op_test_host(t, p.weight);
+        double mean = 0;
+        for (int i = 0; i < ELEMS; ++i) mean += now[i] / ELEMS;
+        double deviation = mean - (1 - (double)step * 0x1p-13);
+        if (!(fabs(deviation) <= 5 * 0x1p-9 * sqrt((double)step / ELEMS)))
+            fail_msg("after %lld steps the mean is off by %.3g", (long long)step, deviation);
+    }
+}
+
+static void test_rounding_not_finite(OpTest *t) {
+    enum { ELEMS = 21 };
+    Param p = param_case(t, ELEMS, 1, 0, BF16_ONLY);
+    OptimTensor view = param_view(&p);
+    double *values = op_test_doubles(t, ELEMS);
+    for (int i = 0; i < ELEMS; ++i) values[i] = i % 3 == 0 ? NAN : i % 3 == 1 ? INFINITY : -INFINITY;
+    Tensor x = op_test_from(t, DTYPE_F32, OP_TEST_DIMS(1, 3, 7), values);
+    for (int64_t step = 1; step <= 8; ++step) {
+        op_test_upload(t, p.weight, p.ref_value);
+        t->be->muon_apply(t->be, &view, 1, x, stats_tensor(t, 1, false).data, (MuonArgs){.t = step});
+        const double *now = op_test_host(t, p.weight);
+        for (int i = 0; i < ELEMS; ++i) assert_true(i % 3 == 0 ? isnan(now[i]) : now[i] == -values[i]);
+    }
 }
 
 int main(void) {
-    const OpTestCase CASES[] = {OP_TEST_CASE(test_grad_clip),         OP_TEST_CASE(test_grad_clip_not_finite),
-                                OP_TEST_CASE(test_grad_clip_threads), OP_TEST_CASE(test_adamw),
-                                OP_TEST_CASE(test_adamw_skip),        OP_TEST_CASE(test_adamw_threads),
-                                OP_TEST_CASE(test_muon),              OP_TEST_CASE(test_muon_skip),
-                                OP_TEST_CASE(test_frobenius_normalize)};
+    const OpTestCase CASES[] = {OP_TEST_CASE(test_grad_clip),           OP_TEST_CASE(test_grad_clip_not_finite),
+                                OP_TEST_CASE(test_grad_clip_threads),   OP_TEST_CASE(test_adamw),
+                                OP_TEST_CASE(test_adamw_skip),          OP_TEST_CASE(test_adamw_threads),
+                                OP_TEST_CASE(test_adamw_many),          OP_TEST_CASE(test_muon),
+                                OP_TEST_CASE(test_muon_skip),           OP_TEST_CASE(test_muon_many),
+                                OP_TEST_CASE(test_frobenius_normalize), OP_TEST_CASE(test_frobenius_threads),
+                                OP_TEST_CASE(test_rounding_bits),       OP_TEST_CASE(test_rounding_is_unbiased),
+                                OP_TEST_CASE(test_rounding_not_finite)};
     return op_test_main(CASES, sizeof CASES / sizeof CASES[0]);
 }

@@ -19,11 +19,15 @@ static const char *const LLAMA[] = {"model=llama:d1", "layers=2",     "channels=
 static const char *const GPT2[] = {"model=gpt2:d1", "layers=1",       "channels=32",  "heads=2",
                                    "vocab=50",      "max_seq_len=16", "init_std=0.3", NULL};
 
-static void open_model(ModelTest *t, const char *const *arch, DType dtype, OptimizerKind kind) {
+static void open_shape(ModelTest *t, const char *const *arch, DType dtype, bool no_master, OptimizerKind kind) {
     *t = (ModelTest){0};
     model_test_config(&t->config, arch);
     t->config.optimizer = kind;
-    model_test_open(t, &(ModelShape){.max_rows = 4, .max_seq_len = 4, .dtype = dtype, .training = true}, 2);
+    ModelShape shape = {.max_rows = 4, .max_seq_len = 4, .dtype = dtype, .training = true, .no_master = no_master};
+    model_test_open(t, &shape, 2);
+}
+static void open_model(ModelTest *t, const char *const *arch, DType dtype, OptimizerKind kind) {
+    open_shape(t, arch, dtype, false, kind);
 }
 
 // N(0, scale) for every element, the same on the device and in the copy; the gaps stay zero. Caller frees.
@@ -249,6 +253,106 @@ static void test_muon(void **state) {
     check_steps(GPT2, DTYPE_BF16, OPTIMIZER_MUON, 0, false, MUON_TOLERANCE_BF16);
 }
 
+// ---- bf16 weights without masters ----
+
+static float *download_weights(const ModelTest *t) {
+    const ParamTable *params = &t->model.params;
+    float *values = xcalloc(to_size(params->total_elems), sizeof *values);
+    for (int i = 0; i < params->count; ++i)
+        model_get_param(&t->model, &params->spec[i], 0, params->spec[i].elems, values + params->spec[i].offset);
+    return values;
+}
+// After one step from the same weights, moments and gradient, the value without a master is one of the two bf16
+// neighbours of the master, and over all elements the mean of what rounding added is 0 within five of its standard
+// deviations (of at most half the distance of two neighbours an element). A step later they may part.
+static void check_no_master(const char *const *arch, OptimizerKind kind) {
+    ModelTest with, without, again;
+    open_model(&with, arch, DTYPE_BF16, kind);
+    open_shape(&without, arch, DTYPE_BF16, true, kind);
+    open_shape(&again, arch, DTYPE_BF16, true, kind);
+    assert_null(without.model.master);
+    assert_int_equal(arena_tag_bytes(&without.arena, "master weights"), 0);
+    const ParamTable *params = &with.model.params;
+    size_t bytes = to_size(params->total_elems) * sizeof(float);
+    float *rounded = download_weights(&with);  // the masters start there too
+    with.be->upload(with.be, with.model.master, rounded, bytes);
+    for (ModelTest *const *t = (ModelTest *const[]){&with, &without, &again, NULL}; *t != NULL; ++t) {
+        (*t)->config.weight_decay = 0.5;
+        free(set_gradient(*t, 1, 0.1));
+        optimizer_step(&(*t)->optimizer, &(*t)->model, &(*t)->config, 1e-3, 0.1, 1);
+    }
+    float *master = model_test_download(with.be, with.model.master, params->total_elems);
+    float *weights = download_weights(&without), *twin = download_weights(&again);
+    assert_memory_equal(weights, twin, bytes);
+    double sum = 0, variance = 0;
+    int64_t moved = 0;
+    for (int64_t k = 0; k < params->total_elems; ++k) {
+        double spacing = master[k] == 0 ? 0 : ldexp(1, ilogb((double)master[k]) - 7);
+        double added = (double)weights[k] - (double)master[k];
+        if (!(fabs(added) <= spacing)) fail_msg("%.9g is no neighbour of %.9g", (double)weights[k], (double)master[k]);
+        sum += added;
+        variance += spacing * spacing / 4;
+        moved += weights[k] != rounded[k];
+    }
+    assert_true(moved > params->total_elems / 4);
+    model_test_within(fabs(sum), 5 * sqrt(variance), "sum of what rounding added");
+    // Another seed rounds to others.
+    again.config.seed += 1;
+    for (ModelTest *const *t = (ModelTest *const[]){&without, &again, NULL}; *t != NULL; ++t)
+        optimizer_step(&(*t)->optimizer, &(*t)->model, &(*t)->config, 1e-3, 0.1, 2);
+    float *other = download_weights(&again);
+    free(weights);
+    weights = download_weights(&without);
+    assert_memory_not_equal(weights, other, bytes);
+    free(rounded);
+    free(master);
+    free(weights);
+    free(twin);
+    free(other);
+    model_test_close(&with);
+    model_test_close(&without);
+    model_test_close(&again);
+}
+static void test_without_masters(void **state) {
+    (void)state;
+    check_no_master(LLAMA, OPTIMIZER_ADAMW);
+    check_no_master(LLAMA, OPTIMIZER_MUON);
+    check_no_master(GPT2, OPTIMIZER_MUON);
+}
+
+// ---- Muon's groups ----
+
+// However many matrices go together, the bits are the same.
+static void check_groups(DType dtype, bool no_master) {
+    static const char *const DEEP[] = {"model=llama:d1", "layers=5",     "channels=24",    "heads=3",
+                                       "kv_heads=1",     "head_size=16", "ffn=40",         "vocab=61",
+                                       "max_seq_len=16", "init_std=0.3", NULL};
+    const int64_t GROUP_ELEMS[] = {0, 1, 3 * 24 * 16, 4 * 40 * 24 + 1};  // 0: as the optimizer chose
+    float *expected = NULL;
+    for (size_t g = 0; g < sizeof GROUP_ELEMS / sizeof GROUP_ELEMS[0]; ++g) {
+        ModelTest t;
+        open_shape(&t, DEEP, dtype, no_master, OPTIMIZER_MUON);
+        assert_true(t.optimizer.group_elems >= 5 * 48 * 24);  // all layers' at once
+        if (g > 0) t.optimizer.group_elems = GROUP_ELEMS[g];
+        for (int64_t step = 1; step <= 2; ++step) {
+            free(set_gradient(&t, (uint64_t)step, 0.1));
+            optimizer_step(&t.optimizer, &t.model, &t.config, 1e-2, 1, step);
+        }
+        float *weights = download_weights(&t);
+        if (g == 0) expected = weights;
+        else assert_memory_equal(weights, expected, to_size(t.model.params.total_elems) * sizeof *weights);
+        if (g > 0) free(weights);
+        model_test_close(&t);
+    }
+    free(expected);
+}
+static void test_groups(void **state) {
+    (void)state;
+    check_groups(DTYPE_F32, false);
+    check_groups(DTYPE_BF16, false);
+    check_groups(DTYPE_BF16, true);
+}
+
 // ---- what does not move ----
 
 typedef struct {
@@ -375,45 +479,80 @@ static void test_skip(void **state) {
 
 // ---- memory ----
 
-static void test_second_moments_only_for_adamw(void **state) {
+// Elements of the matrices of one shape that Muon takes in this model, all together.
+static int64_t elems_of_shape(const ModelTest *t, int64_t r, int64_t c) {
+    int64_t sum = 0;
+    for (int i = 0; i < t->model.params.count; ++i) {
+        const ParamSpec *spec = &t->model.params.spec[i];
+        int64_t rows[3];
+        int parts = is_hidden_matrix(spec) ? matrix_rows(rows, &t->config.arch, spec) : 0;
+        for (int p = 0; p < parts; ++p) sum += rows[p] == r && spec->dim[1] == c ? r * c : 0;
+    }
+    return sum;
+}
+
+static void test_memory(void **state) {
     (void)state;
     for (int kind = OPTIMIZER_ADAMW; kind <= OPTIMIZER_MUON; ++kind) {
         ModelTest t;
         open_model(&t, LLAMA, DTYPE_BF16, (OptimizerKind)kind);
         const ParamTable *params = &t.model.params;
-        int64_t end = 0, largest = 0, side = 0;
+        int64_t end = 0, x = 0, gram = 0, muon_elems = 0;
         for (int i = 0; i < params->count; ++i) {
             const ParamSpec *spec = &params->spec[i];
             if (kind == OPTIMIZER_MUON && is_hidden_matrix(spec)) {
                 int64_t rows[3];
                 int parts = matrix_rows(rows, &t.config.arch, spec);
                 for (int p = 0; p < parts; ++p) {
-                    largest = max_i64(largest, rows[p] * spec->dim[1]);
-                    side = max_i64(side, min_i64(rows[p], spec->dim[1]));
+                    int64_t elems = elems_of_shape(&t, rows[p], spec->dim[1]), side = min_i64(rows[p], spec->dim[1]);
+                    x = max_i64(x, elems);
+                    gram = max_i64(gram, elems / (rows[p] * spec->dim[1]) * side * side);
                 }
+                muon_elems += spec->elems;
                 assert_int_equal(t.optimizer.v_offset[i], -1);
                 continue;
             }
-            assert_true(t.optimizer.v_offset[i] >= end);  // in order, apart
+            assert_true(t.optimizer.v_offset[i] >= end);  // in order, apart: only AdamW has second moments
             end = t.optimizer.v_offset[i] + spec->elems;
         }
         assert_true(t.optimizer.v_elems >= end && t.optimizer.v_elems < end + PARAM_ALIGN_ELEMS);
         size_t moments = to_size(params->total_elems + t.optimizer.v_elems) * sizeof(float);
         size_t planned = arena_tag_bytes(&t.arena, "optimizer moments");
         assert_true(planned >= moments && planned < moments + 2 * ARENA_ALIGN_BYTES);
-        // Muon's scratch is that of the largest separate matrix, in the dtype of the run.
-        size_t scratch = to_size(2 * (largest + side * side)) * dtype_bytes(DTYPE_BF16) + sizeof(GradStats);
+        // Muon's scratch is that of all equally shaped matrices, in the dtype of the run, in a model as small as this.
+        size_t scratch = to_size(2 * (x + gram)) * dtype_bytes(DTYPE_BF16) + sizeof(GradStats);
         planned = arena_tag_bytes(&t.arena, "optimizer workspace");
         assert_true(planned >= scratch && planned < scratch + 5 * ARENA_ALIGN_BYTES);
         model_test_close(&t);
     }
 }
 
+// In a large model, planned only, Muon's scratch is a small share of its weights, but holds the largest matrix.
+static void test_memory_of_large_model(void **state) {
+    (void)state;
+    RunConfig config;
+    Model model;
+    Optimizer optimizer;
+    Arena arena;
+    model_test_config(&config, (const char *const[]){"model=gpt2:1558M", "optimizer=muon", NULL});
+    arena_init_measuring(&arena);
+    ModelShape shape = {.max_rows = 4, .max_seq_len = 4, .loss_chunk_rows = 4, .dtype = DTYPE_BF16, .training = true};
+    model_init(&model, &config.arch, &shape, NULL, &arena);
+    optimizer_init(&optimizer, &config, &model, &arena);
+    size_t scratch = arena_tag_bytes(&arena, "optimizer workspace");
+    size_t weights = arena_tag_bytes(&arena, "parameters");
+    assert_true(scratch > (size_t)2 * 6400 * 1600 * 2 && scratch < weights / 2);
+    optimizer_free(&optimizer);
+    model_free(&model);
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_adamw),  cmocka_unit_test(test_muon),
         cmocka_unit_test(test_frozen), cmocka_unit_test(test_frozen_gradient_may_be_nan),
-        cmocka_unit_test(test_skip),   cmocka_unit_test(test_second_moments_only_for_adamw),
+        cmocka_unit_test(test_skip),   cmocka_unit_test(test_without_masters),
+        cmocka_unit_test(test_groups), cmocka_unit_test(test_memory),
+        cmocka_unit_test(test_memory_of_large_model),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -31,9 +31,10 @@ static const char *const VARIATIONS[][5] = {
     {"phase.a.seq_len=16", "phase.b.seq_len=64", "phase.b.batch_rows=3", "phase.a.batch_rows=20", NULL},
 };
 
-static void load_config(RunConfig *config, int model, DType dtype, int variation) {
+static void load_config(RunConfig *config, int model, DType dtype, bool master_weights, int variation) {
     const char *overrides[32];
     int count = 0;
+    overrides[count++] = master_weights ? "master_weights=true" : "master_weights=false";
     for (int i = 0; i < MODEL_OVERRIDES && MODELS[model][i] != NULL; ++i) overrides[count++] = MODELS[model][i];
     overrides[count++] = dtype == DTYPE_BF16 ? "dtype=bf16" : "dtype=fp32";
     overrides[count++] = "steps=4";
@@ -73,7 +74,8 @@ static void check_exact(const RunConfig *config) {
     bool bf16 = config->dtype == DTYPE_BF16;
     assert_int_equal(arena_tag_bytes(&plan.arena, "parameters"), elems * (bf16 ? 2 : 4));
     assert_int_equal(arena_tag_bytes(&plan.arena, "gradients"), elems * 4);
-    assert_int_equal(arena_tag_bytes(&plan.arena, "master weights"), bf16 ? elems * 4 : 0);
+    assert_int_equal(arena_tag_bytes(&plan.arena, "master weights"),
+                     bf16 && config->master_weights ? elems * 4 : 0);
     if (config->optimizer == OPTIMIZER_ADAMW)
         assert_int_equal(arena_tag_bytes(&plan.arena, "optimizer moments"), elems * 8);
     int64_t rows = 0, longest = 0;
@@ -95,7 +97,10 @@ static void test_plan_is_exact(void **state) {
     for (int model = 0; model < 2; ++model)
         for (DType dtype = DTYPE_F32; dtype <= DTYPE_BF16; ++dtype)
             for (size_t v = 0; v < sizeof VARIATIONS / sizeof VARIATIONS[0]; ++v) {
-                load_config(config, model, dtype, (int)v);
+                load_config(config, model, dtype, true, (int)v);
+                check_exact(config);
+                if (dtype == DTYPE_F32) continue;
+                load_config(config, model, dtype, false, (int)v);
                 check_exact(config);
             }
     free(config);
@@ -249,7 +254,7 @@ static void test_print(void **state) {
     Schedule schedule;
     MemoryPlan plan;
     char total[32];
-    load_config(config, 0, DTYPE_BF16, 1);
+    load_config(config, 0, DTYPE_BF16, true, 1);
     build_schedule(&schedule, config);
     Backend *be = model_test_backend(1);
     plan_compute(&plan, config, &schedule, be);

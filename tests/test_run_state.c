@@ -15,7 +15,7 @@
 
 static const StateFile STATE = {
     .progress = {.step = 1234567890123, .bad_steps = 7, .bad_in_row = 2, .seconds = 1234.375},
-    .optimizer = "muon", .dtype = "bf16", .tokenizer_fingerprint = 0xfedcba9876543210u};
+    .optimizer = "muon", .dtype = "bf16", .master_weights = true, .tokenizer_fingerprint = 0xfedcba9876543210u};
 
 static void test_state_round_trip(void **state) {
     FileTest *t = *state;
@@ -33,6 +33,7 @@ static void test_state_round_trip(void **state) {
         assert_true(back.progress.seconds == STATES[i].progress.seconds);
         assert_string_equal(back.optimizer, STATES[i].optimizer);
         assert_string_equal(back.dtype, STATES[i].dtype);
+        assert_int_equal(back.master_weights, STATES[i].master_weights);
         assert_true(back.tokenizer_fingerprint == STATES[i].tokenizer_fingerprint);
         assert_non_null(strstr(text, "\"seed\""));
         free(text);
@@ -83,6 +84,7 @@ static void test_state_refused(void **state) {
         {"\"dtype\": \"fp32\", ", "", "dtype"},
         {"\"fp32\"", "\"fp16\"", "dtype"},
         {"\"fp32\"", "null", "dtype"},
+        {"\"format\": 1", "\"format\": 1, \"master_weights\": 1", "master_weights"},
         {"\"tokenizer_fingerprint\": \"0123456789abcdef\", ", "", "tokenizer_fingerprint"},
         {"0123456789abcdef", "", "tokenizer_fingerprint"},
         {"0123456789abcdef", "123456789abcdef", "tokenizer_fingerprint"},
@@ -98,6 +100,7 @@ static void test_state_refused(void **state) {
     StateFile parsed;
     file_test_expect_ok(t, state_file_parse(&parsed, GOOD, "a/state.json", &t->err));
     assert_true(parsed.tokenizer_fingerprint == 0x0123456789abcdefu);
+    assert_true(parsed.master_weights);  // as in files from before there was a choice
     for (size_t i = 0; i < sizeof CASES / sizeof CASES[0]; ++i) {
         char *text = replaced(GOOD, CASES[i][0], CASES[i][1]);
         bool ok = state_file_parse(&parsed, text, "a/state.json", &t->err);
@@ -186,14 +189,14 @@ static double train_steps(FileTest *t, Run *run, int count) {
 
 typedef struct {
     int64_t elems, v_elems;
-    float *master, *m, *v;
-    uint16_t *weights;  // bf16 runs
+    float *master, *m, *v;  // master: NULL in runs without
+    uint16_t *weights;      // bf16 runs
 } Bits;
 
 static Bits bits_of(const Run *run) {
     const Model *model = &run->model;
     Bits b = {.elems = model->params.total_elems, .v_elems = run->optimizer.v_elems};
-    b.master = model_test_download(run->be, model->master, b.elems);
+    if (model->master != NULL) b.master = model_test_download(run->be, model->master, b.elems);
     b.m = model_test_download(run->be, run->optimizer.m, b.elems);
     b.v = model_test_download(run->be, run->optimizer.v, b.v_elems);
     if (run->config.dtype != DTYPE_BF16) return b;
@@ -210,13 +213,15 @@ static void bits_free(Bits *b) {
 // Everything that the next step depends on.
 static void check_same_bits(const Bits *a, const Bits *b) {
     assert_true(a->elems == b->elems && a->v_elems == b->v_elems);
-    assert_memory_equal(a->master, b->master, to_size(a->elems) * sizeof *a->master);
+    if (a->master != NULL && b->master != NULL)
+        assert_memory_equal(a->master, b->master, to_size(a->elems) * sizeof *a->master);
     assert_memory_equal(a->m, b->m, to_size(a->elems) * sizeof *a->m);
     assert_memory_equal(a->v, b->v, to_size(a->v_elems) * sizeof *a->v);
     if (a->weights != NULL && b->weights != NULL)
         assert_memory_equal(a->weights, b->weights, to_size(a->elems) * sizeof *a->weights);
 }
 static void check_rounded(const Bits *b) {
+    if (b->master == NULL) return;
     for (int64_t i = 0; i < b->elems; ++i) assert_int_equal(b->weights[i], bf16_from_f32(b->master[i]));
 }
 
@@ -272,6 +277,8 @@ static void test_resume_to_the_bit(void **state) {
     check_resume(t, "b_a", "dtype=bf16");
     check_resume(t, "b_m", "dtype=bf16 optimizer=muon recompute=block");
     check_resume(t, "g_m", "dtype=bf16 optimizer=muon model=gpt2:d1 vocab=257 qk_norm=false kv_heads=2");
+    check_resume(t, "s_a", "dtype=bf16 master_weights=false");
+    check_resume(t, "s_m", "dtype=bf16 master_weights=false optimizer=muon");
     // No class of transformers computes this one.
     check_resume(t, "w_a", "dtype=bf16 window=3 logit_softcap=5 activation=relu2 tied=true");
 }
@@ -308,6 +315,44 @@ static void test_another_dtype(void **state) {
     check_dtypes(t, "adamw", "bf16", "fp32");
     check_dtypes(t, "muon", "fp32", "bf16");
     check_dtypes(t, "muon", "bf16", "fp32");
+}
+
+// With masters or without: bf16 weights stay to the bit whenever they were or become the whole value, masters that
+// are new begin as the weights, moments stay.
+static void check_masters(FileTest *t, const char *name, const char *from, const char *to) {
+    char *first = xasprintf("from_%s", name), *second = xasprintf("to_%s", name);
+    char *dir = xasprintf("%s/%s/step_00000003", t->dir, first);
+    Run *run = open_run(t, first, from);
+    train_steps(t, run, 3);
+    file_test_expect_ok(t, run_state_save(run, &t->err));
+    Bits saved = bits_of(run);
+    close_run(run);
+    char *extra = xasprintf("%s resume=%s", to, dir);
+    run = open_run(t, second, extra);
+    Bits loaded = bits_of(run);
+    assert_true((saved.master == NULL) != (loaded.master == NULL));
+    check_same_bits(&loaded, &saved);
+    const Bits *with = saved.master != NULL ? &saved : &loaded, *without = saved.master != NULL ? &loaded : &saved;
+    for (int64_t i = 0; i < saved.elems; ++i) {
+        assert_int_equal(without->weights[i], bf16_from_f32(with->master[i]));
+        if (without == &saved) assert_true(with->master[i] == bf16_to_f32(saved.weights[i]));
+    }
+    train_steps(t, run, 1);
+    close_run(run);
+    bits_free(&saved);
+    bits_free(&loaded);
+    free(first);
+    free(second);
+    free(dir);
+    free(extra);
+}
+static void test_other_masters(void **state) {
+    FileTest *t = *state;
+    check_masters(t, "none_a", "dtype=bf16", "dtype=bf16 master_weights=false");
+    check_masters(t, "some_a", "dtype=bf16 master_weights=false", "dtype=bf16");
+    check_masters(t, "some_m", "dtype=bf16 master_weights=false optimizer=muon", "dtype=bf16 optimizer=muon");
+    check_masters(t, "fp32", "dtype=bf16 master_weights=false", "dtype=fp32");
+    check_masters(t, "from_fp32", "dtype=fp32 optimizer=muon", "dtype=bf16 master_weights=false optimizer=muon");
 }
 
 // ---- what does not fit ----
@@ -499,8 +544,9 @@ static void test_guard(void **state) {
 int main(void) {
     const struct CMUnitTest tests[] = {
         FILE_TEST(test_state_round_trip), FILE_TEST(test_state_refused), FILE_TEST(test_resume_to_the_bit),
-        FILE_TEST(test_another_dtype),    FILE_TEST(test_another_run),   FILE_TEST(test_damaged),
-        FILE_TEST(test_full_disk),        FILE_TEST(test_keep_last),     FILE_TEST(test_guard),
+        FILE_TEST(test_another_dtype),    FILE_TEST(test_other_masters), FILE_TEST(test_another_run),
+        FILE_TEST(test_damaged),          FILE_TEST(test_full_disk),     FILE_TEST(test_keep_last),
+        FILE_TEST(test_guard),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

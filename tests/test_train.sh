@@ -59,6 +59,7 @@ kill_and_resume() {
 }
 check resume_after_kill_fp32 kill_and_resume fp32
 check resume_after_kill_bf16 kill_and_resume bf16 dtype=bf16
+check resume_after_kill_no_masters kill_and_resume no-masters dtype=bf16 master_weights=false
 check resume_after_kill_muon kill_and_resume muon optimizer=muon dtype=bf16
 
 # Dies at every n-th file operation of the second checkpoint's write; what is left must lead to the same end.

@@ -168,7 +168,7 @@ static void run_case(Backend *be, const OpCase *c, const Operands *o, DType dtyp
                               .elems = c->N,
                               .lr = 1e-4f,
                               .weight_decay = 0.1f};
-        be->adamw(be, &tensor, 1, t[5].data, (AdamwArgs){0.9f, 0.95f, 1e-8f, 10});
+        be->adamw(be, &tensor, 1, t[5].data, (AdamwArgs){.beta1 = 0.9f, .beta2 = 0.95f, .eps = 1e-8f, .t = 10});
         break;
     }
     }

@@ -50,6 +50,7 @@ static void describe_run(StepBench *bench, DType dtype, const StepShape *shape, 
     arch->max_seq_len = shape->T_max;
     CHECK(model_config_finish(arch, &err), "%s", err.message);
     config->dtype = dtype;
+    config->master_weights = true;
     config->recompute = recompute;
     config->loss_chunk_rows = chunk_rows;
     config->beta1 = 0.9;

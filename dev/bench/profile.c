@@ -59,18 +59,20 @@ PROFILE_OP(PROFILE_OPTIMIZER, adamw,
            (Backend * be, const OptimTensor *a, int64_t b, const GradStats *c, AdamwArgs args),
            (inner, a, b, c, args))
 PROFILE_OP(PROFILE_OPTIMIZER, muon_momentum,
-           (Backend * be, Tensor a, OptimTensor b, const GradStats *c, float d, bool e), (inner, a, b, c, d, e))
+           (Backend * be, Tensor a, const OptimTensor *b, int64_t c, const GradStats *d, MuonArgs args),
+           (inner, a, b, c, d, args))
 PROFILE_OP(PROFILE_OPTIMIZER, frobenius_normalize, (Backend * be, Tensor a, float b), (inner, a, b))
-PROFILE_OP(PROFILE_OPTIMIZER, muon_apply, (Backend * be, OptimTensor a, Tensor b, const GradStats *c),
-           (inner, a, b, c))
+PROFILE_OP(PROFILE_OPTIMIZER, muon_apply,
+           (Backend * be, const OptimTensor *a, int64_t b, Tensor c, const GradStats *d, MuonArgs args),
+           (inner, a, b, c, d, args))
 
 static void timed_matmul(Backend *be, Tensor out, Tensor a, Tensor b, MatmulArgs args) {
     Profile *profile = profile_of(be);
     double start = now_seconds();
     profile->inner->matmul(profile->inner, out, a, b, args);
     profile->seconds[PROFILE_MATMUL] += now_seconds() - start;
-    int64_t inner_dim = args.trans_a ? a.dim[0] : a.dim[1];
-    profile->matmul_flops += 2.0 * (double)out.dim[0] * (double)out.dim[1] * (double)inner_dim;
+    int64_t inner_dim = a.dim[args.trans_a ? a.ndim - 2 : a.ndim - 1];
+    profile->matmul_flops += 2.0 * (double)tensor_elems(out) * (double)inner_dim;
 }
 
 static void *pass_alloc(Backend *be, size_t bytes, Error *err) {

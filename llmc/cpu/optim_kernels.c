@@ -3,6 +3,7 @@
 #include "llmc/cpu/isa.h"
 #include "llmc/cpu/kernels.h"
 #include "llmc/cpu/simd.h"
+#include "llmc/rng_philox.h"
 
 // ---- norms ----
 // A fixed number of chunks, each summed in order in double, then added in order.
@@ -60,121 +61,190 @@ static void grad_clip(Backend *be, GradStats *stats, Tensor grad, float max_norm
     *stats = (GradStats){.sum_squares = sum, .norm = (float)norm, .scale = finite ? scale : 0.0f, .skip = !finite};
 }
 
+// Each matrix of x (G, r, c).
 static void frobenius_normalize(Backend *be, Tensor x, float eps) {
     op_check_act("x", x);
-    int64_t elems = tensor_elems(x);
-    float factor = (float)(1.0 / (sqrt(sum_squares(be, x.data, elems, x.dtype)) + (double)eps));
+    CHECK(x.ndim == 3, "x has %d dimensions, expected 3", x.ndim);
+    for (int64_t g = 0; g < x.dim[0]; ++g) {
+        Tensor matrix = tensor_rows(x, g, 1);
+        int64_t elems = tensor_elems(matrix);
+        float factor = (float)(1.0 / (sqrt(sum_squares(be, matrix.data, elems, x.dtype)) + (double)eps));
 #pragma omp parallel for schedule(static) num_threads(be->threads) if (elems > CPU_PARALLEL_ELEMS)
-    for (int64_t i = 0; i < elems; i += VF_LANES) {
-        if (x.dtype == DTYPE_F32)
-            vf_store_some(x.data, i, vf_load_some(x.data, i, elems - i, DTYPE_F32) * factor, elems - i, DTYPE_F32);
-        else
-            vf_store_some(x.data, i, vf_load_some(x.data, i, elems - i, DTYPE_BF16) * factor, elems - i, DTYPE_BF16);
-    }
-}
-
-// ---- AdamW ----
-// What is the same for every element of a tensor in this step.
-typedef struct {
-    float grad_scale, beta1, beta2, eps;
-    float step;      // lr / (1 - beta1^t)
-    float root_v;    // 1 / sqrt(1 - beta2^t)
-    float decay;     // lr * weight_decay
-} AdamwFactors;
-
-static void adamw_range(const OptimTensor *p, int64_t first, int64_t end, AdamwFactors f) {
-    for (int64_t i = first; i < end; i += VF_LANES) {
-        int64_t left = end - i;
-        vf g = vf_load_some(p->grad, i, left, DTYPE_F32) * f.grad_scale;
-        vf m = f.beta1 * vf_load_some(p->m, i, left, DTYPE_F32) + (1.0f - f.beta1) * g;
-        vf v = f.beta2 * vf_load_some(p->v, i, left, DTYPE_F32) + (1.0f - f.beta2) * g * g;
-        vf w = vf_load_some(p->master, i, left, DTYPE_F32);
-        w -= f.step * m / (vf_sqrt(v) * f.root_v + f.eps) + f.decay * w;
-        vf_store_some(p->m, i, m, left, DTYPE_F32);
-        vf_store_some(p->v, i, v, left, DTYPE_F32);
-        vf_store_some(p->master, i, w, left, DTYPE_F32);
-        if (p->weight != NULL) vf_store_some(p->weight, i, w, left, DTYPE_BF16);
-    }
-}
-
-#define ADAMW_BLOCK_ELEMS 4096
-#define ADAMW_PARALLEL_BLOCKS (CPU_PARALLEL_ELEMS / ADAMW_BLOCK_ELEMS)
-
-static void adamw(Backend *be, const OptimTensor *tensors, int64_t count, const GradStats *stats, AdamwArgs args) {
-    CHECK(args.t >= 1, "t=%lld", (long long)args.t);
-    if (stats->skip) return;
-    double correction1 = 1 - pow((double)args.beta1, (double)args.t);
-    double correction2 = 1 - pow((double)args.beta2, (double)args.t);
-    int64_t blocks = 0;
-    for (int64_t i = 0; i < count; ++i) blocks += div_up(tensors[i].elems, ADAMW_BLOCK_ELEMS);
-    int64_t parts = be->threads;
-    // One parallel region for all tensors: part p takes an equal share of the blocks, wherever tensors begin and end.
-#pragma omp parallel for schedule(static, 1) num_threads(be->threads) if (blocks > ADAMW_PARALLEL_BLOCKS)
-    for (int64_t part = 0; part < parts; ++part) {
-        int64_t first_block = blocks * part / parts, end_block = blocks * (part + 1) / parts;
-        for (int64_t i = 0, block = 0; i < count; ++i) {
-            const OptimTensor *p = &tensors[i];
-            int64_t first = max_i64(first_block - block, 0) * ADAMW_BLOCK_ELEMS;
-            int64_t end = min_i64((end_block - block) * ADAMW_BLOCK_ELEMS, p->elems);
-            block += div_up(p->elems, ADAMW_BLOCK_ELEMS);
-            AdamwFactors factors = {.grad_scale = stats->scale, .beta1 = args.beta1, .beta2 = args.beta2,
-                                    .eps = args.eps, .step = (float)((double)p->lr / correction1),
-                                    .root_v = (float)(1 / sqrt(correction2)), .decay = p->lr * p->weight_decay};
-            adamw_range(p, first, end, factors);
+        for (int64_t i = 0; i < elems; i += VF_LANES) {
+            int64_t left = elems - i;
+            if (x.dtype == DTYPE_F32)
+                vf_store_some(matrix.data, i, vf_load_some(matrix.data, i, left, DTYPE_F32) * factor, left, DTYPE_F32);
+            else
+                vf_store_some(matrix.data, i, vf_load_some(matrix.data, i, left, DTYPE_BF16) * factor, left,
+                              DTYPE_BF16);
         }
     }
 }
 
-// ---- Muon ----
-SIMD_INLINE void momentum_at(Tensor update, OptimTensor p, int64_t i, float scale, float momentum, bool nesterov,
-                             DType dtype) {
-    int64_t left = p.elems - i;
-    vf g = vf_load_some(p.grad, i, left, DTYPE_F32) * scale;
-    vf m = momentum * vf_load_some(p.m, i, left, DTYPE_F32) + g;
-    vf_store_some(p.m, i, m, left, DTYPE_F32);
-    vf u = m;
-    if (nesterov) u = g + momentum * m;
-    vf_store_some(update.data, i, u, left, dtype);
+// ---- updates ----
+// What is the same for all tensors of a call.
+typedef struct {
+    const OptimTensor *tensors;
+    int64_t count;
+    float grad_scale;
+    uint64_t seed, stream;  // of stochastic rounding
+    float beta1, beta2, eps, momentum;
+    bool nesterov;
+    double correction1, correction2;  // 1 - beta^t
+    Tensor x;                         // Muon's matrices (count, r, c)
+} Update;
+// Updates the elements [first, end) of a tensor.
+typedef void UpdateBody(const Update *update, int64_t tensor, int64_t first, int64_t end);
+
+#define UPDATE_BLOCK_ELEMS 4096
+#define UPDATE_PARALLEL_BLOCKS (CPU_PARALLEL_ELEMS / UPDATE_BLOCK_ELEMS)
+
+// One parallel region for all tensors: part p takes an equal share of the blocks, wherever tensors begin and end.
+static void update_all(Backend *be, const Update *update, UpdateBody *body) {
+    int64_t blocks = 0, parts = be->threads;
+    for (int64_t i = 0; i < update->count; ++i) blocks += div_up(update->tensors[i].elems, UPDATE_BLOCK_ELEMS);
+#pragma omp parallel for schedule(static, 1) num_threads(be->threads) if (blocks > UPDATE_PARALLEL_BLOCKS)
+    for (int64_t part = 0; part < parts; ++part) {
+        int64_t first_block = blocks * part / parts, end_block = blocks * (part + 1) / parts;
+        for (int64_t i = 0, block = 0; i < update->count; ++i) {
+            int64_t elems = update->tensors[i].elems;
+            int64_t first = max_i64(first_block - block, 0) * UPDATE_BLOCK_ELEMS;
+            int64_t end = min_i64((end_block - block) * UPDATE_BLOCK_ELEMS, elems);
+            block += div_up(elems, UPDATE_BLOCK_ELEMS);
+            if (first < end) body(update, i, first, end);
+        }
+    }
 }
-static void muon_momentum(Backend *be, Tensor update, OptimTensor tensor, const GradStats *stats, float momentum,
-                          bool nesterov) {
-    op_check_act("update", update);
-    int64_t elems = tensor.elems;
-    CHECK(tensor_elems(update) == elems, "update %lld, tensor %lld elements", (long long)tensor_elems(update),
-          (long long)elems);
+
+// Random bits are made for this many elements at a time, in a loop that the compiler turns into vectors.
+#define ROUNDING_ELEMS 512
+#define ROUNDING_BLOCKS (ROUNDING_ELEMS / ROUNDING_BLOCK_ELEMS + 1)
+typedef struct {
+    uint16_t random16[ROUNDING_BLOCKS * ROUNDING_BLOCK_ELEMS];
+} RoundingBits;
+
+// Returns the 16 bits of ROUNDING_ELEMS elements of tensor p, from `first` on.
+static const uint16_t *rounding_bits(RoundingBits *bits, const Update *update, const OptimTensor *p, int64_t first) {
+    uint32_t words[4][ROUNDING_BLOCKS];
+    uint64_t elem = (uint64_t)(p->first_elem + first), block = elem / ROUNDING_BLOCK_ELEMS;
+    for (uint64_t b = 0; b < ROUNDING_BLOCKS; ++b) {
+        uint32_t out[4];
+        philox_block(update->seed, update->stream, block + b, out);
+        for (int i = 0; i < 4; ++i) words[i][b] = out[i];
+    }
+    for (int b = 0; b < ROUNDING_BLOCKS; ++b)
+        for (int i = 0; i < ROUNDING_BLOCK_ELEMS; ++i)
+            bits->random16[b * ROUNDING_BLOCK_ELEMS + i] = (uint16_t)(words[i / 2][b] >> (i % 2 * 16));
+    return bits->random16 + elem % ROUNDING_BLOCK_ELEMS;
+}
+// bf16_round_stochastic of all lanes.
+SIMD_INLINE void store_stochastic(uint16_t *to, vf v, const uint16_t *random16, int64_t left) {
+    vh random;
+    memcpy(&random, random16, sizeof random);
+    vu bits = (vu)v, nan = (vu)(v != v);
+    vu rounded = (bits + __builtin_convertvector(random, vu)) >> 16;
+    rounded = (rounded & ~nan) | (((bits >> 16) | 0x40u) & nan);
+    vh half = __builtin_convertvector(rounded, vh);
+    memcpy(to, &half, left >= VF_LANES ? sizeof half : to_size(left) * sizeof *to);
+}
+
+SIMD_INLINE vf value_load(const OptimTensor *p, int64_t i, int64_t left) {
+    return p->master != NULL ? vf_load_some(p->master, i, left, DTYPE_F32)
+                             : vf_load_some(p->weight, i, left, DTYPE_BF16);
+}
+// random16: of element i; used without a master.
+SIMD_INLINE void value_store(const OptimTensor *p, int64_t i, vf w, int64_t left, const uint16_t *random16) {
+    if (p->master == NULL) {
+        store_stochastic(p->weight + i, w, random16, left);
+        return;
+    }
+    vf_store_some(p->master, i, w, left, DTYPE_F32);
+    if (p->weight != NULL) vf_store_some(p->weight, i, w, left, DTYPE_BF16);
+}
+
+// ---- AdamW ----
+static void adamw_body(const Update *u, int64_t tensor, int64_t first, int64_t end) {
+    const OptimTensor *p = &u->tensors[tensor];
+    float step = (float)((double)p->lr / u->correction1), root_v = (float)(1 / sqrt(u->correction2));
+    float decay = p->lr * p->weight_decay;
+    RoundingBits bits;
+    for (int64_t chunk = first; chunk < end; chunk += ROUNDING_ELEMS) {
+        const uint16_t *random16 = p->master == NULL ? rounding_bits(&bits, u, p, chunk) : bits.random16;
+        for (int64_t i = chunk; i < min_i64(chunk + ROUNDING_ELEMS, end); i += VF_LANES) {
+            int64_t left = end - i;
+            vf g = vf_load_some(p->grad, i, left, DTYPE_F32) * u->grad_scale;
+            vf m = u->beta1 * vf_load_some(p->m, i, left, DTYPE_F32) + (1.0f - u->beta1) * g;
+            vf v = u->beta2 * vf_load_some(p->v, i, left, DTYPE_F32) + (1.0f - u->beta2) * g * g;
+            vf w = value_load(p, i, left);
+            w -= step * m / (vf_sqrt(v) * root_v + u->eps) + decay * w;
+            vf_store_some(p->m, i, m, left, DTYPE_F32);
+            vf_store_some(p->v, i, v, left, DTYPE_F32);
+            value_store(p, i, w, left, random16 + (i - chunk));
+        }
+    }
+}
+static void adamw(Backend *be, const OptimTensor *tensors, int64_t count, const GradStats *stats, AdamwArgs args) {
+    op_check_optim(tensors, count, args.t);
+    if (stats->skip) return;
+    Update update = {.tensors = tensors, .count = count, .grad_scale = stats->scale, .seed = args.seed,
+                     .stream = rounding_stream(args.t), .beta1 = args.beta1, .beta2 = args.beta2, .eps = args.eps,
+                     .correction1 = 1 - pow((double)args.beta1, (double)args.t),
+                     .correction2 = 1 - pow((double)args.beta2, (double)args.t)};
+    update_all(be, &update, adamw_body);
+}
+
+// ---- Muon ----
+SIMD_INLINE void momentum_at(const Update *u, const OptimTensor *p, void *out, int64_t i, int64_t left, DType dtype) {
+    vf g = vf_load_some(p->grad, i, left, DTYPE_F32) * u->grad_scale;
+    vf m = u->momentum * vf_load_some(p->m, i, left, DTYPE_F32) + g;
+    vf_store_some(p->m, i, m, left, DTYPE_F32);
+    if (u->nesterov) m = g + u->momentum * m;
+    vf_store_some(out, i, m, left, dtype);
+}
+static void momentum_body(const Update *u, int64_t tensor, int64_t first, int64_t end) {
+    const OptimTensor *p = &u->tensors[tensor];
+    void *out = tensor_rows(u->x, tensor, 1).data;
+    for (int64_t i = first; i < end; i += VF_LANES) {
+        if (u->x.dtype == DTYPE_F32) momentum_at(u, p, out, i, end - i, DTYPE_F32);
+        else momentum_at(u, p, out, i, end - i, DTYPE_BF16);
+    }
+}
+static void muon_momentum(Backend *be, Tensor update, const OptimTensor *tensors, int64_t count,
+                          const GradStats *stats, MuonArgs args) {
+    op_check_optim(tensors, count, args.t);
+    op_check_muon("update", update, tensors, count);
     if (stats->skip) {
         be->zero(be, update.data, tensor_bytes(update));
         return;
     }
-#pragma omp parallel for schedule(static) num_threads(be->threads) if (elems > CPU_PARALLEL_ELEMS)
-    for (int64_t i = 0; i < elems; i += VF_LANES) {
-        if (update.dtype == DTYPE_F32)
-            momentum_at(update, tensor, i, stats->scale, momentum, nesterov, DTYPE_F32);
-        else
-            momentum_at(update, tensor, i, stats->scale, momentum, nesterov, DTYPE_BF16);
-    }
+    Update all = {.tensors = tensors, .count = count, .grad_scale = stats->scale, .momentum = args.momentum,
+                  .nesterov = args.nesterov, .x = update};
+    update_all(be, &all, momentum_body);
 }
 
-SIMD_INLINE void muon_apply_at(OptimTensor p, const void *x, int64_t i, DType dtype) {
-    int64_t left = p.elems - i;
-    vf w = vf_load_some(p.master, i, left, DTYPE_F32);
-    w -= p.lr * (vf_load_some(x, i, left, dtype) + p.weight_decay * w);
-    vf_store_some(p.master, i, w, left, DTYPE_F32);
-    if (p.weight != NULL) vf_store_some(p.weight, i, w, left, DTYPE_BF16);
-}
-static void muon_apply(Backend *be, OptimTensor tensor, Tensor x, const GradStats *stats) {
-    op_check_act("x", x);
-    int64_t elems = tensor.elems;
-    CHECK(tensor_elems(x) == elems, "x %lld, tensor %lld elements", (long long)tensor_elems(x), (long long)elems);
-    if (stats->skip) return;
-    (void)be;
-#pragma omp parallel for schedule(static) num_threads(be->threads) if (elems > CPU_PARALLEL_ELEMS)
-    for (int64_t i = 0; i < elems; i += VF_LANES) {
-        if (x.dtype == DTYPE_F32)
-            muon_apply_at(tensor, x.data, i, DTYPE_F32);
-        else
-            muon_apply_at(tensor, x.data, i, DTYPE_BF16);
+static void muon_apply_body(const Update *u, int64_t tensor, int64_t first, int64_t end) {
+    const OptimTensor *p = &u->tensors[tensor];
+    const void *x = tensor_rows(u->x, tensor, 1).data;
+    RoundingBits bits;
+    for (int64_t chunk = first; chunk < end; chunk += ROUNDING_ELEMS) {
+        const uint16_t *random16 = p->master == NULL ? rounding_bits(&bits, u, p, chunk) : bits.random16;
+        for (int64_t i = chunk; i < min_i64(chunk + ROUNDING_ELEMS, end); i += VF_LANES) {
+            int64_t left = end - i;
+            vf w = value_load(p, i, left);
+            vf dw = u->x.dtype == DTYPE_F32 ? vf_load_some(x, i, left, DTYPE_F32)
+                                            : vf_load_some(x, i, left, DTYPE_BF16);
+            w -= p->lr * (dw + p->weight_decay * w);
+            value_store(p, i, w, left, random16 + (i - chunk));
+        }
     }
+}
+static void muon_apply(Backend *be, const OptimTensor *tensors, int64_t count, Tensor x, const GradStats *stats,
+                       MuonArgs args) {
+    op_check_optim(tensors, count, args.t);
+    op_check_muon("x", x, tensors, count);
+    if (stats->skip) return;
+    Update update = {.tensors = tensors, .count = count, .seed = args.seed, .stream = rounding_stream(args.t), .x = x};
+    update_all(be, &update, muon_apply_body);
 }
 
 void ISA_NAME(optim_register)(Backend *be) {
