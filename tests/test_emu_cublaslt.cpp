@@ -665,7 +665,7 @@ static int close_library(void **state) {
 }
 
 int main(int argc, char **argv) {
-    if (run_as_child(CHILDREN, argc, argv)) return 0;
+    run_if_child(CHILDREN, argc, argv);
     const struct CMUnitTest TESTS[] = {
         cmocka_unit_test(test_products),
         cmocka_unit_test(test_epilogues),

@@ -570,7 +570,7 @@ static const Child CHILDREN[] = {
 };
 
 int main(int argc, char **argv) {
-    if (run_as_child(CHILDREN, argc, argv)) return 0;
+    run_if_child(CHILDREN, argc, argv);
     const struct CMUnitTest TESTS[] = {
         cmocka_unit_test(test_nothing_runs_before_a_wait),
         cmocka_unit_test(test_only_what_the_waited_point_needs_runs),
