@@ -1,13 +1,13 @@
 #!/bin/bash
-# The device half of the emulator: tests/emu/device.cu passes; each fault planted in tests/emu/faults.cu is found by the
-# means named here, and nothing is found in its sound twin. $1: the build directory. Prints cmocka's lines.
+# The device half of the emulator: tests/emu/device.cu passes; each fault planted in tests/emu/faults.cu is found by
+# the means named here, and nothing is found in its sound twin. $1: the build directory. Prints cmocka's lines.
 build=${1:-build}
 unset "${!TOKAMAK_EMU_@}"
 export ASAN_OPTIONS="detect_stack_use_after_return=0:detect_leaks=0:$ASAN_OPTIONS"
 failed=0
 
-# Builds: plain; asan, AddressSanitizer and UBSan (make test-asan); race. Orders of threads and blocks in which it must
-# be found. What must be printed.
+# Builds: plain; asan, AddressSanitizer and UBSan (make test-asan); race. Orders of threads and blocks in which it
+# must be found. What must be printed.
 #   fault            builds           orders                  what is printed
 TABLE='
     barrier          plain,asan       reverse,random          ^wrong result
@@ -63,7 +63,8 @@ for directory in "$build/emu" "$build/emu_race"; do
     if [ ! -x "$program" ]; then
         case $program in
         */emu/*) why='the CUDA headers are absent: the emulator is not built' ;;
-        *) grep -q fsanitize=address "$build/emu/flags" 2>/dev/null && continue # the race build is the ordinary build's
+        *) # The build with sanitizers has no race build; the ordinary one tests it.
+            grep -q fsanitize=address "$build/emu/flags" 2>/dev/null && continue
             why='the CUDA headers or clang++ are absent: the race build is not built' ;;
         esac
         printf '[ RUN      ] %s\n%s\n[  SKIPPED ] %s\n' "$program" "$why" "$program"

@@ -27,10 +27,10 @@ EMU_THREAD_LOCAL dim3 blockDim, gridDim;
 
 // A reference to an array on the heap, the same for all threads of the block: the array's own size is known to
 // sizeof, and AddressSanitizer knows where it ends. The key is one variable for each declaration and instance.
-#define SHARED_ARRAY(type, name, count)                       \
-    static const char emu_key_of_##name = 0;                  \
-    type(&name)[count] = *reinterpret_cast<type(*)[count]>(   \
-        emu_shared(&emu_key_of_##name, #name, sizeof(type[count]), alignof(type)))
+#define SHARED_ARRAY(type, name, count)      \
+    static const char emu_key_of_##name = 0; \
+    type(&name)[count] =                     \
+        *reinterpret_cast<type(*)[count]>(emu_shared(&emu_key_of_##name, #name, sizeof(type[count]), alignof(type)))
 #define SHARED_DYNAMIC(type, name) type *name = static_cast<type *>(emu_shared_dynamic())
 
 // ---- launches ----
@@ -52,8 +52,8 @@ static inline cudaError_t emu_launch(const char *name, void (*kernel)(Params...)
     static_assert(sizeof...(Params) == sizeof...(Args), "one argument for each parameter of the kernel");
     cudaError_t status = emu_check_launch(grid, block);
     if (status == cudaSuccess && smem_bytes > EMU_SHARED_DEFAULT_BYTES)
-        status = cudaFuncSetAttribute((const void *)kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                      (int)smem_bytes);
+        status =
+            cudaFuncSetAttribute((const void *)kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)smem_bytes);
     if (status != cudaSuccess) return emu_set_error(status);
     EmuCall<Params...> call = {kernel, std::tuple<Params...>(static_cast<Params>(args)...)};
     return emu_enqueue(stream, name, [=]() {
@@ -102,17 +102,17 @@ static inline int __any_sync(unsigned mask, int predicate) { return emu_ballot(m
 static inline int __all_sync(unsigned mask, int predicate) { return emu_ballot(mask, predicate != 0) == mask; }
 
 // ---- loads and stores with a cache hint ----
-#define EMU_LOAD(name)                                                        \
-    template <class T>                                                        \
-    static inline T name(const T *from) {                                     \
+#define EMU_LOAD(name)                                                     \
+    template <class T>                                                     \
+    static inline T name(const T *from) {                                  \
         static_assert(sizeof(T) <= 16, "a thread loads at most 16 bytes"); \
-        return *from;                                                         \
+        return *from;                                                      \
     }
-#define EMU_STORE(name)                                                         \
-    template <class T>                                                          \
-    static inline void name(T *to, typename std::common_type<T>::type value) {  \
-        static_assert(sizeof(T) <= 16, "a thread stores at most 16 bytes"); \
-        *to = value;                                                            \
+#define EMU_STORE(name)                                                        \
+    template <class T>                                                         \
+    static inline void name(T *to, typename std::common_type<T>::type value) { \
+        static_assert(sizeof(T) <= 16, "a thread stores at most 16 bytes");    \
+        *to = value;                                                           \
     }
 EMU_LOAD(__ldg)
 EMU_LOAD(__ldca)
@@ -132,25 +132,23 @@ static inline T emu_atomic_set(T *address, T old, T value) {
     __atomic_store_n(address, value, __ATOMIC_RELAXED);
     return old;
 }
-#define EMU_ATOMICS(T)                                                                                       \
-    static inline T atomicAdd(T *address, T value) {                                                         \
-        return __atomic_fetch_add(address, value, __ATOMIC_RELAXED);                                         \
-    }                                                                                                        \
-    static inline T atomicExch(T *address, T value) {                                                        \
-        return __atomic_exchange_n(address, value, __ATOMIC_RELAXED);                                        \
-    }                                                                                                        \
-    static inline T atomicCAS(T *address, T compare, T value) {                                              \
-        T old = __atomic_load_n(address, __ATOMIC_RELAXED);                                                  \
-        return emu_atomic_set(address, old, old == compare ? value : old);                                   \
-    }                                                                                                        \
-    static inline T atomicMax(T *address, T value) {                                                         \
-        T old = __atomic_load_n(address, __ATOMIC_RELAXED);                                                  \
-        return emu_atomic_set(address, old, old > value ? old : value);                                      \
-    }                                                                                                        \
-    static inline T atomicMin(T *address, T value) {                                                         \
-        T old = __atomic_load_n(address, __ATOMIC_RELAXED);                                                  \
-        return emu_atomic_set(address, old, old < value ? old : value);                                      \
-    }                                                                                                        \
+#define EMU_ATOMICS(T)                                                                                              \
+    static inline T atomicAdd(T *address, T value) { return __atomic_fetch_add(address, value, __ATOMIC_RELAXED); } \
+    static inline T atomicExch(T *address, T value) {                                                               \
+        return __atomic_exchange_n(address, value, __ATOMIC_RELAXED);                                               \
+    }                                                                                                               \
+    static inline T atomicCAS(T *address, T compare, T value) {                                                     \
+        T old = __atomic_load_n(address, __ATOMIC_RELAXED);                                                         \
+        return emu_atomic_set(address, old, old == compare ? value : old);                                          \
+    }                                                                                                               \
+    static inline T atomicMax(T *address, T value) {                                                                \
+        T old = __atomic_load_n(address, __ATOMIC_RELAXED);                                                         \
+        return emu_atomic_set(address, old, old > value ? old : value);                                             \
+    }                                                                                                               \
+    static inline T atomicMin(T *address, T value) {                                                                \
+        T old = __atomic_load_n(address, __ATOMIC_RELAXED);                                                         \
+        return emu_atomic_set(address, old, old < value ? old : value);                                             \
+    }                                                                                                               \
     static inline T atomicOr(T *address, T value) { return __atomic_fetch_or(address, value, __ATOMIC_RELAXED); }   \
     static inline T atomicAnd(T *address, T value) { return __atomic_fetch_and(address, value, __ATOMIC_RELAXED); }
 EMU_ATOMICS(int)
@@ -221,8 +219,8 @@ static inline unsigned __byte_perm(unsigned x, unsigned y, unsigned selector) {
     return result;
 }
 
-#define EMU_MIN_MAX(T)                                             \
-    static inline T min(T x, T y) { return x < y ? x : y; }        \
+#define EMU_MIN_MAX(T)                                      \
+    static inline T min(T x, T y) { return x < y ? x : y; } \
     static inline T max(T x, T y) { return x > y ? x : y; }
 EMU_MIN_MAX(int)
 EMU_MIN_MAX(unsigned)

@@ -1,6 +1,6 @@
-// emu_exec.cpp: see emu_exec.h. One Executor a host thread holds the fibers and the block that runs. Threads of a block
-// run until they wait; the queue says who is next. A thread that never waits leaves its fiber to the next thread, so
-// kernels without barriers run on one fiber.
+// emu_exec.cpp: see emu_exec.h. One Executor a host thread holds the fibers and the block that runs. Threads of a
+// block run until they wait; the queue says who is next. A thread that never waits leaves its fiber to the next
+// thread, so kernels without barriers run on one fiber.
 #include "emu_device.h"
 #include "emu_fiber.h"
 #include "emu_race.h"
@@ -111,8 +111,8 @@ void emu_kernel_abort(const char *format, ...) {
     abort();
 }
 
-// A fault in a kernel is reported with the thread that caused it. AddressSanitizer reports itself; what it cannot know is
-// added to its report.
+// A fault in a kernel is reported with the thread that caused it. AddressSanitizer reports itself; what it cannot
+// know is added to its report.
 static const int FAULTS[2] = {SIGSEGV, SIGBUS};
 #ifdef EMU_ASAN
 static void add_to_report(void) {
@@ -183,10 +183,11 @@ __attribute__((noreturn)) static void abort_stuck(Executor *e) {
     describe_lane(e, other, misses, sizeof misses);
     threadIdx = e->index[waiting];
     e->current = waiting;
-    emu_kernel_abort("%s for ever: this thread %s, but thread (%u,%u,%u) %s (%d threads in all: %d in __syncthreads, "
-                     "%d have left)",
-                     e->threads[waiting].state == STATE_BARRIER ? "diverged barrier, waiting" : "waiting", what,
-                     e->index[other].x, e->index[other].y, e->index[other].z, misses, e->count, e->at_barrier, e->left);
+    emu_kernel_abort(
+        "%s for ever: this thread %s, but thread (%u,%u,%u) %s (%d threads in all: %d in __syncthreads, "
+        "%d have left)",
+        e->threads[waiting].state == STATE_BARRIER ? "diverged barrier, waiting" : "waiting", what, e->index[other].x,
+        e->index[other].y, e->index[other].z, misses, e->count, e->at_barrier, e->left);
 }
 
 // ---- order ----
@@ -310,8 +311,8 @@ void emu_syncthreads(void) {
     thread_wait(e);
 }
 
-// The lanes of a warp that met go on before other threads do: few stacks are hot, and warps drift far apart, as far as
-// barriers let them.
+// The lanes of a warp that met go on before other threads do: few stacks are hot, and warps drift far apart, as far
+// as barriers let them.
 static void release_lanes(Executor *e, int warp, unsigned lanes) {
     int order[EMU_LANES];
     fill_order(e, order, EMU_LANES);
@@ -324,7 +325,7 @@ static void release_lanes(Executor *e, int warp, unsigned lanes) {
     }
 }
 
-static Meeting *meeting_of(Executor *e, Warp *warp, unsigned mask, EmuWarpRun *run, const char *name) {
+static Meeting *meeting_of(Warp *warp, unsigned mask, EmuWarpRun *run, const char *name) {
     for (int i = 0; i < warp->open; i++) {
         Meeting *meeting = &warp->meetings[i];
         if (meeting->mask != mask) continue;
@@ -333,8 +334,6 @@ static Meeting *meeting_of(Executor *e, Warp *warp, unsigned mask, EmuWarpRun *r
                              meeting->name, mask);
         return meeting;
     }
-    unsigned lane = (unsigned)e->current % EMU_LANES;
-    if (((mask >> lane) & 1) == 0) emu_kernel_abort("%s: mask 0x%08x is without the calling lane %u", name, mask, lane);
     if ((mask & ~warp->exists) != 0)
         emu_kernel_abort("%s: mask 0x%08x names lanes that the block does not have (it has 0x%08x)", name, mask,
                          warp->exists);
@@ -350,8 +349,9 @@ void emu_warp_meet(unsigned mask, void *mine, EmuWarpRun *run, const char *name)
     Executor *e = in_kernel();
     int index = e->current / EMU_LANES, lane = e->current % EMU_LANES;
     Warp *warp = &e->warps[index];
-    Meeting *meeting = meeting_of(e, warp, mask, run, name);
-    if (((mask >> lane) & 1) == 0) emu_kernel_abort("%s: mask 0x%08x is without the calling lane %d", name, mask, lane);
+    if (((mask >> lane) & 1) == 0)
+        emu_kernel_abort("%s: mask 0x%08x is without the calling lane %d", name, mask, lane);
+    Meeting *meeting = meeting_of(warp, mask, run, name);
     meeting->lane[lane] = mine;
     meeting->arrived |= 1u << lane;
     Thread *t = &e->threads[e->current];
@@ -440,16 +440,15 @@ unsigned emu_ballot(unsigned mask, bool predicate) {
 }
 
 // The only warp operation that orders memory; shuffles and votes do not.
-static void run_syncwarp(void *[EMU_LANES], unsigned mask) {
-    emu_race_warp(running->current / EMU_LANES, mask);
-}
+static void run_syncwarp(void *[EMU_LANES], unsigned mask) { emu_race_warp(running->current / EMU_LANES, mask); }
 void emu_syncwarp(unsigned mask) { emu_warp_meet(mask, NULL, run_syncwarp, "__syncwarp"); }
 
 // ---- shared memory ----
 
 static void *shared_memory(size_t bytes, size_t alignment) {
     void *memory = NULL;
-    if (posix_memalign(&memory, alignment, bytes) != 0) emu_kernel_abort("no memory for %zu bytes of shared memory", bytes);
+    if (posix_memalign(&memory, alignment, bytes) != 0)
+        emu_kernel_abort("no memory for %zu bytes of shared memory", bytes);
     memset(memory, 0xff, bytes);
     emu_race_shared(memory, bytes);
     return memory;
@@ -472,8 +471,8 @@ void *emu_shared(const void *key, const char *name, size_t bytes, size_t alignme
         limit = (size_t)optin;
     }
     if (total + e->launch->smem_bytes > limit)
-        emu_kernel_abort("%zu bytes of SHARED_ARRAYs up to %s and %zu of dynamic shared memory are more than %zu", total,
-                         name, e->launch->smem_bytes, limit);
+        emu_kernel_abort("%zu bytes of SHARED_ARRAYs up to %s and %zu of dynamic shared memory are more than %zu",
+                         total, name, e->launch->smem_bytes, limit);
     void *memory = shared_memory(bytes, alignment < 16 ? 16 : alignment);
     e->shared.push_back({key, name, memory, bytes});
     return memory;
@@ -496,13 +495,14 @@ void emu_async_copy(void *destination, const void *source, size_t bytes, size_t 
     AsyncCopies *copies = async_copies(in_kernel());
     bool sizes = (bytes == 4 || bytes == 8 || bytes == 16) && source_bytes <= bytes;
     if (!sizes || ((uintptr_t)destination % bytes) != 0 || ((uintptr_t)source % bytes) != 0)
-        emu_kernel_abort("cp.async of %zu bytes (%zu from the source) from %p to %p: 4, 8 or 16 aligned bytes are allowed",
-                         bytes, source_bytes, source, destination);
+        emu_kernel_abort(
+            "cp.async of %zu bytes (%zu from the source) from %p to %p: 4, 8 or 16 aligned bytes are allowed", bytes,
+            source_bytes, source, destination);
     emu_race_read(source, source_bytes);
     emu_race_write(destination, bytes);
     memset(destination, 0xff, bytes);
-    copies->pending.push_back({(unsigned char *)destination, (const unsigned char *)source, bytes, source_bytes,
-                               copies->group});
+    copies->pending.push_back(
+        {(unsigned char *)destination, (const unsigned char *)source, bytes, source_bytes, copies->group});
 }
 
 void emu_async_commit(void) { async_copies(in_kernel())->group++; }
@@ -530,8 +530,8 @@ void emu_async_wait_all(void) {
 // ---- launches ----
 
 cudaError_t emu_check_launch(dim3 grid, dim3 block) {
-    bool grid_fits = grid.x >= 1 && grid.x <= 0x7fffffffu && grid.y >= 1 && grid.y <= 65535 && grid.z >= 1 &&
-                     grid.z <= 65535;
+    bool grid_fits =
+        grid.x >= 1 && grid.x <= 0x7fffffffu && grid.y >= 1 && grid.y <= 65535 && grid.z >= 1 && grid.z <= 65535;
     bool block_fits = block.x >= 1 && block.x <= 1024 && block.y >= 1 && block.y <= 1024 && block.z >= 1 &&
                       block.z <= 64 && (uint64_t)block.x * block.y * block.z <= EMU_BLOCK_THREADS_LIMIT;
     return grid_fits && block_fits ? cudaSuccess : cudaErrorInvalidConfiguration;

@@ -1,6 +1,6 @@
-// emu_exec.h: how a kernel runs on the CPU: a grid's blocks one after the other, the threads of a block as fibers that
-// meet in barriers and warp operations. emu_device.h calls it on behalf of kernels, emu_race.cpp watches it, and the
-// work that gpu_launch enqueues runs it. Knows nothing of streams or of the backend.
+// emu_exec.h: how a kernel runs on the CPU: a grid's blocks one after the other, the threads of a block as fibers
+// that meet in barriers and warp operations. emu_device.h calls it on behalf of kernels, emu_race.cpp watches it, and
+// the work that gpu_launch enqueues runs it. Knows nothing of streams or of the backend.
 //
 // A kernel that could not have run on a GPU (diverged barriers, a warp operation that a named lane never joins, more
 // shared memory than there is) aborts with the kernel, block and thread named.
@@ -28,8 +28,8 @@ typedef struct EmuLaunch {
 
 // What cudaLaunchKernel would say at once of the sizes: cudaSuccess or cudaErrorInvalidConfiguration.
 cudaError_t emu_check_launch(dim3 grid, dim3 block);
-// Runs a launch to its end on the calling thread. Order of blocks and threads: TOKAMAK_EMU_ORDER=forward (the default),
-// reverse or random, seeded by TOKAMAK_EMU_SEED.
+// Runs a launch to its end on the calling thread. Order of blocks and threads: TOKAMAK_EMU_ORDER=forward (the
+// default), reverse or random, seeded by TOKAMAK_EMU_SEED.
 void emu_run(const EmuLaunch *launch);
 
 // ---- called by the thread of a kernel ----
@@ -39,8 +39,8 @@ void *emu_shared_dynamic(void);
 void emu_syncthreads(void);
 
 // An operation of a warp: each lane named in mask hands over a pointer to its arguments and waits; the last one to
-// arrive calls run once for all. lane[i] is what lane i handed over, NULL for lanes outside of the mask. `name` says in
-// error messages what it is; lanes that meet with different run functions abort.
+// arrive calls run once for all. lane[i] is what lane i handed over, NULL for lanes outside of the mask. `name` says
+// in error messages what it is; lanes that meet with different run functions abort.
 typedef void EmuWarpRun(void *lane[EMU_LANES], unsigned mask);
 void emu_warp_meet(unsigned mask, void *mine, EmuWarpRun *run, const char *name);
 // The same for all 32 lanes, as PTX's .sync.aligned instructions want it.

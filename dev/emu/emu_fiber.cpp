@@ -48,7 +48,8 @@ void emu_fibers_close(EmuFibers *all) {
 }
 
 #if defined(__x86_64__)
-// emu_fiber_jump(void **save, void *load): what a C function must keep goes on the old stack, the new one gives its own.
+// emu_fiber_jump(void **save, void *load): what a C function must keep goes on the old stack, the new one gives its
+// own.
 extern "C" void emu_fiber_jump(void **save, void *load);
 __asm__(
     ".text\n"

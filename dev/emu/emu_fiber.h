@@ -1,5 +1,5 @@
-// emu_fiber.h: stacks that emu_exec switches between. A switch is ten instructions on x86-64 and swapcontext elsewhere;
-// AddressSanitizer is told of each one. Knows nothing of kernels.
+// emu_fiber.h: stacks that emu_exec switches between. A switch is ten instructions on x86-64 and swapcontext
+// elsewhere; AddressSanitizer is told of each one. Knows nothing of kernels.
 #ifndef EMU_FIBER_H
 #define EMU_FIBER_H
 

@@ -1,8 +1,8 @@
-// emu_race.cpp: the race detector. Kernels compiled by clang++ -fsanitize=thread call the __tsan_ functions below at each
-// access to memory; they are ours, libtsan is not linked. Two accesses to a byte race when a different thread made each,
-// one of them wrote, not both were atomic, and nothing orders them: between threads of a block a barrier, between lanes
-// of a warp also __syncwarp, between blocks of a launch nothing at all. The first race aborts with both threads named.
-// So does an access to memory that a kernel cannot reach on a GPU: the host's.
+// emu_race.cpp: the race detector. Kernels compiled by clang++ -fsanitize=thread call the __tsan_ functions below at
+// each access to memory; they are ours, libtsan is not linked. Two accesses to a byte race when a different thread
+// made each, one of them wrote, not both were atomic, and nothing orders them: between threads of a block a barrier,
+// between lanes of a warp also __syncwarp, between blocks of a launch nothing at all. The first race aborts with both
+// threads named. So does an access to memory that a kernel cannot reach on a GPU: the host's.
 //
 // Threads run one at a time, so what is found does not depend on luck; what another input would do is not found.
 #include "emu_device.h"
@@ -142,7 +142,8 @@ static Page *page_of(Races *r, uintptr_t address) {
 void emu_race_shared(const void *memory, size_t bytes) {
     Races *r = races();
     uintptr_t start = (uintptr_t)memory / PAGE_BYTES * PAGE_BYTES;
-    for (uintptr_t at = start; at < (uintptr_t)memory + bytes; at += PAGE_BYTES) page_of(r, at)->shared = r->launch_stamp;
+    for (uintptr_t at = start; at < (uintptr_t)memory + bytes; at += PAGE_BYTES)
+        page_of(r, at)->shared = r->launch_stamp;
 }
 
 // ---- accesses ----
@@ -182,14 +183,18 @@ static void add_access(const Races *r, const Page *page, Accesses *set) {
     if (clock > set->clock) set->clock = clock;
 }
 
-__attribute__((noreturn, noinline)) static void report(const Races *r, const Page *page, uintptr_t address, enum Kind kind,
-                                                       enum Kind other_kind, const Accesses *set, const void *pc) {
+__attribute__((noreturn, noinline)) static void report(const Races *r, const Page *page, uintptr_t address,
+                                                       enum Kind kind, enum Kind other_kind, const Accesses *set,
+                                                       const void *pc) {
     char other[160], location[512] = "";
     uint3 block = r->blocks[set->stamp - r->launch_stamp];
     if (set->stamp != r->stamp || set->more_warps || (set->more_blocks && page->shared != r->launch_stamp)) {
-        if (set->stamp == r->stamp && !set->more_blocks) snprintf(other, sizeof other, "several warps of the block, one of them warp %d,", set->warp);
+        if (set->stamp == r->stamp && !set->more_blocks)
+            snprintf(other, sizeof other, "several warps of the block, one of them warp %d,", set->warp);
         else if (set->stamp == r->stamp) snprintf(other, sizeof other, "an earlier block");
-        else snprintf(other, sizeof other, "block (%u,%u,%u), warp %d, lanes 0x%08x", block.x, block.y, block.z, set->warp, set->lanes);
+        else
+            snprintf(other, sizeof other, "block (%u,%u,%u), warp %d, lanes 0x%08x", block.x, block.y, block.z,
+                     set->warp, set->lanes);
     } else {
         uint32_t lanes = set->warp == r->warp ? set->lanes & ~(1u << r->lane) : set->lanes;
         unsigned t = (unsigned)(set->warp * EMU_LANES + __builtin_ctz(lanes));
@@ -205,7 +210,8 @@ __attribute__((noreturn, noinline)) static void report(const Races *r, const Pag
                      KIND_NAMES[other_kind], location);
 }
 
-static inline void access_cell(Races *r, const Page *page, Cell *cell, uintptr_t address, enum Kind kind, const void *pc) {
+static inline void access_cell(Races *r, const Page *page, Cell *cell, uintptr_t address, enum Kind kind,
+                               const void *pc) {
     static const bool CONFLICT[KINDS][KINDS] = {{false, true, true}, {true, true, true}, {true, true, false}};
     for (int other = 0; other < KINDS; other++)
         if (CONFLICT[kind][other] && races_with(r, page, &cell->by[other]))
@@ -220,7 +226,8 @@ static void split(Granule *granule) {
 }
 
 // The first access of a launch to a page: what the kernel may touch besides shared memory and its own stack.
-__attribute__((noinline)) static void check_page(Races *r, Page *page, uintptr_t address, enum Kind kind, const void *pc) {
+__attribute__((noinline)) static void check_page(Races *r, Page *page, uintptr_t address, enum Kind kind,
+                                                 const void *pc) {
     Dl_info info;
     bool fine = page->shared == r->launch_stamp || emu_is_device_memory((const void *)address, 1);
     // Constants of the program.
@@ -245,7 +252,8 @@ static inline void access(const volatile void *memory, size_t bytes, enum Kind k
         if (granule->bytes == NULL && count < GRANULE_BYTES) split(granule);
         if (granule->bytes == NULL) access_cell(r, page, &granule->whole, address, kind, pc);
         else
-            for (size_t i = 0; i < count; i++) access_cell(r, page, &granule->bytes[first + i], address + i, kind, pc);
+            for (size_t i = 0; i < count; i++)
+                access_cell(r, page, &granule->bytes[first + i], address + i, kind, pc);
         address += count;
     }
 }
@@ -267,12 +275,12 @@ void __tsan_vptr_update(void **address, void *) { access(address, sizeof *addres
 void __tsan_read_range(void *address, unsigned long bytes) { access(address, bytes, KIND_READ, HERE); }
 void __tsan_write_range(void *address, unsigned long bytes) { access(address, bytes, KIND_WRITE, HERE); }
 
-#define ACCESSES(bytes)                                                                                \
-    void __tsan_read##bytes(void *address) { access(address, bytes, KIND_READ, HERE); }                \
-    void __tsan_write##bytes(void *address) { access(address, bytes, KIND_WRITE, HERE); }              \
-    void __tsan_unaligned_read##bytes(void *address) { access(address, bytes, KIND_READ, HERE); }      \
-    void __tsan_unaligned_write##bytes(void *address) { access(address, bytes, KIND_WRITE, HERE); }    \
-    void __tsan_read_write##bytes(void *address) { access(address, bytes, KIND_WRITE, HERE); }         \
+#define ACCESSES(bytes)                                                                             \
+    void __tsan_read##bytes(void *address) { access(address, bytes, KIND_READ, HERE); }             \
+    void __tsan_write##bytes(void *address) { access(address, bytes, KIND_WRITE, HERE); }           \
+    void __tsan_unaligned_read##bytes(void *address) { access(address, bytes, KIND_READ, HERE); }   \
+    void __tsan_unaligned_write##bytes(void *address) { access(address, bytes, KIND_WRITE, HERE); } \
+    void __tsan_read_write##bytes(void *address) { access(address, bytes, KIND_WRITE, HERE); }      \
     void __tsan_unaligned_read_write##bytes(void *address) { access(address, bytes, KIND_WRITE, HERE); }
 ACCESSES(1)
 ACCESSES(2)
@@ -281,45 +289,45 @@ ACCESSES(8)
 ACCESSES(16)
 
 #define ATOMIC(address) access(address, sizeof *(address), KIND_ATOMIC, HERE)
-#define ATOMICS(bits)                                                                                                  \
-    typedef uint##bits##_t Word##bits;                                                                                 \
-    Word##bits __tsan_atomic##bits##_load(const volatile Word##bits *at, int) {                                        \
-        ATOMIC(at);                                                                                                    \
-        return __atomic_load_n(at, __ATOMIC_SEQ_CST);                                                                  \
-    }                                                                                                                  \
-    void __tsan_atomic##bits##_store(volatile Word##bits *at, Word##bits value, int) {                                 \
-        ATOMIC(at);                                                                                                    \
-        __atomic_store_n(at, value, __ATOMIC_SEQ_CST);                                                                 \
-    }                                                                                                                  \
-    Word##bits __tsan_atomic##bits##_exchange(volatile Word##bits *at, Word##bits value, int) {                        \
-        ATOMIC(at);                                                                                                    \
-        return __atomic_exchange_n(at, value, __ATOMIC_SEQ_CST);                                                       \
-    }                                                                                                                  \
-    Word##bits __tsan_atomic##bits##_fetch_add(volatile Word##bits *at, Word##bits value, int) {                       \
-        ATOMIC(at);                                                                                                    \
-        return __atomic_fetch_add(at, value, __ATOMIC_SEQ_CST);                                                        \
-    }                                                                                                                  \
-    Word##bits __tsan_atomic##bits##_fetch_sub(volatile Word##bits *at, Word##bits value, int) {                       \
-        ATOMIC(at);                                                                                                    \
-        return __atomic_fetch_sub(at, value, __ATOMIC_SEQ_CST);                                                        \
-    }                                                                                                                  \
-    Word##bits __tsan_atomic##bits##_fetch_or(volatile Word##bits *at, Word##bits value, int) {                        \
-        ATOMIC(at);                                                                                                    \
-        return __atomic_fetch_or(at, value, __ATOMIC_SEQ_CST);                                                         \
-    }                                                                                                                  \
-    Word##bits __tsan_atomic##bits##_fetch_and(volatile Word##bits *at, Word##bits value, int) {                       \
-        ATOMIC(at);                                                                                                    \
-        return __atomic_fetch_and(at, value, __ATOMIC_SEQ_CST);                                                        \
-    }                                                                                                                  \
-    Word##bits __tsan_atomic##bits##_fetch_xor(volatile Word##bits *at, Word##bits value, int) {                       \
-        ATOMIC(at);                                                                                                    \
-        return __atomic_fetch_xor(at, value, __ATOMIC_SEQ_CST);                                                        \
-    }                                                                                                                  \
-    Word##bits __tsan_atomic##bits##_compare_exchange_val(volatile Word##bits *at, Word##bits old, Word##bits value,   \
-                                                          int, int) {                                                  \
-        ATOMIC(at);                                                                                                    \
-        __atomic_compare_exchange_n(at, &old, value, false, __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST);                       \
-        return old;                                                                                                    \
+#define ATOMICS(bits)                                                                                                \
+    typedef uint##bits##_t Word##bits;                                                                               \
+    Word##bits __tsan_atomic##bits##_load(const volatile Word##bits *at, int) {                                      \
+        ATOMIC(at);                                                                                                  \
+        return __atomic_load_n(at, __ATOMIC_SEQ_CST);                                                                \
+    }                                                                                                                \
+    void __tsan_atomic##bits##_store(volatile Word##bits *at, Word##bits value, int) {                               \
+        ATOMIC(at);                                                                                                  \
+        __atomic_store_n(at, value, __ATOMIC_SEQ_CST);                                                               \
+    }                                                                                                                \
+    Word##bits __tsan_atomic##bits##_exchange(volatile Word##bits *at, Word##bits value, int) {                      \
+        ATOMIC(at);                                                                                                  \
+        return __atomic_exchange_n(at, value, __ATOMIC_SEQ_CST);                                                     \
+    }                                                                                                                \
+    Word##bits __tsan_atomic##bits##_fetch_add(volatile Word##bits *at, Word##bits value, int) {                     \
+        ATOMIC(at);                                                                                                  \
+        return __atomic_fetch_add(at, value, __ATOMIC_SEQ_CST);                                                      \
+    }                                                                                                                \
+    Word##bits __tsan_atomic##bits##_fetch_sub(volatile Word##bits *at, Word##bits value, int) {                     \
+        ATOMIC(at);                                                                                                  \
+        return __atomic_fetch_sub(at, value, __ATOMIC_SEQ_CST);                                                      \
+    }                                                                                                                \
+    Word##bits __tsan_atomic##bits##_fetch_or(volatile Word##bits *at, Word##bits value, int) {                      \
+        ATOMIC(at);                                                                                                  \
+        return __atomic_fetch_or(at, value, __ATOMIC_SEQ_CST);                                                       \
+    }                                                                                                                \
+    Word##bits __tsan_atomic##bits##_fetch_and(volatile Word##bits *at, Word##bits value, int) {                     \
+        ATOMIC(at);                                                                                                  \
+        return __atomic_fetch_and(at, value, __ATOMIC_SEQ_CST);                                                      \
+    }                                                                                                                \
+    Word##bits __tsan_atomic##bits##_fetch_xor(volatile Word##bits *at, Word##bits value, int) {                     \
+        ATOMIC(at);                                                                                                  \
+        return __atomic_fetch_xor(at, value, __ATOMIC_SEQ_CST);                                                      \
+    }                                                                                                                \
+    Word##bits __tsan_atomic##bits##_compare_exchange_val(volatile Word##bits *at, Word##bits old, Word##bits value, \
+                                                          int, int) {                                                \
+        ATOMIC(at);                                                                                                  \
+        __atomic_compare_exchange_n(at, &old, value, false, __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST);                     \
+        return old;                                                                                                  \
     }
 ATOMICS(8)
 ATOMICS(16)

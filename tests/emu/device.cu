@@ -319,9 +319,10 @@ static void test_intrinsics(void **) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_indices),       cmocka_unit_test(test_reductions), cmocka_unit_test(test_warp_operations),
-        cmocka_unit_test(test_collective),    cmocka_unit_test(test_shared_memory), cmocka_unit_test(test_async_copies),
-        cmocka_unit_test(test_atomics),       cmocka_unit_test(test_intrinsics),
+        cmocka_unit_test(test_indices),         cmocka_unit_test(test_reductions),
+        cmocka_unit_test(test_warp_operations), cmocka_unit_test(test_collective),
+        cmocka_unit_test(test_shared_memory),   cmocka_unit_test(test_async_copies),
+        cmocka_unit_test(test_atomics),         cmocka_unit_test(test_intrinsics),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

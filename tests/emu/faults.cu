@@ -209,8 +209,8 @@ static cudaError_t run_streams(float *out, const float *in, bool clean) {
 static cudaError_t run_fault(const char *name, float *out, const float *in, const float *host, bool clean) {
     for (const Fault &fault : FAULTS)
         if (strcmp(name, fault.name) == 0)
-            return gpu_launch(fault.kernel, dim3(fault.blocks), dim3(fault.threads), THREADS * sizeof(float), 0, out, in,
-                              clean);
+            return gpu_launch(fault.kernel, dim3(fault.blocks), dim3(fault.threads), THREADS * sizeof(float), 0, out,
+                              in, clean);
     if (strcmp(name, "event") == 0) return run_streams(out, in, clean);
     if (strcmp(name, "atomic") == 0) {
         void *count = device_floats(1), *halves = device_floats(THREADS / 2);
@@ -225,8 +225,8 @@ static cudaError_t run_fault(const char *name, float *out, const float *in, cons
     if (strcmp(name, "empty_grid") == 0)
         return gpu_launch(global_bounds_kernel, dim3(clean ? 1 : 0), dim3(THREADS), 0, 0, out, in, true);
     if (strcmp(name, "dynamic_limit") == 0)
-        return gpu_launch(dynamic_bounds_kernel, dim3(1), dim3(THREADS), (size_t)(clean ? 227 : 228) * 1024, 0, out, in,
-                          true);
+        return gpu_launch(dynamic_bounds_kernel, dim3(1), dim3(THREADS), (size_t)(clean ? 227 : 228) * 1024, 0, out,
+                          in, true);
     fprintf(stderr, "no fault is called %s\n", name);
     return cudaErrorInvalidValue;
 }
