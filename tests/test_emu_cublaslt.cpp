@@ -639,8 +639,11 @@ static void no_device(void) { CHILD(cublasLtCreate(&lt) == CUBLAS_STATUS_NOT_INI
 static void test_other_devices_and_aborts(void **state) {
     (void)state;
     assert_int_equal(in_child(NULL, "unknown_attribute"), 128 + SIGABRT);
+    assert_child_said("matmul descriptor attribute 99");
     assert_int_equal(in_child(NULL, "unemulated_value"), 128 + SIGABRT);
+    assert_child_said("CUBLASLT_MATMUL_DESC_A_SCALE_MODE: only its default is emulated");
     assert_int_equal(in_child(NULL, "host_pointer"), 128 + SIGABRT);
+    assert_child_said("does not lie in device memory");
     assert_int_equal(in_child("TOKAMAK_EMU_CC=80", "fp8_on_ampere"), 0);
     assert_int_equal(in_child("TOKAMAK_EMU_CC=100", "fp8_any_layout_on_blackwell"), 0);
     assert_int_equal(in_child("TOKAMAK_EMU_DEVICES=0", "no_device"), 0);

@@ -287,11 +287,16 @@ static void test_bad_accesses_fault(void **state) {
     (void)state;
 #ifdef __SANITIZE_ADDRESS__
     const int FAULT = 1;  // what its reports exit with
+    const char *const TOUCHED = "SEGV", *const BEHIND = "poison";
 #else
     const int FAULT = 128 + SIGSEGV;
+    const char *const TOUCHED = "the host touched device memory: byte 0 of a block of 16";
+    const char *const BEHIND = "bytes behind a block of 12 bytes of device memory";
 #endif
     assert_int_equal(in_child(NULL, "read_device_memory_on_the_host"), FAULT);
+    assert_child_said(TOUCHED);
     assert_int_equal(in_child(NULL, "write_behind_device_memory"), FAULT);
+    assert_child_said(BEHIND);
     assert_int_equal(in_child(NULL, "use_freed_device_memory"), FAULT);
 }
 
@@ -550,6 +555,7 @@ static void test_device(void **state) {
     cudaGetLastError();
     assert_int_equal(in_child("TOKAMAK_EMU_CC=75", "a_turing"), 0);
     assert_int_equal(in_child(NULL, "unknown_attribute"), 128 + SIGABRT);
+    assert_child_said("cudaDeviceAttr");
 }
 
 static const Child CHILDREN[] = {

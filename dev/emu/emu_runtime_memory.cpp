@@ -6,6 +6,7 @@
 // faults as it would beside a real GPU. Copies check that their pointers are what their kind says.
 #include "emu_runtime_state.h"
 
+#include <signal.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
@@ -55,6 +56,42 @@ bool emu_is_device_memory(const void *pointer, size_t bytes) {
     return found != rt->blocks.end() && bytes <= found->first + found->second.bytes - (uintptr_t)pointer;
 }
 
+// ---- faults: a line that says what an address was, before the program dies of it ----
+
+static struct sigaction former_action;
+
+static void explain_fault(int signal, siginfo_t *info, void *context) {
+    (void)signal, (void)context;
+    const EmuRuntime *rt = emu_runtime();
+    uintptr_t at = (uintptr_t)info->si_addr;
+    for (const auto &[start, block] : rt->blocks) {
+        if (at < (uintptr_t)block.map || at >= (uintptr_t)block.map + block.map_bytes) continue;
+        if (at >= start && at - start < block.bytes)
+            fprintf(stderr, "CUDA emulator: the host touched device memory: byte %zu of a block of %zu\n", at - start,
+                    block.bytes);
+        else
+            fprintf(stderr, "CUDA emulator: an access %zu bytes %s a block of %zu bytes of device memory\n",
+                    at < start ? start - at : at - start - block.bytes, at < start ? "before" : "behind",
+                    block.bytes);
+    }
+    sigaction(SIGSEGV, &former_action, NULL);  // the access is tried again, and ends the program
+}
+
+// AddressSanitizer reports faults itself.
+static void explain_faults(void) {
+#ifndef __SANITIZE_ADDRESS__
+    static const bool installed = [] {
+        struct sigaction action = {};
+        action.sa_sigaction = explain_fault;
+        action.sa_flags = SA_SIGINFO;
+        return sigaction(SIGSEGV, &action, &former_action) == 0;
+    }();
+    (void)installed;
+#else
+    (void)explain_fault, (void)former_action;
+#endif
+}
+
 // ---- allocation ----
 
 cudaError_t cudaMalloc(void **pointer, size_t bytes) {
@@ -77,6 +114,7 @@ cudaError_t cudaMalloc(void **pointer, size_t bytes) {
     ASAN_POISON_MEMORY_REGION(block.map, (size_t)(start - (char *)block.map));
     ASAN_POISON_MEMORY_REGION(start + bytes, (size_t)(end + GUARD - (start + bytes)));
     if (rt->protect && rt->running == 0) block_reach(block, PROT_NONE);
+    explain_faults();
     rt->used_bytes += up(bytes, ALIGNMENT);
     rt->blocks[(uintptr_t)start] = block;
     *pointer = start;
