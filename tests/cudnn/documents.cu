@@ -1,6 +1,6 @@
 // documents.cu: the tables of documents and the order of the statistics that cuDNN is given (llmc/cuda/
 // attention_cudnn.cu), on the emulated GPU, against plain loops. cuDNN itself is not there.
-// tests/test_cudnn_documents.sh builds and runs it.
+// tests/test_cudnn_attention.sh builds and runs it.
 #include "llmc/cuda/attention_cudnn.cu"
 
 #include <setjmp.h>
