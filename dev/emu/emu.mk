@@ -9,7 +9,7 @@ EMU_OBJ      := $(patsubst %,$(BUILD)/emu/%.o,$(basename $(EMU_CUDA) $(EMU_SRC))
 EMU_RACE_OBJ := $(patsubst %,$(BUILD)/emu_race/%.o,$(basename $(EMU_CUDA) $(wildcard dev/emu/*.cpp)))
 
 # Rounding must not depend on the compiler or its level: no contraction to fused multiply-adds that the source lacks.
-EMU_FLAGS := -std=c++17 -fPIC -g -ffp-contract=off -Wall -Wextra -Wshadow -Werror -DTOKAMAK_EMU -fopenmp \
+EMU_FLAGS := -std=c++17 -fPIC -g -ffp-contract=off -Wall -Wextra -Wshadow -Wno-unknown-pragmas -Werror -DTOKAMAK_EMU -fopenmp \
              -I. -Idev/emu $(addprefix -isystem ,$(CUDA_INCLUDE)) -MMD -MP
 EMU_OPT   ?= -O2
 EMU_CXX   ?= g++

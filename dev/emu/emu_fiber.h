@@ -6,9 +6,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
-#if defined(__x86_64__) && !defined(EMU_PORTABLE)
-#define EMU_FIBER_ASSEMBLY 1
-#else
+#if !defined(__x86_64__)
 #include <ucontext.h>
 #endif
 
@@ -28,7 +26,7 @@ typedef struct EmuFiber {
     unsigned char *stack;
     size_t stack_bytes;
     void *fake_stack;  // AddressSanitizer's
-#ifndef EMU_FIBER_ASSEMBLY
+#if !defined(__x86_64__)
     ucontext_t context;
 #endif
     int thread;  // emu_exec's: the thread of the block that it runs

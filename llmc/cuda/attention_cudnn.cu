@@ -109,8 +109,7 @@ void cudnn_attention_unpack_lse(Backend *be, float *lse, const float *packed, At
     lse_transpose(be, lse, packed, args.B, args.T, args.NH);
 }
 
-// TOKAMAK_FAKE_CUDNN: tests/cudnn gives the emulator a cuDNN that computes graphs node by node.
-#if CUDNN_SDPA_BUILT && (!defined(TOKAMAK_EMU) || defined(TOKAMAK_FAKE_CUDNN))
+#if CUDNN_SDPA_BUILT && !defined(TOKAMAK_EMU)
 
 // ---- plans ----
 

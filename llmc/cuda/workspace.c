@@ -2,10 +2,15 @@
 // program, which plans without one.
 #include "llmc/cuda/workspace.h"
 
+#include "llmc/cuda/cudnn_workspace.h"
+
 size_t backend_cuda_plan_workspace(WorkspaceShape shape) {
     // cuBLASLt recommends 32 MiB on Hopper and Blackwell.
     size_t most = (size_t)32 << 20;
     // Two partial sums (weight and bias) of the widest tensor.
     most = workspace_max(most, (size_t)CUDA_ROW_BLOCKS * 2 * to_size(shape.widest) * sizeof(float));
+    most = workspace_max(most, workspace_attention_bytes(shape.rows, shape.NH));
+    most = workspace_max(most, to_size(cudnn_attention_plan_bytes(shape.rows, shape.seq_len, shape.NH, shape.NKV,
+                                                                  shape.head_size)));
     return most;
 }

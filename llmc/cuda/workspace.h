@@ -12,4 +12,7 @@
 
 static inline size_t workspace_max(size_t a, size_t b) { return a > b ? a : b; }
 
+// Attention's backward pass by the own kernels: rowsum(dout * out), fp32 (B,NH,T).
+static inline size_t workspace_attention_bytes(int64_t rows, int64_t NH) { return to_size(rows * NH) * sizeof(float); }
+
 #endif

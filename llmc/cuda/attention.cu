@@ -1,0 +1,210 @@
+// attention.cu: the attention entries of the function table: checks of the operands, the choice between cuDNN and the
+// own kernels, and the own kernels' problem (attention_tile.h). Knows no tiles.
+#include <stdio.h>
+#include <stdlib.h>
+
+#include "llmc/cuda/attention_cudnn.h"
+#include "llmc/cuda/attention_tile.h"
+#include "llmc/cuda/workspace.h"
+
+// Decoding fewer positions than this goes row by row: tiles would mostly compute padding.
+#define DECODE_TILE_QUERIES 16
+
+typedef struct {
+    CudnnAttention *cudnn;  // NULL: never asked
+    Error refusal;          // why the own kernels served last
+} AttentionState;
+
+static AttentionState *attention_state(const Backend *be) { return (AttentionState *)cuda_state(be)->attention; }
+
+// ---- checks, as the CPU's ----
+
+static void check_shape(const char *name, Tensor t, DType dtype, int64_t rows, int64_t columns) {
+    CHECK(t.ndim == 2 && t.dtype == dtype && t.dim[0] == rows && t.dim[1] == columns,
+          "%s: ndim=%d dtype=%s (%lld,%lld), expected %s (%lld,%lld)", name, t.ndim, dtype_name(t.dtype),
+          (long long)t.dim[0], (long long)t.dim[1], dtype_name(dtype), (long long)rows, (long long)columns);
+}
+
+static void check_args(Tensor qkv, const AttentionArgs *args) {
+    CHECK(args->B >= 0 && args->T >= 0 && args->HS > 0 && args->NKV > 0 && args->NH > 0 && args->NH % args->NKV == 0,
+          "B=%lld T=%lld NH=%lld NKV=%lld HS=%lld", (long long)args->B, (long long)args->T, (long long)args->NH,
+          (long long)args->NKV, (long long)args->HS);
+    // A tile may reach past the last position.
+    CHECK(args->window >= 0 && args->T < INT32_MAX / 2 && args->scale > 0, "window=%lld T=%lld scale=%g",
+          (long long)args->window, (long long)args->T, (double)args->scale);
+    CHECK(qkv.dtype == DTYPE_F32 || qkv.dtype == DTYPE_BF16, "qkv is %s", dtype_name(qkv.dtype));
+    check_shape("qkv", qkv, qkv.dtype, args->B * args->T, (args->NH + 2 * args->NKV) * args->HS);
+    if (!tensor_is_none(args->doc)) check_shape("doc", args->doc, DTYPE_I32, args->B, args->T);
+    if (!tensor_is_none(args->prefix)) check_shape("prefix", args->prefix, DTYPE_U8, args->B, args->T);
+}
+
+static void check_lse(Tensor lse, const AttentionArgs *args) {
+    CHECK(lse.ndim == 3 && lse.dtype == DTYPE_F32 && lse.dim[0] == args->B && lse.dim[1] == args->NH &&
+              lse.dim[2] == args->T,
+          "lse: ndim=%d dtype=%s (%lld,%lld,%lld)", lse.ndim, dtype_name(lse.dtype), (long long)lse.dim[0],
+          (long long)lse.dim[1], (long long)lse.dim[2]);
+}
+
+// ---- the own kernels ----
+
+static const char *head_at(const void *rows, DType dtype, int64_t column) {
+    return (const char *)rows + to_size(column) * dtype_bytes(dtype);
+}
+
+// What forward and backward passes have in common; false: the backend has failed.
+static bool problem_make(AttentionProblem *p, Backend *be, Tensor out, Tensor lse, Tensor qkv,
+                         const AttentionArgs *args, const int32_t *wanted) {
+    if (args->HS > ATTENTION_LARGEST_HS) {
+        char text[128];
+        snprintf(text, sizeof text, "head size %lld is too large: the CUDA kernels take at most %d",
+                 (long long)args->HS, ATTENTION_LARGEST_HS);
+        return cuda_fail(be, "attention", text);
+    }
+    *p = AttentionProblem();
+    p->dtype = qkv.dtype;
+    p->q = qkv.data;
+    p->k = head_at(qkv.data, qkv.dtype, args->NH * args->HS);
+    p->v = head_at(qkv.data, qkv.dtype, (args->NH + args->NKV) * args->HS);
+    p->out = out.data;
+    p->lse = (float *)lse.data;
+    p->q_stride = p->kv_stride = qkv.dim[1];
+    p->out_stride = out.dim[1];
+    p->B = to_i32(args->B);
+    p->NH = to_i32(args->NH);
+    p->NKV = to_i32(args->NKV);
+    p->HS = to_i32(args->HS);
+    p->queries = p->keys = to_i32(args->T);
+    p->scale = args->scale;
+    p->window = to_i32(args->window == 0 ? args->T : min_i64(args->window, args->T));
+    p->doc = (const int32_t *)args->doc.data;
+    p->prefix = (const uint8_t *)args->prefix.data;
+    p->aligned = to_size(args->HS) * dtype_bytes(qkv.dtype) % 16 == 0 && gpu_aligned(qkv.data) && gpu_aligned(out.data);
+    p->wanted = wanted;
+    return true;
+}
+
+static void attention_forward_own(Backend *be, Tensor out, Tensor lse, Tensor qkv, const AttentionArgs *args,
+                                  const int32_t *wanted) {
+    AttentionProblem problem;
+    if (problem_make(&problem, be, out, lse, qkv, args, wanted)) attention_forward_run(be, &problem);
+}
+
+static void attention_backward_own(Backend *be, Tensor dqkv, Tensor dout, Tensor qkv, Tensor out, Tensor lse,
+                                   const AttentionArgs *args, const int32_t *wanted) {
+    AttentionProblem problem;
+    if (!problem_make(&problem, be, out, lse, qkv, args, wanted)) return;
+    problem.dot = (float *)cuda_scratch(be, workspace_attention_bytes(args->B * args->T, args->NH));
+    if (problem.dot == NULL) return;
+    problem.dout = dout.data;
+    problem.dq = dqkv.data;
+    problem.dk = (char *)dqkv.data + ((const char *)problem.k - (const char *)problem.q);
+    problem.dv = (char *)dqkv.data + ((const char *)problem.v - (const char *)problem.q);
+    problem.aligned = problem.aligned && gpu_aligned(dqkv.data) && gpu_aligned(dout.data);
+    attention_backward_run(be, &problem);
+}
+
+// ---- the choice ----
+
+// cuDNN has refused, or is not there. False: it was demanded, and the backend has failed.
+static bool choose_own(Backend *be, const Error *why) {
+    if (strcmp(cuda_state(be)->attention_wanted, "cudnn") == 0)
+        return cuda_fail(be, "attention=cudnn is wanted", why->message);
+    snprintf(be->attention_choice, sizeof be->attention_choice, "own kernels (%.130s)", why->message);
+    return true;
+}
+static void choose_cudnn(Backend *be) {
+    snprintf(be->attention_choice, sizeof be->attention_choice, "%s",
+             cudnn_attention_choice(attention_state(be)->cudnn));
+}
+
+static void attention_forward(Backend *be, Tensor out, Tensor lse, Tensor qkv, AttentionArgs args) {
+    check_args(qkv, &args);
+    check_shape("out", out, qkv.dtype, args.B * args.T, args.NH * args.HS);
+    check_lse(lse, &args);
+    if (args.B * args.T == 0 || cuda_failed(be)) return;
+    AttentionState *state = attention_state(be);
+    const int32_t *unserved = NULL;
+    if (state->cudnn != NULL &&
+        cudnn_attention_forward(state->cudnn, be, out, lse, qkv, args, &unserved, &state->refusal)) {
+        choose_cudnn(be);
+        if (unserved != NULL) attention_forward_own(be, out, lse, qkv, &args, unserved);
+    } else if (choose_own(be, &state->refusal)) {
+        attention_forward_own(be, out, lse, qkv, &args, NULL);
+    }
+}
+
+static void attention_backward(Backend *be, Tensor dqkv, Tensor dout, Tensor qkv, Tensor out, Tensor lse,
+                               AttentionArgs args) {
+    check_args(qkv, &args);
+    check_shape("dqkv", dqkv, qkv.dtype, args.B * args.T, qkv.dim[1]);
+    check_shape("dout", dout, qkv.dtype, args.B * args.T, args.NH * args.HS);
+    check_shape("out", out, qkv.dtype, args.B * args.T, args.NH * args.HS);
+    check_lse(lse, &args);
+    if (args.B * args.T == 0 || cuda_failed(be)) return;
+    AttentionState *state = attention_state(be);
+    const int32_t *unserved = NULL;
+    if (state->cudnn != NULL && cudnn_attention_backward(state->cudnn, be, dqkv, dout, qkv, out, lse, args, &unserved,
+                                                         &state->refusal)) {
+        choose_cudnn(be);
+        if (unserved != NULL) attention_backward_own(be, dqkv, dout, qkv, out, lse, &args, unserved);
+    } else if (choose_own(be, &state->refusal)) {
+        attention_backward_own(be, dqkv, dout, qkv, out, lse, &args, NULL);
+    }
+}
+
+// Decoding is always the own kernels': cuDNN has nothing to gain at a handful of positions.
+static void attention_decode(Backend *be, Tensor out, Tensor k_cache, Tensor v_cache, Tensor qkv, int64_t start,
+                             AttentionArgs args) {
+    check_args(qkv, &args);
+    CHECK(args.B == 1 && tensor_is_none(args.doc) && tensor_is_none(args.prefix),
+          "B=%lld: decoding takes one sequence and a causal mask", (long long)args.B);
+    int64_t kv_width = args.NKV * args.HS, keys = start + args.T;
+    check_shape("out", out, qkv.dtype, args.T, args.NH * args.HS);
+    check_shape("k_cache", k_cache, qkv.dtype, k_cache.dim[0], kv_width);
+    check_shape("v_cache", v_cache, qkv.dtype, k_cache.dim[0], kv_width);
+    CHECK(start >= 0 && keys <= k_cache.dim[0] && keys < INT32_MAX / 2, "start=%lld n=%lld Tmax=%lld",
+          (long long)start, (long long)args.T, (long long)k_cache.dim[0]);
+    AttentionProblem p;
+    if (args.T == 0 || !problem_make(&p, be, out, TENSOR_NONE, qkv, &args, NULL)) return;
+    p.aligned = p.aligned && gpu_aligned(k_cache.data) && gpu_aligned(v_cache.data);
+    AttentionAppend append = {qkv.dtype, (char *)k_cache.data, (char *)v_cache.data, p.k, p.v, args.T, kv_width,
+                              p.q_stride, p.aligned};
+    size_t start_bytes = to_size(start * kv_width) * dtype_bytes(qkv.dtype);
+    append.k_to = (char *)k_cache.data + start_bytes;
+    append.v_to = (char *)v_cache.data + start_bytes;
+    attention_append_run(be, &append);
+    p.k = k_cache.data;
+    p.v = v_cache.data;
+    p.kv_stride = kv_width;
+    p.first = to_i32(start);
+    p.keys = to_i32(keys);
+    p.window = to_i32(args.window == 0 ? keys : min_i64(args.window, keys));
+    if (args.T < DECODE_TILE_QUERIES)
+        attention_decode_run(be, &p);
+    else
+        attention_forward_run(be, &p);
+}
+
+void attention_register_cuda(Backend *be) {
+    be->attention_forward = attention_forward;
+    be->attention_backward = attention_backward;
+    be->attention_decode = attention_decode;
+    AttentionState *state = (AttentionState *)xcalloc(1, sizeof *state);
+    cuda_state(be)->attention = state;
+    const char *wanted = cuda_state(be)->attention_wanted;
+    // The contract of backend.h is a fixed order of every sum, so cuDNN may serve in its deterministic mode only.
+    if (strcmp(wanted, "own") == 0)
+        error_set(&state->refusal, "attention=own");
+    else
+        state->cudnn = cudnn_attention_open(be, true, &state->refusal);
+    if (strcmp(wanted, "cudnn") == 0 && state->cudnn == NULL)
+        cuda_fail(be, "attention=cudnn is wanted", state->refusal.message);
+}
+
+void attention_close_cuda(Backend *be) {
+    AttentionState *state = attention_state(be);
+    if (state == NULL) return;
+    if (state->cudnn != NULL) cudnn_attention_close(state->cudnn);
+    free(state);
+    cuda_state(be)->attention = NULL;
+}

@@ -1,0 +1,280 @@
+// attention_backward.cu: the gradient of attention (FlashAttention-2, Dao 2023), deterministic and without a workspace
+// beyond rowsum(dout * out): the probabilities P are recomputed from lse, once in a kernel that keeps a tile of keys and
+// sums dK and dV over the queries (and over the query heads that share them, in order), once in a kernel that keeps a
+// tile of queries and sums dQ over the keys. Called by attention.cu; knows nothing of tensors.
+//
+//     P = exp(scale QK^T - lse)   dV = P^T dO   dP = dO V^T   dS = P (dP - rowsum(dO O))   dQ = scale dS K   dK = scale dS^T Q
+//
+// That is seven products of 2*HS FLOPs for each visible pair, where one kernel needs five: there dQ is summed over
+// blocks by float atomics, whose order differs from run to run, or through an fp32 copy of dQ in memory that blocks
+// take turns at. The two products more buy bits that do not change and no memory. As in the forward pass mma.sync
+// bounds the rate, and shared memory nearly does: the left operand is read again for each tile that streams by.
+#include "llmc/cuda/attention_tile.h"
+
+#define DOT_THREADS 256
+#define DOT_LANES 8
+
+// dot (B,NH,T) = rowsum(dout * out): eight lanes a row of one head, neighbouring groups at neighbouring positions.
+// Memory-bound: reads dout and out once. `positions` is T.
+template <class T, int W>
+__global__ void __launch_bounds__(DOT_THREADS)
+    attention_dot_kernel(float *dot, const T *dout, const T *out, int64_t count, int positions, int NH, int HS) {
+    int64_t item = (int64_t)blockIdx.x * (DOT_THREADS / DOT_LANES) + threadIdx.x / DOT_LANES;
+    int lane = (int)threadIdx.x % DOT_LANES;
+    int64_t held = item < count ? item : count - 1;
+    int64_t b = held / positions / NH, h = held / positions % NH, i = held % positions;
+    int64_t at = ((b * positions + i) * NH + h) * HS;
+    float sum = 0.0f;
+    for (int column = lane * W; column < HS; column += DOT_LANES * W) {
+        Pack<T, W> left = pack_load<T, W>(dout + at + column), right = pack_load<T, W>(out + at + column);
+#pragma unroll
+        for (int x = 0; x < W; ++x) sum = fmaf(to_float(left.v[x]), to_float(right.v[x]), sum);
+    }
+    for (int distance = DOT_LANES / 2; distance > 0; distance /= 2) sum += __shfl_xor_sync(FULL_MASK, sum, distance);
+    if (lane == 0 && item < count) dot[item] = sum;
+}
+
+// ---- dK and dV ----
+
+// Where the streamed queries of a tile of keys lie: step x is tile x % tiles of query head head + x / tiles.
+typedef struct {
+    int begin, tiles, steps, head;
+} QueryStream;
+
+// exp(scale * score - lse): the difference first, which is small where the probability counts, then the power.
+static __device__ __forceinline__ float probability(float score, float scale, float lse) {
+    return ptx_exp2(fmaf(score, scale, -lse) * ATTENTION_LOG2E);
+}
+
+// Scores (keys down, queries across) become P, products dO V^T become dS / scale.
+template <int M, int N8>
+__device__ __forceinline__ void softmax_backward_columns(float (&scores)[M][N8][4], float (&dscores)[M][N8][4],
+                                                         const float *lse, const float *dot, float scale) {
+    int c = (int)threadIdx.x % 4;
+#pragma unroll
+    for (int n = 0; n < N8; ++n) {
+        Pack<float, 2> lse_pair = pack_load<float, 2>(lse + 8 * n + 2 * c);
+        Pack<float, 2> dot_pair = pack_load<float, 2>(dot + 8 * n + 2 * c);
+#pragma unroll
+        for (int m = 0; m < M; ++m)
+#pragma unroll
+            for (int i = 0; i < 4; ++i) {
+                float p = probability(scores[m][n][i], scale, lse_pair.v[i % 2]);
+                scores[m][n][i] = p;
+                dscores[m][n][i] = p * (dscores[m][n][i] - dot_pair.v[i % 2]);
+            }
+    }
+}
+
+// A block is a tile of keys of one key/value head (and, where a head is split, a part of its columns); the longest of a
+// causal mask come first. Queries and their dout stream past; queries have two buffers because they are used last.
+template <class T, int HSP>
+__global__ void __launch_bounds__(AttentionTile<T, HSP>::THREADS) attention_dkv_kernel(AttentionProblem p) {
+    using Tile = AttentionTile<T, HSP>;
+    constexpr int STRIDE = Tile::STRIDE, THREADS = Tile::THREADS, M = Tile::DKV_M, QUERIES = Tile::DKV_QUERIES;
+    constexpr int ROWS = Tile::WARPS * 16 * M, SPLITS = Tile::DKV_SPLITS, COLUMNS = HSP / SPLITS;
+    SHARED_DYNAMIC(T, k_tile);
+    if (!attention_is_wanted(p.wanted)) return;
+    T *v_tile = k_tile + ROWS * STRIDE, *dout_tile = v_tile + ROWS * STRIDE, *q_tiles = dout_tile + QUERIES * STRIDE;
+    float *statistics = (float *)(q_tiles + 2 * QUERIES * STRIDE);  // of each buffer of queries: lse, dot
+    int warp = (int)threadIdx.x / WARP, lane = (int)threadIdx.x % WARP, g = lane / 4, c = lane % 4;
+    T *passed = (T *)(statistics + 4 * QUERIES) + Tile::passed_elems(warp * 16 * M, QUERIES);
+
+    int split = (int)(blockIdx.x % SPLITS), tiles = (p.keys + ROWS - 1) / ROWS;
+    int item = (int)(blockIdx.x / SPLITS / (unsigned)tiles), b = item / p.NKV, kv_head = item % p.NKV;
+    int j0 = (int)(blockIdx.x / SPLITS % (unsigned)tiles) * ROWS, rows = min(ROWS, p.keys - j0);
+    int64_t kv_at = ((int64_t)b * p.keys + j0) * p.kv_stride + kv_head * p.HS;
+    const T *q = (const T *)p.q + (int64_t)b * p.queries * p.q_stride;
+    const T *dout = (const T *)p.dout + (int64_t)b * p.queries * p.out_stride;
+    const float *lse = p.lse + (int64_t)b * p.NH * p.queries, *dot = p.dot + (int64_t)b * p.NH * p.queries;
+
+    tile_load<ROWS, HSP, THREADS>(k_tile, (const T *)p.k + kv_at, p.kv_stride, rows, p.HS, p.aligned);
+    tile_load<ROWS, HSP, THREADS>(v_tile, (const T *)p.v + kv_at, p.kv_stride, rows, p.HS, p.aligned);
+    AttentionMask mask = mask_of(p, b);
+    AttentionRange range = mask_query_range(mask, j0, j0 + rows);
+    int shared_by = p.NH / p.NKV, steps_a_head = (range.end - range.begin + QUERIES - 1) / QUERIES;
+    QueryStream stream = {range.begin, steps_a_head, steps_a_head * shared_by, kv_head * shared_by};
+
+    auto load_queries = [&](int step) {
+        int h = stream.head + step / stream.tiles, i0 = stream.begin + step % stream.tiles * QUERIES;
+        tile_load<QUERIES, HSP, THREADS>(q_tiles + step % 2 * QUERIES * STRIDE, q + i0 * p.q_stride + h * p.HS,
+                                         p.q_stride, p.queries - i0, p.HS, p.aligned);
+        if ((int)threadIdx.x < 2 * QUERIES) {
+            int x = (int)threadIdx.x % QUERIES;
+            const float *from = ((int)threadIdx.x < QUERIES ? lse : dot) + (int64_t)h * p.queries + i0;
+            bool valid = i0 + x < p.queries;
+            ptx_copy4(statistics + step % 2 * 2 * QUERIES + (int)threadIdx.x, valid ? from + x : from, valid);
+        }
+    };
+    auto load_dout = [&](int step) {
+        int h = stream.head + step / stream.tiles, i0 = stream.begin + step % stream.tiles * QUERIES;
+        tile_load<QUERIES, HSP, THREADS>(dout_tile, dout + i0 * p.out_stride + h * p.HS, p.out_stride, p.queries - i0,
+                                         p.HS, p.aligned);
+    };
+    load_queries(0);
+    load_dout(0);
+
+    int warp_row = warp * 16 * M, column0 = split * COLUMNS;
+    float dk[M][COLUMNS / 8][4], dv[M][COLUMNS / 8][4];
+    tile_zero(dk);
+    tile_zero(dv);
+    for (int step = 0; step < stream.steps; ++step) {
+        const T *q_tile = q_tiles + step % 2 * QUERIES * STRIDE;
+        const float *lse_tile = statistics + step % 2 * 2 * QUERIES, *dot_tile = lse_tile + QUERIES;
+        ptx_copy_wait();
+        __syncthreads();
+        if (step + 1 < stream.steps) load_queries(step + 1);
+        float scores[M][QUERIES / 8][4], dscores[M][QUERIES / 8][4];
+        tile_zero(scores);
+        tile_multiply_nt<HSP, STRIDE>(scores, k_tile + warp_row * STRIDE, q_tile);
+        int i0 = stream.begin + step % stream.tiles * QUERIES;
+        if (i0 < range.full_begin || i0 + QUERIES > range.full_end)
+            tile_mask<true>(scores, mask, j0 + warp_row + g, i0 + 2 * c);
+        tile_zero(dscores);
+        tile_multiply_nt<HSP, STRIDE>(dscores, v_tile + warp_row * STRIDE, dout_tile);
+        // Rows beyond the last query are zeros throughout, statistics included, and add nothing.
+        softmax_backward_columns(scores, dscores, lse_tile, dot_tile, p.scale);
+        tile_multiply_nn<STRIDE>(dv, scores, dout_tile + column0, passed);
+        __syncthreads();
+        if (step + 1 < stream.steps) load_dout(step + 1);
+        tile_multiply_nn<STRIDE>(dk, dscores, q_tile + column0, passed);
+    }
+
+    float one[M][2], scale[M][2];
+#pragma unroll
+    for (int m = 0; m < M; ++m)
+#pragma unroll
+        for (int upper = 0; upper < 2; ++upper) {
+            one[m][upper] = 1.0f;
+            scale[m][upper] = p.scale;
+        }
+    int64_t to = kv_at + warp_row * p.kv_stride + column0;
+    int own_rows = rows - warp_row, columns = p.HS - column0;
+    tile_store<STRIDE>((T *)p.dv + to, p.kv_stride, v_tile + warp_row * STRIDE, dv, one, own_rows, columns, p.aligned);
+    tile_store<STRIDE>((T *)p.dk + to, p.kv_stride, k_tile + warp_row * STRIDE, dk, scale, own_rows, columns, p.aligned);
+}
+
+// ---- dQ ----
+
+// A block is a tile of queries of one head, as in the forward pass; keys have two buffers because they are used last.
+template <class T, int HSP>
+__global__ void __launch_bounds__(AttentionTile<T, HSP>::THREADS) attention_dq_kernel(AttentionProblem p) {
+    using Tile = AttentionTile<T, HSP>;
+    constexpr int STRIDE = Tile::STRIDE, THREADS = Tile::THREADS, M = Tile::DQ_M, KEYS = Tile::DQ_KEYS;
+    constexpr int ROWS = Tile::WARPS * 16 * M;
+    SHARED_DYNAMIC(T, q_tile);
+    if (!attention_is_wanted(p.wanted)) return;
+    T *dout_tile = q_tile + ROWS * STRIDE, *v_tile = dout_tile + ROWS * STRIDE, *k_tiles = v_tile + KEYS * STRIDE;
+    int warp = (int)threadIdx.x / WARP, lane = (int)threadIdx.x % WARP, g = lane / 4, c = lane % 4;
+    T *passed = k_tiles + 2 * KEYS * STRIDE + Tile::passed_elems(warp * 16 * M, KEYS);
+
+    int tiles = (p.queries + ROWS - 1) / ROWS, item = (int)(blockIdx.x / (unsigned)tiles);
+    int b = item / p.NH, h = item % p.NH, kv_head = h / (p.NH / p.NKV);
+    int i0 = (tiles - 1 - (int)(blockIdx.x % (unsigned)tiles)) * ROWS, rows = min(ROWS, p.queries - i0);
+    int64_t first_row = (int64_t)b * p.queries + i0, q_at = first_row * p.q_stride + h * p.HS;
+    const T *dout = (const T *)p.dout + first_row * p.out_stride + h * p.HS;
+    const T *k = (const T *)p.k + (int64_t)b * p.keys * p.kv_stride + kv_head * p.HS;
+    const T *v = (const T *)p.v + (int64_t)b * p.keys * p.kv_stride + kv_head * p.HS;
+
+    AttentionMask mask = mask_of(p, b);
+    tile_load<ROWS, HSP, THREADS>(q_tile, (const T *)p.q + q_at, p.q_stride, rows, p.HS, p.aligned);
+    tile_load<ROWS, HSP, THREADS>(dout_tile, dout, p.out_stride, rows, p.HS, p.aligned);
+    AttentionRange range = mask_key_range(mask, i0, i0 + rows);
+    auto load_keys = [&](int j0, int buffer) {
+        tile_load<KEYS, HSP, THREADS>(k_tiles + buffer * KEYS * STRIDE, k + j0 * p.kv_stride, p.kv_stride, p.keys - j0,
+                                      p.HS, p.aligned);
+    };
+    auto load_values = [&](int j0) {
+        tile_load<KEYS, HSP, THREADS>(v_tile, v + j0 * p.kv_stride, p.kv_stride, p.keys - j0, p.HS, p.aligned);
+    };
+    load_keys(range.begin, 0);
+    load_values(range.begin);
+
+    int warp_row = warp * 16 * M;
+    float dq[M][HSP / 8][4], lse[M][2], dot[M][2], scale[M][2];
+    tile_zero(dq);
+#pragma unroll
+    for (int m = 0; m < M; ++m)
+#pragma unroll
+        for (int upper = 0; upper < 2; ++upper) {
+            int row = warp_row + 16 * m + 8 * upper + g;
+            int64_t at = (int64_t)item * p.queries + i0 + row;
+            lse[m][upper] = row < rows ? p.lse[at] : 0.0f;
+            dot[m][upper] = row < rows ? p.dot[at] : 0.0f;
+            scale[m][upper] = p.scale;
+        }
+    int buffer = 0;
+    for (int j0 = range.begin; j0 < range.end; j0 += KEYS, buffer ^= 1) {
+        const T *k_tile = k_tiles + buffer * KEYS * STRIDE;
+        int next = j0 + KEYS;
+        ptx_copy_wait();
+        __syncthreads();
+        if (next < range.end) load_keys(next, buffer ^ 1);
+        float scores[M][KEYS / 8][4], dscores[M][KEYS / 8][4];
+        tile_zero(scores);
+        tile_multiply_nt<HSP, STRIDE>(scores, q_tile + warp_row * STRIDE, k_tile);
+        if (j0 < range.full_begin || next > range.full_end)
+            tile_mask<false>(scores, mask, i0 + warp_row + g, j0 + 2 * c);
+        tile_zero(dscores);
+        tile_multiply_nt<HSP, STRIDE>(dscores, dout_tile + warp_row * STRIDE, v_tile);
+        __syncthreads();
+        if (next < range.end) load_values(next);
+#pragma unroll
+        for (int m = 0; m < M; ++m)
+#pragma unroll
+            for (int n = 0; n < KEYS / 8; ++n)
+#pragma unroll
+                for (int i = 0; i < 4; ++i)
+                    dscores[m][n][i] = probability(scores[m][n][i], p.scale, lse[m][i / 2]) *
+                                       (dscores[m][n][i] - dot[m][i / 2]);
+        tile_multiply_nn<STRIDE>(dq, dscores, k_tile, passed);
+    }
+    tile_store<STRIDE>((T *)p.dq + q_at + warp_row * p.q_stride, p.q_stride, q_tile + warp_row * STRIDE, dq, scale,
+                       rows - warp_row, p.HS, p.aligned);
+}
+
+// ---- launches ----
+
+template <class T>
+static void dot_launch(Backend *be, const AttentionProblem *p) {
+    int64_t count = (int64_t)p->B * p->NH * p->queries;
+    dim3 blocks((unsigned)to_i32(div_up(count, DOT_THREADS / DOT_LANES)));
+    const T *dout = (const T *)p->dout, *out = (const T *)p->out;
+    if (p->aligned)
+        GPU_LAUNCH(be, (attention_dot_kernel<T, PACK<T>>), blocks, dim3(DOT_THREADS), 0, p->dot, dout, out, count,
+                   p->queries, p->NH, p->HS);
+    else
+        GPU_LAUNCH(be, (attention_dot_kernel<T, 1>), blocks, dim3(DOT_THREADS), 0, p->dot, dout, out, count, p->queries,
+                   p->NH, p->HS);
+}
+
+template <class T, int HSP>
+static void dkv_launch(Backend *be, const AttentionProblem *p) {
+    using Tile = AttentionTile<T, HSP>;
+    constexpr int ROWS = Tile::WARPS * 16 * Tile::DKV_M, QUERIES = Tile::DKV_QUERIES;
+    constexpr size_t SMEM_BYTES =
+        ((2 * ROWS + 3 * QUERIES) * Tile::STRIDE + Tile::passed_elems(ROWS, QUERIES)) * sizeof(T) +
+        4 * QUERIES * sizeof(float);
+    static_assert(SMEM_BYTES <= 99 * 1024, "a block's shared memory on sm_89");
+    int64_t blocks = div_up(p->keys, ROWS) * p->B * p->NKV * Tile::DKV_SPLITS;
+    GPU_LAUNCH(be, (attention_dkv_kernel<T, HSP>), dim3((unsigned)to_i32(blocks)), dim3(Tile::THREADS), SMEM_BYTES, *p);
+}
+
+template <class T, int HSP>
+static void dq_launch(Backend *be, const AttentionProblem *p) {
+    using Tile = AttentionTile<T, HSP>;
+    constexpr int ROWS = Tile::WARPS * 16 * Tile::DQ_M, KEYS = Tile::DQ_KEYS;
+    constexpr size_t SMEM_BYTES = ((2 * ROWS + 3 * KEYS) * Tile::STRIDE + Tile::passed_elems(ROWS, KEYS)) * sizeof(T);
+    static_assert(SMEM_BYTES <= 99 * 1024, "a block's shared memory on sm_89");
+    int64_t blocks = div_up(p->queries, ROWS) * p->B * p->NH;
+    GPU_LAUNCH(be, (attention_dq_kernel<T, HSP>), dim3((unsigned)to_i32(blocks)), dim3(Tile::THREADS), SMEM_BYTES, *p);
+}
+
+void attention_backward_run(Backend *be, const AttentionProblem *problem) {
+    if (problem->dtype == DTYPE_BF16)
+        dot_launch<bf16>(be, problem);
+    else
+        dot_launch<float>(be, problem);
+    ATTENTION_DISPATCH(dkv_launch, be, problem);
+    ATTENTION_DISPATCH(dq_launch, be, problem);
+}
