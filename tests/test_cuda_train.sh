@@ -26,7 +26,7 @@ run() {
     shift 2
     "$train_gpt" train out_dir="$dir" device="$device" train="$train" val="$val" max_seq_len=32 seq_len=32 batch_rows=2 \
         batch_tokens=128 steps=10 warmup_steps=2 lr=3e-3 val_every=0 val_tokens=512 save_every=5 keep_last=0 \
-        sample_tokens=0 progress_bar=false "$@"
+        sample_tokens=1 progress_bar=false "$@"
 }
 straight() {
     local name=$1
@@ -95,7 +95,7 @@ fails() { # TEXT ENV... -- OPTIONS...: exit code 1 and one sentence
     shift
     rm -rf "$work/bad"
     expect 1 "$text" env "${settings[@]}" "$train_gpt" train out_dir="$work/bad" train="$train" $llama max_seq_len=32 \
-        seq_len=32 batch_rows=2 steps=10 save_every=3 val_every=0 sample_tokens=0 progress_bar=false "$@"
+        seq_len=32 batch_rows=2 steps=10 save_every=3 val_every=0 sample_tokens=1 progress_bar=false "$@"
 }
 if ! ldconfig -p 2>/dev/null | grep -q 'libcuda\.so\.1'; then
     check no_driver fails 'no NVIDIA driver.*libcuda\.so\.1.*device=cpu' A=1 -- device=cuda

@@ -5,6 +5,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "llmc/device.h"
+
 int bench_parse(const BenchOption *options, const char *usage, int argc, char **argv) {
     for (int i = 1; i < argc; ++i)
         if (strcmp(argv[i], "--help") == 0 || strcmp(argv[i], "-h") == 0) {
@@ -12,13 +14,19 @@ int bench_parse(const BenchOption *options, const char *usage, int argc, char **
             for (const BenchOption *o = options; o->name != NULL; ++o) printf("  %-14s %s\n", o->name, o->help);
             return 0;
         }
-    for (int i = 1; i < argc; i += 2) {
+    for (int i = 1; i < argc; ++i) {
         const BenchOption *o = options;
         while (o->name != NULL && strcmp(o->name, argv[i]) != 0) ++o;
+        if (o->name != NULL && o->flag != NULL) {
+            *o->flag = true;
+            continue;
+        }
         bool ok = o->name != NULL && i + 1 < argc;
         if (ok && o->text != NULL) *o->text = argv[i + 1];
         if (ok && o->count != NULL) ok = parse_count(argv[i + 1], o->count);
+        ++i;
         if (ok) continue;
+        --i;
         fprintf(stderr, "bench %s: \"%s\": expected a known option and its value; see --help\n", argv[0], argv[i]);
         return 2;
     }
@@ -32,6 +40,22 @@ static int compare_doubles(const void *a, const void *b) {
 double bench_median(double *values, int count) {
     qsort(values, (size_t)count, sizeof *values, compare_doubles);
     return count % 2 ? values[count / 2] : 0.5 * (values[count / 2 - 1] + values[count / 2]);
+}
+
+double bench_quantile(const double *sorted, int count, double q) {
+    double at = q * (count - 1);
+    int low = (int)at;
+    return low + 1 >= count ? sorted[count - 1] : sorted[low] + (at - low) * (sorted[low + 1] - sorted[low]);
+}
+
+Backend *bench_device_open(const BenchDevice *choice, Error *err) {
+    DeviceChoice device = {.device = choice->device, .threads = (int)choice->threads, .cpu_isa = choice->isa};
+    device.plugin.attention = choice->attention != NULL ? choice->attention : "auto";
+    device.plugin.graphs = choice->graphs;
+    char note[1200];
+    Backend *be = device_open(&device, note, sizeof note, err);
+    if (note[0] != '\0') fprintf(stderr, "%s\n", note);
+    return be;
 }
 
 int main(int argc, char **argv) {

@@ -1,283 +1,216 @@
-// bench_ops.c: single operations at the shapes of real models, through the very function pointers that training
-// calls. Operands rotate through several copies, so that they come from memory and not from a cache that a training
-// step would not have; the median and the 10th and 90th percentile are shown, with FLOP/s against the measured peak
-// and bytes/s from the operands' sizes.
+// bench_ops.c: `bench op`: single operations at the shapes of real models, through the very function pointers that
+// training calls, on any backend. The registry says what there is; this file chooses, measures and reports.
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "dev/bench/bench.h"
-#include "llmc/arena.h"
-#include "llmc/backend.h"
-#include "llmc/rng.h"
-
-typedef enum {
-    OP_MATMUL,
-    OP_ATTENTION_FORWARD,
-    OP_ATTENTION_BACKWARD,
-    OP_NORM_FORWARD,
-    OP_NORM_BACKWARD,
-    OP_GELU_FORWARD,
-    OP_GELU_BACKWARD,
-    OP_SWIGLU_FORWARD,
-    OP_CROSS_ENTROPY,
-    OP_ADD,
-    OP_GRAD_CLIP,
-    OP_ADAMW
-} OpKind;
+#include "dev/bench/op_bench.h"
+#include "llmc/json.h"
 
 typedef struct {
-    const char *name;
-    OpKind kind;
-    int64_t M, N, K;  // matmul: out(M,N); others: rows M, width N; attention: B, T, heads (of 64)
-    bool trans_a, trans_b, accumulate;
-} OpCase;
+    const char *only, *dtype, *models, *scale, *json, *against, *peer;
+    BenchDevice device;
+    int64_t repeats;
+    bool list;
+} OpOptions;
 
-static const OpCase CASES[] = {
-    {"forward qkv 124M", OP_MATMUL, 1024, 2304, 768, false, true, false},
-    {"forward fc 124M", OP_MATMUL, 1024, 3072, 768, false, true, false},
-    {"forward proj 124M", OP_MATMUL, 1024, 768, 3072, false, true, false},
-    {"forward head 124M", OP_MATMUL, 1024, 50304, 768, false, true, false},
-    {"dX fc 124M", OP_MATMUL, 1024, 768, 3072, false, false, false},
-    {"dX head 124M", OP_MATMUL, 1024, 768, 50304, false, false, false},
-    {"dW fc 124M", OP_MATMUL, 3072, 768, 1024, true, false, false},
-    {"dW fc 124M +=", OP_MATMUL, 3072, 768, 1024, true, false, true},
-    {"dW head 124M", OP_MATMUL, 50304, 768, 1024, true, false, false},
-    {"forward fc, 256 rows", OP_MATMUL, 256, 3072, 768, false, true, false},
-    {"forward C=384", OP_MATMUL, 2048, 1152, 384, false, true, false},
-    {"decode fc, 1 row", OP_MATMUL, 1, 3072, 768, false, true, false},
-    {"awkward 1021x1019x509", OP_MATMUL, 1021, 1019, 509, false, true, false},
-    {"attention T=256", OP_ATTENTION_FORWARD, 4, 256, 12, false, false, false},
-    {"attention T=1024", OP_ATTENTION_FORWARD, 1, 1024, 12, false, false, false},
-    {"attention back T=256", OP_ATTENTION_BACKWARD, 4, 256, 12, false, false, false},
-    {"attention back T=1024", OP_ATTENTION_BACKWARD, 1, 1024, 12, false, false, false},
-    {"LayerNorm", OP_NORM_FORWARD, 1024, 768, 0, false, false, false},
-    {"LayerNorm back", OP_NORM_BACKWARD, 1024, 768, 0, false, false, false},
-    {"GELU", OP_GELU_FORWARD, 1024, 3072, 0, false, false, false},
-    {"GELU back", OP_GELU_BACKWARD, 1024, 3072, 0, false, false, false},
-    {"SwiGLU", OP_SWIGLU_FORWARD, 1024, 2048, 0, false, false, false},
-    {"cross-entropy", OP_CROSS_ENTROPY, 1024, 50304, 0, false, false, false},
-    {"residual add", OP_ADD, 1024, 768, 0, false, false, false},
-    {"gradient norm", OP_GRAD_CLIP, 1, 1 << 24, 0, false, false, false},
-    {"AdamW", OP_ADAMW, 1, 1 << 24, 0, false, false, false},
-};
-#define CASE_COUNT ((int)(sizeof CASES / sizeof CASES[0]))
-// Copies of the operands: together more than a large last-level cache, within reason.
-#define ROTATION_BYTES ((size_t)128 << 20)
-#define MAX_COPIES 8
-#define MAX_OPERANDS 8
+static const char USAGE[] =
+    "bench op: single operations at the shapes of real models\n\n"
+    "examples\n"
+    "  bench op --only head --dtype bf16                    some of them on the CPU\n"
+    "  bench op --device cuda --json ops.json               all of them on a GPU, for tools too\n"
+    "  bench op --device cuda --against ops.json            exit status 1 if anything became slower or wrong\n"
+    "  bench op --device cuda --list --json cases.json      what would be measured; peer_ops_pytorch.py reads it\n"
+    "  bench op --device cuda --peer pytorch.json           PyTorch's times beside ours";
 
+// One open backend for each choice of attention: cases that need another choice reopen the device.
 typedef struct {
-    Tensor t[MAX_OPERANDS];
-    int count;
-} Operands;
+    BenchDevice choice;
+    Backend *be;
+    char failure[200];  // why the present choice could not be opened
+} OpDevice;
 
-// What one case works on; the first tensor is the output. Gradients and statistics are fp32 whatever the dtype.
-static void lay_out(Operands *o, Arena *arena, const OpCase *c, DType dtype) {
-    o->count = 0;
-#define OPERAND(type, ndim, a, b, d) o->t[o->count++] = arena_tensor(arena, "operands", type, ndim, a, b, d, 0)
-    int64_t qkv = 3 * c->K * 64, N = c->M * c->N;
-    switch (c->kind) {
-    case OP_MATMUL:
-        OPERAND(c->trans_a ? DTYPE_F32 : dtype, 2, c->M, c->N, 0);
-        OPERAND(dtype, 2, c->trans_a ? c->K : c->M, c->trans_a ? c->M : c->K, 0);
-        OPERAND(dtype, 2, c->trans_b ? c->N : c->K, c->trans_b ? c->K : c->N, 0);
-        break;
-    case OP_ATTENTION_FORWARD:
-    case OP_ATTENTION_BACKWARD:
-        OPERAND(dtype, 2, N, c->K * 64, 0);
-        OPERAND(DTYPE_F32, 3, c->M, c->K, c->N);
-        OPERAND(dtype, 2, N, qkv, 0);
-        OPERAND(dtype, 2, N, qkv, 0);
-        OPERAND(dtype, 2, N, c->K * 64, 0);
-        break;
-    case OP_NORM_FORWARD:
-    case OP_NORM_BACKWARD:
-        OPERAND(dtype, 2, c->M, c->N, 0);
-        OPERAND(dtype, 2, c->M, c->N, 0);
-        OPERAND(dtype, 2, c->M, c->N, 0);
-        OPERAND(DTYPE_F32, 1, c->M, 0, 0);
-        OPERAND(DTYPE_F32, 1, c->M, 0, 0);
-        OPERAND(dtype, 1, c->N, 0, 0);
-        OPERAND(DTYPE_F32, 1, c->N, 0, 0);
-        OPERAND(DTYPE_F32, 1, c->N, 0, 0);
-        break;
-    case OP_SWIGLU_FORWARD:
-        OPERAND(dtype, 2, c->M, c->N, 0);
-        OPERAND(dtype, 2, c->M, 2 * c->N, 0);
-        break;
-    case OP_CROSS_ENTROPY:
-        OPERAND(dtype, 2, c->M, c->N, 0);
-        OPERAND(DTYPE_F32, 1, c->M, 0, 0);
-        OPERAND(DTYPE_I32, 1, c->M, 0, 0);
-        OPERAND(DTYPE_F32, 1, c->M, 0, 0);
-        OPERAND(DTYPE_F32, 1, 1, 0, 0);
-        break;
-    case OP_GRAD_CLIP:
-        OPERAND(DTYPE_F32, 1, c->N, 0, 0);
-        OPERAND(DTYPE_F64, 1, 8, 0, 0);
-        break;
-    case OP_ADAMW:
-        for (int i = 0; i < 4; ++i) OPERAND(DTYPE_F32, 1, c->N, 0, 0);
-        OPERAND(DTYPE_BF16, 1, c->N, 0, 0);
-        OPERAND(DTYPE_F64, 1, 8, 0, 0);
-        break;
-    case OP_GELU_FORWARD:
-    case OP_GELU_BACKWARD:
-    case OP_ADD:
-        for (int i = 0; i < 3; ++i) OPERAND(dtype, 2, c->M, c->N, 0);
-        break;
-    }
-#undef OPERAND
-}
-
-static void run_case(Backend *be, const OpCase *c, const Operands *o, DType dtype) {
-    const Tensor *t = o->t;
-    NormArgs norm = {NORM_LAYER, 1e-5f};
-    AttentionArgs attention = {.B = c->M, .T = c->N, .NH = c->K, .NKV = c->K, .HS = 64, .scale = 0.125f};
-    switch (c->kind) {
-    case OP_MATMUL:
-        be->matmul(be, t[0], t[1], t[2],
-                   (MatmulArgs){.trans_a = c->trans_a,
-                                .trans_b = c->trans_b,
-                                .alpha = 1,
-                                .beta = 1,
-                                .add = c->accumulate ? t[0] : TENSOR_NONE});
-        break;
-    case OP_ATTENTION_FORWARD: be->attention_forward(be, t[0], t[1], t[2], attention); break;
-    case OP_ATTENTION_BACKWARD: be->attention_backward(be, t[3], t[4], t[2], t[0], t[1], attention); break;
-    case OP_NORM_FORWARD: be->norm_forward(be, t[0], t[3], t[4], t[1], t[5], t[5], norm); break;
-    case OP_NORM_BACKWARD:
-        be->norm_backward(be, t[0], t[6], t[7], t[1], t[2], t[5], t[3], t[4], true, false, norm);
-        break;
-    case OP_GELU_FORWARD: be->activation_forward(be, t[0], t[1], ACT_GELU); break;
-    case OP_GELU_BACKWARD: be->activation_backward(be, t[0], t[1], t[2], ACT_GELU); break;
-    case OP_SWIGLU_FORWARD: be->activation_forward(be, t[0], t[1], ACT_SWIGLU); break;
-    case OP_CROSS_ENTROPY:
-        be->cross_entropy(be, t[1], t[0], t[2], t[3],
-                          (CrossEntropyArgs){.V = c->N - 47, .want_grad = true, .loss_scale = t[4]});
-        break;
-    case OP_ADD: be->add(be, t[0], t[1], t[2]); break;
-    case OP_GRAD_CLIP: be->grad_clip(be, t[1].data, t[0], 1.0f); break;
-    case OP_ADAMW: {
-        OptimTensor tensor = {.master = t[0].data,
-                              .weight = dtype == DTYPE_BF16 ? t[4].data : NULL,
-                              .grad = t[1].data,
-                              .m = t[2].data,
-                              .v = t[3].data,
-                              .elems = c->N,
-                              .lr = 1e-4f,
-                              .weight_decay = 0.1f};
-        be->adamw(be, &tensor, 1, t[5].data, (AdamwArgs){.beta1 = 0.9f, .beta2 = 0.95f, .eps = 1e-8f, .t = 10});
-        break;
-    }
-    }
-}
-
-// Multiply-adds count as two; causal attention as half of the full square (backward: five products against two).
-static double case_flops(const OpCase *c) {
-    double M = (double)c->M, N = (double)c->N, K = (double)c->K;
-    if (c->kind == OP_MATMUL) return 2 * M * N * K;
-    double square = M * K * N * (N + 1) / 2 * 64 * 2;
-    if (c->kind == OP_ATTENTION_FORWARD) return 2 * square;
-    if (c->kind == OP_ATTENTION_BACKWARD) return 5 * square;
-    return 0;
-}
-
-// Each operand read or written once; what is updated in place counts twice.
-static double case_bytes(const OpCase *c, const Operands *o, DType dtype) {
-    double bytes = 0;
-    for (int i = 0; i < o->count; ++i) bytes += (double)tensor_bytes(o->t[i]);
-    if (c->accumulate || c->kind == OP_CROSS_ENTROPY || c->kind == OP_NORM_BACKWARD)
-        bytes += (double)tensor_bytes(o->t[0]);
-    if (c->kind == OP_ADAMW) {
-        for (int i = 0; i < 4; ++i) bytes += i == 1 ? 0 : (double)tensor_bytes(o->t[i]);
-        if (dtype != DTYPE_BF16) bytes -= (double)tensor_bytes(o->t[4]);
-    }
-    if (c->kind == OP_GELU_FORWARD) bytes -= (double)tensor_bytes(o->t[2]);
-    if (c->kind == OP_NORM_FORWARD) bytes -= (double)tensor_bytes(o->t[2]);
-    return bytes;
-}
-
-static void fill(const Operands *o) {
-    for (int i = 0; i < o->count; ++i) {
-        int64_t elems = tensor_elems(o->t[i]);
-        for (int64_t e = 0; e < elems; ++e) {
-            uint32_t bits = rng_u32(5, RNG_STREAM_TEST, (uint64_t)(e % 4096));
-            float value = (float)bits * 0x1p-32f - 0.5f;
-            if (o->t[i].dtype == DTYPE_F32) ((float *)o->t[i].data)[e] = value * value;
-            if (o->t[i].dtype == DTYPE_BF16) ((uint16_t *)o->t[i].data)[e] = bf16_from_f32(value);
-            if (o->t[i].dtype == DTYPE_I32) ((int32_t *)o->t[i].data)[e] = (int32_t)(bits % 50000);
-            if (o->t[i].dtype == DTYPE_F64) ((double *)o->t[i].data)[e] = 0;
-        }
-    }
-}
-
-static bool bench_case(Backend *be, const OpCase *c, DType dtype, double peak, int repeats) {
-    Arena measure, arena;
-    Operands one;
+static Backend *device_for(OpDevice *device, const char *attention) {
+    const char *wanted = attention != NULL ? attention : device->choice.attention;
+    bool same = wanted == device->choice.attention ||
+                (wanted != NULL && device->choice.attention != NULL && strcmp(wanted, device->choice.attention) == 0);
+    if (same && device->be != NULL) return device->be;
+    if (same && device->failure[0] != '\0') return NULL;
+    if (device->be != NULL) device->be->close(device->be);
     Error err = {""};
-    arena_init_measuring(&measure);
-    lay_out(&one, &measure, c, dtype);
-    int copies = (int)min_i64(MAX_COPIES, max_i64(2, (int64_t)(ROTATION_BYTES / measure.used_bytes)));
-    if (!arena_init(&arena, be, measure.used_bytes * (size_t)copies, &err)) {
-        fprintf(stderr, "bench op: %s\n", err.message);
-        return false;
+    device->choice.attention = wanted;
+    device->be = bench_device_open(&device->choice, &err);
+    snprintf(device->failure, sizeof device->failure, "%.199s", err.message);
+    return device->be;
+}
+
+// ---- progress on stderr: a live line on a terminal, else one now and then ----
+
+static void show_progress(int done, int count, const OpCase *c, double started, double *shown) {
+    double now = now_seconds(), left = done > 0 ? (now - started) / done * (count - done) : 0;
+    bool live = isatty(STDERR_FILENO);
+    if (done < count && !live && now - *shown < 15) return;
+    if (live && done == count) fprintf(stderr, "\r\033[K");
+    if (done == count) return;
+    *shown = now;
+    fprintf(stderr, "%s%d of %d: %s, %s", live ? "\r\033[K" : "", done + 1, count, c->kind->op, c->shape.label);
+    if (done > 0)
+        fprintf(stderr, ", %.0f:%02.0f left", (double)(int)(left / 60), left - 60 * (double)(int)(left / 60));
+    fputs(live ? "" : "\n", stderr);
+}
+
+// ---- ----
+
+static void print_list(const OpResult *results, int count) {
+    for (int i = 0; i < count; ++i) {
+        const OpCase *c = results[i].c;
+        char shape[96];
+        op_shape_text(shape, sizeof shape, &c->shape);
+        printf("%-20s %-10s %-5s %-24s %s\n", c->kind->op, c->kind->variant, dtype_name(c->dtype), c->shape.label,
+               shape);
     }
-    Operands all[MAX_COPIES];
-    for (int i = 0; i < copies; ++i) {
-        lay_out(&all[i], &arena, c, dtype);
-        fill(&all[i]);
-        run_case(be, c, &all[i], dtype);
+    printf("%d cases\n", count);
+}
+
+static int measure_all(OpResult *results, int count, OpDevice *device, const OpScale *scale, const OpOptions *options,
+                       const OpPeaks *peaks, const cJSON *peer_rows) {
+    OpCall call = {0};
+    double started = now_seconds(), shown = started;
+    int failures = 0;
+    for (int i = 0; i < count; ++i) {
+        OpResult *r = &results[i];
+        show_progress(i, count, r->c, started, &shown);
+        Backend *be = device_for(device, r->c->kind->attention);
+        if (be == NULL) snprintf(r->why, sizeof r->why, "%s", device->failure);
+        else if (r->c->kind->fp8 && !be->matmul_fp8)
+            snprintf(r->why, sizeof r->why, "this device has no 8-bit products");
+        else if (!op_measure(r, &call, be, scale, (int)options->repeats, peaks)) {
+            ++failures;  // the device failed: what comes next gets a fresh one
+            be->close(be);
+            device->be = NULL;
+        }
+        if (isatty(STDERR_FILENO)) fprintf(stderr, "\r\033[K");
+        op_print_result(r, peer_rows);
+        fflush(stdout);
+        failures += r->ran && (!r->check.ok || !r->repeatable);
     }
-    double *seconds = xcalloc((size_t)repeats, sizeof *seconds);
-    for (int i = 0; i < repeats; ++i) {
-        double start = now_seconds();
-        run_case(be, c, &all[i % copies], dtype);
-        seconds[i] = now_seconds() - start;
+    free(call.normals);
+    return failures;
+}
+
+// Returns how many cases failed or became slower, -1 for an error that was printed.
+static int run_list(OpResult *results, int count, OpDevice *device, const OpScale *scale, const OpOptions *options,
+                    const cJSON *peer_rows, const cJSON *old) {
+    Error err = {""};
+    OpPeaks peaks = {0};
+    Backend *be = device_for(device, NULL);
+    if (be == NULL) {
+        fprintf(stderr, "bench op: %s\n", device->failure);
+        return -1;
     }
-    double median = bench_median(seconds, repeats), flops = case_flops(c), bytes = case_bytes(c, &one, dtype);
-    printf("%-24s %-5s %9.3f %9.3f %9.3f", c->name, dtype_name(dtype), seconds[repeats / 10] * 1e3, median * 1e3,
-           seconds[repeats - 1 - repeats / 10] * 1e3);
-    if (flops > 0) printf(" %9.1f GFLOP/s %6.1f %%\n", flops / median * 1e-9, 100 * flops / median / peak);
-    else printf(" %9.1f GB/s\n", bytes / median * 1e-9);
-    free(seconds);
-    arena_free(&arena);
-    return true;
+    if (options->list) {
+        print_list(results, count);
+    } else {
+        bool bf16 = strcmp(options->dtype, "fp32") != 0, fp32 = strcmp(options->dtype, "bf16") != 0;
+        op_measure_peaks(&peaks, be, scale, fp32, bf16);
+        printf("%s\n", be->description);
+        op_print_heading(&peaks, peer_rows != NULL);
+    }
+    int failures = options->list ? 0 : measure_all(results, count, device, scale, options, &peaks, peer_rows);
+    be = device_for(device, NULL);
+    if (be == NULL) {
+        fprintf(stderr, "bench op: %s\n", device->failure);
+        return -1;
+    }
+    cJSON *report = op_report(results, count, &peaks, be, scale);
+    if (options->json[0] != '\0' && !op_report_write(report, options->json, &err)) failures = -1;
+    if (failures >= 0 && old != NULL) {
+        int slower = op_report_against(report, old, &err);
+        failures = slower < 0 ? -1 : failures + slower;
+    }
+    cJSON_Delete(report);
+    if (failures < 0) fprintf(stderr, "bench op: %s\n", err.message);
+    if (failures > 0)
+        fprintf(stderr, "bench op: %d case%s failed or became slower\n", failures, failures == 1 ? "" : "s");
+    return failures;
+}
+
+static bool read_report(cJSON **out, const char *path, Error *err) {
+    *out = NULL;
+    if (path[0] == '\0') return true;
+    *out = json_parse_file(path, (size_t)64 << 20, err);
+    if (*out == NULL) return false;
+    if (cJSON_IsArray(json_find(*out, "rows"))) return true;
+    return error_set(err, "%s: expected a report of bench op --json, found no \"rows\"", path);
 }
 
 int bench_ops_main(int argc, char **argv) {
-    const char *filter = "", *dtype_text = "fp32", *isa = "auto";
-    int64_t threads = 0, repeats = 11;
-    const BenchOption options[] = {{"--only", &filter, NULL, "operations whose name contains this"},
-                                   {"--dtype", &dtype_text, NULL, "fp32 or bf16"},
-                                   {"--repeats", NULL, &repeats, "timed calls of each"},
-                                   {"--threads", NULL, &threads, "0: all cores"},
-                                   {"--isa", &isa, NULL, "auto, generic, avx2, avx512, avx512bf16"},
-                                   {NULL, NULL, NULL, NULL}};
-    int status = bench_parse(options,
-                             "bench op: single operations at the shapes of real models\n\n"
-                             "example\n  bench op --only head --dtype bf16",
-                             argc, argv);
+    OpOptions o = {.only = "",
+                   .dtype = "",
+                   .models = "",
+                   .scale = "",
+                   .json = "",
+                   .against = "",
+                   .peer = "",
+                   .device = {.device = "cpu", .isa = "auto"},
+                   .repeats = 11};
+    const BenchOption options[] = {
+        {"--device", &o.device.device, NULL, "cpu, cuda or cudaemu (default cpu)", NULL},
+        {"--only", &o.only, NULL, "cases whose \"operation variant label shape\" contains this", NULL},
+        {"--dtype", &o.dtype, NULL, "fp32, bf16 or all (default: fp32 on a CPU, bf16 elsewhere)", NULL},
+        {"--models", &o.models, NULL, "all, or names such as gpt2-124M,qwen2-0.5B (default: the scale's)", NULL},
+        {"--scale", &o.scale, NULL, "rows and lengths: cpu, gpu or tiny (default: the device's)", NULL},
+        {"--repeats", NULL, &o.repeats, "timed samples of each", NULL},
+        {"--json", &o.json, NULL, "also write the results to this file", NULL},
+        {"--against", &o.against, NULL, "compare with this earlier --json; exit 1 on a regression", NULL},
+        {"--peer", &o.peer, NULL, "rows of peer_ops_pytorch.py, shown beside ours", NULL},
+        {"--list", NULL, NULL, "only say what there is to measure", &o.list},
+        {"--threads", NULL, &o.device.threads, "CPU: 0 for all cores", NULL},
+        {"--isa", &o.device.isa, NULL, "CPU: auto, generic, avx2, avx512, avx512bf16", NULL},
+        {NULL, NULL, NULL, NULL, NULL}};
+    int status = bench_parse(options, USAGE, argc, argv);
     if (status >= 0) return status;
-    DType dtype;
-    Error err = {""};
-    if (!dtype_parse(dtype_text, &dtype) || (dtype != DTYPE_F32 && dtype != DTYPE_BF16) || repeats < 1) {
-        fprintf(stderr, "bench op: expected --dtype fp32 or bf16 and --repeats above 0; see --help\n");
+    bool on_cpu = strcmp(o.device.device, "cpu") == 0, emulated = strcmp(o.device.device, "cudaemu") == 0;
+    if (o.dtype[0] == '\0') o.dtype = on_cpu ? "fp32" : "bf16";
+    if (o.scale[0] == '\0') o.scale = on_cpu ? "cpu" : emulated ? "tiny" : "gpu";
+    const OpScale *scale = op_scale_find(o.scale);
+    bool bf16 = strcmp(o.dtype, "bf16") == 0 || strcmp(o.dtype, "all") == 0;
+    bool fp32 = strcmp(o.dtype, "fp32") == 0 || strcmp(o.dtype, "all") == 0;
+    if (scale == NULL || (!bf16 && !fp32) || o.repeats < 1) {
+        fprintf(stderr,
+                "bench op: expected --dtype fp32, bf16 or all, --scale cpu, gpu or tiny, --repeats above 0; see "
+                "--help\n");
         return 2;
     }
-    Backend *be = backend_cpu_open((int)threads, isa, &err);
-    if (be == NULL) {
+    Error err = {""};
+    OpModel models[OP_MAX_MODELS];
+    int model_count = op_models_parse(models, o.models[0] != '\0' ? o.models : scale->models, scale, &err);
+    cJSON *peer = NULL, *old = NULL;
+    if (model_count < 0 || !read_report(&peer, o.peer, &err) || !read_report(&old, o.against, &err)) {
         fprintf(stderr, "bench op: %s\n", err.message);
-        return 1;
+        cJSON_Delete(peer);
+        return model_count < 0 ? 2 : 1;
     }
-    double peak = be->measure_peak(be, dtype);
-    printf("%s; peak %.1f GFLOP/s of %s multiply-adds from registers, measured now\n", be->description, peak * 1e-9,
-           dtype_name(dtype));
-    printf("%-24s %-5s %9s %9s %9s\n", "operation", "dtype", "p10 ms", "median ms", "p90 ms");
-    bool ok = true;
-    for (int i = 0; i < CASE_COUNT && ok; ++i)
-        if (strstr(CASES[i].name, filter) != NULL) ok = bench_case(be, &CASES[i], dtype, peak, (int)repeats);
-    be->close(be);
-    return ok ? 0 : 1;
+    OpFilter filter = {.only = o.only,
+                       .fp32 = fp32,
+                       .bf16 = bf16,
+                       .on_gpu = !on_cpu,
+                       .scale = scale,
+                       .models = models,
+                       .model_count = model_count};
+    OpList list = op_list_build(&filter);
+    OpResult *results = xcalloc((size_t)list.count + 1, sizeof *results);
+    for (int i = 0; i < list.count; ++i) results[i].c = &list.cases[i];
+    OpDevice device = {.choice = o.device};
+    int failures = -1;
+    if (list.count == 0) fprintf(stderr, "bench op: no case contains \"%s\"; see --list\n", o.only);
+    else failures = run_list(results, list.count, &device, scale, &o, json_find(peer, "rows"), old);
+    if (device.be != NULL) device.be->close(device.be);
+    cJSON_Delete(peer);
+    cJSON_Delete(old);
+    free(results);
+    op_list_free(&list);
+    return failures == 0 ? 0 : 1;
 }

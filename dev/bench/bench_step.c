@@ -1,6 +1,7 @@
-// bench_step.c: whole training steps (forward, backward, clip, AdamW) at fixed shapes on random tokens: tokens/s,
-// where the time goes, share of the measured peak, planned and resident memory. One JSON line, so that drivers can
-// put peers beside it.
+// bench_step.c: whole training steps (forward, backward, clip, AdamW) at fixed shapes on random tokens, on any
+// backend: tokens/s, MFU, memory, and on a CPU where the time goes. One JSON line, so that drivers can put peers
+// beside it.
+#include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -12,47 +13,86 @@
 #include "llmc/rng.h"
 
 typedef struct {
-    const char *name;
-    int64_t L, NH, C, V, T_max, B, T;
+    const char *name, *preset;
+    int64_t B, T, tokens;     // of a micro-batch, and of a step
+    int64_t L, C, NH, vocab;  // over the preset's; 0: the preset's
 } StepShape;
 
+// Micro-batches of the GPU's shapes fit into 80 GB in bf16 without recomputing anything.
 static const StepShape SHAPES[] = {
-    {"124M-b4-t64", 12, 12, 768, 50257, 1024, 4, 64},
-    {"124M-b4-t256", 12, 12, 768, 50257, 1024, 4, 256},
-    {"small-b8-t256", 6, 6, 384, 50257, 1024, 8, 256},
+    {"124M-b4-t64", "gpt2:124M", 4, 64, 256, 0, 0, 0, 0},
+    {"124M-b4-t256", "gpt2:124M", 4, 256, 1024, 0, 0, 0, 0},
+    {"small-b8-t256", "gpt2:124M", 8, 256, 2048, 6, 384, 6, 0},
+    {"gpt2-124M", "gpt2:124M", 64, 1024, 65536, 0, 0, 0, 0},
+    {"gpt2-350M", "gpt2:350M", 32, 1024, 65536, 0, 0, 0, 0},
+    {"gpt2-774M", "gpt2:774M", 16, 1024, 65536, 0, 0, 0, 0},
+    {"gpt2-1.5B", "gpt2:1.5B", 8, 1024, 65536, 0, 0, 0, 0},
+    {"qwen2-0.5B", "qwen2:0.5B", 32, 1024, 65536, 0, 0, 0, 0},
+    {"qwen2-1.5B", "qwen2:1.5B", 8, 1024, 65536, 0, 0, 0, 0},
+    {"qwen2-3B", "qwen2:3B", 4, 1024, 65536, 0, 0, 0, 0},
+    {"qwen2-0.5B-t4096", "qwen2:0.5B", 8, 4096, 65536, 0, 0, 0, 0},
+    {"qwen2-1.5B-t4096", "qwen2:1.5B", 2, 4096, 65536, 0, 0, 0, 0},
+    {"qwen2-3B-t4096", "qwen2:3B", 1, 4096, 65536, 0, 0, 0, 0},
+    {"tiny-gpt2", "gpt2:124M", 2, 32, 128, 2, 32, 2, 128},
+    {"tiny-llama", "qwen2:0.5B", 2, 32, 128, 2, 32, 2, 128},
 };
 #define SHAPE_COUNT ((int)(sizeof SHAPES / sizeof SHAPES[0]))
+#define WARMUP_STEPS 2
+#define SEED 1  // of weights and tokens: peer_pytorch.py makes the same from it
+#define LEARNING_RATE 1e-4
+
+typedef struct {
+    const char *shape, *dtype, *recompute;
+    BenchDevice device;
+    int64_t steps, chunk_rows, batch_rows, batch_tokens;
+    bool no_graphs, no_master;
+} StepOptions;
 
 typedef struct {
     const StepShape *shape;
     RunConfig config;
     Schedule schedule;
-    Profile profile;
+    Backend *be;      // what computes
+    Profile profile;  // around it, on a CPU: elsewhere operations end after the call
     Arena arena;
     Model model;
     Optimizer optimizer;
-    Batch batch;
+    Batch *batch;  // the micro-batches of a step
+    int64_t micro_batches;
+    double *loss;  // [2] host_alloc memory: a step's loss is read while the next one runs
 } StepBench;
 
-static void describe_run(StepBench *bench, DType dtype, const StepShape *shape, Recompute recompute, int64_t chunk_rows) {
+static const StepShape *find_shape(const char *name) {
+    for (int i = 0; i < SHAPE_COUNT; ++i)
+        if (strcmp(SHAPES[i].name, name) == 0) return &SHAPES[i];
+    return NULL;
+}
+
+static bool describe_arch(ModelConfig *arch, const StepShape *shape, int64_t T, Error *err) {
+    if (!model_config_preset(arch, shape->preset, err)) return false;
+    if (shape->L > 0) arch->L = shape->L;
+    if (shape->C > 0) {
+        arch->C = shape->C;
+        arch->NH = shape->NH;
+        arch->NKV = arch->position == POSITION_ROPE ? shape->NH / 2 : shape->NH;
+        arch->HS = shape->C / shape->NH;
+        arch->F = 4 * shape->C;
+    }
+    if (shape->vocab > 0) arch->V = shape->vocab;
+    arch->max_seq_len = max_i64(T, 1024);  // a GPT-2 has 1024 positions however many are used
+    return model_config_finish(arch, err);
+}
+
+static bool describe_run(StepBench *bench, const StepShape *shape, const StepOptions *options, Error *err) {
     RunConfig *config = &bench->config;
-    Error err = {""};
     bench->shape = shape;
-    CHECK(model_config_preset(&config->arch, "gpt2:124M", &err), "%s", err.message);
-    ModelConfig *arch = &config->arch;
-    arch->L = shape->L;
-    arch->C = shape->C;
-    arch->NH = arch->NKV = shape->NH;
-    arch->HS = shape->C / shape->NH;
-    arch->F = 4 * shape->C;
-    arch->V = shape->V;
-    arch->Vp = 0;
-    arch->max_seq_len = shape->T_max;
-    CHECK(model_config_finish(arch, &err), "%s", err.message);
-    config->dtype = dtype;
-    config->master_weights = true;
-    config->recompute = recompute;
-    config->loss_chunk_rows = chunk_rows;
+    if (!describe_arch(&config->arch, shape, shape->T, err)) return false;
+    dtype_parse(options->dtype, &config->dtype);
+    config->master_weights = !options->no_master;
+    config->recompute = strcmp(options->recompute, "block") == 0      ? RECOMPUTE_BLOCK
+                        : strcmp(options->recompute, "norm_act") == 0 ? RECOMPUTE_NORM_ACT
+                                                                      : RECOMPUTE_NONE;
+    config->loss_chunk_rows = options->chunk_rows;
     config->beta1 = 0.9;
     config->beta2 = 0.95;
     config->eps = 1e-8;
@@ -61,134 +101,245 @@ static void describe_run(StepBench *bench, DType dtype, const StepShape *shape, 
     config->phase_count = 1;
     PhaseConfig *phase = &config->phase[0];
     phase->seq_len = shape->T;
-    phase->batch_rows = shape->B;
-    phase->batch_tokens = shape->B * shape->T;
+    phase->batch_rows = options->batch_rows > 0 ? options->batch_rows : shape->B;
+    phase->batch_tokens = options->batch_tokens > 0 ? options->batch_tokens : shape->tokens;
     phase->tokens = phase->batch_tokens * 1000;
     phase->new_lr_segment = true;
-    phase->lr = (LrConfig){.kind = SCHEDULE_CONSTANT, .lr = 1e-4, .final_lr_frac = 1};
-    CHECK(schedule_build(&bench->schedule, config, 1, &err), "%s", err.message);
+    phase->lr = (LrConfig){.kind = SCHEDULE_CONSTANT, .lr = LEARNING_RATE, .final_lr_frac = 1};
+    if (!schedule_build(&bench->schedule, config, 1, err)) return false;
+    bench->micro_batches = phase->batch_tokens / (phase->batch_rows * phase->seq_len);
+    return true;
 }
 
-static void fill_batch(StepBench *bench) {
-    int64_t N = bench->shape->B * bench->shape->T;
-    int32_t *tokens = xmalloc(to_size(N) * sizeof *tokens), *targets = xmalloc(to_size(N) * sizeof *targets);
-    float *weights = xmalloc(to_size(N) * sizeof *weights);
-    for (int64_t i = 0; i < N; ++i) {
-        tokens[i] = (int32_t)(rng_u32(1, RNG_STREAM_TEST, (uint64_t)i) % (uint32_t)bench->shape->V);
-        targets[i] = (int32_t)(rng_u32(2, RNG_STREAM_TEST, (uint64_t)i) % (uint32_t)bench->shape->V);
+static void fill_batches(StepBench *bench) {
+    const PhaseConfig *phase = &bench->config.phase[0];
+    int64_t N = phase->batch_rows * phase->seq_len, all = N * bench->micro_batches;
+    uint32_t vocab = (uint32_t)bench->config.arch.V;
+    int32_t *tokens = xmalloc(to_size(all) * sizeof *tokens), *targets = xmalloc(to_size(all) * sizeof *targets);
+    float *weights = xmalloc(to_size(all) * sizeof *weights);
+    for (int64_t i = 0; i < all; ++i) {
+        tokens[i] = (int32_t)(rng_u32(SEED, RNG_STREAM_TEST, (uint64_t)i) % vocab);
+        targets[i] = (int32_t)(rng_u32(SEED + 1, RNG_STREAM_TEST, (uint64_t)i) % vocab);
         weights[i] = 1;
     }
-    bench->batch =
-        (Batch){.B = bench->shape->B, .T = bench->shape->T, .tokens = tokens, .targets = targets, .weights = weights};
+    bench->batch = xcalloc(to_size(bench->micro_batches), sizeof *bench->batch);
+    for (int64_t m = 0; m < bench->micro_batches; ++m)
+        bench->batch[m] = (Batch){.B = phase->batch_rows,
+                                  .T = phase->seq_len,
+                                  .tokens = tokens + m * N,
+                                  .targets = targets + m * N,
+                                  .weights = weights + m * N};
 }
 
-static double one_step(StepBench *bench, int64_t t) {
+// Issues one step and the transfer of its loss; the ticket passes when that is there.
+static Ticket issue_step(StepBench *bench, int64_t t) {
     Model *model = &bench->model;
-    double start = now_seconds();
+    double tokens = (double)bench->config.phase[0].batch_tokens;
     model_begin_step(model);
-    model_forward(model, &bench->batch, 1.0 / (double)(bench->batch.B * bench->batch.T), true);
-    model_backward(model);
-    optimizer_step(&bench->optimizer, model, &bench->config, 1e-4, 1, t);
-    double loss = model_loss_sum(model);
-    double seconds = now_seconds() - start;
-    CHECK(loss == loss, "loss %f", loss);
-    return seconds;
+    for (int64_t m = 0; m < bench->micro_batches; ++m) {
+        model_forward(model, &bench->batch[m], 1.0 / tokens, true);
+        model_backward(model);
+    }
+    optimizer_step(&bench->optimizer, model, &bench->config, LEARNING_RATE, 1, t);
+    return bench->be->download_begin(bench->be, &bench->loss[t % 2], model->loss_sum.data, sizeof *bench->loss);
 }
 
-static void print_report(const StepBench *bench, double *seconds, int steps, double total, double peak,
-                         size_t planned) {
-    double tokens = (double)(bench->batch.B * bench->batch.T), sorted_median;
-    printf("{\"peer\": \"tokamak\", \"version\": \"%s\", \"shape\": \"%s\", \"dtype\": \"%s\", \"threads\": %d",
-           bench->profile.inner->description, bench->shape->name, dtype_name(bench->config.dtype),
-           bench->profile.inner->threads);
-    printf(", \"list\": [");
-    for (int i = 0; i < steps; ++i) printf("%s%.2f", i ? ", " : "", tokens / seconds[i]);
-    sorted_median = bench_median(seconds, steps);
-    double flops = model_config_flops_per_token(&bench->config.arch, bench->shape->T) * tokens;
-    printf("], \"tok_per_s\": %.2f, \"step_ms\": %.2f, \"peak_gflops\": %.1f, \"peak_share\": %.4f",
-           tokens / sorted_median, sorted_median * 1e3, peak * 1e-9, flops / sorted_median / peak);
+// Runs warm-up and timed steps, as training does: a step is waited for when the next one has been issued. seconds[i]
+// lies between the ends of steps. losses has WARMUP_STEPS + steps numbers.
+static bool run_steps(StepBench *bench, double *seconds, double *losses, int64_t steps, Error *err) {
+    Ticket read[2] = {0, 0};
+    double ended = now_seconds(), tokens = (double)bench->config.phase[0].batch_tokens;
+    int64_t all = WARMUP_STEPS + steps;
+    for (int64_t t = 1; t <= all + 1; ++t) {
+        if (t == WARMUP_STEPS + 1) profile_reset(&bench->profile);
+        if (t <= all) read[t % 2] = issue_step(bench, t);
+        // A synchronous backend has nothing to overlap: each step ends before the next begins.
+        bool synchronous = bench->be->threads > 0;
+        int64_t ends = synchronous ? t : t - 1;
+        if (ends < 1 || ends > all) continue;
+        if (!bench->be->wait(bench->be, read[ends % 2], err)) return false;
+        losses[ends - 1] = bench->loss[ends % 2] / tokens;
+        double now = now_seconds();
+        if (ends > WARMUP_STEPS) seconds[ends - WARMUP_STEPS - 1] = now - ended;
+        ended = now;
+        if (!isfinite(losses[ends - 1]))
+            return error_set(err, "step %lld: the loss is %f", (long long)ends, losses[ends - 1]);
+    }
+    return true;
+}
+
+// ---- the report ----
+
+static void print_list(const char *name, const double *values, int64_t count, double scale, bool inverse,
+                       int digits) {
+    printf(", \"%s\": [", name);
+    for (int64_t i = 0; i < count; ++i)
+        printf("%s%.*f", i ? ", " : "", digits, inverse ? scale / values[i] : scale * values[i]);
+    printf("]");
+}
+
+static void print_profile(const StepBench *bench, double total, double peak) {
+    const Profile *profile = &bench->profile;
     double known = 0;
     printf(", \"shares\": {");
     for (int i = 0; i < PROFILE_KINDS; ++i) {
-        printf("\"%s\": %.4f, ", PROFILE_NAMES[i], bench->profile.seconds[i] / total);
-        known += bench->profile.seconds[i];
+        printf("\"%s\": %.4f, ", PROFILE_NAMES[i], profile->seconds[i] / total);
+        known += profile->seconds[i];
     }
+    double rate = profile->matmul_flops / profile->seconds[PROFILE_MATMUL];
     printf("\"rest\": %.4f}, \"matmul_gflops\": %.1f, \"matmul_peak_share\": %.4f", (total - known) / total,
-           bench->profile.matmul_flops / bench->profile.seconds[PROFILE_MATMUL] * 1e-9,
-           bench->profile.matmul_flops / bench->profile.seconds[PROFILE_MATMUL] / peak);
-    struct rusage usage;
-    getrusage(RUSAGE_SELF, &usage);
-    printf(", \"planned_bytes\": %zu, \"resident_bytes\": %lld}\n", planned, (long long)usage.ru_maxrss * 1024);
+           rate * 1e-9, rate / peak);
 }
 
-static int run_steps(DType dtype, const StepShape *shape, int steps, int threads, const char *isa, Recompute recompute,
-                     int64_t chunk_rows) {
+static void print_report(const StepBench *bench, const StepOptions *options, double *seconds, const double *losses,
+                         double peak, const MemoryPlan *plan) {
+    const Backend *be = bench->be;
+    const PhaseConfig *phase = &bench->config.phase[0];
+    double tokens = (double)phase->batch_tokens, total = 0;
+    int steps = (int)options->steps;
+    for (int i = 0; i < steps; ++i) total += seconds[i];
+    printf("{\"peer\": \"tokamak\", \"version\": \"%s\", \"shape\": \"%s\", \"dtype\": \"%s\", \"threads\": %d",
+           be->description, bench->shape->name, options->dtype, be->threads);
+    print_list("list", seconds, steps, tokens, true, 2);
+    double median = bench_median(seconds, steps);
+    double flops = model_config_flops_per_token(&bench->config.arch, phase->seq_len) * tokens;
+    printf(", \"tok_per_s\": %.2f, \"step_ms\": %.2f, \"peak_gflops\": %.1f, \"peak_share\": %.4f", tokens / median,
+           median * 1e3, peak * 1e-9, flops / median / peak);
+    print_list("loss", losses, WARMUP_STEPS + steps, 1, false, 6);
+    printf(
+        ", \"device\": \"%s\", \"flops_per_token\": %.0f, \"mfu_formula\": \"(6 * matmul weights, head included + 6 "
+        "* "
+        "L * NH * HS * T, causal) * tokens/s / dense peak\", \"peak_source\": \"%s\"",
+        be->name, flops / tokens, be->peak_source);
+    printf(
+        ", \"batch_rows\": %lld, \"seq_len\": %lld, \"batch_tokens\": %lld, \"recompute\": \"%s\", \"graphs\": %s, "
+        "\"master_weights\": %s",
+        (long long)phase->batch_rows, (long long)phase->seq_len, (long long)phase->batch_tokens, options->recompute,
+        bench->be->threads == 0 && !options->no_graphs ? "true" : "false", options->no_master ? "false" : "true");
+    if (be->attention_choice[0] != '\0') printf(", \"attention\": \"%s\"", be->attention_choice);
+    if (be->threads > 0) print_profile(bench, total, peak);
+    struct rusage usage;
+    getrusage(RUSAGE_SELF, &usage);
+    printf(", \"planned_bytes\": %zu, \"device_bytes\": %zu, \"resident_bytes\": %lld}\n", plan->total_bytes,
+           plan->device_bytes, (long long)usage.ru_maxrss * 1024);
+}
+
+// ---- ----
+
+static bool lay_out(StepBench *bench, MemoryPlan *plan, Error *err) {
+    Backend *be = bench->be;
+    profile_init(&bench->profile, be);
+    plan_compute(plan, &bench->config, &bench->schedule, be);
+    be->workspace_limit_bytes = plan->workspace_bytes;
+    // What the profile wraps is timed by the host's clock: only where an operation is over when its call returns.
+    Backend *used = be->threads > 0 ? &bench->profile.outer : be;
+    if (!arena_init(&bench->arena, used, plan->arena.used_bytes, err)) return false;
+    plan_layout(&bench->model, &bench->optimizer, &bench->config, &bench->schedule, used, &bench->arena);
+    for (int i = 0; i < bench->model.params.count; ++i) bench->optimizer.trainable[i] = true;
+    model_init_weights(&bench->model, SEED);
+    optimizer_reset(&bench->optimizer, &bench->model);
+    fill_batches(bench);
+    bench->loss = be->host_alloc(be, 2 * sizeof *bench->loss, err);
+    return bench->loss != NULL;
+}
+
+static void close_bench(StepBench *bench) {
+    if (bench->loss != NULL) bench->be->host_free(bench->be, bench->loss);
+    if (bench->batch != NULL) {
+        free((void *)(uintptr_t)bench->batch[0].tokens);
+        free((void *)(uintptr_t)bench->batch[0].targets);
+        free((void *)(uintptr_t)bench->batch[0].weights);
+        free(bench->batch);
+        optimizer_free(&bench->optimizer);
+        model_free(&bench->model);
+    }
+    arena_free(&bench->arena);
+    bench->be->close(bench->be);
+    free(bench);
+}
+
+static int bench_shape(const StepShape *shape, const StepOptions *options) {
     StepBench *bench = xcalloc(1, sizeof *bench);
     Error err = {""};
-    Backend *be = backend_cpu_open(threads, isa, &err);
-    if (be == NULL) {
+    MemoryPlan plan;
+    if (!describe_run(bench, shape, options, &err) ||
+        (bench->be = bench_device_open(&options->device, &err)) == NULL) {
         fprintf(stderr, "bench step: %s\n", err.message);
         free(bench);
         return 1;
     }
-    double peak = be->measure_peak(be, dtype);
-    describe_run(bench, dtype, shape, recompute, chunk_rows);
-    profile_init(&bench->profile, be);
-    MemoryPlan plan;
-    plan_compute(&plan, &bench->config, &bench->schedule, be);
-    be->workspace_limit_bytes = plan.workspace_bytes;
-    CHECK(arena_init(&bench->arena, &bench->profile.outer, plan.arena.used_bytes, &err), "%s", err.message);
-    plan_layout(&bench->model, &bench->optimizer, &bench->config, &bench->schedule, &bench->profile.outer,
-                &bench->arena);
-    for (int i = 0; i < bench->model.params.count; ++i) bench->optimizer.trainable[i] = true;
-    model_init_weights(&bench->model, 1);
-    optimizer_reset(&bench->optimizer, &bench->model);
-    fill_batch(bench);
-
-    double *seconds = xcalloc((size_t)steps, sizeof *seconds), total = 0;
-    for (int i = 0; i < 2; ++i) one_step(bench, i + 1);  // caches, pages, scratch
-    profile_reset(&bench->profile);
-    for (int i = 0; i < steps; ++i) total += seconds[i] = one_step(bench, i + 3);
-    double after = be->measure_peak(be, dtype);
-    print_report(bench, seconds, steps, total, after > peak ? after : peak, plan.total_bytes);
+    double peak = bench->be->measure_peak(bench->be, bench->config.dtype);
+    double *seconds = xcalloc(to_size(options->steps), sizeof *seconds);
+    double *losses = xcalloc(to_size(options->steps + WARMUP_STEPS), sizeof *losses);
+    bool ok = lay_out(bench, &plan, &err) && run_steps(bench, seconds, losses, options->steps, &err);
+    if (ok) {
+        double after = bench->be->measure_peak(bench->be, bench->config.dtype);
+        print_report(bench, options, seconds, losses, after > peak ? after : peak, &plan);
+    } else {
+        fprintf(stderr, "bench step: %s: %s\n", shape->name, err.message);
+    }
     free(seconds);
-    free((void *)(uintptr_t)bench->batch.tokens);
-    free((void *)(uintptr_t)bench->batch.targets);
-    free((void *)(uintptr_t)bench->batch.weights);
-    optimizer_free(&bench->optimizer);
-    model_free(&bench->model);
-    arena_free(&bench->arena);
-    be->close(be);
-    free(bench);
-    return 0;
+    free(losses);
+    close_bench(bench);
+    return ok ? 0 : 1;
 }
 
-static Recompute recompute_kind(const char *name) {
-    if (strcmp(name, "block") == 0) return RECOMPUTE_BLOCK;
-    return strcmp(name, "norm_act") == 0 ? RECOMPUTE_NORM_ACT : RECOMPUTE_NONE;
+static char *shape_names(void) {
+    char *names = xstrdup("");
+    for (int i = 0; i < SHAPE_COUNT; ++i) {
+        char *longer = xasprintf("%s%s%s", names, i ? ", " : "", SHAPES[i].name);
+        free(names);
+        names = longer;
+    }
+    return names;
 }
 
 int bench_step_main(int argc, char **argv) {
-    const char *shape_name = SHAPES[0].name, *dtype_text = "fp32", *isa = "auto", *recompute = "none";
-    int64_t steps = 10, threads = 0, chunk = 0;
-    const BenchOption options[] = {{"--shape", &shape_name, NULL, "124M-b4-t64, 124M-b4-t256 or small-b8-t256"},
-                                   {"--dtype", &dtype_text, NULL, "fp32 or bf16"},
-                                   {"--steps", NULL, &steps, "timed steps (two more come before)"},
-                                   {"--threads", NULL, &threads, "0: all cores"},
-                                   {"--isa", &isa, NULL, "auto, generic, avx2, avx512, avx512bf16"},
-                                   {"--recompute", &recompute, NULL, "none, norm_act or block"},
-                                   {"--chunk-rows", NULL, &chunk, "rows of logits at a time, 0: the engine's choice"},
-                                   {NULL, NULL, NULL, NULL}};
-    int status = bench_parse(options,
-                             "bench step: whole training steps, one JSON line\n\n"
-                             "example\n  bench step --shape 124M-b4-t256 --dtype bf16 --steps 5",
-                             argc, argv);
-    if (status >= 0) return status;
-    DType dtype;
-    for (int i = 0; i < SHAPE_COUNT; ++i)
-        if (strcmp(SHAPES[i].name, shape_name) == 0 && dtype_parse(dtype_text, &dtype) && steps > 0)
-            return run_steps(dtype, &SHAPES[i], (int)steps, (int)threads, isa, recompute_kind(recompute),
-                             chunk);
-    fprintf(stderr, "bench step: expected a known --shape, --dtype and --steps above 0; see --help\n");
-    return 2;
+    StepOptions o = {.shape = SHAPES[0].name,
+                     .dtype = "fp32",
+                     .recompute = "none",
+                     .steps = 10,
+                     .device = {.device = "cpu", .isa = "auto"}};
+    char *names = shape_names();
+    char *usage = xasprintf(
+        "bench step: whole training steps, one JSON line\n\n"
+        "examples\n"
+        "  bench step --shape 124M-b4-t256 --dtype bf16 --steps 5\n"
+        "  bench step --device cuda --shape gpt2-1.5B --dtype bf16 --recompute block --batch-rows 16\n\n"
+        "shapes: %s",
+        names);
+    const BenchOption options[] = {
+        {"--shape", &o.shape, NULL, "one of the shapes above", NULL},
+        {"--device", &o.device.device, NULL, "cpu, cuda or cudaemu (default cpu)", NULL},
+        {"--dtype", &o.dtype, NULL, "fp32 or bf16", NULL},
+        {"--steps", NULL, &o.steps, "timed steps (two more come before)", NULL},
+        {"--threads", NULL, &o.device.threads, "CPU: 0 for all cores", NULL},
+        {"--isa", &o.device.isa, NULL, "CPU: auto, generic, avx2, avx512, avx512bf16", NULL},
+        {"--recompute", &o.recompute, NULL, "none, norm_act or block", NULL},
+        {"--chunk-rows", NULL, &o.chunk_rows, "rows of logits at a time, 0: the engine's choice", NULL},
+        {"--batch-rows", NULL, &o.batch_rows, "rows of a micro-batch, 0: the shape's", NULL},
+        {"--batch-tokens", NULL, &o.batch_tokens, "tokens of a step, 0: the shape's", NULL},
+        {"--attention", &o.device.attention, NULL, "GPU: auto, cudnn or own", NULL},
+        {"--no-graphs", NULL, NULL, "GPU: do not capture and replay micro-batches", &o.no_graphs},
+        {"--no-master", NULL, NULL, "bf16: no fp32 values behind the weights", &o.no_master},
+        {NULL, NULL, NULL, NULL, NULL}};
+    int status = bench_parse(options, usage, argc, argv);
+    free(usage);
+    if (status >= 0) {
+        free(names);
+        return status;
+    }
+    o.device.graphs = !o.no_graphs;
+    const StepShape *shape = find_shape(o.shape);
+    bool dtype_ok = strcmp(o.dtype, "fp32") == 0 || strcmp(o.dtype, "bf16") == 0;
+    bool recompute_ok =
+        strcmp(o.recompute, "none") == 0 || strcmp(o.recompute, "norm_act") == 0 || strcmp(o.recompute, "block") == 0;
+    bool ok = shape != NULL && dtype_ok && recompute_ok && o.steps > 0;
+    if (!ok)
+        fprintf(stderr,
+                "bench step: expected --shape out of %s; --dtype fp32 or bf16; --recompute none, norm_act or "
+                "block; --steps above 0; see --help\n",
+                names);
+    free(names);
+    return ok ? bench_shape(shape, &o) : 2;
 }

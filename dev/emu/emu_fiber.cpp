@@ -47,7 +47,7 @@ void emu_fibers_close(EmuFibers *all) {
     free(all->fibers);
 }
 
-#if defined(__x86_64__)
+#ifdef EMU_FIBER_ASSEMBLY
 // emu_fiber_jump(void **save, void *load): what a C function must keep goes on the old stack, the new one gives its
 // own.
 extern "C" void emu_fiber_jump(void **save, void *load);

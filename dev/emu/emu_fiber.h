@@ -6,7 +6,9 @@
 #include <stddef.h>
 #include <stdint.h>
 
-#if !defined(__x86_64__)
+#if defined(__x86_64__) && !defined(EMU_PORTABLE)
+#define EMU_FIBER_ASSEMBLY 1
+#else
 #include <ucontext.h>
 #endif
 
@@ -26,7 +28,7 @@ typedef struct EmuFiber {
     unsigned char *stack;
     size_t stack_bytes;
     void *fake_stack;  // AddressSanitizer's
-#if !defined(__x86_64__)
+#ifndef EMU_FIBER_ASSEMBLY
     ucontext_t context;
 #endif
     int thread;  // emu_exec's: the thread of the block that it runs

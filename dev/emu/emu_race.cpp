@@ -9,6 +9,7 @@
 #include "emu_race.h"
 
 #include <dlfcn.h>
+#include <memory>
 #include <stdio.h>
 #include <stdlib.h>
 #include <unordered_map>
@@ -73,8 +74,9 @@ struct Races {
     }
 };
 static Races *races(void) {
-    static thread_local Races own = {};
-    return &own;
+    // On the heap: a plug-in's thread-local memory is small.
+    static thread_local std::unique_ptr<Races> own = std::make_unique<Races>();
+    return own.get();
 }
 // Of the kernel thread that runs; NULL while none does.
 static __thread __attribute__((tls_model("initial-exec"))) Races *watching;

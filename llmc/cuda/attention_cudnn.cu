@@ -109,7 +109,8 @@ void cudnn_attention_unpack_lse(Backend *be, float *lse, const float *packed, At
     lse_transpose(be, lse, packed, args.B, args.T, args.NH);
 }
 
-#if CUDNN_SDPA_BUILT && !defined(TOKAMAK_EMU)
+// TOKAMAK_FAKE_CUDNN: tests/cudnn gives the emulator a cuDNN that computes graphs node by node.
+#if CUDNN_SDPA_BUILT && (!defined(TOKAMAK_EMU) || defined(TOKAMAK_FAKE_CUDNN))
 
 // ---- plans ----
 

@@ -1,6 +1,7 @@
 // graphs.cpp: the attention graphs that training gives to cuDNN, checked without a GPU: cuDNN's heuristics and
 // support checks are asked for described devices (cuDNN 9.8 and newer). Built and run by tests/test_cudnn_graphs.sh,
 // reports in cmocka's lines. What no engine serves is listed by own_kernel_serves, so that a change there is noticed.
+#include <dlfcn.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -151,6 +152,9 @@ int main(int argc, char **argv) {
         printf("[ RUN      ] cudnn_graphs\n%s\n[  SKIPPED ] cudnn_graphs\n", err.message);
         return 0;
     }
+    // cuDNN opens and closes the runtime compiler for every question, which takes longer than the answer: keep it
+    // open.
+    if (dlopen("libnvrtc.so.13", RTLD_LAZY) == NULL) dlopen("libnvrtc.so.12", RTLD_LAZY);
     int failures = 0;
     for (const Gpu &gpu : GPUS) {
         SdpaDevice device;
