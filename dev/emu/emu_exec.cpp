@@ -329,7 +329,7 @@ static Meeting *meeting_of(Warp *warp, unsigned mask, EmuWarpRun *run, const cha
     for (int i = 0; i < warp->open; i++) {
         Meeting *meeting = &warp->meetings[i];
         if (meeting->mask != mask) continue;
-        if (meeting->run != run || strcmp(meeting->name, name) != 0)
+        if (meeting->run != run)
             emu_kernel_abort("diverged warp: this lane calls %s, others wait in %s, both with mask 0x%08x", name,
                              meeting->name, mask);
         return meeting;
