@@ -5,8 +5,7 @@
 #include "llmc/cuda/cudnn_workspace.h"
 
 size_t backend_cuda_plan_workspace(WorkspaceShape shape) {
-    // cuBLASLt recommends 32 MiB on Hopper and Blackwell.
-    size_t most = (size_t)32 << 20;
+    size_t most = WORKSPACE_MATMUL_BYTES;
     // Two partial sums (weight and bias) of the widest tensor.
     most = workspace_max(most, (size_t)CUDA_ROW_BLOCKS * 2 * to_size(shape.widest) * sizeof(float));
     most = workspace_max(most, workspace_attention_bytes(shape.rows, shape.NH));

@@ -10,6 +10,9 @@
 // the sum, hence its bits, depends on the shape alone.
 #define CUDA_ROW_BLOCKS 256
 
+// The library's own recommendation for Hopper and Blackwell; it needs less on others.
+#define WORKSPACE_MATMUL_BYTES ((size_t)32 << 20)
+
 static inline size_t workspace_max(size_t a, size_t b) { return a > b ? a : b; }
 
 // Attention's backward pass by the own kernels: rowsum(dout * out), fp32 (B,NH,T).

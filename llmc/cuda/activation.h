@@ -1,0 +1,32 @@
+// activation.h: the elementwise activations and their derivatives in fp32, one definition for every kernel that
+// applies them (pointwise.cu, the epilogues of matmul.cu). Gated activations are not elementwise and have kernels of
+// their own.
+#ifndef LLMC_CUDA_ACTIVATION_H
+#define LLMC_CUDA_ACTIVATION_H
+
+#include "llmc/cuda/gpu.h"
+#include "llmc/types.h"
+
+#define GELU_SCALE 0.7978845608028654f  // sqrt(2/pi)
+#define GELU_CUBIC 0.044715f
+
+static __device__ __forceinline__ float gelu(float x) {
+    return 0.5f * x * (1.0f + tanhf(GELU_SCALE * (x + GELU_CUBIC * x * x * x)));
+}
+static __device__ __forceinline__ float gelu_grad(float x) {
+    float t = tanhf(GELU_SCALE * (x + GELU_CUBIC * x * x * x));
+    return 0.5f * (1.0f + t) + 0.5f * x * (1.0f - t * t) * GELU_SCALE * (1.0f + 3.0f * GELU_CUBIC * x * x);
+}
+// NaN passes through both.
+static __device__ __forceinline__ float relu2(float x) { return x <= 0.0f ? 0.0f : x * x; }
+static __device__ __forceinline__ float relu2_grad(float x) { return x <= 0.0f ? 0.0f : 2.0f * x; }
+
+// kind is the same for a whole kernel: the branch is uniform. ACT_NONE is the identity.
+static __device__ __forceinline__ float activation_apply(Activation kind, float x) {
+    return kind == ACT_GELU ? gelu(x) : kind == ACT_RELU2 ? relu2(x) : x;
+}
+static __device__ __forceinline__ float activation_derivative(Activation kind, float x) {
+    return kind == ACT_GELU ? gelu_grad(x) : kind == ACT_RELU2 ? relu2_grad(x) : 1.0f;
+}
+
+#endif
