@@ -77,24 +77,29 @@ static void check_fences(OpTest *t, const OpTestBlock *block) {
     check_fence(t, start + FENCE_BYTES + block->bytes, FENCE_AFTER_BYTES, "after");
 }
 
+void op_test_release(OpTest *t) {
+    Error err = {""};
+    if (!t->be->synchronize(t->be, &err)) fail_msg("%s", err.message);
+    for (OpTestBlock *block = t->blocks; block != NULL; block = block->next)
+        if (block->on_device) check_fences(t, block);
+    while (t->blocks != NULL) {
+        OpTestBlock *block = t->blocks;
+        t->blocks = block->next;
+        if (block->on_device)
+            t->be->free(t->be, block->memory, FENCE_BYTES + block->bytes + FENCE_AFTER_BYTES);
+        else
+            free(block->memory);
+        free(block);
+    }
+}
+
 // Returns a hash of every byte that the case read back.
 static uint64_t run_once(const OpTestRun *run) {
     Error err = {""};
     OpTest t = {.be = open_level(run->level, &err), .seen = 14695981039346656037u};
     if (t.be == NULL) fail_msg("%s", err.message);
     run->test->body(&t);
-    if (!t.be->synchronize(t.be, &err)) fail_msg("%s", err.message);
-    for (OpTestBlock *block = t.blocks; block != NULL; block = block->next)
-        if (block->on_device) check_fences(&t, block);
-    while (t.blocks != NULL) {
-        OpTestBlock *block = t.blocks;
-        t.blocks = block->next;
-        if (block->on_device)
-            t.be->free(t.be, block->memory, FENCE_BYTES + block->bytes + FENCE_AFTER_BYTES);
-        else
-            free(block->memory);
-        free(block);
-    }
+    op_test_release(&t);
     t.be->close(t.be);
     return t.seen;
 }

@@ -64,6 +64,10 @@ Tensor op_test_from(OpTest *t, DType dtype, int ndim, const int64_t *dims, const
 void op_test_poison(OpTest *t, Tensor tensor);
 void op_test_upload(OpTest *t, Tensor tensor, const double *values);  // rounded to the tensor's dtype
 
+// Frees all that the case holds so far, on the device and on the host: for a case that goes through hundreds of shapes,
+// which an emulated GPU would all keep under guard.
+void op_test_release(OpTest *t);
+
 // ---- host memory, freed with the case ----
 void *op_test_bytes(OpTest *t, size_t bytes);           // zeroed
 double *op_test_doubles(OpTest *t, int64_t elems);      // zeroed

@@ -1,6 +1,5 @@
-// activation.h: the elementwise activations and their derivatives in fp32, one definition for every kernel that
-// applies them (pointwise.cu, the epilogues of matmul.cu). Gated activations are not elementwise and have kernels of
-// their own.
+// activation.h: the elementwise activations and their derivatives in fp32, one definition for every kernel that applies
+// them (pointwise.cu, the epilogues of matmul.cu). Gated activations are not elementwise and stay in pointwise.cu.
 #ifndef LLMC_CUDA_ACTIVATION_H
 #define LLMC_CUDA_ACTIVATION_H
 
@@ -10,12 +9,17 @@
 #define GELU_SCALE 0.7978845608028654f  // sqrt(2/pi)
 #define GELU_CUBIC 0.044715f
 
+// 0 far below and 1 far above zero: exp overflows to infinity, whose reciprocal is 0.
+static __device__ __forceinline__ float sigmoid(float x) { return __fdividef(1.0f, 1.0f + expf(-x)); }
+
+// (1 + tanh(u)) / 2 is sigmoid(2u): one exponential and one reciprocal, half of what tanhf costs. A GPU's memory leaves
+// about 30 instructions an element.
 static __device__ __forceinline__ float gelu(float x) {
-    return 0.5f * x * (1.0f + tanhf(GELU_SCALE * (x + GELU_CUBIC * x * x * x)));
+    return x * sigmoid(2.0f * GELU_SCALE * (x + GELU_CUBIC * x * x * x));
 }
 static __device__ __forceinline__ float gelu_grad(float x) {
-    float t = tanhf(GELU_SCALE * (x + GELU_CUBIC * x * x * x));
-    return 0.5f * (1.0f + t) + 0.5f * x * (1.0f - t * t) * GELU_SCALE * (1.0f + 3.0f * GELU_CUBIC * x * x);
+    float s = sigmoid(2.0f * GELU_SCALE * (x + GELU_CUBIC * x * x * x));
+    return s + s * (1.0f - s) * x * (2.0f * GELU_SCALE) * (1.0f + 3.0f * GELU_CUBIC * x * x);
 }
 // NaN passes through both.
 static __device__ __forceinline__ float relu2(float x) { return x <= 0.0f ? 0.0f : x * x; }

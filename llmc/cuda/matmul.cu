@@ -185,7 +185,7 @@ cublasStatus_t matmul_issue(Backend *be, const MatmulPlan *plan, const MatmulCal
     const MatmulArgs *args = &call->args;
     const unsigned left = matmul_wanted(call) & ~plan->fused;
     if (left & FUSE_SUMS) be->bias_backward(be, args->sums, call->rows, args->accumulate_sums);
-    void *workspace = call->workspace != NULL ? call->workspace : cuda_scratch(be, WORKSPACE_MATMUL_BYTES);
+    void *workspace = plan->workspace_bytes > 0 ? cuda_scratch(be, plan->workspace_bytes) : NULL;
     if (cuda_failed(be)) return CUBLAS_STATUS_SUCCESS;  // kept already
 
     // An activation of ours saves what the library wrote: it goes to pre at once.
@@ -197,7 +197,7 @@ cublasStatus_t matmul_issue(Backend *be, const MatmulPlan *plan, const MatmulCal
     if (status == CUBLAS_STATUS_SUCCESS)
         status = cublasLtMatmul(matmul_state(be)->lt, plan->desc, &alpha, call->b, plan->layout_b, call->a,
                                 plan->layout_a, &beta, add, plan->layout_out, to, plan->layout_out, &plan->algo,
-                                workspace, WORKSPACE_MATMUL_BYTES, cuda_stream(be));
+                                workspace, plan->workspace_bytes, cuda_stream(be));
     if (status == CUBLAS_STATUS_SUCCESS && left & (FUSE_BIAS | FUSE_ACT))
         matmul_finish(be, call, to, NULL, plan->fused);
     return status;

@@ -42,7 +42,6 @@ typedef struct {
     Tensor out;
     Tensor rows;      // what args.sums sums over
     MatmulArgs args;
-    void *workspace;  // of the library; NULL: taken from the scratch block when the product is issued
 } MatmulCall;
 
 // The library's row-major view: out^T = op(b)^T op(a)^T, so our b is its A and its rows are our columns.
@@ -52,6 +51,7 @@ typedef struct {
     cublasLtMatmulDesc_t desc;  // NULL: an empty slot of the table
     cublasLtMatrixLayout_t layout_a, layout_b, layout_out;
     cublasLtMatmulAlgo_t algo;
+    size_t workspace_bytes;  // that the algorithm uses
 } MatmulPlan;
 
 // What measuring decided for a key: this is what the cache file holds.

@@ -29,6 +29,7 @@
 typedef struct {
     const MatmulPlan *route;
     cublasLtMatmulAlgo_t algo;
+    size_t workspace_bytes;
     bool refused;
     double microseconds;  // best so far; negative: none
 } Candidate;
@@ -157,6 +158,7 @@ static void contest_add_route(Backend *be, Contest *contest, const MatmulKey *ke
             Candidate *candidate = &contest->candidates[contest->count++];
             candidate->route = route;
             candidate->algo = results[i].algo;
+            candidate->workspace_bytes = results[i].workspaceSize;
             candidate->refused = false;
             candidate->microseconds = -1;
         }
@@ -190,6 +192,7 @@ static void contest_run(Backend *be, Contest *contest, const MatmulCall *call) {
             if (candidate->refused) continue;
             MatmulPlan plan = *candidate->route;
             plan.algo = candidate->algo;
+            plan.workspace_bytes = candidate->workspace_bytes;
             double microseconds = 0;
             // The first run loads the kernel and says how long a run takes.
             if (!time_runs(be, &plan, call, 1, clock, &microseconds)) {
@@ -303,6 +306,7 @@ static bool realize(Backend *be, MatmulPlan *plan, const MatmulChoice *choice, c
         const cublasStatus_t status =
             cublasLtMatmulAlgoCheck(matmul_state(be)->lt, plan->desc, plan->layout_b, plan->layout_a,
                                     plan->layout_out, plan->layout_out, &plan->algo, &result);
+        plan->workspace_bytes = result.workspaceSize;
         if (status == CUBLAS_STATUS_SUCCESS && result.workspaceSize <= WORKSPACE_MATMUL_BYTES) return true;
     }
     matmul_plan_free(plan);
