@@ -287,13 +287,13 @@ static void test_bad_accesses_fault(void **state) {
     (void)state;
 #ifdef __SANITIZE_ADDRESS__
     const int FAULT = 1;  // what its reports exit with
-    const char *const TOUCHED = "SEGV", *const BEHIND = "poison";
+    const char *const TOUCHED = "use-after-poison", *const BEHIND = "poison";
 #else
     const int FAULT = 128 + SIGSEGV;
     const char *const TOUCHED = "the host touched device memory: byte 0 of a block of 16";
     const char *const BEHIND = "bytes behind a block of 12 bytes of device memory";
 #endif
-    assert_int_equal(in_child(NULL, "read_device_memory_on_the_host"), FAULT);
+    assert_int_equal(in_child("TOKAMAK_EMU_PROTECT_MIB=1", "read_device_memory_on_the_host"), FAULT);
     assert_child_said(TOUCHED);
     assert_int_equal(in_child(NULL, "write_behind_device_memory"), FAULT);
     assert_child_said(BEHIND);

@@ -7,7 +7,9 @@
 //   TOKAMAK_EMU_SMS=n               multiprocessors (4)
 //   TOKAMAK_EMU_MEMORY_MIB=n        memory (4096)
 //   TOKAMAK_EMU_STREAMS=lazy|eager|overtake    when work runs (lazy); see emu_runtime.h
-//   TOKAMAK_EMU_PROTECT=0|1         device memory is out of the host's reach (1; 0 with eager streams)
+//   TOKAMAK_EMU_PROTECT_MIB=n       blocks of up to this size are out of the host's reach except while work runs (1
+//   under
+//                                   AddressSanitizer, else 0: it costs each wait some microseconds a block)
 //   TOKAMAK_EMU_DRIVER=n            driver version (that of the headers); 0: none; older: cudaErrorInsufficientDriver
 //   TOKAMAK_EMU_DEVICES=n           devices, 0 to 8 (1)
 //   TOKAMAK_EMU_FAIL=error@n        the n-th launch, copy or library call fails with it:
@@ -21,6 +23,11 @@
 #include <string.h>
 
 #define SHARED_DEFAULT 49152
+#ifdef __SANITIZE_ADDRESS__
+#define PROTECT_MIB 1
+#else
+#define PROTECT_MIB 0
+#endif
 
 struct ErrorText {
     cudaError_t code;
@@ -129,7 +136,7 @@ static EmuRuntime *runtime_open(void) {
     rt->sm_count = (int)emu_env("TOKAMAK_EMU_SMS", 4, 1, 1024);
     rt->memory_bytes = (size_t)emu_env("TOKAMAK_EMU_MEMORY_MIB", 4096, 1, 1 << 20) << 20;
     rt->order = order_from_env();
-    rt->protect = emu_env("TOKAMAK_EMU_PROTECT", rt->order != EMU_EAGER, 0, 1) != 0;
+    rt->protect_bytes = (size_t)emu_env("TOKAMAK_EMU_PROTECT_MIB", PROTECT_MIB, 0, 1 << 20) << 20;
     failure_from_env(rt);
     rt->default_stream.blocking = true;
     rt->streams.push_back(&rt->default_stream);

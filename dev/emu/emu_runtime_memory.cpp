@@ -2,8 +2,9 @@
 //
 // Each block of device memory is a mapping of its own: filled with 0xff bytes (NaN), so that reading what was never
 // written shows; its last byte followed by guard pages, and under AddressSanitizer by poisoned bytes from the first
-// one on; out of the host's reach except while device work runs, so that a host that reads through a device pointer
-// faults as it would beside a real GPU. Copies check that their pointers are what their kind says.
+// one on. A host that reads through a device pointer faults as it would beside a real GPU: blocks up to a size
+// (TOKAMAK_EMU_PROTECT_MIB) are out of its reach except while device work runs. Copies check that their pointers are
+// what their kind says.
 #include "emu_runtime_state.h"
 
 #include <signal.h>
@@ -11,16 +12,8 @@
 #include <string.h>
 #include <sys/mman.h>
 
-#if defined(__has_feature) && !defined(__SANITIZE_ADDRESS__)
-#if __has_feature(address_sanitizer)
-#define __SANITIZE_ADDRESS__ 1
-#endif
-#endif
 #ifdef __SANITIZE_ADDRESS__
 #include <sanitizer/asan_interface.h>
-#else
-#define ASAN_POISON_MEMORY_REGION(start, bytes) ((void)0)
-#define ASAN_UNPOISON_MEMORY_REGION(start, bytes) ((void)0)
 #endif
 
 #define PAGE ((size_t)4096)
@@ -29,16 +22,21 @@
 
 static size_t up(size_t bytes, size_t multiple) { return (bytes + multiple - 1) / multiple * multiple; }
 
-// The pages between the guards.
-static void block_reach(const EmuBlock &block, int protection) {
-    if (mprotect((char *)block.map + GUARD, block.map_bytes - 2 * GUARD, protection) != 0)
-        emu_abort("mprotect of %zu bytes of device memory failed", block.map_bytes);
+// Under AddressSanitizer marks bytes, which costs little and gives a report; otherwise asks the kernel to, by pages.
+static void block_reach(uintptr_t start, const EmuBlock &block, bool reachable) {
+#ifdef __SANITIZE_ADDRESS__
+    if (reachable) ASAN_UNPOISON_MEMORY_REGION((void *)start, block.bytes);
+    else ASAN_POISON_MEMORY_REGION((void *)start, block.bytes);
+#else
+    uintptr_t first = start / PAGE * PAGE, end = (uintptr_t)block.map + block.map_bytes - GUARD;
+    if (mprotect((void *)first, end - first, reachable ? PROT_READ | PROT_WRITE : PROT_NONE) != 0)
+        emu_abort("mprotect of %zu bytes of device memory failed", block.bytes);
+#endif
 }
 
 void emu_protect(bool reachable) {
-    EmuRuntime *rt = emu_runtime();
-    if (!rt->protect) return;
-    for (const auto &entry : rt->blocks) block_reach(entry.second, reachable ? PROT_READ | PROT_WRITE : PROT_NONE);
+    for (const auto &[start, block] : emu_runtime()->blocks)
+        if (block.guarded) block_reach(start, block, reachable);
 }
 
 static std::map<uintptr_t, EmuBlock>::iterator block_around(const void *pointer) {
@@ -104,20 +102,23 @@ cudaError_t cudaMalloc(void **pointer, size_t bytes) {
     if (bytes == 0) return cudaSuccess;
     if (bytes > rt->memory_bytes || up(bytes, ALIGNMENT) > rt->memory_bytes - rt->used_bytes)
         return emu_set_error(cudaErrorMemoryAllocation);
-    EmuBlock block = {bytes, NULL, up(bytes, PAGE) + 2 * GUARD};
+    EmuBlock block = {bytes, NULL, up(bytes, PAGE) + 2 * GUARD, bytes <= rt->protect_bytes};
     block.map = mmap(NULL, block.map_bytes, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     if (block.map == MAP_FAILED) return emu_set_error(cudaErrorMemoryAllocation);
-    char *end = (char *)block.map + block.map_bytes - GUARD;
-    char *start = end - up(bytes, ALIGNMENT);
-    block_reach(block, PROT_READ | PROT_WRITE);
-    memset(start, 0xff, bytes);
-    ASAN_POISON_MEMORY_REGION(block.map, (size_t)(start - (char *)block.map));
-    ASAN_POISON_MEMORY_REGION(start + bytes, (size_t)(end + GUARD - (start + bytes)));
-    if (rt->protect && rt->running == 0) block_reach(block, PROT_NONE);
+    uintptr_t first = (uintptr_t)block.map + GUARD, end = (uintptr_t)block.map + block.map_bytes - GUARD;
+    uintptr_t start = end - up(bytes, ALIGNMENT);
+    if (mprotect((void *)first, end - first, PROT_READ | PROT_WRITE) != 0) emu_abort("mprotect failed");
+    madvise((void *)first, end - first, MADV_HUGEPAGE);  // an advice: large blocks are written sooner
+    memset((void *)start, 0xff, bytes);
+#ifdef __SANITIZE_ADDRESS__
+    ASAN_POISON_MEMORY_REGION(block.map, start - (uintptr_t)block.map);
+    ASAN_POISON_MEMORY_REGION((void *)(start + bytes), end + GUARD - (start + bytes));
+#endif
+    if (block.guarded && rt->running == 0) block_reach(start, block, false);
     explain_faults();
     rt->used_bytes += up(bytes, ALIGNMENT);
-    rt->blocks[(uintptr_t)start] = block;
-    *pointer = start;
+    rt->blocks[start] = block;
+    *pointer = (void *)start;
     return cudaSuccess;
 }
 
@@ -134,7 +135,9 @@ cudaError_t cudaFree(void *pointer) {
     EmuBlock block = found->second;
     rt->used_bytes -= up(block.bytes, ALIGNMENT);
     rt->blocks.erase(found);
+#ifdef __SANITIZE_ADDRESS__
     ASAN_UNPOISON_MEMORY_REGION(block.map, block.map_bytes);
+#endif
     munmap(block.map, block.map_bytes);
     return emu_set_error(rt->sticky);
 }

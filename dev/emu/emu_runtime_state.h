@@ -15,6 +15,13 @@
 #include <thread>
 #include <vector>
 
+// gcc and clang say it differently.
+#if defined(__has_feature) && !defined(__SANITIZE_ADDRESS__)
+#if __has_feature(address_sanitizer)
+#define __SANITIZE_ADDRESS__ 1
+#endif
+#endif
+
 enum EmuOrder { EMU_LAZY, EMU_EAGER, EMU_OVERTAKE };
 
 // A place in a stream that an event marks.
@@ -75,6 +82,7 @@ struct EmuBlock {
     size_t bytes;
     void *map;  // the mapping around it, guard pages included
     size_t map_bytes;
+    bool guarded;  // out of the host's reach except while work runs
 };
 
 struct EmuRuntime {
@@ -83,7 +91,7 @@ struct EmuRuntime {
     int driver_version, devices, capability, sm_count;
     size_t memory_bytes;
     EmuOrder order;
-    bool protect;
+    size_t protect_bytes;
     cudaError_t fail_with;  // TOKAMAK_EMU_FAIL
     int64_t fail_at;
 
