@@ -80,4 +80,133 @@ static inline void op_check_optim(const OptimTensor *tensors, int64_t count, int
               (long long)tensors[i].elems, (long long)tensors[i].first_elem);
 }
 
+// ---- sums over rows ----
+static inline void op_check_bias_backward(Tensor dbias, Tensor dout) {
+    CHECK(dout.ndim == 2, "dout: expected 2 dimensions, found %d", dout.ndim);
+    op_check_act("dout", dout);
+    op_check_1d("dbias", dbias, DTYPE_F32, dout.dim[1]);
+}
+static inline void op_check_weighted_sum(Tensor out, Tensor nll, Tensor weights) {
+    int64_t N = tensor_elems(nll);
+    op_check_1d("out", out, DTYPE_F64, 1);
+    op_check_1d("nll", nll, DTYPE_F32, N);
+    op_check_1d("weights", weights, DTYPE_F32, N);
+}
+
+// ---- embedding ----
+// rows are (N,C); each table has C columns and tokens or positions name its rows. wpe may be TENSOR_NONE.
+static inline void op_check_embedding(const char *rows_name, Tensor rows, Tensor tokens, Tensor positions,
+                                      const char *wte_name, Tensor wte, const char *wpe_name, Tensor wpe,
+                                      DType tables) {
+    op_check_act(rows_name, rows);
+    int64_t N = rows.dim[0], C = wte.dim[1];
+    op_check_2d(rows_name, rows, rows.dtype, N, C);
+    op_check_2d(wte_name, wte, tables, wte.dim[0], C);
+    op_check_1d("tokens", tokens, DTYPE_I32, N);
+    if (tensor_is_none(wpe)) return;
+    op_check_2d(wpe_name, wpe, tables, wpe.dim[0], C);
+    op_check_1d("positions", positions, DTYPE_I32, N);
+}
+
+// ---- normalization ----
+static inline void op_check_norm(Tensor x, Tensor weight, Tensor bias, Tensor mean, Tensor rstd, NormKind kind) {
+    CHECK(x.ndim == 2, "x: expected 2 dimensions, found %d", x.ndim);
+    op_check_act("x", x);
+    op_check_1d("weight", weight, x.dtype, x.dim[1]);
+    if (!tensor_is_none(bias)) op_check_1d("bias", bias, x.dtype, x.dim[1]);
+    CHECK(tensor_is_none(mean) == (kind == NORM_RMS), "kind=%d: mean is given for LayerNorm only", (int)kind);
+    if (kind == NORM_LAYER) op_check_1d("mean", mean, DTYPE_F32, x.dim[0]);
+    op_check_1d("rstd", rstd, DTYPE_F32, x.dim[0]);
+}
+static inline void op_check_norm_backward(Tensor dx, Tensor dweight, Tensor dbias, Tensor dout, Tensor x,
+                                          Tensor weight, Tensor mean, Tensor rstd, NormKind kind) {
+    op_check_norm(x, weight, TENSOR_NONE, mean, rstd, kind);
+    op_check_2d("dx", dx, x.dtype, x.dim[0], x.dim[1]);
+    op_check_2d("dout", dout, x.dtype, x.dim[0], x.dim[1]);
+    op_check_1d("dweight", dweight, DTYPE_F32, x.dim[1]);
+    if (!tensor_is_none(dbias)) op_check_1d("dbias", dbias, DTYPE_F32, x.dim[1]);
+}
+
+// ---- q and k ----
+#define OP_MAX_HEAD_SIZE 1024
+static inline void op_check_qk(Tensor out, Tensor in, Tensor rstd, Tensor positions, const QkArgs *args) {
+    int64_t N = in.dim[0], HS = args->HS;
+    op_check_act("in", in);
+    CHECK(args->NH > 0 && args->NKV > 0 && HS > 0 && HS <= OP_MAX_HEAD_SIZE, "NH=%lld NKV=%lld HS=%lld",
+          (long long)args->NH, (long long)args->NKV, (long long)HS);
+    op_check_2d("in", in, in.dtype, N, (args->NH + 2 * args->NKV) * HS);
+    op_check_2d("out", out, in.dtype, N, in.dim[1]);
+    bool qk_norm = !tensor_is_none(args->q_weight);
+    CHECK(tensor_is_none(args->k_weight) == !qk_norm, "q_weight and k_weight come together or not at all%s", "");
+    if (qk_norm) {
+        op_check_1d("q_weight", args->q_weight, in.dtype, HS);
+        op_check_1d("k_weight", args->k_weight, in.dtype, HS);
+        op_check_2d("rstd", rstd, DTYPE_F32, N, args->NH + args->NKV);
+    }
+    if (args->use_rope) {
+        CHECK(HS % 2 == 0, "HS=%lld is odd", (long long)HS);
+        int64_t P = args->cos.dim[0];
+        op_check_2d("cos", args->cos, DTYPE_F32, P, HS / 2);
+        op_check_2d("sin", args->sin, DTYPE_F32, P, HS / 2);
+        op_check_1d("positions", positions, DTYPE_I32, N);
+    }
+}
+static inline void op_check_qk_forward(Tensor out, Tensor rstd, Tensor in, Tensor positions, const QkArgs *args) {
+    op_check_qk(out, in, rstd, positions, args);
+    CHECK(tensor_is_none(args->q_weight) || out.data != in.data,
+          "QK-norm cannot work in place: backward reads in%s", "");
+}
+static inline void op_check_qk_backward(Tensor din, Tensor dq_weight, Tensor dk_weight, Tensor dout, Tensor in,
+                                        Tensor rstd, Tensor positions, const QkArgs *args) {
+    op_check_qk(din, dout, rstd, positions, args);
+    if (tensor_is_none(args->q_weight)) return;
+    op_check_2d("in", in, dout.dtype, dout.dim[0], dout.dim[1]);
+    op_check_1d("dq_weight", dq_weight, DTYPE_F32, args->HS);
+    op_check_1d("dk_weight", dk_weight, DTYPE_F32, args->HS);
+}
+
+// ---- elementwise ----
+static inline void op_check_activation(Tensor out, Tensor pre, Activation kind) {
+    CHECK(kind == ACT_GELU || kind == ACT_RELU2 || kind == ACT_SWIGLU, "kind=%d", (int)kind);
+    CHECK(pre.ndim == 2 && out.ndim == 2, "pre has %d dimensions, the activation %d; expected 2", pre.ndim, out.ndim);
+    op_check_act("pre", pre);
+    op_check_2d("activation", out, pre.dtype, pre.dim[0], kind == ACT_SWIGLU ? pre.dim[1] / 2 : pre.dim[1]);
+    CHECK(kind != ACT_SWIGLU || pre.dim[1] % 2 == 0, "width %lld is odd", (long long)pre.dim[1]);
+}
+static inline void op_check_activation_backward(Tensor dpre, Tensor dout, Tensor pre, Activation kind) {
+    op_check_activation(dout, pre, kind);
+    op_check_2d("dpre", dpre, pre.dtype, pre.dim[0], pre.dim[1]);
+}
+static inline void op_check_add(Tensor out, Tensor a, Tensor b) {
+    int64_t elems = tensor_elems(out);
+    op_check_act("out", out);
+    CHECK(a.dtype == out.dtype && b.dtype == out.dtype && tensor_elems(a) == elems && tensor_elems(b) == elems,
+          "out %s %lld, a %s %lld, b %s %lld elements: expected the same", dtype_name(out.dtype), (long long)elems,
+          dtype_name(a.dtype), (long long)tensor_elems(a), dtype_name(b.dtype), (long long)tensor_elems(b));
+}
+static inline void op_check_cast(Tensor out, Tensor in) {
+    op_check_act("out", out);
+    op_check_act("in", in);
+    CHECK(tensor_elems(in) == tensor_elems(out), "out %lld, in %lld elements", (long long)tensor_elems(out),
+          (long long)tensor_elems(in));
+}
+static inline void op_check_softcap(Tensor logits, float cap) {
+    CHECK(cap > 0, "softcap=%g", (double)cap);
+    op_check_act("logits", logits);
+}
+
+// ---- loss ----
+static inline void op_check_cross_entropy(Tensor nll, Tensor logits, Tensor targets, Tensor weights,
+                                          const CrossEntropyArgs *args) {
+    CHECK(logits.ndim == 2, "logits: expected 2 dimensions, found %d", logits.ndim);
+    op_check_act("logits", logits);
+    int64_t N = logits.dim[0], Vp = logits.dim[1];
+    CHECK(args->V > 0 && args->V <= Vp && args->softcap >= 0, "V=%lld of %lld, softcap=%g", (long long)args->V,
+          (long long)Vp, (double)args->softcap);
+    op_check_1d("nll", nll, DTYPE_F32, N);
+    op_check_1d("targets", targets, DTYPE_I32, N);
+    op_check_1d("weights", weights, DTYPE_F32, N);
+    if (args->want_grad) op_check_1d("loss_scale", args->loss_scale, DTYPE_F32, 1);
+}
+
 #endif

@@ -5,7 +5,6 @@
 #include "llmc/cpu/simd.h"
 
 static void check_ids(const char *name, Tensor ids, int64_t N, int64_t below) {
-    op_check_1d(name, ids, DTYPE_I32, N);
     const int32_t *id = ids.data;
     for (int64_t i = 0; i < N; ++i)
         CHECK(id[i] >= 0 && id[i] < below, "%s[%lld]=%d, expected 0 to %lld", name, (long long)i, id[i],
@@ -22,16 +21,11 @@ SIMD_INLINE void embedding_row(void *out, int64_t row, const void *wte, int64_t 
 }
 
 static void embedding_forward(Backend *be, Tensor out, Tensor tokens, Tensor positions, Tensor wte, Tensor wpe) {
+    op_check_embedding("out", out, tokens, positions, "wte", wte, "wpe", wpe, out.dtype);
     int64_t N = out.dim[0], C = out.dim[1];
-    op_check_act("out", out);
-    op_check_2d("out", out, wte.dtype, N, wte.dim[1]);
-    op_check_2d("wte", wte, wte.dtype, wte.dim[0], C);
-    check_ids("tokens", tokens, N, wte.dim[0]);
     bool use_wpe = !tensor_is_none(wpe);
-    if (use_wpe) {
-        op_check_2d("wpe", wpe, wte.dtype, wpe.dim[0], C);
-        check_ids("positions", positions, N, wpe.dim[0]);
-    }
+    check_ids("tokens", tokens, N, wte.dim[0]);
+    if (use_wpe) check_ids("positions", positions, N, wpe.dim[0]);
     const int32_t *token = tokens.data, *position = positions.data;
     (void)be;
 #pragma omp parallel for schedule(static) num_threads(be->threads) if (N * C > CPU_PARALLEL_ELEMS)
@@ -61,16 +55,11 @@ SIMD_INLINE void add_rows(float *table, const void *dout, const int32_t *ids, in
 // tokens that occur many times need no atomics and the result is the same for any number of threads.
 #define CHANNEL_BLOCK 64
 static void embedding_backward(Backend *be, Tensor dwte, Tensor dwpe, Tensor dout, Tensor tokens, Tensor positions) {
+    op_check_embedding("dout", dout, tokens, positions, "dwte", dwte, "dwpe", dwpe, DTYPE_F32);
     int64_t N = dout.dim[0], C = dout.dim[1];
-    op_check_act("dout", dout);
-    op_check_2d("dout", dout, dout.dtype, N, dwte.dim[1]);
-    op_check_2d("dwte", dwte, DTYPE_F32, dwte.dim[0], C);
-    check_ids("tokens", tokens, N, dwte.dim[0]);
     bool use_wpe = !tensor_is_none(dwpe);
-    if (use_wpe) {
-        op_check_2d("dwpe", dwpe, DTYPE_F32, dwpe.dim[0], C);
-        check_ids("positions", positions, N, dwpe.dim[0]);
-    }
+    check_ids("tokens", tokens, N, dwte.dim[0]);
+    if (use_wpe) check_ids("positions", positions, N, dwpe.dim[0]);
     int64_t blocks = div_up(C, CHANNEL_BLOCK), parts = min_i64(blocks, be->threads);
 #pragma omp parallel for schedule(static, 1) num_threads(be->threads) if (N * C > CPU_PARALLEL_ELEMS)
     for (int64_t part = 0; part < parts; ++part) {

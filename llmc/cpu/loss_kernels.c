@@ -124,19 +124,9 @@ static float cross_entropy_any(void *row, int64_t Vp, int64_t target, float scal
 
 static void cross_entropy(Backend *be, Tensor nll, Tensor logits, Tensor targets, Tensor weights,
                           CrossEntropyArgs args) {
-    CHECK(logits.ndim == 2, "logits: expected 2 dimensions, found %d", logits.ndim);
-    op_check_act("logits", logits);
+    op_check_cross_entropy(nll, logits, targets, weights, &args);
     int64_t N = logits.dim[0], Vp = logits.dim[1];
-    CHECK(args.V > 0 && args.V <= Vp && args.softcap >= 0, "V=%lld of %lld, softcap=%g", (long long)args.V,
-          (long long)Vp, (double)args.softcap);
-    op_check_1d("nll", nll, DTYPE_F32, N);
-    op_check_1d("targets", targets, DTYPE_I32, N);
-    op_check_1d("weights", weights, DTYPE_F32, N);
-    float loss_scale = 0;
-    if (args.want_grad) {
-        op_check_1d("loss_scale", args.loss_scale, DTYPE_F32, 1);
-        loss_scale = *(const float *)args.loss_scale.data;
-    }
+    float loss_scale = args.want_grad ? *(const float *)args.loss_scale.data : 0.0f;
     (void)be;
 #pragma omp parallel for schedule(static) num_threads(be->threads) if (N * Vp > CPU_PARALLEL_ELEMS)
     for (int64_t i = 0; i < N; ++i) {

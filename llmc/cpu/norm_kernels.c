@@ -3,16 +3,6 @@
 #include "llmc/cpu/isa.h"
 #include "llmc/cpu/partials.h"
 
-static void check_norm(Tensor x, Tensor weight, Tensor bias, Tensor mean, Tensor rstd, NormKind kind) {
-    CHECK(x.ndim == 2, "x: expected 2 dimensions, found %d", x.ndim);
-    op_check_act("x", x);
-    op_check_1d("weight", weight, x.dtype, x.dim[1]);
-    if (!tensor_is_none(bias)) op_check_1d("bias", bias, x.dtype, x.dim[1]);
-    CHECK(tensor_is_none(mean) == (kind == NORM_RMS), "kind=%d: mean is given for LayerNorm only", (int)kind);
-    if (kind == NORM_LAYER) op_check_1d("mean", mean, DTYPE_F32, x.dim[0]);
-    op_check_1d("rstd", rstd, DTYPE_F32, x.dim[0]);
-}
-
 // Sum over a row of x - shift, or of its square. Four sums in flight hide the latency of the additions.
 #define SUMS 4
 SIMD_INLINE float row_sum(const void *x, int64_t base, int64_t C, float shift, bool squared, DType dtype) {
@@ -56,7 +46,7 @@ SIMD_INLINE void norm_forward_row(Tensor out, float *mean_out, float *rstd_out, 
 
 static void norm_forward(Backend *be, Tensor out, Tensor mean, Tensor rstd, Tensor x, Tensor weight, Tensor bias,
                          NormArgs args) {
-    check_norm(x, weight, bias, mean, rstd, args.kind);
+    op_check_norm(x, weight, bias, mean, rstd, args.kind);
     op_check_2d("out", out, x.dtype, x.dim[0], x.dim[1]);
     int64_t N = x.dim[0];
     (void)be;
@@ -104,12 +94,8 @@ SIMD_INLINE void norm_backward_row(Tensor dx, float *partial, Tensor dout, Tenso
 static void norm_backward(Backend *be, Tensor dx, Tensor dweight, Tensor dbias, Tensor dout, Tensor x, Tensor weight,
                           Tensor mean, Tensor rstd, bool accumulate_dx, bool accumulate_dw, NormArgs args) {
     int64_t N = x.dim[0], C = x.dim[1];
-    check_norm(x, weight, TENSOR_NONE, mean, rstd, args.kind);
-    op_check_2d("dx", dx, x.dtype, N, C);
-    op_check_2d("dout", dout, x.dtype, N, C);
-    op_check_1d("dweight", dweight, DTYPE_F32, C);
+    op_check_norm_backward(dx, dweight, dbias, dout, x, weight, mean, rstd, args.kind);
     bool want_bias = !tensor_is_none(dbias);
-    if (want_bias) op_check_1d("dbias", dbias, DTYPE_F32, C);
     int64_t width = want_bias ? 2 * C : C, chunks = partials_chunks(N);
     float *partials = partials_zeroed(be, N, width);
 #pragma omp parallel for schedule(static) num_threads(be->threads) if (N * C > CPU_PARALLEL_ELEMS)

@@ -64,16 +64,8 @@ static void backward_any(void *dpre, const void *dout, const void *pre, int64_t 
     if (kind == ACT_RELU2 && dtype == DTYPE_BF16) backward_block(dpre, dout, pre, first, end, ACT_RELU2, DTYPE_BF16);
 }
 
-static void check_activation(Tensor out, Tensor pre, Activation kind) {
-    CHECK(kind == ACT_GELU || kind == ACT_RELU2 || kind == ACT_SWIGLU, "kind=%d", (int)kind);
-    CHECK(pre.ndim == 2 && out.ndim == 2, "pre has %d dimensions, the activation %d; expected 2", pre.ndim, out.ndim);
-    op_check_act("pre", pre);
-    op_check_2d("activation", out, pre.dtype, pre.dim[0], kind == ACT_SWIGLU ? pre.dim[1] / 2 : pre.dim[1]);
-    CHECK(kind != ACT_SWIGLU || pre.dim[1] % 2 == 0, "width %lld is odd", (long long)pre.dim[1]);
-}
-
 static void activation_forward(Backend *be, Tensor out, Tensor pre, Activation kind) {
-    check_activation(out, pre, kind);
+    op_check_activation(out, pre, kind);
     int64_t elems = tensor_elems(out), rows = out.dim[0];
     (void)be;
     if (kind == ACT_SWIGLU) {
@@ -92,8 +84,7 @@ static void activation_forward(Backend *be, Tensor out, Tensor pre, Activation k
 }
 
 static void activation_backward(Backend *be, Tensor dpre, Tensor dout, Tensor pre, Activation kind) {
-    check_activation(dout, pre, kind);
-    op_check_2d("dpre", dpre, pre.dtype, pre.dim[0], pre.dim[1]);
+    op_check_activation_backward(dpre, dout, pre, kind);
     int64_t elems = tensor_elems(dout), rows = dout.dim[0];
     (void)be;
     if (kind == ACT_SWIGLU) {
@@ -119,11 +110,8 @@ SIMD_INLINE void add_block(void *out, const void *a, const void *b, int64_t firs
     }
 }
 static void add(Backend *be, Tensor out, Tensor a, Tensor b) {
+    op_check_add(out, a, b);
     int64_t elems = tensor_elems(out);
-    op_check_act("out", out);
-    CHECK(a.dtype == out.dtype && b.dtype == out.dtype && tensor_elems(a) == elems && tensor_elems(b) == elems,
-          "out %s %lld, a %s %lld, b %s %lld elements: expected the same", dtype_name(out.dtype), (long long)elems,
-          dtype_name(a.dtype), (long long)tensor_elems(a), dtype_name(b.dtype), (long long)tensor_elems(b));
     (void)be;
 #pragma omp parallel for schedule(static) num_threads(be->threads) if (elems > CPU_PARALLEL_ELEMS)
     for (int64_t first = 0; first < elems; first += BLOCK_ELEMS) {
@@ -140,10 +128,8 @@ SIMD_INLINE void cast_block(void *out, const void *in, int64_t first, int64_t en
         vf_store_some(out, i, vf_load_some(in, i, end - i, from), end - i, to);
 }
 static void cast(Backend *be, Tensor out, Tensor in) {
+    op_check_cast(out, in);
     int64_t elems = tensor_elems(out);
-    op_check_act("out", out);
-    op_check_act("in", in);
-    CHECK(tensor_elems(in) == elems, "out %lld, in %lld elements", (long long)elems, (long long)tensor_elems(in));
     (void)be;
 #pragma omp parallel for schedule(static) num_threads(be->threads) if (elems > CPU_PARALLEL_ELEMS)
     for (int64_t first = 0; first < elems; first += BLOCK_ELEMS) {
@@ -167,8 +153,7 @@ SIMD_INLINE void softcap_block(void *logits, int64_t first, int64_t end, float c
     }
 }
 static void softcap(Backend *be, Tensor logits, float cap) {
-    CHECK(cap > 0, "softcap=%g", (double)cap);
-    op_check_act("logits", logits);
+    op_check_softcap(logits, cap);
     int64_t elems = tensor_elems(logits);
     (void)be;
 #pragma omp parallel for schedule(static) num_threads(be->threads) if (elems > CPU_PARALLEL_ELEMS)

@@ -13,10 +13,8 @@ SIMD_INLINE void add_rows(float *partial, const void *dout, int64_t row, int64_t
 }
 
 static void bias_backward(Backend *be, Tensor dbias, Tensor dout, bool accumulate) {
-    CHECK(dout.ndim == 2, "dout: expected 2 dimensions, found %d", dout.ndim);
-    op_check_act("dout", dout);
+    op_check_bias_backward(dbias, dout);
     int64_t N = dout.dim[0], C = dout.dim[1], chunks = partials_chunks(N);
-    op_check_1d("dbias", dbias, DTYPE_F32, C);
     float *partials = partials_zeroed(be, N, C);
 #pragma omp parallel for schedule(static) num_threads(be->threads) if (N * C > CPU_PARALLEL_ELEMS)
     for (int64_t chunk = 0; chunk < chunks; ++chunk) {
@@ -36,9 +34,7 @@ static void bias_backward(Backend *be, Tensor dbias, Tensor dout, bool accumulat
 static void weighted_sum(Backend *be, Tensor out, Tensor nll, Tensor weights, bool accumulate) {
     (void)be;
     int64_t N = tensor_elems(nll);
-    op_check_1d("out", out, DTYPE_F64, 1);
-    op_check_1d("nll", nll, DTYPE_F32, N);
-    op_check_1d("weights", weights, DTYPE_F32, N);
+    op_check_weighted_sum(out, nll, weights);
     const float *loss = nll.data, *weight = weights.data;
     double *total = out.data, sum = 0;
     for (int64_t i = 0; i < N; ++i) sum += (double)weight[i] * (double)loss[i];

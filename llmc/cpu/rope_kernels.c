@@ -3,34 +3,13 @@
 #include "llmc/cpu/isa.h"
 #include "llmc/cpu/partials.h"
 
-#define MAX_HEAD_SIZE 1024
-
-static int64_t check_qk(Tensor out, Tensor in, Tensor rstd, Tensor positions, const QkArgs *args) {
-    int64_t N = in.dim[0], HS = args->HS;
-    op_check_act("in", in);
-    CHECK(args->NH > 0 && args->NKV > 0 && HS > 0 && HS <= MAX_HEAD_SIZE, "NH=%lld NKV=%lld HS=%lld",
-          (long long)args->NH, (long long)args->NKV, (long long)HS);
-    op_check_2d("in", in, in.dtype, N, (args->NH + 2 * args->NKV) * HS);
-    op_check_2d("out", out, in.dtype, N, in.dim[1]);
-    bool qk_norm = !tensor_is_none(args->q_weight);
-    CHECK(tensor_is_none(args->k_weight) == !qk_norm, "q_weight and k_weight come together or not at all");
-    if (qk_norm) {
-        op_check_1d("q_weight", args->q_weight, in.dtype, HS);
-        op_check_1d("k_weight", args->k_weight, in.dtype, HS);
-        op_check_2d("rstd", rstd, DTYPE_F32, N, args->NH + args->NKV);
-    }
-    if (args->use_rope) {
-        CHECK(HS % 2 == 0, "HS=%lld is odd", (long long)HS);
-        int64_t P = args->cos.dim[0];
-        op_check_2d("cos", args->cos, DTYPE_F32, P, HS / 2);
-        op_check_2d("sin", args->sin, DTYPE_F32, P, HS / 2);
-        op_check_1d("positions", positions, DTYPE_I32, N);
-        const int32_t *position = positions.data;
-        for (int64_t i = 0; i < N; ++i)
-            CHECK(position[i] >= 0 && position[i] < P, "positions[%lld]=%d, expected 0 to %lld", (long long)i,
-                  position[i], (long long)P - 1);
-    }
-    return N;
+static void check_positions(Tensor positions, const QkArgs *args) {
+    if (!args->use_rope) return;
+    const int32_t *position = positions.data;
+    int64_t P = args->cos.dim[0];
+    for (int64_t i = 0; i < positions.dim[0]; ++i)
+        CHECK(position[i] >= 0 && position[i] < P, "positions[%lld]=%d, expected 0 to %lld", (long long)i,
+              position[i], (long long)P - 1);
 }
 
 // (a, b) -> (a cos - b sin, b cos + a sin) on the pairs (i, i + HS/2); direction -1 turns back (the transpose).
@@ -79,7 +58,7 @@ SIMD_INLINE void qk_forward_row(Tensor out, Tensor rstd, Tensor in, int64_t posi
         int64_t at = row * in.dim[1] + h * HS;
         const void *x = head_at(in.data, at, dtype);
         void *y = (void *)(uintptr_t)head_at(out.data, at, dtype);
-        float normed[MAX_HEAD_SIZE];
+        float normed[OP_MAX_HEAD_SIZE];
         if (qk_norm) {
             const void *weight = h < args->NH ? args->q_weight.data : args->k_weight.data;
             ((float *)rstd.data)[row * heads + h] = rms_head(normed, x, weight, args->eps, HS, dtype);
@@ -108,8 +87,9 @@ static bool qk_copies(Backend *be, Tensor out, Tensor in, const QkArgs *args) {
 }
 
 static void qk_forward(Backend *be, Tensor out, Tensor rstd, Tensor in, Tensor positions, QkArgs args) {
-    int64_t N = check_qk(out, in, rstd, positions, &args);
-    CHECK(tensor_is_none(args.q_weight) || out.data != in.data, "QK-norm cannot work in place: backward reads in");
+    op_check_qk_forward(out, rstd, in, positions, &args);
+    check_positions(positions, &args);
+    int64_t N = in.dim[0];
     if (qk_copies(be, out, in, &args)) return;
 #pragma omp parallel for schedule(static) num_threads(be->threads) if (tensor_elems(in) > CPU_PARALLEL_ELEMS)
     for (int64_t row = 0; row < N; ++row) {
@@ -155,7 +135,7 @@ SIMD_INLINE void qk_backward_row(Tensor din, float *partial, Tensor dout, Tensor
             rotate_head(dx, dy, cos, sin, -1.0f, HS, dtype, dtype);
             continue;
         }
-        float turned[MAX_HEAD_SIZE];
+        float turned[OP_MAX_HEAD_SIZE];
         if (args->use_rope)
             rotate_head(turned, dy, cos, sin, -1.0f, HS, DTYPE_F32, dtype);
         else
@@ -169,13 +149,10 @@ SIMD_INLINE void qk_backward_row(Tensor din, float *partial, Tensor dout, Tensor
 
 static void qk_backward(Backend *be, Tensor din, Tensor dq_weight, Tensor dk_weight, Tensor dout, Tensor in,
                         Tensor rstd, Tensor positions, bool accumulate_dw, QkArgs args) {
-    int64_t N = check_qk(din, dout, rstd, positions, &args), HS = args.HS;
+    op_check_qk_backward(din, dq_weight, dk_weight, dout, in, rstd, positions, &args);
+    check_positions(positions, &args);
+    int64_t N = dout.dim[0], HS = args.HS;
     bool qk_norm = !tensor_is_none(args.q_weight);
-    if (qk_norm) {
-        op_check_2d("in", in, dout.dtype, N, dout.dim[1]);
-        op_check_1d("dq_weight", dq_weight, DTYPE_F32, HS);
-        op_check_1d("dk_weight", dk_weight, DTYPE_F32, HS);
-    }
     if (qk_copies(be, din, dout, &args)) return;
     float *partials = qk_norm ? partials_zeroed(be, N, 2 * HS) : NULL;
     int64_t chunks = partials_chunks(N);

@@ -246,6 +246,7 @@ static bool open_state(Backend *be, const BackendOptions *options, const cudaDev
     if (rope_register_cuda != NULL) rope_register_cuda(be);
     if (pointwise_register_cuda != NULL) pointwise_register_cuda(be);
     if (loss_register_cuda != NULL) loss_register_cuda(be);
+    if (reduce_register_cuda != NULL) reduce_register_cuda(be);
     if (optim_register_cuda != NULL) optim_register_cuda(be);
     if (matmul_register_cuda != NULL) matmul_register_cuda(be);
     if (attention_register_cuda != NULL) attention_register_cuda(be);

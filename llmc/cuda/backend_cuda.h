@@ -77,6 +77,7 @@ __attribute__((weak)) void rope_register_cuda(Backend *be);
 __attribute__((weak)) void attention_register_cuda(Backend *be);
 __attribute__((weak)) void pointwise_register_cuda(Backend *be);
 __attribute__((weak)) void loss_register_cuda(Backend *be);
+__attribute__((weak)) void reduce_register_cuda(Backend *be);
 __attribute__((weak)) void optim_register_cuda(Backend *be);
 // Frees what the file keeps in the state.
 __attribute__((weak)) void matmul_close_cuda(Backend *be);

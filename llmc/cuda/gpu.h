@@ -80,6 +80,50 @@ template <class T, int W>
 __device__ __forceinline__ void pack_store(T *to, const Pack<T, W> &pack) {
     *reinterpret_cast<Pack<T, W> *>(to) = pack;
 }
+// The same for what is not used again soon: it leaves the caches first.
+template <class T, int W>
+__device__ __forceinline__ Pack<T, W> pack_load_once(const T *from) {
+#if defined(__CUDACC__)
+    if constexpr (sizeof(Pack<T, W>) == 16) {
+        Pack<T, W> pack;
+        *reinterpret_cast<uint4 *>(&pack) = __ldcs(reinterpret_cast<const uint4 *>(from));
+        return pack;
+    }
+#endif
+    return pack_load<T, W>(from);
+}
+template <class T, int W>
+__device__ __forceinline__ void pack_store_once(T *to, const Pack<T, W> &pack) {
+#if defined(__CUDACC__)
+    if constexpr (sizeof(Pack<T, W>) == 16) {
+        __stcs(reinterpret_cast<uint4 *>(to), *reinterpret_cast<const uint4 *>(&pack));
+        return;
+    }
+#endif
+    pack_store<T, W>(to, pack);
+}
+// W numbers in fp32, whatever W is: the sums and tables beside a pack of W elements of T.
+template <int W>
+__device__ __forceinline__ void floats_load(float (&to)[W], const float *from) {
+    constexpr int STEP = W % 4 == 0 ? 4 : 1;
+#pragma unroll
+    for (int i = 0; i < W; i += STEP) {
+        Pack<float, STEP> part = pack_load<float, STEP>(from + i);
+#pragma unroll
+        for (int k = 0; k < STEP; ++k) to[i + k] = part.v[k];
+    }
+}
+template <int W>
+__device__ __forceinline__ void floats_store(float *to, const float (&from)[W]) {
+    constexpr int STEP = W % 4 == 0 ? 4 : 1;
+#pragma unroll
+    for (int i = 0; i < W; i += STEP) {
+        Pack<float, STEP> part;
+#pragma unroll
+        for (int k = 0; k < STEP; ++k) part.v[k] = from[i + k];
+        pack_store<float, STEP>(to + i, part);
+    }
+}
 static inline bool gpu_aligned(const void *pointer) { return ((uintptr_t)pointer & 15) == 0; }
 
 // ---- reductions in a fixed order: the same bits in every run ----

@@ -11,5 +11,6 @@ size_t backend_cuda_plan_workspace(WorkspaceShape shape) {
     most = workspace_max(most, workspace_attention_bytes(shape.rows, shape.NH));
     most = workspace_max(most, to_size(cudnn_attention_plan_bytes(shape.rows, shape.seq_len, shape.NH, shape.NKV,
                                                                   shape.head_size)));
+    most = workspace_max(most, workspace_embedding_bytes(shape.rows, shape.widest));
     return most;
 }

@@ -18,4 +18,13 @@ static inline size_t workspace_max(size_t a, size_t b) { return a > b ? a : b; }
 // Attention's backward pass by the own kernels: rowsum(dout * out), fp32 (B,NH,T).
 static inline size_t workspace_attention_bytes(int64_t rows, int64_t NH) { return to_size(rows * NH) * sizeof(float); }
 
+// embedding.cu, backward: two arrays of N sort keys, and a row of C sums for each tile of the sorted rows.
+#define EMBEDDING_TILE 64
+static inline size_t workspace_embedding_keys_bytes(int64_t N) {
+    return to_size(round_up(N, 32)) * sizeof(uint64_t);
+}
+static inline size_t workspace_embedding_bytes(int64_t N, int64_t C) {
+    return 2 * workspace_embedding_keys_bytes(N) + to_size(div_up(N, EMBEDDING_TILE) * C) * sizeof(float);
+}
+
 #endif

@@ -1,0 +1,179 @@
+// loss.cu: softmax cross-entropy with its gradient in place. The logits are the largest tensor of a step: a row is read
+// from memory once and written once. Reached through backend.h; knows nothing of models.
+#include "llmc/cuda/backend_cuda.h"
+#include "llmc/op_check.h"
+
+#define LOSS_MAX_THREADS 1024
+#define LOSS_PACKS 4  // of a thread on their way in the first pass
+// Up to this size of a row, two blocks share an SM's memory and one reads while the other writes.
+#define LOSS_HALF_SM_BYTES ((size_t)112 << 10)
+// Shared memory that a block uses besides the row.
+#define LOSS_OTHER_BYTES ((size_t)1 << 10)
+#define LOG2_E 1.4426950408889634f
+
+// exp(x - shift). For bf16 results one multiply-add and the hardware's exponential, a few 2^-24 |x| off; for fp32 the
+// library's, exact to two units down to denormals.
+template <class T>
+static __device__ __forceinline__ float exp_shifted(float x, float shift);
+template <>
+__device__ __forceinline__ float exp_shifted<float>(float x, float shift) { return expf(x - shift); }
+template <>
+__device__ __forceinline__ float exp_shifted<bf16>(float x, float shift) {
+    return exp2f(fmaf(x, LOG2_E, -shift * LOG2_E));
+}
+// A logit as the softmax sees it: capped to (-cap, cap), or as it is for cap 0. In bf16 an absolute error of 2^-23 cap
+// does: tanh(u) = 1 - 2 / (1 + exp(2u)).
+template <class T, bool CAPPED>
+static __device__ __forceinline__ float capped_logit(float x, float cap) {
+    if (!CAPPED) return x;
+    if (sizeof(T) == sizeof(float)) return cap * tanhf(x / cap);
+    return cap - __fdividef(2.0f * cap, 1.0f + exp2f(x * (2.0f * LOG2_E / cap)));
+}
+
+// The sum of exp(logit - top) over the logits seen so far, top being the largest of them.
+struct OnlineSoftmax {
+    float top, sum;
+};
+// Takes up W logits; NaN is passed over in top, the exponentials bring it to the sum.
+template <class T, int W>
+static __device__ __forceinline__ void softmax_take(OnlineSoftmax *s, const float (&x)[W]) {
+    float most = x[0];
+#pragma unroll
+    for (int i = 1; i < W; ++i) most = fmaxf(most, x[i]);
+    if (most > s->top) {
+        s->sum *= exp_shifted<T>(s->top, most);
+        s->top = most;
+    }
+    float shift = s->top == -INFINITY ? 0.0f : s->top;
+#pragma unroll
+    for (int i = 0; i < W; ++i) s->sum += exp_shifted<T>(x[i], shift);
+}
+
+// A block a row. The first pass reads it, keeps as much of it as fits (cached_packs) in shared memory, each thread for
+// itself, and sums the softmax online; the second writes the gradient. What does not fit is read again, mostly from L2.
+// Bound: 2*N*Vp elements, read and written once; without a gradient half of it. About 12 instructions an element (bf16,
+// no cap), a third of what fits beside that.
+// loss_scale is NULL where no gradient is wanted. A target outside of the vocabulary makes its row NaN.
+template <class T, int W, bool CAPPED>
+static __global__ void __launch_bounds__(LOSS_MAX_THREADS)
+    cross_entropy_kernel(float *nll, T *logits, const int32_t *__restrict__ targets,
+                         const float *__restrict__ weights, const float *__restrict__ loss_scale, int V, int Vp,
+                         int cached_packs, float cap) {
+    SHARED_ARRAY(float, partial, WARP);
+    typedef Pack<T, W> LogitPack;
+    SHARED_DYNAMIC(LogitPack, cache);
+    int64_t row = blockIdx.x;
+    int thread = (int)threadIdx.x, threads = (int)blockDim.x, packs = Vp / W, live = (V + W - 1) / W;
+    int target = targets[row];
+    float weight = weights[row];
+    logits += row * Vp;
+    if (weight == 0.0f) {  // whatever its target and logits are
+        if (thread == 0) nll[row] = 0;
+        LogitPack zeros;
+#pragma unroll
+        for (int i = 0; i < W; ++i) zeros.v[i] = from_float<T>(0.0f);
+        if (loss_scale != NULL)
+            for (int p = thread; p < packs; p += threads) pack_store_once<T, W>(logits + (int64_t)p * W, zeros);
+        return;
+    }
+    bool bad = target < 0 || target >= V;
+    float at_target = bad ? NAN : capped_logit<T, CAPPED>(to_float(logits[bad ? 0 : target]), cap);
+    OnlineSoftmax s = {-INFINITY, 0.0f};
+    for (int first = thread; first < live; first += LOSS_PACKS * threads) {
+        LogitPack x[LOSS_PACKS];
+#pragma unroll
+        for (int k = 0; k < LOSS_PACKS; ++k)
+            if (first + k * threads < live) x[k] = pack_load<T, W>(logits + (int64_t)(first + k * threads) * W);
+#pragma unroll
+        for (int k = 0; k < LOSS_PACKS; ++k) {
+            int p = first + k * threads;
+            if (p >= live) continue;
+            if (p < cached_packs) cache[p] = x[k];
+            float v[W];
+#pragma unroll
+            for (int i = 0; i < W; ++i) v[i] = capped_logit<T, CAPPED>(to_float(x[k].v[i]), cap);
+            if ((p + 1) * W > V)  // the padding behind the vocabulary
+#pragma unroll
+                for (int i = 0; i < W; ++i) v[i] = p * W + i < V ? v[i] : -INFINITY;
+            softmax_take<T, W>(&s, v);
+        }
+    }
+    float top = block_max(s.top, partial);
+    if (s.top > -INFINITY) s.sum *= exp_shifted<T>(s.top, top);
+    float sum = block_sum(s.sum, partial);
+    // Logits may be large and their difference small: in double.
+    if (thread == 0) nll[row] = (float)(log((double)sum) + (double)top - (double)at_target);
+    if (loss_scale == NULL) return;
+
+    // d(scale nll)/d(logit) = scale (softmax - [v is the target]) (1 - tanh^2 where capped)
+    float scale = bad ? NAN : weight * *loss_scale, factor = scale / sum;
+#pragma unroll 2
+    for (int p = thread; p < packs; p += threads) {
+        LogitPack x = {};
+        if (p < cached_packs)
+            x = cache[p];
+        else
+            x = pack_load<T, W>(logits + (int64_t)p * W);
+        float d[W];
+#pragma unroll
+        for (int i = 0; i < W; ++i) {
+            float v = capped_logit<T, CAPPED>(to_float(x.v[i]), cap);
+            d[i] = exp_shifted<T>(v, top) * factor;
+            if (p * W + i == target) d[i] -= scale;
+            if (CAPPED) d[i] *= 1.0f - v / cap * (v / cap);
+        }
+        if ((p + 1) * W > V)
+#pragma unroll
+            for (int i = 0; i < W; ++i) d[i] = p * W + i < V ? d[i] : 0.0f;
+#pragma unroll
+        for (int i = 0; i < W; ++i) x.v[i] = from_float<T>(d[i]);
+        pack_store_once<T, W>(logits + (int64_t)p * W, x);
+    }
+}
+
+typedef struct {
+    Tensor nll, logits, targets, weights;
+    CrossEntropyArgs args;
+} LossCall;
+
+template <class T, int W, bool CAPPED>
+static void cross_entropy_launch(Backend *be, const LossCall *c) {
+    int64_t N = c->logits.dim[0], Vp = c->logits.dim[1], packs = Vp / W;
+    size_t row_bytes = to_size(packs) * sizeof(Pack<T, W>), cached_bytes = 0;
+    // The number of threads, hence the sum's order, depends on the row alone; what is cached does not change results.
+    int64_t most = row_bytes <= LOSS_HALF_SM_BYTES ? LOSS_MAX_THREADS / 2 : LOSS_MAX_THREADS;
+    int64_t threads = min_i64(most, round_up(packs, WARP));
+    if (c->args.want_grad) {
+        cached_bytes = cuda_state(be)->shared_bytes_limit - LOSS_OTHER_BYTES;
+        if (cached_bytes > row_bytes) cached_bytes = row_bytes;
+    }
+    GPU_LAUNCH(be, (cross_entropy_kernel<T, W, CAPPED>), dim3((unsigned)N), dim3((unsigned)threads), cached_bytes,
+               (float *)c->nll.data, (T *)c->logits.data, (const int32_t *)c->targets.data,
+               (const float *)c->weights.data, c->args.want_grad ? (const float *)c->args.loss_scale.data : NULL,
+               to_i32(c->args.V), to_i32(Vp), (int)(cached_bytes / sizeof(Pack<T, W>)), c->args.softcap);
+}
+template <class T>
+static void cross_entropy_any(Backend *be, const LossCall *c) {
+    bool vector = c->logits.dim[1] % PACK<T> == 0 && gpu_aligned(c->logits.data), capped = c->args.softcap > 0;
+    if (vector && capped)
+        cross_entropy_launch<T, PACK<T>, true>(be, c);
+    else if (vector)
+        cross_entropy_launch<T, PACK<T>, false>(be, c);
+    else if (capped)
+        cross_entropy_launch<T, 1, true>(be, c);
+    else
+        cross_entropy_launch<T, 1, false>(be, c);
+}
+
+static void cross_entropy(Backend *be, Tensor nll, Tensor logits, Tensor targets, Tensor weights,
+                          CrossEntropyArgs args) {
+    op_check_cross_entropy(nll, logits, targets, weights, &args);
+    if (logits.dim[0] == 0) return;
+    LossCall call = {nll, logits, targets, weights, args};
+    if (logits.dtype == DTYPE_F32)
+        cross_entropy_any<float>(be, &call);
+    else
+        cross_entropy_any<bf16>(be, &call);
+}
+
+void loss_register_cuda(Backend *be) { be->cross_entropy = cross_entropy; }

@@ -1,0 +1,279 @@
+// pointwise.cu: operations on one element at a time: activations, residual adds, casts, the logit soft-cap. Reached
+// through backend.h; knows nothing of models.
+//
+// All are bound by memory: the comments say what they move. A thread has several packs of 16 bytes on their way before
+// it stores the first; nothing is read after the same thread has stored there, so that outputs may be inputs.
+#include "llmc/cuda/activation.h"
+#include "llmc/cuda/backend_cuda.h"
+#include "llmc/op_check.h"
+
+#define POINTWISE_THREADS 256
+#define POINTWISE_PACKS 4  // of a thread
+
+// The flat kernels: thread t of a block has its packs t, t + POINTWISE_THREADS, ... of W elements.
+static __device__ __forceinline__ int64_t pointwise_pack(int k) {
+    return (int64_t)blockIdx.x * (POINTWISE_THREADS * POINTWISE_PACKS) + k * POINTWISE_THREADS + threadIdx.x;
+}
+static dim3 pointwise_grid(int64_t packs) {
+    return dim3((unsigned)div_up(packs, POINTWISE_THREADS * POINTWISE_PACKS));
+}
+
+// ---- activations ----
+// pre read, out written: 2 * elems.
+template <class T, int W, Activation KIND>
+static __global__ void __launch_bounds__(POINTWISE_THREADS)
+    activation_forward_kernel(T *out, const T *pre, int64_t packs) {
+    Pack<T, W> x[POINTWISE_PACKS];
+#pragma unroll
+    for (int k = 0; k < POINTWISE_PACKS; ++k)
+        if (pointwise_pack(k) < packs) x[k] = pack_load_once<T, W>(pre + pointwise_pack(k) * W);
+#pragma unroll
+    for (int k = 0; k < POINTWISE_PACKS; ++k) {
+        if (pointwise_pack(k) >= packs) continue;
+#pragma unroll
+        for (int i = 0; i < W; ++i) x[k].v[i] = from_float<T>(activation_apply(KIND, to_float(x[k].v[i])));
+        pack_store<T, W>(out + pointwise_pack(k) * W, x[k]);
+    }
+}
+// dout and pre read, dpre written: 3 * elems.
+template <class T, int W, Activation KIND>
+static __global__ void __launch_bounds__(POINTWISE_THREADS)
+    activation_backward_kernel(T *dpre, const T *dout, const T *pre, int64_t packs) {
+    Pack<T, W> x[POINTWISE_PACKS], d[POINTWISE_PACKS];
+#pragma unroll
+    for (int k = 0; k < POINTWISE_PACKS; ++k) {
+        if (pointwise_pack(k) >= packs) continue;
+        x[k] = pack_load_once<T, W>(pre + pointwise_pack(k) * W);
+        d[k] = pack_load_once<T, W>(dout + pointwise_pack(k) * W);
+    }
+#pragma unroll
+    for (int k = 0; k < POINTWISE_PACKS; ++k) {
+        if (pointwise_pack(k) >= packs) continue;
+#pragma unroll
+        for (int i = 0; i < W; ++i)
+            x[k].v[i] = from_float<T>(to_float(d[k].v[i]) * activation_derivative(KIND, to_float(x[k].v[i])));
+        pack_store<T, W>(dpre + pointwise_pack(k) * W, x[k]);
+    }
+}
+
+// A pre-activation row is [gate(F) | up(F)]: out = gate sigmoid(gate) up. `blocks` blocks share a row, so that no thread
+// divides. Reads 2, writes 1 * N*F.
+template <class T, int W>
+static __global__ void __launch_bounds__(POINTWISE_THREADS)
+    swiglu_forward_kernel(T *out, const T *pre, int64_t F, unsigned blocks) {
+    int64_t row = blockIdx.x / blocks, f = ((int64_t)(blockIdx.x % blocks) * blockDim.x + threadIdx.x) * W;
+    if (f >= F) return;
+    Pack<T, W> gate = pack_load_once<T, W>(pre + row * 2 * F + f), up = pack_load_once<T, W>(pre + row * 2 * F + F + f);
+#pragma unroll
+    for (int i = 0; i < W; ++i) {
+        float g = to_float(gate.v[i]);
+        up.v[i] = from_float<T>(g * sigmoid(g) * to_float(up.v[i]));
+    }
+    pack_store<T, W>(out + row * F + f, up);
+}
+// Reads 3, writes 2 * N*F.
+template <class T, int W>
+static __global__ void __launch_bounds__(POINTWISE_THREADS)
+    swiglu_backward_kernel(T *dpre, const T *dout, const T *pre, int64_t F, unsigned blocks) {
+    int64_t row = blockIdx.x / blocks, f = ((int64_t)(blockIdx.x % blocks) * blockDim.x + threadIdx.x) * W;
+    if (f >= F) return;
+    Pack<T, W> gate = pack_load_once<T, W>(pre + row * 2 * F + f), up = pack_load_once<T, W>(pre + row * 2 * F + F + f);
+    Pack<T, W> d = pack_load_once<T, W>(dout + row * F + f);
+#pragma unroll
+    for (int i = 0; i < W; ++i) {
+        float g = to_float(gate.v[i]), u = to_float(up.v[i]), dy = to_float(d.v[i]), s = sigmoid(g);
+        gate.v[i] = from_float<T>(dy * u * s * (1.0f + g * (1.0f - s)));
+        up.v[i] = from_float<T>(dy * g * s);
+    }
+    pack_store<T, W>(dpre + row * 2 * F + f, gate);
+    pack_store<T, W>(dpre + row * 2 * F + F + f, up);
+}
+
+// What an activation call works on; dout is absent in the forward.
+typedef struct {
+    Tensor out, dout, pre;
+    Activation kind;
+} ActivationCall;
+
+template <class T, int W, Activation KIND>
+static void activation_launch(Backend *be, const ActivationCall *c) {
+    int64_t packs = tensor_elems(c->out) / W;
+    if (tensor_is_none(c->dout))
+        GPU_LAUNCH(be, (activation_forward_kernel<T, W, KIND>), pointwise_grid(packs), dim3(POINTWISE_THREADS), 0,
+                   (T *)c->out.data, (const T *)c->pre.data, packs);
+    else
+        GPU_LAUNCH(be, (activation_backward_kernel<T, W, KIND>), pointwise_grid(packs), dim3(POINTWISE_THREADS), 0,
+                   (T *)c->out.data, (const T *)c->dout.data, (const T *)c->pre.data, packs);
+}
+template <class T, int W>
+static void swiglu_launch(Backend *be, const ActivationCall *c) {
+    int64_t N = c->pre.dim[0], F = c->pre.dim[1] / 2;
+    if (F == 0) return;
+    int64_t blocks = div_up(F / W, POINTWISE_THREADS), threads = round_up(div_up(F / W, blocks), WARP);
+    if (tensor_is_none(c->dout))
+        GPU_LAUNCH(be, (swiglu_forward_kernel<T, W>), dim3((unsigned)(N * blocks)), dim3((unsigned)threads), 0,
+                   (T *)c->out.data, (const T *)c->pre.data, F, (unsigned)blocks);
+    else
+        GPU_LAUNCH(be, (swiglu_backward_kernel<T, W>), dim3((unsigned)(N * blocks)), dim3((unsigned)threads), 0,
+                   (T *)c->out.data, (const T *)c->dout.data, (const T *)c->pre.data, F, (unsigned)blocks);
+}
+template <class T, int W>
+static void activation_kind(Backend *be, const ActivationCall *c) {
+    if (c->kind == ACT_SWIGLU)
+        swiglu_launch<T, W>(be, c);
+    else if (c->kind == ACT_GELU)
+        activation_launch<T, W, ACT_GELU>(be, c);
+    else
+        activation_launch<T, W, ACT_RELU2>(be, c);
+}
+template <class T>
+static void activation_any(Backend *be, const ActivationCall *c) {
+    int64_t unit = c->kind == ACT_SWIGLU ? c->pre.dim[1] / 2 : tensor_elems(c->pre);
+    bool vector = unit % PACK<T> == 0 && gpu_aligned(c->out.data) && gpu_aligned(c->dout.data) &&
+                  gpu_aligned(c->pre.data);
+    if (tensor_elems(c->pre) == 0) return;
+    if (vector)
+        activation_kind<T, PACK<T>>(be, c);
+    else
+        activation_kind<T, 1>(be, c);
+}
+
+static void activation_forward(Backend *be, Tensor out, Tensor pre, Activation kind) {
+    op_check_activation(out, pre, kind);
+    ActivationCall call = {out, TENSOR_NONE, pre, kind};
+    if (pre.dtype == DTYPE_F32)
+        activation_any<float>(be, &call);
+    else
+        activation_any<bf16>(be, &call);
+}
+static void activation_backward(Backend *be, Tensor dpre, Tensor dout, Tensor pre, Activation kind) {
+    op_check_activation_backward(dpre, dout, pre, kind);
+    ActivationCall call = {dpre, dout, pre, kind};
+    if (pre.dtype == DTYPE_F32)
+        activation_any<float>(be, &call);
+    else
+        activation_any<bf16>(be, &call);
+}
+
+// ---- add, cast, soft-cap ----
+// Reads 2, writes 1 * elems.
+template <class T, int W>
+static __global__ void __launch_bounds__(POINTWISE_THREADS) add_kernel(T *out, const T *a, const T *b, int64_t packs) {
+    Pack<T, W> x[POINTWISE_PACKS], y[POINTWISE_PACKS];
+#pragma unroll
+    for (int k = 0; k < POINTWISE_PACKS; ++k) {
+        if (pointwise_pack(k) >= packs) continue;
+        x[k] = pack_load_once<T, W>(a + pointwise_pack(k) * W);
+        y[k] = pack_load_once<T, W>(b + pointwise_pack(k) * W);
+    }
+#pragma unroll
+    for (int k = 0; k < POINTWISE_PACKS; ++k) {
+        if (pointwise_pack(k) >= packs) continue;
+#pragma unroll
+        for (int i = 0; i < W; ++i) x[k].v[i] = from_float<T>(to_float(x[k].v[i]) + to_float(y[k].v[i]));
+        pack_store<T, W>(out + pointwise_pack(k) * W, x[k]);
+    }
+}
+template <class T, int W>
+static void add_launch(Backend *be, Tensor out, Tensor a, Tensor b) {
+    int64_t packs = tensor_elems(out) / W;
+    GPU_LAUNCH(be, (add_kernel<T, W>), pointwise_grid(packs), dim3(POINTWISE_THREADS), 0, (T *)out.data,
+               (const T *)a.data, (const T *)b.data, packs);
+}
+template <class T>
+static void add_any(Backend *be, Tensor out, Tensor a, Tensor b) {
+    if (tensor_elems(out) % PACK<T> == 0 && gpu_aligned(out.data) && gpu_aligned(a.data) && gpu_aligned(b.data))
+        add_launch<T, PACK<T>>(be, out, a, b);
+    else
+        add_launch<T, 1>(be, out, a, b);
+}
+static void add(Backend *be, Tensor out, Tensor a, Tensor b) {
+    op_check_add(out, a, b);
+    if (tensor_elems(out) == 0) return;
+    if (out.dtype == DTYPE_F32)
+        add_any<float>(be, out, a, b);
+    else
+        add_any<bf16>(be, out, a, b);
+}
+
+// W: elements of which the narrower side fills 8 bytes and the wider 16.
+template <class To, class From, int W>
+static __global__ void __launch_bounds__(POINTWISE_THREADS) cast_kernel(To *out, const From *in, int64_t packs) {
+    Pack<From, W> x[POINTWISE_PACKS];
+#pragma unroll
+    for (int k = 0; k < POINTWISE_PACKS; ++k)
+        if (pointwise_pack(k) < packs) x[k] = pack_load_once<From, W>(in + pointwise_pack(k) * W);
+#pragma unroll
+    for (int k = 0; k < POINTWISE_PACKS; ++k) {
+        if (pointwise_pack(k) >= packs) continue;
+        Pack<To, W> y;
+#pragma unroll
+        for (int i = 0; i < W; ++i) y.v[i] = from_float<To>(to_float(x[k].v[i]));
+        pack_store<To, W>(out + pointwise_pack(k) * W, y);
+    }
+}
+template <class To, class From, int W>
+static void cast_launch(Backend *be, Tensor out, Tensor in) {
+    int64_t packs = tensor_elems(out) / W;
+    GPU_LAUNCH(be, (cast_kernel<To, From, W>), pointwise_grid(packs), dim3(POINTWISE_THREADS), 0, (To *)out.data,
+               (const From *)in.data, packs);
+}
+template <class To, class From>
+static void cast_any(Backend *be, Tensor out, Tensor in) {
+    if (tensor_elems(out) % PACK<float> == 0 && gpu_aligned(out.data) && gpu_aligned(in.data))
+        cast_launch<To, From, PACK<float>>(be, out, in);
+    else
+        cast_launch<To, From, 1>(be, out, in);
+}
+static void cast(Backend *be, Tensor out, Tensor in) {
+    op_check_cast(out, in);
+    if (tensor_elems(out) == 0) return;
+    if (out.dtype == in.dtype)
+        be->copy(be, out.data, in.data, tensor_bytes(in));
+    else if (out.dtype == DTYPE_BF16)
+        cast_any<bf16, float>(be, out, in);
+    else
+        cast_any<float, bf16>(be, out, in);
+}
+
+// Reads 1, writes 1 * elems.
+template <class T, int W>
+static __global__ void __launch_bounds__(POINTWISE_THREADS) softcap_kernel(T *logits, int64_t packs, float cap) {
+#pragma unroll
+    for (int k = 0; k < POINTWISE_PACKS; ++k) {
+        if (pointwise_pack(k) >= packs) continue;
+        Pack<T, W> x = pack_load<T, W>(logits + pointwise_pack(k) * W);
+#pragma unroll
+        for (int i = 0; i < W; ++i) x.v[i] = from_float<T>(cap * tanhf(to_float(x.v[i]) / cap));
+        pack_store<T, W>(logits + pointwise_pack(k) * W, x);
+    }
+}
+template <class T, int W>
+static void softcap_launch(Backend *be, Tensor logits, float cap) {
+    int64_t packs = tensor_elems(logits) / W;
+    GPU_LAUNCH(be, (softcap_kernel<T, W>), pointwise_grid(packs), dim3(POINTWISE_THREADS), 0, (T *)logits.data, packs,
+               cap);
+}
+template <class T>
+static void softcap_any(Backend *be, Tensor logits, float cap) {
+    if (tensor_elems(logits) % PACK<T> == 0 && gpu_aligned(logits.data))
+        softcap_launch<T, PACK<T>>(be, logits, cap);
+    else
+        softcap_launch<T, 1>(be, logits, cap);
+}
+static void softcap(Backend *be, Tensor logits, float cap) {
+    op_check_softcap(logits, cap);
+    if (tensor_elems(logits) == 0) return;
+    if (logits.dtype == DTYPE_F32)
+        softcap_any<float>(be, logits, cap);
+    else
+        softcap_any<bf16>(be, logits, cap);
+}
+
+void pointwise_register_cuda(Backend *be) {
+    be->activation_forward = activation_forward;
+    be->activation_backward = activation_backward;
+    be->add = add;
+    be->cast = cast;
+    be->softcap = softcap;
+}
