@@ -136,11 +136,39 @@ static float overwritten_too_early(bool with_wait) {
     cudaStreamSynchronize(compute);
     return result[0];
 }
+// The same inside of a graph: the copy is forked off before the kernel that still reads.
+static float overwritten_in_a_graph(bool with_wait) {
+    cudaStream_t compute = stream_new(), copy = stream_new();
+    cudaEvent_t forked = event_new(), copied = event_new();
+    float *first = pinned_floats(1, 1), *second = pinned_floats(1, 100), *in = device_floats(1),
+          *out = device_floats(1);
+    float *result = pinned_floats(1, 0);
+    cudaGraph_t graph;
+    cudaGraphExec_t exec;
+    cudaStreamBeginCapture(compute, cudaStreamCaptureModeGlobal);
+    copy_in(in, first, 1, compute);
+    if (!with_wait) cudaEventRecord(forked, compute);
+    launch_add(out, in, 1, 1, compute);
+    if (with_wait) cudaEventRecord(forked, compute);
+    cudaStreamWaitEvent(copy, forked, 0);
+    copy_in(in, second, 1, copy);
+    cudaEventRecord(copied, copy);
+    copy_out(result, out, 1, compute);
+    cudaStreamWaitEvent(compute, copied, 0);
+    cudaStreamEndCapture(compute, &graph);
+    cudaGraphInstantiate(&exec, graph, 0);
+    cudaGraphLaunch(exec, compute);
+    cudaStreamSynchronize(compute);
+    return result[0];
+}
 static void overtaken(void) {
+    CHILD(overwritten_in_a_graph(true) == 2);
+    CHILD(overwritten_in_a_graph(false) == 101);
     CHILD(overwritten_too_early(true) == 2);
     CHILD(overwritten_too_early(false) == 101);
 }
 static void in_order(void) {
+    CHILD(overwritten_in_a_graph(false) == 2);
     CHILD(overwritten_too_early(true) == 2);
     CHILD(overwritten_too_early(false) == 2);
 }

@@ -161,6 +161,7 @@ cudaError_t emu_set_error(cudaError_t error) {
 
 cudaError_t emu_ready(void) {
     EmuRuntime *rt = emu_runtime();
+    std::lock_guard<std::recursive_mutex> lock(rt->mutex);
     if (rt->driver_version / 1000 < CUDART_VERSION / 1000) return cudaErrorInsufficientDriver;
     if (rt->devices == 0) return cudaErrorNoDevice;
     return rt->sticky;

@@ -32,7 +32,7 @@ cudaError_t emu_ready_uncaptured(void) {
 cudaError_t emu_capture_add(CUstream_st *stream, const char *name, std::function<cudaError_t()> run, bool counted) {
     EmuCapture *capture = stream->capture.get();
     if (!capture->valid) return cudaErrorStreamCaptureInvalidated;
-    capture->graph.nodes.push_back({name, std::move(run), stream->tail, counted});
+    capture->graph.nodes.push_back({name, std::move(run), stream->tail, counted, stream != capture->origin});
     stream->tail = {(int)capture->graph.nodes.size() - 1};
     return cudaSuccess;
 }
@@ -147,29 +147,32 @@ cudaError_t cudaGraphExecDestroy(cudaGraphExec_t exec) {
     return emu_set_error(emu_ready());
 }
 
-// An order of the nodes that their dependencies allow: as captured; or each as late as possible, looking backwards
-// from the last node; or, to overtake, the same with the latest dependency first.
-static std::vector<int> graph_order(const CUgraph_st &graph, EmuOrder order) {
-    std::vector<int> result;
-    std::vector<char> state(graph.nodes.size(), 0);  // 1: its dependencies are being listed, 2: listed
-    std::vector<int> open;
-    for (size_t i = graph.nodes.size(); i-- > 0;)
-        open.push_back((int)(order == EMU_EAGER ? i : graph.nodes.size() - 1 - i));
+// The node behind what it depends on, unless they are listed already.
+static void graph_list(std::vector<int> *order, std::vector<bool> *listed, const CUgraph_st &graph, int node) {
+    std::vector<int> open = {node};
     while (!open.empty()) {
-        int node = open.back();
-        if (state[(size_t)node] != 0) {
-            if (state[(size_t)node] == 1) result.push_back(node);
-            state[(size_t)node] = 2;
-            open.pop_back();
+        int now = open.back(), before = -1;
+        for (int earlier : graph.nodes[(size_t)now].after)
+            if (before < 0 && !(*listed)[(size_t)earlier]) before = earlier;
+        if (before >= 0) {
+            open.push_back(before);
             continue;
         }
-        state[(size_t)node] = 1;
-        std::vector<int> after = graph.nodes[(size_t)node].after;
-        if (order != EMU_OVERTAKE) std::reverse(after.begin(), after.end());
-        for (int earlier : after)
-            if (state[(size_t)earlier] == 0) open.push_back(earlier);
+        if (!(*listed)[(size_t)now]) order->push_back(now);
+        (*listed)[(size_t)now] = true;
+        open.pop_back();
     }
-    return result;
+}
+
+// An order of the nodes that their dependencies allow: as captured (eager); the capture's own stream first and forked
+// work when that needs it (lazy); forked work as early as may be (overtake).
+static std::vector<int> graph_order(const CUgraph_st &graph, EmuOrder kind) {
+    std::vector<int> order;
+    std::vector<bool> listed(graph.nodes.size(), false);
+    for (bool forked : {kind == EMU_OVERTAKE, kind != EMU_OVERTAKE})
+        for (size_t i = 0; i < graph.nodes.size(); i++)
+            if (kind == EMU_EAGER || graph.nodes[i].forked == forked) graph_list(&order, &listed, graph, (int)i);
+    return order;
 }
 
 cudaError_t cudaGraphLaunch(cudaGraphExec_t exec, cudaStream_t handle) {

@@ -44,7 +44,7 @@ struct EmuNode {
     const char *name;
     std::function<cudaError_t()> run;
     std::vector<int> after;  // earlier nodes that it depends on
-    bool counted;
+    bool counted, forked;    // forked: captured on another stream than the capture's own
 };
 struct CUgraph_st {
     std::vector<EmuNode> nodes;
