@@ -268,8 +268,8 @@ struct Backend {
     //   g = grad*scale; m = b1 m + (1-b1) g; v = b2 v + (1-b2) g^2;
     //   value -= lr * (m/(1-b1^t) / (sqrt(v/(1-b2^t)) + eps) + weight_decay * value)
     void (*adamw)(Backend *be, const OptimTensor *tensors, int64_t count, const GradStats *stats, AdamwArgs args);
-    // Muon takes equally shaped matrices together: tensors[count] of r*c elements each, x and update (count, r, c) act.
-    // Each matrix's result is the same in any company.
+    // Muon takes equally shaped matrices together: tensors[count] of r*c elements each, x and update (count, r, c)
+    // act. Each matrix's result is the same in any company.
     // Step 1: m = momentum*m + g*scale; update = (nesterov ? g*scale + momentum*m : m). Skips like adamw (update is
     // then 0).
     void (*muon_momentum)(Backend *be, Tensor update, const OptimTensor *tensors, int64_t count,

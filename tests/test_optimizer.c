@@ -289,7 +289,8 @@ static void check_no_master(const char *const *arch, OptimizerKind kind) {
     for (int64_t k = 0; k < params->total_elems; ++k) {
         double spacing = master[k] == 0 ? 0 : ldexp(1, ilogb((double)master[k]) - 7);
         double added = (double)weights[k] - (double)master[k];
-        if (!(fabs(added) <= spacing)) fail_msg("%.9g is no neighbour of %.9g", (double)weights[k], (double)master[k]);
+        if (!(fabs(added) <= spacing))
+            fail_msg("%.9g is no neighbour of %.9g", (double)weights[k], (double)master[k]);
         sum += added;
         variance += spacing * spacing / 4;
         moved += weights[k] != rounded[k];
@@ -519,7 +520,7 @@ static void test_memory(void **state) {
         size_t moments = to_size(params->total_elems + t.optimizer.v_elems) * sizeof(float);
         size_t planned = arena_tag_bytes(&t.arena, "optimizer moments");
         assert_true(planned >= moments && planned < moments + 2 * ARENA_ALIGN_BYTES);
-        // Muon's scratch is that of all equally shaped matrices, in the dtype of the run, in a model as small as this.
+        // In a model as small as this, Muon's scratch is that of all equally shaped matrices, in the dtype of the run.
         size_t scratch = to_size(2 * (x + gram)) * dtype_bytes(DTYPE_BF16) + sizeof(GradStats);
         planned = arena_tag_bytes(&t.arena, "optimizer workspace");
         assert_true(planned >= scratch && planned < scratch + 5 * ARENA_ALIGN_BYTES);

@@ -72,11 +72,11 @@ static void frobenius_normalize(Backend *be, Tensor x, float eps) {
 #pragma omp parallel for schedule(static) num_threads(be->threads) if (elems > CPU_PARALLEL_ELEMS)
         for (int64_t i = 0; i < elems; i += VF_LANES) {
             int64_t left = elems - i;
+            void *data = matrix.data;
             if (x.dtype == DTYPE_F32)
-                vf_store_some(matrix.data, i, vf_load_some(matrix.data, i, left, DTYPE_F32) * factor, left, DTYPE_F32);
+                vf_store_some(data, i, vf_load_some(data, i, left, DTYPE_F32) * factor, left, DTYPE_F32);
             else
-                vf_store_some(matrix.data, i, vf_load_some(matrix.data, i, left, DTYPE_BF16) * factor, left,
-                              DTYPE_BF16);
+                vf_store_some(data, i, vf_load_some(data, i, left, DTYPE_BF16) * factor, left, DTYPE_BF16);
         }
     }
 }
@@ -243,7 +243,8 @@ static void muon_apply(Backend *be, const OptimTensor *tensors, int64_t count, T
     op_check_optim(tensors, count, args.t);
     op_check_muon("x", x, tensors, count);
     if (stats->skip) return;
-    Update update = {.tensors = tensors, .count = count, .seed = args.seed, .stream = rounding_stream(args.t), .x = x};
+    Update update = {.tensors = tensors, .count = count, .seed = args.seed, .stream = rounding_stream(args.t),
+                     .x = x};
     update_all(be, &update, muon_apply_body);
 }
 

@@ -12,5 +12,8 @@ size_t backend_cuda_plan_workspace(WorkspaceShape shape) {
     most = workspace_max(most, to_size(cudnn_attention_plan_bytes(shape.rows, shape.seq_len, shape.NH, shape.NKV,
                                                                   shape.head_size)));
     most = workspace_max(most, workspace_embedding_bytes(shape.rows, shape.widest));
+    // Partial sums of squares of the gradient, of Muon's matrices.
+    most = workspace_max(most, CUDA_NORM_BLOCKS * sizeof(double));
+    most = workspace_max(most, to_size(shape.tensors) * CUDA_MATRIX_BLOCKS * sizeof(double));
     return most;
 }

@@ -13,6 +13,12 @@
 // The library's own recommendation for Hopper and Blackwell; it needs less on others.
 #define WORKSPACE_MATMUL_BYTES ((size_t)32 << 20)
 
+// optim.cu: partial sums of squares, in double, of the whole gradient and of each matrix that Muon lists: a block for
+// every SUM_BLOCK_ELEMS elements, up to these numbers.
+#define CUDA_NORM_BLOCKS 1024
+#define CUDA_MATRIX_BLOCKS 256
+#define SUM_BLOCK_ELEMS 8192
+
 static inline size_t workspace_max(size_t a, size_t b) { return a > b ? a : b; }
 
 // Attention's backward pass by the own kernels: rowsum(dout * out), fp32 (B,NH,T).
