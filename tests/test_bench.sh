@@ -42,7 +42,7 @@ check other_machine expect 1 'only reports of one machine' $op --only add --agai
 check no_report expect 1 'rows|cannot|No such' $op --only add --against "$work/absent.json"
 check peer_column expect 0 'peer us' $op --only add --peer "$work/now.json"
 
-check step expect 0 '"tok_per_s".*"loss": \[4\.8' $bench step --shape tiny-gpt2 --steps 2 --threads 2
+check step expect 0 '"tok_per_s".*"losses": \[4\.8' $bench step --shape tiny-gpt2 --steps 2 --threads 2
 check step_recompute expect 0 '"recompute": "block"' $bench step --shape tiny-llama --dtype bf16 --steps 2 --recompute block --threads 2
 check step_unknown expect 2 'expected --shape out of' $bench step --shape gpt9
 check no_device expect 1 'device=' $bench op --device tpu --only add

@@ -12,7 +12,7 @@
 typedef struct {
     const char *only, *dtype, *models, *scale, *json, *against, *peer;
     BenchDevice device;
-    int64_t repeats;
+    int64_t repeats, seconds;
     bool list;
 } OpOptions;
 
@@ -25,23 +25,27 @@ static const char USAGE[] =
     "  bench op --device cuda --list --json cases.json      what would be measured; peer_ops_pytorch.py reads it\n"
     "  bench op --device cuda --peer pytorch.json           PyTorch's times beside ours";
 
-// One open backend for each choice of attention: cases that need another choice reopen the device.
+// The device, opened with the choice of attention that the present case needs.
 typedef struct {
     BenchDevice choice;
     Backend *be;
-    char failure[200];  // why the present choice could not be opened
+    const char *attention;  // what it was opened with, or could not be
+    bool tried;
+    char failure[200];  // why it could not
 } OpDevice;
 
+// attention NULL: any; then an open device stays as it is.
 static Backend *device_for(OpDevice *device, const char *attention) {
-    const char *wanted = attention != NULL ? attention : device->choice.attention;
-    bool same = wanted == device->choice.attention ||
-                (wanted != NULL && device->choice.attention != NULL && strcmp(wanted, device->choice.attention) == 0);
-    if (same && device->be != NULL) return device->be;
-    if (same && device->failure[0] != '\0') return NULL;
+    if (attention == NULL && device->be != NULL) return device->be;
+    const char *wanted = attention != NULL ? attention : "auto";
+    if (device->tried && strcmp(wanted, device->attention) == 0 && (device->be != NULL || device->failure[0] != '\0'))
+        return device->be;
     if (device->be != NULL) device->be->close(device->be);
     Error err = {""};
-    device->choice.attention = wanted;
-    device->be = bench_device_open(&device->choice, &err);
+    BenchDevice choice = device->choice;
+    choice.attention = device->attention = wanted;
+    device->tried = true;
+    device->be = bench_device_open(&choice, &err);
     snprintf(device->failure, sizeof device->failure, "%.199s", err.message);
     return device->be;
 }
@@ -84,6 +88,8 @@ static int measure_all(OpResult *results, int count, OpDevice *device, const OpS
         show_progress(i, count, r->c, started, &shown);
         Backend *be = device_for(device, r->c->kind->attention);
         if (be == NULL) snprintf(r->why, sizeof r->why, "%s", device->failure);
+        else if (options->seconds > 0 && now_seconds() - started > (double)options->seconds)
+            snprintf(r->why, sizeof r->why, "out of time (--seconds %lld)", (long long)options->seconds);
         else if (r->c->kind->fp8 && !be->matmul_fp8)
             snprintf(r->why, sizeof r->why, "this device has no 8-bit products");
         else if (!op_measure(r, &call, be, scale, (int)options->repeats, peaks)) {
@@ -110,28 +116,28 @@ static int run_list(OpResult *results, int count, OpDevice *device, const OpScal
         fprintf(stderr, "bench op: %s\n", device->failure);
         return -1;
     }
+    char name[32], description[sizeof be->description];
+    snprintf(name, sizeof name, "%s", be->name);
+    memcpy(description, be->description, sizeof description);
+    int failures = 0;
     if (options->list) {
         print_list(results, count);
     } else {
         bool bf16 = strcmp(options->dtype, "fp32") != 0, fp32 = strcmp(options->dtype, "bf16") != 0;
         op_measure_peaks(&peaks, be, scale, fp32, bf16);
-        printf("%s\n", be->description);
+        printf("%s\n", description);
         op_print_heading(&peaks, peer_rows != NULL);
+        failures = measure_all(results, count, device, scale, options, &peaks, peer_rows);
     }
-    int failures = options->list ? 0 : measure_all(results, count, device, scale, options, &peaks, peer_rows);
-    be = device_for(device, NULL);
-    if (be == NULL) {
-        fprintf(stderr, "bench op: %s\n", device->failure);
+    cJSON *report = op_report(results, count, &peaks, name, description, scale);
+    bool ok = options->json[0] == '\0' || op_report_write(report, options->json, &err);
+    int slower = ok && old != NULL ? op_report_against(report, old, &err) : 0;
+    cJSON_Delete(report);
+    if (!ok || slower < 0) {
+        fprintf(stderr, "bench op: %s\n", err.message);
         return -1;
     }
-    cJSON *report = op_report(results, count, &peaks, be, scale);
-    if (options->json[0] != '\0' && !op_report_write(report, options->json, &err)) failures = -1;
-    if (failures >= 0 && old != NULL) {
-        int slower = op_report_against(report, old, &err);
-        failures = slower < 0 ? -1 : failures + slower;
-    }
-    cJSON_Delete(report);
-    if (failures < 0) fprintf(stderr, "bench op: %s\n", err.message);
+    failures += slower;
     if (failures > 0)
         fprintf(stderr, "bench op: %d case%s failed or became slower\n", failures, failures == 1 ? "" : "s");
     return failures;
@@ -163,6 +169,7 @@ int bench_ops_main(int argc, char **argv) {
         {"--models", &o.models, NULL, "all, or names such as gpt2-124M,qwen2-0.5B (default: the scale's)", NULL},
         {"--scale", &o.scale, NULL, "rows and lengths: cpu, gpu or tiny (default: the device's)", NULL},
         {"--repeats", NULL, &o.repeats, "timed samples of each", NULL},
+        {"--seconds", NULL, &o.seconds, "after so long the remaining cases are skipped; 0: never", NULL},
         {"--json", &o.json, NULL, "also write the results to this file", NULL},
         {"--against", &o.against, NULL, "compare with this earlier --json; exit 1 on a regression", NULL},
         {"--peer", &o.peer, NULL, "rows of peer_ops_pytorch.py, shown beside ours", NULL},

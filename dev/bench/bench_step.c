@@ -26,13 +26,13 @@ static const StepShape SHAPES[] = {
     {"gpt2-124M", "gpt2:124M", 64, 1024, 65536, 0, 0, 0, 0},
     {"gpt2-350M", "gpt2:350M", 32, 1024, 65536, 0, 0, 0, 0},
     {"gpt2-774M", "gpt2:774M", 16, 1024, 65536, 0, 0, 0, 0},
-    {"gpt2-1.5B", "gpt2:1.5B", 8, 1024, 65536, 0, 0, 0, 0},
+    {"gpt2-1.5B", "gpt2:1.5B", 8, 1024, 32768, 0, 0, 0, 0},
     {"qwen2-0.5B", "qwen2:0.5B", 32, 1024, 65536, 0, 0, 0, 0},
-    {"qwen2-1.5B", "qwen2:1.5B", 8, 1024, 65536, 0, 0, 0, 0},
-    {"qwen2-3B", "qwen2:3B", 4, 1024, 65536, 0, 0, 0, 0},
+    {"qwen2-1.5B", "qwen2:1.5B", 8, 1024, 32768, 0, 0, 0, 0},
+    {"qwen2-3B", "qwen2:3B", 4, 1024, 32768, 0, 0, 0, 0},
     {"qwen2-0.5B-t4096", "qwen2:0.5B", 8, 4096, 65536, 0, 0, 0, 0},
-    {"qwen2-1.5B-t4096", "qwen2:1.5B", 2, 4096, 65536, 0, 0, 0, 0},
-    {"qwen2-3B-t4096", "qwen2:3B", 1, 4096, 65536, 0, 0, 0, 0},
+    {"qwen2-1.5B-t4096", "qwen2:1.5B", 2, 4096, 32768, 0, 0, 0, 0},
+    {"qwen2-3B-t4096", "qwen2:3B", 1, 4096, 32768, 0, 0, 0, 0},
     {"tiny-gpt2", "gpt2:124M", 2, 32, 128, 2, 32, 2, 128},
     {"tiny-llama", "qwen2:0.5B", 2, 32, 128, 2, 32, 2, 128},
 };
@@ -45,7 +45,7 @@ typedef struct {
     const char *shape, *dtype, *recompute;
     BenchDevice device;
     int64_t steps, chunk_rows, batch_rows, batch_tokens;
-    bool no_graphs, no_master;
+    bool no_graphs, no_master, describe;
 } StepOptions;
 
 typedef struct {
@@ -170,6 +170,27 @@ static bool run_steps(StepBench *bench, double *seconds, double *losses, int64_t
 
 // ---- the report ----
 
+// The architecture as one JSON line, for programs that build the same model: peer_pytorch.py.
+static int print_description(const StepShape *shape) {
+    ModelConfig m = {0};
+    Error err = {""};
+    CHECK(describe_arch(&m, shape, shape->T, &err), "%s", err.message);
+    printf(
+        "{\"shape\": \"%s\", \"layers\": %lld, \"channels\": %lld, \"heads\": %lld, \"kv_heads\": %lld, "
+        "\"head_size\": %lld, \"ffn\": %lld, \"vocab\": %lld, \"padded_vocab\": %lld, \"positions\": %lld",
+        shape->name, (long long)m.L, (long long)m.C, (long long)m.NH, (long long)m.NKV, (long long)m.HS,
+        (long long)m.F, (long long)m.V, (long long)m.Vp, (long long)m.max_seq_len);
+    printf(
+        ", \"norm\": \"%s\", \"norm_eps\": %.3g, \"rope_theta\": %.0f, \"activation\": \"%s\", \"norm_bias\": %s, "
+        "\"qkv_bias\": %s, \"proj_bias\": %s, \"mlp_bias\": %s, \"init_std\": %.4g",
+        m.norm == NORM_LAYER ? "layer" : "rms", (double)m.norm_eps, m.position == POSITION_ROPE ? m.rope_theta : 0.0,
+        m.activation == ACT_GELU ? "gelu" : "swiglu", m.norm_bias ? "true" : "false", m.qkv_bias ? "true" : "false",
+        m.proj_bias ? "true" : "false", m.mlp_bias ? "true" : "false", (double)m.init_std);
+    printf(", \"batch_rows\": %lld, \"seq_len\": %lld, \"batch_tokens\": %lld, \"seed\": %d, \"lr\": %.3g}\n",
+           (long long)shape->B, (long long)shape->T, (long long)shape->tokens, SEED, LEARNING_RATE);
+    return 0;
+}
+
 static void print_list(const char *name, const double *values, int64_t count, double scale, bool inverse,
                        int digits) {
     printf(", \"%s\": [", name);
@@ -205,7 +226,7 @@ static void print_report(const StepBench *bench, const StepOptions *options, dou
     double flops = model_config_flops_per_token(&bench->config.arch, phase->seq_len) * tokens;
     printf(", \"tok_per_s\": %.2f, \"step_ms\": %.2f, \"peak_gflops\": %.1f, \"peak_share\": %.4f", tokens / median,
            median * 1e3, peak * 1e-9, flops / median / peak);
-    print_list("loss", losses, WARMUP_STEPS + steps, 1, false, 6);
+    print_list("losses", losses, WARMUP_STEPS + steps, 1, false, 6);
     printf(
         ", \"device\": \"%s\", \"flops_per_token\": %.0f, \"mfu_formula\": \"(6 * matmul weights, head included + 6 "
         "* "
@@ -321,6 +342,7 @@ int bench_step_main(int argc, char **argv) {
         {"--batch-tokens", NULL, &o.batch_tokens, "tokens of a step, 0: the shape's", NULL},
         {"--attention", &o.device.attention, NULL, "GPU: auto, cudnn or own", NULL},
         {"--no-graphs", NULL, NULL, "GPU: do not capture and replay micro-batches", &o.no_graphs},
+        {"--describe", NULL, NULL, "only print the shape's model as JSON, for peers", &o.describe},
         {"--no-master", NULL, NULL, "bf16: no fp32 values behind the weights", &o.no_master},
         {NULL, NULL, NULL, NULL, NULL}};
     int status = bench_parse(options, usage, argc, argv);
@@ -341,5 +363,6 @@ int bench_step_main(int argc, char **argv) {
                 "block; --steps above 0; see --help\n",
                 names);
     free(names);
-    return ok ? bench_shape(shape, &o) : 2;
+    if (!ok) return 2;
+    return o.describe ? print_description(shape) : bench_shape(shape, &o);
 }

@@ -43,7 +43,8 @@ void op_measure_peaks(OpPeaks *peaks, Backend *be, const OpScale *scale, bool fp
 void op_print_heading(const OpPeaks *peaks, bool with_peer);
 void op_print_result(const OpResult *result, const cJSON *peer_rows);
 // The report as JSON; the caller deletes it.
-cJSON *op_report(const OpResult *results, int count, const OpPeaks *peaks, const Backend *be, const OpScale *scale);
+cJSON *op_report(const OpResult *results, int count, const OpPeaks *peaks, const char *backend, const char *device,
+                 const OpScale *scale);
 bool op_report_write(const cJSON *report, const char *path, Error *err);
 // Prints what is slower than in `old` beyond the noise of both, or is missing; returns how many, or -1 with err when
 // the two cannot be compared.

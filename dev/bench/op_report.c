@@ -126,12 +126,13 @@ static cJSON *result_row(const OpResult *r) {
     return row;
 }
 
-cJSON *op_report(const OpResult *results, int count, const OpPeaks *peaks, const Backend *be, const OpScale *scale) {
+cJSON *op_report(const OpResult *results, int count, const OpPeaks *peaks, const char *backend, const char *device,
+                 const OpScale *scale) {
     cJSON *report = cJSON_CreateObject();
     cJSON_AddStringToObject(report, "bench", "op");
     cJSON_AddStringToObject(report, "program", "tokamak");
-    cJSON_AddStringToObject(report, "backend", be->name);
-    cJSON_AddStringToObject(report, "device", be->description);
+    cJSON_AddStringToObject(report, "backend", backend);
+    cJSON_AddStringToObject(report, "device", device);
     cJSON_AddStringToObject(report, "scale", scale->name);
     cJSON_AddNumberToObject(report, "rotation_bytes", (double)scale->rotation_bytes);
     cJSON *peak = cJSON_AddObjectToObject(report, "peaks");

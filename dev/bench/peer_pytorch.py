@@ -1,10 +1,16 @@
 #!/usr/bin/env python3
-"""Tokens per second of a GPT-2 training step in PyTorch on a CPU: the peer that `make bench-cpu` compares with.
+"""Tokens per second of a training step in PyTorch: the peer of `make bench-cpu` and of scripts/gpu_check.sh.
 
-A step is forward, backward, clip_grad_norm_ to 1, AdamW with decay on matrices, zero_grad(set_to_none). Prints one
-JSON line: {"peer", "version", "shape", "dtype", "threads", "setting", "tok_per_s" (median), "list" (every step)}.
+A step is forward, backward, clip_grad_norm_ to 1, AdamW with decay on matrices, zero_grad(set_to_none); bf16 is autocast
+over fp32 parameters. Prints one JSON line: {"peer", "version", "shape", "dtype", "threads", "setting", "tok_per_s"
+(median), "list" (every step), "losses" (warm-up included)}.
 
-Runs on any PyTorch from 1.13 (Debian 12) on. It looks for PyTorch at its best, not as it comes; what made a
+  peer_pytorch.py --shape 124M-b4-t64                          one of the CPU's shapes
+  peer_pytorch.py --device cuda --arch "$(build/bench step --shape gpt2-1.5B --describe)" --dtype bf16 --compile
+
+With --arch the weights and tokens are those that `bench step` starts with: the losses must agree.
+
+Runs on any PyTorch from 1.13 (Debian 12) on. It looks for PyTorch at its best, not as it comes. On a CPU, what made a
 difference, in this order (--untuned switches the first two off):
   * malloc: glibc returns every large activation to the kernel and faults it in again. glibc.malloc.hugetlb=1 (the
     script starts itself anew with it) and thresholds above any tensor keep the pages: 1.3x to 1.6x in one comparison.
@@ -13,9 +19,12 @@ difference, in this order (--untuned switches the first two off):
   * the optimizer: fused AdamW (CPUs: from 2.4 on) was 5 % (fp32) and 14 % (bf16) ahead of foreach at B=4 T=64.
   * torch.compile, and scores written out (--attention manual) instead of scaled_dot_product_attention, were within
     about 10 % of the default on a machine too busy to settle it: bench_cpu.sh tries all and takes the best.
+On a GPU: scaled_dot_product_attention picks its flash kernels, the optimizer is fused, the vocabulary is padded, matrix
+products in fp32 stay fp32. A micro-batch that does not fit into memory is halved, and the setting says so.
 """
 
 import argparse
+import contextlib
 import json
 import os
 import statistics
@@ -33,14 +42,18 @@ VOCAB = 50257
 def parse_arguments():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shape", choices=SHAPES, default="124M-b4-t64")
+    parser.add_argument("--arch", help="what `bench step --describe` printed, instead of --shape")
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--dtype", choices=["fp32", "bf16"], default="fp32", help="bf16: autocast")
     parser.add_argument("--steps", type=int, default=10, help="timed steps")
     parser.add_argument("--warmup", type=int, default=2, help="steps before them")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--optimizer", choices=["best", "foreach", "fused"], default="best")
     parser.add_argument("--attention", choices=["best", "manual"], default="best")
-    parser.add_argument("--vocab", type=int, default=VOCAB, help="rows of the embedding (nanoGPT pads to 50304)")
-    parser.add_argument("--compile", action="store_true", help="torch.compile; needs a C++ compiler")
+    parser.add_argument("--vocab", type=int, default=0, help="rows of the embedding (default: a GPU's are padded)")
+    parser.add_argument("--batch-rows", type=int, default=0, help="of a micro-batch (default: the shape's)")
+    parser.add_argument("--compile", action="store_true", help="torch.compile the model; needs a C++ compiler")
+    parser.add_argument("--compile-blocks", action="store_true", help="the same block by block: deep models compile once")
     parser.add_argument("--untuned", action="store_true", help="leave malloc and OpenMP as they are")
     parser.add_argument("--profile", action="store_true", help="print where the time goes to stderr")
     return parser.parse_args()
@@ -60,105 +73,120 @@ def tune_environment(threads):
     os.execv(sys.executable, [sys.executable] + sys.argv)
 
 
+def gpt2_arch(shape):
+    layers, heads, channels, rows, length = SHAPES[shape]
+    return {"shape": shape, "layers": layers, "channels": channels, "heads": heads, "kv_heads": heads,
+            "head_size": channels // heads, "ffn": 4 * channels, "vocab": VOCAB, "padded_vocab": VOCAB,
+            "positions": length, "norm": "layer", "norm_eps": 1e-5, "rope_theta": 0, "activation": "gelu",
+            "norm_bias": True, "qkv_bias": True, "proj_bias": True, "mlp_bias": True, "init_std": 0.02,
+            "batch_rows": rows, "seq_len": length, "batch_tokens": rows * length, "seed": None, "lr": 6e-4}
+
+
 def main():
     args = parse_arguments()
-    if not args.untuned:
+    on_gpu = args.device == "cuda"
+    if not args.untuned and not on_gpu:
         tune_environment(args.threads)
     import torch
     from torch import nn
-    from torch.nn import functional as F
 
+    import peer_model
+
+    if on_gpu and not torch.cuda.is_available():
+        sys.exit("peer_pytorch.py: --device cuda: this PyTorch sees no GPU")
     torch.manual_seed(1)
     torch.set_num_threads(args.threads)
     torch.set_flush_denormal(True)
     version = tuple(int(x) for x in torch.__version__.split("+")[0].split(".")[:2])
     if args.optimizer == "best":  # fused AdamW runs on CPUs from 2.4 on
         args.optimizer = "fused" if version >= (2, 4) else "foreach"
-    if version < (2, 0) and (args.compile or args.attention == "manual"):
+    if version < (2, 0) and (args.compile or args.compile_blocks or args.attention == "manual"):
         sys.exit(f"peer_pytorch.py: PyTorch {torch.__version__} has only manual attention and no compiler")
-    layers, heads, channels, batch, length = SHAPES[args.shape]
-    fast_attention = args.attention == "best" and hasattr(F, "scaled_dot_product_attention")
+    arch = json.loads(args.arch) if args.arch else gpt2_arch(args.shape)
+    length, step_tokens = arch["seq_len"], arch["batch_tokens"]
+    fast_attention = args.attention == "best" and hasattr(nn.functional, "scaled_dot_product_attention")
 
-    class Block(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.ln1, self.ln2 = nn.LayerNorm(channels), nn.LayerNorm(channels)
-            self.qkv, self.attention_out = nn.Linear(channels, 3 * channels), nn.Linear(channels, channels)
-            self.up, self.down = nn.Linear(channels, 4 * channels), nn.Linear(4 * channels, channels)
-            self.register_buffer("future", torch.ones(length, length, dtype=torch.bool).triu(1), persistent=False)
-
-        def attention(self, x):
-            B, T, C = x.shape
-            q, k, v = (y.view(B, T, heads, C // heads).transpose(1, 2) for y in self.qkv(x).split(C, dim=2))
-            if fast_attention:
-                y = F.scaled_dot_product_attention(q, k, v, is_causal=True)
-            else:
-                scores = (q * (C // heads) ** -0.5) @ k.transpose(-2, -1)
-                y = F.softmax(scores.masked_fill(self.future, float("-inf")), dim=-1) @ v
-            return self.attention_out(y.transpose(1, 2).reshape(B, T, C))
-
-        def forward(self, x):
-            x = x + self.attention(self.ln1(x))
-            return x + self.down(F.gelu(self.up(self.ln2(x)), approximate="tanh"))
-
-    class Gpt(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.wte, self.wpe = nn.Embedding(args.vocab, channels), nn.Embedding(length, channels)
-            self.blocks = nn.ModuleList(Block() for _ in range(layers))
-            self.ln = nn.LayerNorm(channels)
-            for p in self.parameters():
-                if p.dim() == 2:
-                    nn.init.normal_(p, std=0.02)
-
-        def forward(self, tokens, targets):
-            x = self.wte(tokens) + self.wpe(torch.arange(tokens.shape[1]))
-            for block in self.blocks:
-                x = block(x)
-            logits = F.linear(self.ln(x), self.wte.weight)  # tied head
-            return F.cross_entropy(logits.view(-1, logits.shape[-1]), targets.view(-1))
-
-    model = Gpt()
+    rows = args.vocab or arch["padded_vocab" if on_gpu else "vocab"]
+    with torch.device(args.device) if version >= (2, 0) else contextlib.nullcontext():
+        model = peer_model.Decoder(arch, rows, length, fast_attention)
+    if arch["seed"] is None:
+        for parameter in model.parameters():
+            if parameter.dim() == 2:
+                nn.init.normal_(parameter, std=0.02)
+        ids = torch.randint(0, arch["vocab"], (step_tokens // length, length + 1))
+        tokens, targets = ids[:, :-1].contiguous(), ids[:, 1:].contiguous()
+    else:
+        model.same_start(arch["seed"])
+        tokens, targets = (peer_model.make_tokens(arch, arch["seed"] + i, step_tokens, args.device).view(-1, length)
+                           for i in range(2))
+    if args.compile_blocks:
+        for block in model.blocks:
+            block.compile()
+        model.loss = torch.compile(model.loss)
     forward = torch.compile(model) if args.compile else model
     groups = [{"params": [p for p in model.parameters() if p.dim() == 2], "weight_decay": 0.1},
               {"params": [p for p in model.parameters() if p.dim() != 2], "weight_decay": 0.0}]
-    optimizer = torch.optim.AdamW(groups, lr=6e-4, betas=(0.9, 0.95), eps=1e-8, **{args.optimizer: True})
-    ids = torch.randint(0, VOCAB, (batch, length + 1))
-    tokens, targets = ids[:, :-1].contiguous(), ids[:, 1:].contiguous()
+    optimizer = torch.optim.AdamW(groups, lr=arch["lr"], betas=(0.9, 0.95), eps=1e-8, **{args.optimizer: True})
 
-    def step():
-        if args.dtype == "bf16":
-            with torch.autocast("cpu", dtype=torch.bfloat16):
-                loss = forward(tokens, targets)
-        else:
-            loss = forward(tokens, targets)
-        loss.backward()
+    def step(micro_rows):
+        loss_sum = 0
+        parts = len(tokens) // micro_rows
+        for i in range(parts):
+            part = slice(i * micro_rows, (i + 1) * micro_rows)
+            with torch.autocast(args.device, dtype=torch.bfloat16, enabled=args.dtype == "bf16"):
+                loss = forward(tokens[part], targets[part]) / parts
+            loss.backward()
+            loss_sum = loss_sum + loss.detach()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-        return loss.item()
+        return loss_sum  # read later: a GPU goes on meanwhile
 
-    losses = [step() for _ in range(args.warmup)]
-    seconds = []
-    for _ in range(args.steps):
-        start = time.perf_counter()
-        losses.append(step())
-        seconds.append(time.perf_counter() - start)
+    micro_rows = args.batch_rows or arch["batch_rows"]
+    losses, seconds = [], []
+    while not losses:  # the first step shows whether it fits; it has changed nothing when it does not
+        try:
+            losses = [float(step(micro_rows))]
+        except RuntimeError as error:
+            if "out of memory" not in str(error) or micro_rows == 1:
+                raise
+            micro_rows //= 2
+            optimizer.zero_grad(set_to_none=True)
+            torch.cuda.empty_cache()
+    losses += [float(step(micro_rows)) for _ in range(args.warmup - 1)]
+    if on_gpu:
+        marks = [torch.cuda.Event(enable_timing=True) for _ in range(args.steps + 1)]
+        marks[0].record()
+        for mark in marks[1:]:
+            losses.append(step(micro_rows))
+            mark.record()
+        torch.cuda.synchronize()
+        seconds = [marks[i].elapsed_time(marks[i + 1]) / 1e3 for i in range(args.steps)]
+        losses = [float(loss) for loss in losses]
+    else:
+        for _ in range(args.steps):
+            start = time.perf_counter()
+            losses.append(float(step(micro_rows)))
+            seconds.append(time.perf_counter() - start)
     if not losses[-1] < losses[0]:
         sys.exit(f"peer_pytorch.py: the loss went from {losses[0]} to {losses[-1]}: this is not training")
     if args.profile:
         from torch.profiler import profile
         with profile() as report:
-            step()
+            step(micro_rows)
         print(report.key_averages().table(sort_by="self_cpu_time_total", row_limit=25), file=sys.stderr)
 
-    speeds = [batch * length / s for s in seconds]
+    speeds = [step_tokens / s for s in seconds]
     setting = [args.optimizer, "sdpa" if fast_attention else "manual attention"]
-    setting += ["compiled"] * args.compile + ["untuned"] * args.untuned
+    setting += ["compiled"] * args.compile + ["blocks compiled"] * args.compile_blocks + ["untuned"] * args.untuned
+    if args.arch:
+        setting.append(f"micro-batches of {micro_rows} rows")
     print(json.dumps({
-        "peer": "pytorch", "version": torch.__version__, "shape": args.shape, "dtype": args.dtype,
+        "peer": "pytorch", "version": torch.__version__, "shape": arch["shape"], "dtype": args.dtype,
         "threads": torch.get_num_threads(), "setting": ", ".join(setting),
         "tok_per_s": round(statistics.median(speeds), 1), "list": [round(s, 1) for s in speeds],
+        "losses": [round(loss, 6) for loss in losses],
+        **({"device_bytes": torch.cuda.max_memory_allocated()} if on_gpu else {}),
     }))
 
 

@@ -1,0 +1,562 @@
+#!/bin/bash
+# gpu_check.sh: everything that only a real GPU can show, in one command and one report: builds, runs the operations' tests
+# and compute-sanitizer, trains on real text beside the CPU, resumes, then measures kernels and training steps next to
+# PyTorch and llm.c. Needs no network. The report is written whatever happens; each stage has its share of the time.
+#
+#     scripts/gpu_check.sh [options]
+#   --device D       cuda (default); cudaemu or cpu: the same stages where there is no GPU, speeds mean nothing
+#   --quick          tiny shapes, a few steps: whether everything runs
+#   --budget S       seconds in all (default 570); what does not fit is left out, and the report says so
+#   --out FILE       the report (default dev/bench/results/<gpu>-<date>.md; kernel times go beside it as .ops.json)
+#   --text FILE      what the small model reads (default: the King James Bible, ../shared, or this repository's sources)
+#   --llmc DIR       llm.c's own tree: it is built there and measured beside us
+#   --python PY      a Python whose PyTorch is measured beside us (default python3; none: leave it out)
+#   --build DIR      build directory (default build)
+#   --skip A,B       stages to leave out: build, ops, sanitize, train, steps, kernels
+#   --dry-run        say what would be done, and stop
+# Exit code: 0 nothing failed, 1 something did, 2 usage. Example:
+#     scripts/gpu_check.sh --budget 1800 --llmc ~/llm.c --python ~/venv/bin/python
+set -u
+cd "$(dirname "$0")/.." || exit 1
+export OMP_WAIT_POLICY=${OMP_WAIT_POLICY:-passive}
+
+device=cuda quick=0 budget=570 out='' text='' llmc='' python=python3 BUILD=build skip=, dry=0
+usage() { sed -n '2,20s/^# \{0,1\}//p' "$0"; }
+while [ $# -gt 0 ]; do
+    case $1 in
+    --help | -h) usage; exit 0 ;;
+    --quick) quick=1 ;;
+    --dry-run) dry=1 ;;
+    --device | --budget | --out | --text | --llmc | --python | --build | --skip)
+        if [ $# -lt 2 ]; then echo "gpu_check.sh: $1 needs a value; see --help" >&2; exit 2; fi
+        case $1 in
+        --device) device=$2 ;; --budget) budget=$2 ;; --out) out=$2 ;; --text) text=$2 ;; --llmc) llmc=$2 ;;
+        --python) python=$2 ;; --build) BUILD=$2 ;; --skip) skip=,$2, ;;
+        esac
+        shift ;;
+    *) echo "gpu_check.sh: unknown option '$1'; see --help" >&2; exit 2 ;;
+    esac
+    shift
+done
+case $device in cuda | cudaemu | cpu) ;; *) echo "gpu_check.sh: --device $device: expected cuda, cudaemu or cpu" >&2; exit 2 ;; esac
+case $budget in '' | *[!0-9]*) echo "gpu_check.sh: --budget $budget: expected seconds" >&2; exit 2 ;; esac
+if [ -n "$text" ] && [ ! -r "$text" ]; then echo "gpu_check.sh: --text $text: cannot be read" >&2; exit 2; fi
+if [ -n "$llmc" ] && [ ! -f "$llmc/train_gpt2.cu" ]; then
+    echo "gpu_check.sh: --llmc $llmc: expected llm.c's tree, with train_gpt2.cu in it" >&2
+    exit 2
+fi
+
+# ---- what the stages share ----
+
+started=$SECONDS
+work=$(mktemp -d) || exit 1
+problems=0
+total_left() { echo $((budget - (SECONDS - started))); }
+stage_end=$budget
+left() { # of the running stage
+    local now=$((stage_end - (SECONDS - started)))
+    echo $((now > 1 ? now : 1))
+}
+# limited [-m MOST] COMMAND...: stopped (124) when the stage's time, or MOST seconds, are over.
+limited() {
+    local most
+    most=$(left)
+    if [ "$1" = -m ]; then
+        if [ "$2" -lt "$most" ]; then most=$2; fi
+        shift 2
+    fi
+    timeout -k 5 "$most" "$@" </dev/null
+}
+say() { printf '%s\n' "$*" >>"$section"; }       # into the report
+note() { printf '   %s\n' "$*" >&2; }            # to whoever waits
+missing() { say "- left out: $*"; note "left out: $*"; echo "- $stage: $*" >>"$work/left_out"; }
+problem() { say "- **FAILED**: $*"; note "FAILED: $*"; problems=$((problems + 1)); echo "- $stage: $*" >>"$work/failed"; }
+passed() { say "- ok: $*"; note "ok: $*"; }
+quoted() { # the last lines of a log, into the report
+    say '```'
+    tail -n "${2:-8}" "$1" | cut -c1-200 >>"$section"
+    say '```'
+}
+json() { sed -n "s/.*\"$1\": \"\{0,1\}\([^\",}]*\).*/\1/p" <<<"$2"; }  # one plain value of a JSON line
+json_text() { sed -n "s/.*\"$1\": \"\([^\"]*\)\".*/\1/p" <<<"$2"; }
+json_list() { sed -n "s/.*\"$1\": \[\([^]]*\)\].*/\1/p" <<<"$2"; }
+goal() { echo "| $1 | $2 | $3 |" >>"$work/goals"; }
+# at_least FOUND WANTED: "yes" or "no"
+at_least() { awk -v a="$1" -v b="$2" 'BEGIN {print (a + 0 >= b + 0) ? "yes" : "**no**"}'; }
+
+# run_stage NAME SECONDS TITLE: runs stage_NAME with its own section of the report.
+run_stage() {
+    stage=$1
+    local seconds=$2 title=$3 from=$SECONDS before=$problems status
+    section=$work/section.$stage
+    echo "## $title" >"$section"
+    say ''
+    : >>"$work/stages"
+    case $skip in *",$stage,"*) missing 'asked for (--skip)'; echo "| $stage | skipped | 0 |" >>"$work/stages"; return ;; esac
+    if [ "$(total_left)" -lt 3 ]; then
+        missing "no time left of --budget $budget"
+        echo "| $stage | left out | 0 |" >>"$work/stages"
+        return
+    fi
+    stage_end=$((SECONDS - started + seconds))
+    if [ "$stage_end" -gt "$budget" ]; then stage_end=$budget; fi
+    echo "== $stage: $title (up to $(left) s)" >&2
+    "stage_$stage"
+    status=ok
+    if [ "$problems" -gt $before ]; then status='**failed**'; fi
+    echo "| $stage | $status | $((SECONDS - from)) |" >>"$work/stages"
+    say ''
+}
+
+# ---- the stages ----
+
+stage_build() {
+    local targets="all tests" jobs
+    jobs=$(nproc)
+    scripts/find_cuda.sh >"$work/found" 2>&1
+    quoted "$work/found" 10
+    if [ "$device" = cudaemu ]; then targets="$targets emu"; fi
+    local from=$SECONDS
+    # shellcheck disable=SC2086
+    if ! limited make --no-print-directory -j"$jobs" BUILD="$BUILD" $targets >"$work/build.log" 2>&1; then
+        problem "make $targets (its last lines follow)"
+        quoted "$work/build.log" 15
+        return
+    fi
+    if [ "$device" != cpu ] && [ ! -e "$BUILD/libllmc_$device.so" ]; then
+        problem "$BUILD/libllmc_$device.so was not built: nvcc or cuBLASLt is missing (above)"
+        return
+    fi
+    passed "make $targets with $jobs jobs in $((SECONDS - from)) s"
+}
+
+ready() { # what later stages need of the build
+    local file
+    for file in "$BUILD/train_gpt" "$BUILD/prep" "$BUILD/bench" ${1:+"$1"}; do
+        [ -e "$file" ] || { problem "$file is not there: the build failed or was left out"; return 1; }
+    done
+    if [ "$device" != cpu ] && [ ! -e "$BUILD/libllmc_$device.so" ]; then
+        problem "$BUILD/libllmc_$device.so is not there"
+        return 1
+    fi
+}
+
+OP_TESTS='test_ops_pointwise test_ops_norm test_ops_rope test_ops_embedding test_ops_loss test_ops_optim test_ops_reduce
+    test_attention test_gemm'
+stage_ops() {
+    ready "$BUILD/tests/test_ops_norm" || return
+    local program log programs="$OP_TESTS test_model" ok bad status
+    if [ "$quick" = 1 ]; then programs=test_ops_norm; fi
+    for program in $programs; do
+        [ -x "$BUILD/tests/$program" ] || { problem "$program was not built"; continue; }
+        log=$work/$program.log
+        TOKAMAK_TEST_DEVICE=$device limited "$BUILD/tests/$program" >"$log" 2>&1
+        status=$?
+        read -r ok bad < <(awk '/^\[=+\].*test\(s\) run/{exit} /\[       OK \] /{ok++} /\[  FAILED  \] /{bad++}
+            END{print ok + 0, bad + 0}' "$log")
+        if [ "$status" -eq 124 ]; then missing "$program: out of time after $ok cases"
+        elif [ "$status" -ne 0 ] || [ "$bad" -gt 0 ]; then problem "$program: $ok passed, $bad failed, status $status"; quoted "$log" 12
+        else passed "$program: $ok cases"; fi
+    done
+}
+
+stage_sanitize() {
+    local tool program log status found
+    if [ "$device" != cuda ]; then missing "compute-sanitizer looks at a real GPU only ($device has its own checks)"; return; fi
+    ready "$BUILD/tests/test_ops_norm" || return
+    tool=$(command -v compute-sanitizer || ls /usr/local/cuda*/bin/compute-sanitizer 2>/dev/null | tail -n 1)
+    if [ -z "$tool" ]; then missing 'compute-sanitizer is not installed'; return; fi
+    if ! TOKAMAK_TEST_DEVICE=$device limited -m 60 "$tool" --tool memcheck "$BUILD/tests/test_ops_reduce" >"$work/sanitizer.log" 2>&1 &&
+        ! grep -q 'ERROR SUMMARY' "$work/sanitizer.log"; then
+        missing 'compute-sanitizer does not work on this machine:'
+        quoted "$work/sanitizer.log" 6
+        return
+    fi
+    for check in memcheck racecheck; do
+        for program in $OP_TESTS; do
+            log=$work/$check.$program.log
+            TOKAMAK_TEST_DEVICE=$device limited "$tool" --tool $check --error-exitcode 86 "$BUILD/tests/$program" >"$log" 2>&1
+            status=$?
+            found=$(grep -E 'ERROR SUMMARY|RACECHECK SUMMARY' "$log" | tail -n 1 | sed 's/^=* *//')
+            if [ "$status" -eq 0 ]; then passed "$check, $program: $found"
+            elif [ "$status" -eq 124 ] || [ "$status" -eq 137 ]; then missing "$check, $program: out of time"
+            else problem "$check, $program: status $status, $found"; quoted "$log" 12; fi
+            if [ "$(left)" -le 2 ]; then missing "$check after $program: out of time"; break; fi
+        done
+    done
+}
+
+# A text in $1: what was named, the King James Bible, the project's test data, or the repository's own sources.
+find_text() {
+    if [ -n "$text" ]; then cp "$text" "$1"; text_name=$text
+    elif command -v bible >/dev/null && bible -f 'Gen1:1-Rev22:21' >"$1" 2>/dev/null && [ -s "$1" ]; then
+        text_name='the King James Bible'
+    elif cat ../shared/data/text/*.txt >"$1" 2>/dev/null && [ -s "$1" ]; then text_name='the texts of ../shared'
+    else
+        git ls-files '*.c' '*.h' '*.cu' '*.md' '*.sh' '*.py' | xargs cat >"$1"
+        text_name="this repository's sources"
+    fi
+}
+curve() { sed -n 's/.*"step":\([0-9]*\),.*"loss":\([-0-9.e+]*\),.*/\1 \2/p' "$1/metrics.jsonl"; }
+same_bits() { # A B: weights, moments and losses
+    local a b file
+    a=$(find "$1" -maxdepth 1 -name 'step_*' | sort | tail -n 1)
+    b=$(find "$2" -maxdepth 1 -name 'step_*' | sort | tail -n 1)
+    for file in model.safetensors optimizer.safetensors; do cmp -s "$a/$file" "$b/$file" || return 1; done
+    [ -n "$(curve "$1")" ] && cmp -s <(curve "$1") <(curve "$2")
+}
+
+stage_train() {
+    ready || return
+    local data=$work/shards steps=200 half=100 dtype name model batch
+    model="model=llama:d6 channels=384 heads=6 kv_heads=2 head_size=64 qk_norm=true tied=true"
+    batch="seq_len=256 batch_rows=16 batch_tokens=8192"
+    if [ "$quick" = 1 ]; then
+        steps=8 half=4
+        model="model=llama:d2 channels=32 heads=2 kv_heads=1 head_size=16 ffn=64 tied=true"
+        batch="seq_len=32 batch_rows=2 batch_tokens=128"
+    fi
+    find_text "$work/text.txt"
+    if ! limited -m 60 "$BUILD/prep" tokenize --tokenizer bytes --out "$data" --val-fraction 0.05 "$work/text.txt" \
+        >"$work/prep.log" 2>&1; then
+        problem "tokenizing $text_name"
+        quoted "$work/prep.log"
+        return
+    fi
+    say "A small model (${model#model=}) on $text_name, bytes as tokens, $steps steps."
+    say ''
+    trained() { # NAME DEVICE [options]: one run, resumed if its directory is there
+        local dir=$work/$1 where=$2
+        shift 2
+        # shellcheck disable=SC2086
+        limited "$BUILD/train_gpt" train out_dir="$dir" device="$where" train="$data/train_*.bin" $model $batch max_seq_len=256 \
+            steps=$steps save_every=$half keep_last=0 val_every=0 val_tokens=4k sample_tokens=1 warmup_steps=$half lr=1e-3 \
+            log_every=1 progress_bar=false "$@" >"$dir.log" 2>&1
+    }
+    for dtype in fp32 bf16; do
+        for name in "gpu-$dtype $device" "cpu-$dtype cpu"; do
+            # shellcheck disable=SC2086
+            trained $name dtype=$dtype || { problem "training on ${name#* } in $dtype"; quoted "$work/${name% *}.log"; continue 2; }
+        done
+        compare_curves $dtype
+    done
+    variant() { # NAME WHAT OPTIONS...
+        local variant=$1 what=$2
+        shift 2
+        if ! trained "$variant" "$device" dtype=bf16 "$@"; then problem "$what: the run failed"; quoted "$work/$variant.log"
+        elif same_bits "$work/$variant" "$work/gpu-bf16"; then passed "$what: the same losses, weights and moments to the bit"
+        else problem "$what: not the same bits"; fi
+    }
+    [ -d "$work/gpu-bf16" ] || return
+    if [ "$device" != cpu ]; then variant no-graphs 'without captured graphs' graphs=false; fi
+    variant norm-act 'recompute=norm_act' recompute=norm_act
+    variant block 'recompute=block' recompute=block
+    # Half of it, as after a crash: the later checkpoint is gone.
+    if trained resumed "$device" dtype=bf16; then
+        rm -rf "$(find "$work/resumed" -maxdepth 1 -name 'step_*' | sort | tail -n 1)"
+        variant resumed "resumed at step $half of $steps"
+    fi
+}
+
+# Rounding differs by the order of sums, and training amplifies it step by step: in fp32 the first twenty steps agree to
+# 0.001, all of them to 0.05; bf16 rounds 2^-8 of everything at other places: 0.05, and 0.1 in all.
+compare_curves() {
+    local first=0.001 all=0.05 line
+    if [ "$1" = bf16 ]; then first=0.05 all=0.1; fi
+    line=$(paste -d' ' <(curve "$work/gpu-$1") <(curve "$work/cpu-$1") | awk -v first=$first -v all=$all '
+        NF != 4 || $1 != $3 {bad = 1}
+        {d = $2 > $4 ? $2 - $4 : $4 - $2; if (!(d <= most)) most = d; if ($1 <= 20 && !(d <= early)) early = d; ++n; g = $2; c = $4}
+        END {printf "%d steps, largest difference of the loss %.2g (%g allowed), of the first 20 %.2g (%g allowed); it ends at %.4f here, %.4f on the CPU",
+                n, most, all, early, first, g, c
+            exit !(n > 0 && !bad && most <= all && early <= first)}')
+    # shellcheck disable=SC2181
+    if [ $? -eq 0 ]; then passed "$1, as on the CPU: $line"; else problem "$1 differs from the CPU: $line"; fi
+    goal "$1 loss curve as on the CPU" "${line%%;*}" "$(tail -n 1 "$section" | grep -q '^- ok' && echo yes || echo '**no**')"
+}
+
+# ---- training throughput ----
+
+has_torch() { # sets torch_why
+    if [ "$python" = none ]; then torch_why='not wanted (--python none)'; return 1; fi
+    torch_why=$(limited -m 60 "$python" -c "
+import torch
+assert '$device' != 'cuda' or torch.cuda.is_available(), 'it sees no GPU'
+print(torch.__version__)" 2>&1 | tail -n 1)
+    case $torch_why in [0-9]*) return 0 ;; *) torch_why="no usable PyTorch in $python ($torch_why)"; return 1 ;; esac
+}
+
+record() { # SHAPE DTYPE WHO LINE: a JSON line of one program; 1: there is none
+    case $4 in '{'*) ;; *) return 1 ;; esac
+    printf '%s\t%s\t%s\t%s\t%s\t%s\t%s\n' "$1" "$2" "$3" "$(json tok_per_s "$4")" "$(json peak_share "$4")" \
+        "$(json device_bytes "$4")" "$(json_list losses "$4")" >>"$work/throughput"
+    printf '%s\n' "$4" >>"$work/steps.jsonl"
+    note "$1 $2 $3: $(json tok_per_s "$4") tokens/s"
+}
+run_ours() { # SHAPE DTYPE [options]
+    local shape=$1 dtype=$2 line steps=6
+    shift 2
+    if [ "$quick" = 1 ]; then steps=3; fi
+    line=$(limited "$BUILD/bench" step --device "$device" --shape "$shape" --dtype "$dtype" --steps $steps "$@" 2>"$work/step.err")
+    record "$shape" "$dtype" tokamak "$line" && return
+    if [ "$(left)" -le 1 ]; then missing "$shape $dtype: out of time"
+    else problem "$shape $dtype: $(tail -n 1 "$work/step.err")"; fi
+}
+run_torch() { # SHAPE DTYPE
+    local shape=$1 how=--compile-blocks line arch where=cpu steps=6
+    arch=$("$BUILD/bench" step --shape "$shape" --describe)
+    if [ "$device" = cuda ]; then where=cuda; fi
+    if [ "$(json layers "$arch")" -le 12 ]; then how=--compile; fi  # whole where that takes no minutes
+    if [ "$quick" = 1 ]; then how='' steps=3; fi
+    # shellcheck disable=SC2086
+    line=$(limited "$python" dev/bench/peer_pytorch.py --device $where --arch "$arch" --dtype "$2" --steps $steps $how 2>"$work/torch.err" |
+        tail -n 1)
+    if ! record "$shape" "$2" PyTorch "$line"; then
+        missing "PyTorch, $shape: $(if [ "$(left)" -le 1 ]; then echo 'out of time'; else tail -n 1 "$work/torch.err"; fi)"
+        return
+    fi
+    # The same weights and tokens: the first losses must agree. bf16 is rounded at other places, and PyTorch's softmax counts
+    # the padding rows of the vocabulary: 0.02.
+    awk -F'\t' -v shape="$shape" -v dtype="$2" '$1 == shape && $2 == dtype {loss[$3] = $7}
+        END {n = split(loss["tokamak"], a, /, */); m = split(loss["PyTorch"], b, /, */)
+            for (i = 1; i <= 4 && i <= n && i <= m; ++i) {d = a[i] - b[i]; if (d < 0) d = -d; if (!(d <= most)) most = d}
+            printf "%s: losses of the first steps as PyTorch'"'"'s, from the same weights and tokens, to %.2g (0.02 allowed)", shape, most
+            exit !(n >= 4 && m >= 4 && most <= 0.02)}' "$work/throughput" >"$work/same"
+    # shellcheck disable=SC2181
+    if [ $? -eq 0 ]; then passed "$(cat "$work/same")"; else problem "$(cat "$work/same")"; fi
+}
+
+llmc_ready() { # builds llm.c's trainer once, and shards that it reads
+    [ -n "$llmc" ] || { missing "llm.c: no tree was named (--llmc DIR)"; return 1; }
+    [ "$device" = cuda ] || { missing 'llm.c needs a real GPU'; return 1; }
+    local cudnn=''
+    if ls "$HOME"/cudnn-frontend/include >/dev/null 2>&1; then cudnn=USE_CUDNN=1; fi
+    # shellcheck disable=SC2086
+    if [ ! -x "$llmc/train_gpt2cu" ] && ! limited -m 150 make -C "$llmc" train_gpt2cu NO_MULTI_GPU=1 $cudnn >"$work/llmc.log" 2>&1; then
+        missing 'llm.c: it does not build in its tree:'
+        quoted "$work/llmc.log" 5
+        return 1
+    fi
+    mkdir -p "$work/llmc" && "$BUILD/prep" tokenize --tokenizer bytes --out "$work/llmc/data" --val-fraction 0.1 "$work/llmc.txt" \
+        >"$work/llmc.log" 2>&1 || { missing 'llm.c: no shards for it'; return 1; }
+}
+run_llmc() { # SHAPE DEPTH ROWS TOKENS
+    local line
+    line=$(cd "$llmc" && limited ./train_gpt2cu -i "$work/llmc/data/train_*.bin" -j "$work/llmc/data/val_*.bin" -e "d$2" -b "$3" \
+        -t 1024 -d "$4" -x 9 -v 0 -s 0 -h 0 -n 0 -l 0.0001 -c 0.1 -z 0 -r 0 2>&1 | tee "$work/llmc.$1.log" |
+        awk -v shape="$1" '/^step/ && match($0, /[0-9]+ tok\/s/) {if (++n > 3) v[++k] = substr($0, RSTART, RLENGTH - 6) + 0}
+            END {if (k == 0) exit; for (i = 2; i <= k; ++i) for (j = i; j > 1 && v[j - 1] > v[j]; --j) {t = v[j]; v[j] = v[j - 1]; v[j - 1] = t}
+                printf "{\"peer\": \"llm.c\", \"shape\": \"%s\", \"tok_per_s\": %.1f}\n", shape, v[int((k + 1) / 2)]}')
+    record "$1" bf16 llm.c "$line" || missing "llm.c, $1: $(tail -n 1 "$work/llmc.$1.log" | cut -c1-150)"
+}
+
+# 8-bit products are a dtype of `bench step` once it has them.
+knows_fp8() { [ "$device" = cuda ] && "$BUILD/bench" step --help | grep -q -- '--dtype.*fp8'; }
+
+stage_steps() {
+    ready || return
+    local shape torch=1 short='gpt2-124M gpt2-350M gpt2-774M gpt2-1.5B qwen2-0.5B qwen2-1.5B qwen2-3B'
+    : >"$work/throughput"
+    if [ "$device" != cuda ] || [ "$quick" = 1 ]; then short='tiny-gpt2 tiny-llama'; fi
+    has_torch || { torch=0; missing "PyTorch: $torch_why"; }
+    for shape in $short; do run_ours "$shape" bf16; done
+    # What the goals name first; the rest as long as there is time.
+    if [ "$torch" = 1 ]; then
+        if [ "${short%% *}" = tiny-gpt2 ]; then for shape in $short; do run_torch "$shape" bf16; done
+        else run_torch gpt2-124M bf16; run_torch qwen2-1.5B bf16; fi
+    fi
+    find_text "$work/llmc.txt"
+    if llmc_ready; then run_llmc gpt2-124M 12 64 65536; run_llmc gpt2-1.5B 48 8 32768; fi
+    if [ "${short%% *}" != tiny-gpt2 ]; then
+        if knows_fp8; then for shape in gpt2-1.5B qwen2-1.5B qwen2-3B; do run_ours $shape fp8; done
+        elif [ "$device" = cuda ]; then missing 'fp8: this build has no such dtype in bench step'; fi
+        for shape in qwen2-0.5B qwen2-1.5B qwen2-3B; do
+            if [ "$(left)" -gt 20 ]; then run_ours $shape-t4096 bf16; else missing "$shape-t4096: out of time"; fi
+        done
+        if [ -x "$llmc/train_gpt2cu" ] && [ "$(left)" -gt 30 ]; then run_llmc gpt2-350M 24 32 65536; run_llmc gpt2-774M 36 16 65536; fi
+        if [ "$torch" = 1 ]; then
+            for shape in gpt2-1.5B qwen2-0.5B qwen2-3B gpt2-350M gpt2-774M; do
+                if [ "$(left)" -gt 45 ]; then run_torch $shape bf16; else missing "PyTorch, $shape: out of time"; fi
+            done
+        fi
+    fi
+    throughput_table
+    throughput_goals
+    local line
+    line=$(head -n 1 "$work/steps.jsonl" 2>/dev/null)
+    say ''
+    say "Model FLOPs utilisation is $(json_text mfu_formula "$line"); peak: $(awk -v p="$(json peak_gflops "$line")" 'BEGIN {printf "%.1f", p / 1e3}') TFLOP/s, $(json_text peak_source "$line")."
+}
+
+throughput_table() {
+    say ''
+    say '| shape | dtype | tokens/s | MFU | device memory | PyTorch | llm.c |'
+    say '|---|---|---|---|---|---|---|'
+    awk -F'\t' '{key = $1 SUBSEP $2; if (!(key in seen)) {seen[key] = 1; order[++n] = key}
+            speed[key, $3] = $4; if ($3 == "tokamak") {mfu[key] = $5; memory[key] = $6}}
+        function beside(key, who) {return (key, who) in speed ? sprintf("%.0f (%.2fx)", speed[key, who], speed[key, "tokamak"] / speed[key, who]) : "-"}
+        END {for (i = 1; i <= n; ++i) {split(order[i], part, SUBSEP); if (!((order[i], "tokamak") in speed)) continue
+            printf "| %s | %s | %.0f | %.1f %% | %.1f GiB | %s | %s |\n", part[1], part[2], speed[order[i], "tokamak"],
+                100 * mfu[order[i]], memory[order[i]] / 2^30, beside(order[i], "PyTorch"), beside(order[i], "llm.c")}}' \
+        "$work/throughput" >>"$section"
+    say ''
+}
+
+found() { awk -F'\t' -v s="$1" -v d="$2" -v w="${3:-tokamak}" -v f="${4:-4}" '$1 == s && $2 == d && $3 == w {v = $f} END {print v}' "$work/throughput"; }
+throughput_goals() {
+    local value base row
+    [ "$device" = cuda ] || return
+    value=$(found gpt2-124M bf16 tokamak 5)
+    [ -z "$value" ] || goal '124M, bf16: 55 % of dense peak' "$(awk -v v="$value" 'BEGIN {printf "%.1f %%", 100 * v}')" "$(at_least "$value" 0.55)"
+    value=$(found gpt2-1.5B bf16 tokamak 5)
+    [ -z "$value" ] || goal '1.5B, bf16: 62 % of dense peak' "$(awk -v v="$value" 'BEGIN {printf "%.1f %%", 100 * v}')" "$(at_least "$value" 0.62)"
+    for shape in gpt2-1.5B qwen2-1.5B qwen2-3B; do
+        value=$(found $shape fp8) base=$(found $shape bf16)
+        [ -z "$value" ] || [ -z "$base" ] || goal "$shape: fp8 at 1.25x bf16" "$(awk -v a="$value" -v b="$base" 'BEGIN {printf "%.2fx", a / b}')" \
+            "$(at_least "$(awk -v a="$value" -v b="$base" 'BEGIN {print a / b}')" 1.25)"
+    done
+    # llmq's published figures are of an H100.
+    case $gpu in *H100*) for row in qwen2-0.5B:bf16:149000 qwen2-0.5B:fp8:164000 qwen2-1.5B:bf16:58700 qwen2-1.5B:fp8:72800 \
+        qwen2-3B:bf16:31000 qwen2-3B:fp8:40500; do
+        IFS=: read -r shape dtype base <<<"$row"
+        value=$(found "$shape" "$dtype")
+        [ -z "$value" ] || goal "$shape, $dtype: above llmq's published $base tokens/s" "$value" "$(at_least "$value" "$base")"
+    done ;; esac
+    for peer in PyTorch llm.c; do
+        while IFS=$'\t' read -r shape dtype _ base _; do
+            value=$(found "$shape" "$dtype")
+            [ -z "$value" ] || goal "$shape, $dtype: faster than $peer ($base tokens/s)" "$value" "$(at_least "$value" "$base")"
+        done < <(awk -F'\t' -v w=$peer '$3 == w' "$work/throughput")
+    done
+}
+
+# ---- kernels ----
+
+stage_kernels() {
+    ready || return
+    local options=(--device "$device") ops=${out%.md}.ops.json log=$work/ops.log status peer=()
+    if [ "$quick" = 1 ]; then options+=(--scale tiny --only "norm forward" --repeats 5)
+    else options+=(--models gpt2-124M,gpt2-1.5B,qwen2-1.5B); fi
+    if [ "$quick" = 0 ] && [ "$(left)" -gt 90 ] && has_torch; then
+        limited -m 40 "$BUILD/bench" op "${options[@]}" --list --json "$work/cases.json" >/dev/null 2>&1
+        if limited -m $(($(left) / 3)) "$python" dev/bench/peer_ops_pytorch.py --device "${device/cudaemu/cpu}" --cases "$work/cases.json" \
+            --json "$work/peer.json" --seconds $(($(left) / 4)) >"$work/peer.log" 2>&1; then peer=(--peer "$work/peer.json")
+        else missing "PyTorch's kernels: $(tail -n 1 "$work/peer.log")"; fi
+    fi
+    local seconds=$(($(left) - 10))
+    if [ $seconds -lt 2 ]; then seconds=2; fi
+    limited "$BUILD/bench" op "${options[@]}" "${peer[@]}" --seconds $seconds --json "$ops" >"$log" 2>"$work/ops.err"
+    status=$?
+    cp "$log" "${out%.md}.ops.txt" 2>/dev/null
+    if [ ! -s "$ops" ]; then
+        problem "bench op: status $status: $(tail -n 1 "$work/ops.err")"
+        return
+    fi
+    local cases wrong skipped
+    cases=$(grep -c '"cold":' "$ops") wrong=$(grep '"cold":' "$ops" | grep -vc '"correct":true.*"repeatable":true') skipped=$(grep -c '"skipped":' "$ops")
+    if [ "$wrong" -gt 0 ]; then problem "$wrong of $cases kernels are wrong, or differ between runs"
+    else passed "$cases kernels measured, right before and after, the same bits each time; times in $(basename "$ops")"; fi
+    if [ "$skipped" -gt 0 ]; then missing "$skipped kernels: $(sed -n 's/.*"skipped":"\([^"]*\)".*/\1/p' "$ops" | sort | uniq -c | sort -rn | head -n 3 | sed 's/^ *//' | paste -sd';')"; fi
+    kernel_goals "$ops"
+    say ''
+    say '```'
+    cat "$log" >>"$section"
+    say '```'
+}
+kernel_goals() {
+    [ "$device" = cuda ] || return
+    local line
+    # Large ones only: what takes less than 20 us is bounded by how a kernel starts and ends.
+    line=$(awk '/"bound":"memory"/ && match($0, /"roofline_share":[0-9.e-]+/) {
+            share = substr($0, RSTART + 17, RLENGTH - 17); match($0, /"median":[0-9.e-]+/)
+            if (substr($0, RSTART + 9, RLENGTH - 9) + 0 < 20e-6) next
+            ++n; if (share + 0 >= 0.9) ++fast}
+        END {printf "%d of %d", fast, n; exit !(n > 0 && fast == n)}' "$1")
+    goal 'memory-bound kernels at 90 % of the measured copy bandwidth (of those above 20 us)' "$line" "$(awk -v l="$line" 'BEGIN {split(l, p, " "); print (p[3] > 0 && p[1] == p[3]) ? "yes" : "**no**"}')"
+}
+
+# ---- the report ----
+
+gpu_query() { nvidia-smi --query-gpu="$1" --format=csv,noheader 2>/dev/null | head -n 1; }
+find_gpu() {
+    if [ "$device" = cpu ]; then gpu='no GPU: the CPU itself'
+    elif [ "$device" = cudaemu ]; then gpu='no GPU: the emulator'
+    elif ! command -v nvidia-smi >/dev/null; then gpu='unknown GPU'; echo '- facts: nvidia-smi is not installed: name, driver and power of the GPU are not known' >>"$work/left_out"
+    else
+        gpu=$(gpu_query name)
+        if [ -z "$gpu" ]; then gpu='unknown GPU'; echo "- facts: nvidia-smi does not answer: $(nvidia-smi 2>&1 | head -n 1)" >>"$work/left_out"; fi
+    fi
+}
+
+write_report() {
+    trap - EXIT INT TERM
+    mkdir -p "$(dirname "$out")"
+    {
+        echo "# Tokamak on ${gpu}, $(date +%F)"
+        echo
+        if [ "$device" != cuda ]; then
+            echo "**Not a GPU's report:** run with --device $device to show that every stage works. No speed here means anything."
+            echo
+        fi
+        echo '| | |'
+        echo '|---|---|'
+        echo "| device | $gpu |"
+        if [ "$device" = cuda ] && command -v nvidia-smi >/dev/null; then
+            echo "| driver | $(gpu_query driver_version), memory $(gpu_query memory.total), power limit $(gpu_query power.limit), clock at most $(gpu_query clocks.max.sm) |"
+        fi
+        echo "| CUDA toolkit | $(scripts/find_cuda.sh 2>/dev/null | sed -n 's/^ *nvcc *//p' | sed 's/.*(\(.*\)).*/\1/') |"
+        echo "| host | $(sed -n 's/^model name[^:]*: //p' /proc/cpuinfo | head -n 1), $(nproc) threads |"
+        echo "| commit | $(git rev-parse --short HEAD 2>/dev/null)$(git diff --quiet HEAD 2>/dev/null || echo ', with changes that are not committed') |"
+        echo "| date | $(date -u '+%F %H:%M') UTC, $((SECONDS - started)) s of $budget |"
+        echo "| command | scripts/gpu_check.sh --device $device$([ "$quick" = 1 ] && echo ' --quick') --budget $budget |"
+        echo
+        echo '| stage | result | seconds |'
+        echo '|---|---|---|'
+        cat "$work/stages" 2>/dev/null
+        echo
+        if [ -n "${ended_early:-}" ]; then echo "**Ended early** by $ended_early: what follows is what there was by then."; echo; fi
+        if [ -s "$work/failed" ]; then echo '**Failed**'; echo; cat "$work/failed"; echo; else echo 'Nothing failed.'; echo; fi
+        if [ -s "$work/left_out" ]; then echo '**Left out**'; echo; cat "$work/left_out"; echo; fi
+        if [ -s "$work/goals" ]; then echo '## Goals'; echo; echo '| goal | found | reached |'; echo '|---|---|---|'; cat "$work/goals"; echo; fi
+        for name in build ops sanitize train steps kernels; do
+            if [ -e "$work/section.$name" ]; then cat "$work/section.$name"; echo; fi
+        done
+    } >"$out"
+    echo "report: $out" >&2
+    if [ -s "$work/steps.jsonl" ]; then cp "$work/steps.jsonl" "${out%.md}.steps.jsonl"; fi
+    rm -rf "$work"
+    [ -z "${ended_early:-}" ] || exit 1
+}
+
+find_gpu
+slug=$(printf '%s' "$gpu" | sed 's/^no GPU: the //' | tr 'A-Z ' 'a-z-' | tr -cd 'a-z0-9-')
+out=${out:-dev/bench/results/$slug-$(date +%F).md}
+case $out in *.md) ;; *) out=$out.md ;; esac
+case $out in /*) ;; *) out=$PWD/$out ;; esac
+STAGES=(
+    "build 150 The build"
+    "ops 90 Tests of the operations and the model"
+    "train 90 Training on real text beside the CPU"
+    "steps 240 Training throughput"
+    "kernels 120 Kernels"
+    "sanitize 90 compute-sanitizer"
+)
+if [ "$dry" = 1 ]; then
+    echo "device $device ($gpu), $budget seconds, report $out"
+    for entry in "${STAGES[@]}"; do
+        read -r name seconds title <<<"$entry"
+        case $skip in *",$name,"*) echo "  $name: left out (--skip)" ;; *) echo "  $name: $title, up to $seconds s" ;; esac
+    done
+    if has_torch; then echo "  PyTorch $torch_why"; else echo "  PyTorch is left out: $torch_why"; fi
+    echo "  llm.c: ${llmc:-left out (--llmc)}"
+    rm -rf "$work"
+    exit 0
+fi
+trap 'ended_early=interruption; write_report' INT TERM
+trap 'ended_early="an error of this script"; write_report' EXIT
+for entry in "${STAGES[@]}"; do
+    read -r name seconds title <<<"$entry"
+    # More time than usual is shared out in proportion.
+    run_stage "$name" $((budget > 570 ? seconds * budget / 570 : seconds)) "$title"
+done
+write_report
+if [ "$problems" -gt 0 ]; then echo "gpu_check.sh: $problems failed; see the report" >&2; exit 1; fi
