@@ -112,7 +112,7 @@ if [ "$device" = cudaemu ]; then
         TOKAMAK_EMU_MEMORY_MIB=48 -- device=cudaemu batch_rows=64
     # The device dies in mid-run: the library's own words, the last complete checkpoint, and it can be gone on from.
     dies() {
-        fails "step [0-9]+: the GPU failed: .*$2.*last complete checkpoint is $work/bad/step_0000000[36]" \
+        fails "step [0-9]+: the GPU failed: .*$2.*last complete checkpoint is $work/bad/step_0000000[369]" \
             TOKAMAK_EMU_FAIL="$1@900" -- device=cudaemu || return 1
         "$train_gpt" ckpt verify "$work"/bad/step_00000003 >/dev/null
     }

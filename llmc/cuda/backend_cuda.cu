@@ -176,8 +176,8 @@ static void cuda_close(Backend *be) {
     CudaState *state = cuda_state(be);
     cuda_synchronize(be, NULL);
     sequences_close(be);
-    if (attention_close_cuda != NULL) attention_close_cuda(be);
-    if (matmul_close_cuda != NULL) matmul_close_cuda(be);
+    attention_close_cuda(be);
+    matmul_close_cuda(be);
     cuda_free(be, state->scratch, state->scratch_bytes);
     for (int i = 0; i < CUDA_TICKETS; ++i)
         if (state->events[i] != NULL) cudaEventDestroy(state->events[i]);
@@ -241,15 +241,15 @@ static bool open_state(Backend *be, const BackendOptions *options, const cudaDev
     cuda_ok(be, cudaStreamCreateWithFlags(&state->copy, cudaStreamNonBlocking), "cudaStreamCreate");
     for (int i = 0; i < CUDA_TICKETS; ++i) cuda_ok(be, cudaEventCreate(&state->events[i]), "cudaEventCreate");
     state->sequences = sequences_open(options->graphs);
-    if (embedding_register_cuda != NULL) embedding_register_cuda(be);
-    if (norm_register_cuda != NULL) norm_register_cuda(be);
-    if (rope_register_cuda != NULL) rope_register_cuda(be);
-    if (pointwise_register_cuda != NULL) pointwise_register_cuda(be);
-    if (loss_register_cuda != NULL) loss_register_cuda(be);
-    if (reduce_register_cuda != NULL) reduce_register_cuda(be);
-    if (optim_register_cuda != NULL) optim_register_cuda(be);
-    if (matmul_register_cuda != NULL) matmul_register_cuda(be);
-    if (attention_register_cuda != NULL) attention_register_cuda(be);
+    embedding_register_cuda(be);
+    norm_register_cuda(be);
+    rope_register_cuda(be);
+    pointwise_register_cuda(be);
+    loss_register_cuda(be);
+    reduce_register_cuda(be);
+    optim_register_cuda(be);
+    matmul_register_cuda(be);
+    attention_register_cuda(be);
     size_t free_bytes = 0, total_bytes = 0;
     cuda_ok(be, cudaMemGetInfo(&free_bytes, &total_bytes), "cudaMemGetInfo");
     size_t used = total_bytes - free_bytes;

@@ -70,17 +70,17 @@ void sequence_end_cuda(Backend *be, uint64_t key);
 bool sequence_is_capturing(const Backend *be);
 
 // One line an operation file.
-__attribute__((weak)) void matmul_register_cuda(Backend *be);
-__attribute__((weak)) void embedding_register_cuda(Backend *be);
-__attribute__((weak)) void norm_register_cuda(Backend *be);
-__attribute__((weak)) void rope_register_cuda(Backend *be);
-__attribute__((weak)) void attention_register_cuda(Backend *be);
-__attribute__((weak)) void pointwise_register_cuda(Backend *be);
-__attribute__((weak)) void loss_register_cuda(Backend *be);
-__attribute__((weak)) void reduce_register_cuda(Backend *be);
-__attribute__((weak)) void optim_register_cuda(Backend *be);
+void matmul_register_cuda(Backend *be);
+void embedding_register_cuda(Backend *be);
+void norm_register_cuda(Backend *be);
+void rope_register_cuda(Backend *be);
+void attention_register_cuda(Backend *be);
+void pointwise_register_cuda(Backend *be);
+void loss_register_cuda(Backend *be);
+void reduce_register_cuda(Backend *be);
+void optim_register_cuda(Backend *be);
 // Frees what the file keeps in the state.
-__attribute__((weak)) void matmul_close_cuda(Backend *be);
-__attribute__((weak)) void attention_close_cuda(Backend *be);
+void matmul_close_cuda(Backend *be);
+void attention_close_cuda(Backend *be);
 
 #endif
