@@ -58,6 +58,7 @@ check llama_fp32_as_on_the_cpu cpu_and_gpu llama 2e-5 $llama
 check gpt2_bf16_as_on_the_cpu cpu_and_gpu gpt2-bf16 1e-2 $gpt2 dtype=bf16
 check llama_bf16_as_on_the_cpu cpu_and_gpu llama-bf16 1e-2 $llama dtype=bf16
 check muon_bf16_as_on_the_cpu cpu_and_gpu muon 1e-2 $llama dtype=bf16 optimizer=muon
+check no_masters_as_on_the_cpu cpu_and_gpu no-masters 1e-2 $llama dtype=bf16 master_weights=false optimizer=muon
 check qwen3_fp32_as_on_the_cpu cpu_and_gpu qwen3 2e-5 $llama qk_norm=true logit_softcap=15 window=20
 
 variant() { straight "$1" "$device" "${@:3}" && same_bits "$1" "$2"; } # NAME LIKE OPTIONS...
