@@ -6,7 +6,8 @@ cd "$(dirname "$0")/.." || exit 1
 . tests/lib.sh
 unset "${!TOKAMAK_EMU_@}"
 eval "$(scripts/find_cuda.sh --make | sed -n "s/^\(CUDA_[A-Z_]*\) := \(.*\)/\1='\2'/p")"
-flags='-std=c++17 -O1 -g -ffp-contract=off -Wall -Wextra -Wshadow -Werror -DTOKAMAK_EMU -I. -Idev/emu'
+flags='-std=c++17 -O1 -g -ffp-contract=off -Wall -Wextra -Wshadow -Werror -Wno-unknown-pragmas'
+flags+=' -DTOKAMAK_EMU -I. -Idev/emu'
 for dir in $CUDA_INCLUDE; do flags+=" -isystem $dir"; done
 nm "$BUILD/libllmc.a" 2>/dev/null | grep -q __asan_ && flags+=' -fsanitize=address,undefined'
 libraries="$BUILD/libllmc.a -lcmocka -ldl -lm -fopenmp"

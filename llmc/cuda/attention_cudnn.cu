@@ -356,11 +356,18 @@ static void check_operands(Tensor qkv, Tensor out, Tensor lse, AttentionArgs arg
           (long long)tensor_elems(lse));
     CHECK(rows <= INT32_MAX, "%lld rows", (long long)rows);
 }
+// The graphs promise operands on 16 bytes.
+static bool operands_aligned(const Tensor *operands, int count, Error *why) {
+    for (int i = 0; i < count; ++i)
+        if (!gpu_aligned(operands[i].data)) return error_set(why, "cuDNN refuses: operands that are not on 16 bytes");
+    return true;
+}
 
 bool cudnn_attention_forward(CudnnAttention *cudnn, Backend *be, Tensor out, Tensor lse, Tensor qkv,
                              AttentionArgs args, const int32_t **unserved, Error *why) {
     check_operands(qkv, out, lse, args);
-    const Choice *choice = choice_of(cudnn, qkv, args, false, why);
+    const Tensor operands[] = {qkv, out, lse};
+    const Choice *choice = operands_aligned(operands, 3, why) ? choice_of(cudnn, qkv, args, false, why) : NULL;
     if (choice == NULL) return false;
     Scratch scratch = scratch_open(be, choice->slice);
     if (scratch.next == NULL) return true;
@@ -386,7 +393,8 @@ bool cudnn_attention_backward(CudnnAttention *cudnn, Backend *be, Tensor dqkv, T
           (long long)tensor_elems(dqkv));
     CHECK(tensor_elems(dout) == tensor_elems(out) && dout.dtype == qkv.dtype, "dout has %lld elements",
           (long long)tensor_elems(dout));
-    const Choice *choice = choice_of(cudnn, qkv, args, true, why);
+    const Tensor operands[] = {dqkv, dout, qkv, out, lse};
+    const Choice *choice = operands_aligned(operands, 5, why) ? choice_of(cudnn, qkv, args, true, why) : NULL;
     if (choice == NULL) return false;
     const SdpaShape *s = &choice->slice;
     Scratch scratch = scratch_open(be, *s);
@@ -397,8 +405,6 @@ bool cudnn_attention_backward(CudnnAttention *cudnn, Backend *be, Tensor dqkv, T
     binding_scratch(be, cudnn, &b, &scratch, choice, args, unserved);
     b.pointer[SDPA_ROW_SUM] = scratch_take(&scratch, cudnn_row_bytes(*s));
     b.pointer[SDPA_DQ_SUM] = scratch_take(&scratch, cudnn_dq_sum_bytes(*s));
-    b.pointer[SDPA_DK_HEADS] = scratch_take(&scratch, cudnn_heads_bytes(*s));
-    b.pointer[SDPA_DV_HEADS] = scratch_take(&scratch, cudnn_heads_bytes(*s));
     if (s->ragged) cudnn_attention_pack_lse(be, (float *)b.pointer[SDPA_STATS], (const float *)lse.data, args);
     for (int64_t first = 0; first < args.B * args.T; first += s->tokens) {
         for (int64_t head = 0; head < args.NKV; head += s->NKV) {

@@ -346,7 +346,7 @@ static void sdpa_forward(Graph *g) {
 }
 
 // dkv = transposed(x) right, summed over the query heads that share a key/value head.
-static void sdpa_kv_gradient(Graph *g, const Sdpa *a, SdpaUid uid, SdpaUid heads_uid, Desc x, Desc right) {
+static void sdpa_kv_gradient(Graph *g, const Sdpa *a, SdpaUid uid, Desc x, Desc right) {
     const SdpaShape *s = g->shape;
     Desc gradient = graph_bound(g, uid, CUDNN_DATA_BFLOAT16, a->kv, a->offsets_qkv);
     Desc transposed = graph_virtual(g, CUDNN_DATA_BFLOAT16, layout_transposed(a->scores));
@@ -356,17 +356,7 @@ static void sdpa_kv_gradient(Graph *g, const Sdpa *a, SdpaUid uid, SdpaUid heads
         graph_matmul_into(g, gradient, transposed, right, sizes);
         return;
     }
-    Desc heads;
-    if (s->ragged) {
-        // cuDNN takes the offsets of dK and dV times the heads per group.
-        int64_t group = s->NH / s->NKV;
-        Layout wide = a->q;
-        wide.stride[0] *= group;
-        wide.stride[2] *= group;
-        heads = graph_bound(g, heads_uid, CUDNN_DATA_BFLOAT16, wide, a->offsets_qkv);
-    } else {
-        heads = graph_virtual(g, CUDNN_DATA_BFLOAT16, layout_packed(s->batch, s->NH, s->T, s->HS));
-    }
+    Desc heads = graph_virtual(g, CUDNN_DATA_BFLOAT16, layout_packed(s->batch, s->NH, s->T, s->HS));
     graph_matmul_into(g, heads, transposed, right, sizes);
     graph_reduce_into(g, gradient, CUDNN_REDUCE_TENSOR_ADD, heads);
 }
@@ -401,7 +391,7 @@ static void sdpa_backward(Graph *g) {
     scores = graph_pointwise(g, CUDNN_POINTWISE_SUB, a.scores, scores, stats);
     scores = sdpa_mask_causal(g, &a, scores);
     Desc p = graph_pointwise(g, CUDNN_POINTWISE_EXP, a.scores, scores, NULL);
-    sdpa_kv_gradient(g, &a, SDPA_DV, SDPA_DV_HEADS, p, dout);
+    sdpa_kv_gradient(g, &a, SDPA_DV, p, dout);
 
     // ds = scale * p * (dout v^T - row_sum); dK = ds^T q
     Desc dp = graph_virtual(g, CUDNN_DATA_FLOAT, a.scores);
@@ -409,7 +399,7 @@ static void sdpa_backward(Graph *g) {
     dp = graph_pointwise(g, CUDNN_POINTWISE_SUB, a.scores, dp, row_sum);
     Desc ds = graph_pointwise(g, CUDNN_POINTWISE_MUL, a.scores, dp, p);
     ds = graph_pointwise(g, CUDNN_POINTWISE_MUL, a.scores, ds, a.scale);
-    sdpa_kv_gradient(g, &a, SDPA_DK, SDPA_DK_HEADS, ds, q);
+    sdpa_kv_gradient(g, &a, SDPA_DK, ds, q);
 
     // dQ = ds k; unless in a fixed order, its parts are added up in fp32 in memory and then rounded
     Sizes sizes = {a.lengths_q, NULL, a.lengths_kv};
@@ -434,6 +424,8 @@ static const char *sdpa_unfit(const CudnnApi *api, SdpaDevice device, const Sdpa
         return "before 9.16 sequences must be a multiple of 128 tokens";
     if (s->ragged && major != 9 && major != 10) return "documents need a GPU like the H100 or B200";
     if (s->ragged && s->backward && s->HS % 16 != 0) return "documents need heads that are a multiple of 16 wide";
+    // cuDNN would keep dK and dV of each query head, in rows a group of heads as wide as qkv's.
+    if (s->ragged && s->backward && s->NH != s->NKV) return "documents, backward, with shared key/value heads";
     return NULL;
 }
 

@@ -55,8 +55,6 @@ typedef enum {
     SDPA_DV,
     SDPA_DQ_SUM,         // fp32 workspace
     SDPA_ROW_SUM,        // fp32 workspace: sum of dout * out over a head
-    SDPA_DK_HEADS,       // bf16 workspaces of ragged graphs with fewer key/value heads: dK, dV of each query head
-    SDPA_DV_HEADS,
     SDPA_LENGTHS_Q,      // int32 (batch)
     SDPA_LENGTHS_KV,
     SDPA_OFFSETS_QKV,    // int64 (batch + 1): see cudnn_attention_documents

@@ -41,11 +41,6 @@ static inline int64_t cudnn_dq_sum_bytes(SdpaShape s) {
 }
 // One fp32 number a row and head, in the backward pass; ragged passes also keep the statistics in cuDNN's order.
 static inline int64_t cudnn_row_bytes(SdpaShape s) { return s.tokens * s.NH * 4; }
-// dK, and as much for dV, of each query head in bf16: ragged, with fewer key/value heads.
-static inline int64_t cudnn_heads_bytes(SdpaShape s) {
-    if (!s.backward || !s.ragged || s.NH == s.NKV) return 0;
-    return s.tokens * (s.NH + 2 * s.NKV) * s.HS * (s.NH / s.NKV) * 2;
-}
 // int32 lengths and three tables of int64 offsets.
 static inline int64_t cudnn_table_bytes(SdpaShape s) {
     return s.ragged ? round_up(s.batch * 4, 256) + 3 * round_up((s.batch + 1) * 8, 256) : 0;
@@ -65,22 +60,22 @@ static inline int64_t cudnn_engine_bytes(SdpaShape s) {
 // Everything together.
 static inline int64_t cudnn_workspace_bytes(SdpaShape s) {
     int64_t rows = ((s.backward ? 1 : 0) + (s.ragged ? 1 : 0)) * cudnn_row_bytes(s);
-    return cudnn_engine_bytes(s) + cudnn_dq_sum_bytes(s) + rows + 2 * cudnn_heads_bytes(s) + cudnn_table_bytes(s) +
-           8 * 256;
+    return cudnn_engine_bytes(s) + cudnn_dq_sum_bytes(s) + rows + cudnn_table_bytes(s) + 8 * 256;
 }
 
 // The part of a call that one execution takes: as many whole sequences as divide the batch and keep to the limit,
-// else as many key/value heads, with their query heads, of one sequence. batch is 0 where even that is too much.
+// else as many key/value heads, with their query heads, of one sequence. batch is 0 where even that is too much, or
+// where slices of the statistics would not begin on the 16 bytes that cuDNN wants.
 static inline SdpaShape cudnn_slice(SdpaShape s) {
     SdpaShape slice = s;
     for (int64_t parts = 1; parts <= s.batch; ++parts) {
-        if (s.batch % parts != 0) continue;
+        if (s.batch % parts != 0 || (parts > 1 && s.T % 4 != 0)) continue;
         if (!s.ragged) slice.tokens = s.batch / parts * s.T;
         slice.batch = s.batch / parts;
         if (cudnn_workspace_bytes(slice) <= CUDNN_WORKSPACE_LIMIT_BYTES) return slice;
         if (s.ragged) break;
     }
-    for (int64_t parts = 2; parts <= s.NKV && !s.ragged; ++parts) {
+    for (int64_t parts = 2; parts <= s.NKV && !s.ragged && s.T % 4 == 0; ++parts) {
         if (s.NKV % parts != 0) continue;
         slice.NH = s.NH / parts;
         slice.NKV = s.NKV / parts;
@@ -102,7 +97,7 @@ static inline int64_t cudnn_attention_plan_bytes(int64_t rows, int64_t seq_len, 
     int64_t longest = T + CUDNN_TILE - 1, shortest = CUDNN_SHORTEST_T + CUDNN_TILE - 1;
     int64_t padded = max_i64(div_up(longest * longest, T), div_up(shortest * shortest, CUDNN_SHORTEST_T));
     int64_t stored = 2 * rows * NH * padded;
-    int64_t heads = rows * NH * HS * 4 * 2, documents = rows * QKV * (4 + 4 * (NH / max_i64(NKV, 1)));
+    int64_t heads = rows * NH * HS * 4 * 2, documents = rows * QKV * 4;
     int64_t places = rows / 128 + rows / CUDNN_SHORTEST_T + 2;
     int64_t rest = ((int64_t)2 << 20) + places * 2048 + 2 * rows * NH * 4;
     return min_i64(CUDNN_WORKSPACE_LIMIT_BYTES, max_i64(stored + heads, max_i64(heads * 3 / 2, documents)) + rest);

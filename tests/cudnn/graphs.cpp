@@ -74,14 +74,9 @@ static bool own_kernel_serves(Gpu gpu, Heads h, Mask mask, Pass pass) {
     if (!mask.ragged) return false;
     if (gpu.compute_capability < 90) return true;
     if (!pass.backward) return false;
-    if (h.HS % 16 != 0) return true;
+    if (h.HS % 16 != 0 || h.NH != h.NKV) return true;
     // Hopper's ordered backward pass would store the score gradients of every place for a document.
-    if (pass.deterministic && gpu.compute_capability == 90) return h.T > 256;
-    // dK and dV of each query head, in rows as wide as a group of qkv's.
-    static const char *const WIDE[] = {"llama3:1B", "llama3:3B", "llama3:8B", "qwen2:1.5B", "qwen2:3B", "qwen2:7B"};
-    for (const char *model : WIDE)
-        if (strcmp(model, h.models) == 0) return true;
-    return strcmp(h.models, "qwen3:0.6B") == 0 && !pass.deterministic;
+    return pass.deterministic && gpu.compute_capability == 90 && h.T > 256;
 }
 
 static bool make_device(SdpaDevice *out, const CudnnApi *api, Gpu gpu) {
