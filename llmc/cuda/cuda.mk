@@ -25,7 +25,8 @@ CUDA_COMMA := ,
 CUDA_GENCODE := $(foreach a,$(CUDA_ARCHS),-gencode arch=compute_$(a),code=sm_$(a)) \
                 $(if $(filter 80,$(CUDA_ARCHS)),-gencode arch=compute_90$(CUDA_COMMA)code=compute_90)
 NVCC_FLAGS  := -std=c++17 -O3 -lineinfo -Xptxas -v -Werror all-warnings -ccbin $(if $(CXX),$(CXX),g++) \
-               -Xcompiler -fPIC,-fvisibility=hidden,-Wall,-Wextra,-Wshadow,-g -I. $(CUDA_GENCODE)
+               -Xcompiler -fPIC,-fvisibility=hidden,-Wall,-Wextra,-Wshadow,-g -I. \
+               $(addprefix -isystem ,$(CUDA_INCLUDE)) $(CUDA_GENCODE)
 
 .PHONY: cuda cuda-if-found
 cuda-if-found: $(CUDA_PLUGIN)
