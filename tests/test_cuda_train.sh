@@ -66,6 +66,13 @@ check graphs_off_same_bits variant no-graphs llama-bf16-gpu $llama dtype=bf16 gr
 check recompute_norm_act_same_bits variant norm-act llama-gpu $llama recompute=norm_act
 check recompute_block_same_bits variant block llama-bf16-gpu $llama dtype=bf16 recompute=block
 
+if [ "$device" = cudaemu ]; then
+    # Work runs as late as its waits allow, at once, or ahead of what it does not wait for: a missing wait would show.
+    streams() { TOKAMAK_EMU_STREAMS=$1 variant "streams-$1" llama-bf16-gpu $llama dtype=bf16; }
+    check eager_streams_same_bits streams eager
+    check overtaking_streams_same_bits streams overtake
+fi
+
 resumed() {
     straight stopped "$device" $llama dtype=bf16 && rm -rf "$work/stopped/step_00000010" &&
         straight stopped "$device" $llama dtype=bf16 && grep -q 'resumed' "$work/stopped.log" && same_bits stopped llama-bf16-gpu
@@ -110,7 +117,7 @@ if [ "$device" = cudaemu ]; then
     check no_gpu fails 'there is no GPU' TOKAMAK_EMU_DEVICES=0 -- device=cudaemu
     check old_gpu fails 'compute capability 7\.5; 8\.0 .Ampere. or later' TOKAMAK_EMU_CC=75 -- device=cudaemu
     check out_of_memory fails 'needs [0-9.]+ MiB of memory and [0-9.]+ MiB are free.*what would fit: .*MiB\)' \
-        TOKAMAK_EMU_MEMORY_MIB=48 -- device=cudaemu batch_rows=64
+        TOKAMAK_EMU_MEMORY_MIB=100 -- device=cudaemu batch_rows=512
     # The device dies in mid-run: the library's own words, the last complete checkpoint, and it can be gone on from.
     dies() {
         fails "step [0-9]+: the GPU failed: .*$2.*last complete checkpoint is $work/bad/step_0000000[369]" \
