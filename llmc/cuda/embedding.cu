@@ -21,12 +21,12 @@ static __global__ void __launch_bounds__(EMBEDDING_WARPS *WARP)
     if (bad) token = position = 0;
 #pragma unroll 4
     for (int c = (int)threadIdx.x % WARP * W; c < C; c += WARP * W) {
-        Pack<T, W> te = pack_load<T, W>(wte + token * C + c), pe = {}, y;
-        if (wpe != NULL) pe = pack_load<T, W>(wpe + position * C + c);
+        float x[W], at_position[W] = {};
+        pack_to_floats<W>(x, pack_load<T, W>(wte + token * C + c));
+        if (wpe != NULL) pack_to_floats<W>(at_position, pack_load<T, W>(wpe + position * C + c));
 #pragma unroll
-        for (int i = 0; i < W; ++i)
-            y.v[i] = from_float<T>(bad ? NAN : wpe != NULL ? to_float(te.v[i]) + to_float(pe.v[i]) : to_float(te.v[i]));
-        pack_store<T, W>(out + row * C + c, y);
+        for (int i = 0; i < W; ++i) x[i] = bad ? NAN : x[i] + at_position[i];
+        pack_store<T, W>(out + row * C + c, pack_from_floats<T, W>(x));
     }
 }
 
@@ -170,8 +170,10 @@ static __global__ void __launch_bounds__(EMBEDDING_ADD_WARPS *WARP)
 #pragma unroll
                 for (int i = 0; i < W; ++i) sum[i] = 0;
             }
+            float x[W];
+            pack_to_floats<W>(x, d[k]);
 #pragma unroll
-            for (int i = 0; i < W; ++i) sum[i] += to_float(d[k].v[i]);
+            for (int i = 0; i < W; ++i) sum[i] += x[i];
         }
     }
     if (continues)

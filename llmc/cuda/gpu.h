@@ -14,6 +14,7 @@
 #include <cuda_runtime_api.h>
 
 #include <stdint.h>
+#include <string.h>
 
 #if defined(__CUDACC__)
 #include <cuda_runtime.h>
@@ -101,6 +102,42 @@ __device__ __forceinline__ void pack_store_once(T *to, const Pack<T, W> &pack) {
     }
 #endif
     pack_store<T, W>(to, pack);
+}
+// A pack as fp32 numbers and back. Two bf16 share a register: a shift or a mask makes each an fp32, one instruction
+// takes both back.
+template <int W>
+__device__ __forceinline__ void pack_to_floats(float (&to)[W], const Pack<float, W> &pack) {
+#pragma unroll
+    for (int i = 0; i < W; ++i) to[i] = pack.v[i];
+}
+template <int W>
+__device__ __forceinline__ void pack_to_floats(float (&to)[W], const Pack<bf16, W> &pack) {
+    if constexpr (W % 2 == 0) {
+        uint32_t pairs[W / 2];
+        memcpy(pairs, &pack, sizeof pairs);
+#pragma unroll
+        for (int i = 0; i < W / 2; ++i) {
+            to[2 * i] = __uint_as_float(pairs[i] << 16);
+            to[2 * i + 1] = __uint_as_float(pairs[i] & 0xffff0000u);
+        }
+    } else {
+#pragma unroll
+        for (int i = 0; i < W; ++i) to[i] = to_float(pack.v[i]);
+    }
+}
+template <class T, int W>
+__device__ __forceinline__ Pack<T, W> pack_from_floats(const float (&from)[W]) {
+    Pack<T, W> pack;
+    if constexpr (sizeof(T) == sizeof(bf16) && W % 2 == 0) {
+        __nv_bfloat162 pairs[W / 2];
+#pragma unroll
+        for (int i = 0; i < W / 2; ++i) pairs[i] = __floats2bfloat162_rn(from[2 * i], from[2 * i + 1]);
+        memcpy(&pack, pairs, sizeof pack);
+    } else {
+#pragma unroll
+        for (int i = 0; i < W; ++i) pack.v[i] = from_float<T>(from[i]);
+    }
+    return pack;
 }
 // W numbers in fp32, whatever W is: the sums and tables beside a pack of W elements of T.
 template <int W>

@@ -1,6 +1,7 @@
 // loss.cu: softmax cross-entropy with its gradient in place. The logits are the largest tensor of a step: a row is read
 // from memory once and written once. Reached through backend.h; knows nothing of models.
 #include "llmc/cuda/backend_cuda.h"
+#include "llmc/cuda/ptx.h"
 #include "llmc/op_check.h"
 
 #define LOSS_MAX_THREADS 1024
@@ -19,7 +20,7 @@ template <>
 __device__ __forceinline__ float exp_shifted<float>(float x, float shift) { return expf(x - shift); }
 template <>
 __device__ __forceinline__ float exp_shifted<bf16>(float x, float shift) {
-    return exp2f(fmaf(x, LOG2_E, -shift * LOG2_E));
+    return ptx_exp2(fmaf(x, LOG2_E, -shift * LOG2_E));
 }
 // A logit as the softmax sees it: capped to (-cap, cap), or as it is for cap 0. In bf16 an absolute error of 2^-23 cap
 // does: tanh(u) = 1 - 2 / (1 + exp(2u)).
@@ -27,7 +28,7 @@ template <class T, bool CAPPED>
 static __device__ __forceinline__ float capped_logit(float x, float cap) {
     if (!CAPPED) return x;
     if (sizeof(T) == sizeof(float)) return cap * tanhf(x / cap);
-    return cap - __fdividef(2.0f * cap, 1.0f + exp2f(x * (2.0f * LOG2_E / cap)));
+    return cap - __fdividef(2.0f * cap, 1.0f + ptx_exp2(x * (2.0f * LOG2_E / cap)));
 }
 
 // The sum of exp(logit - top) over the logits seen so far, top being the largest of them.
@@ -90,8 +91,9 @@ static __global__ void __launch_bounds__(LOSS_MAX_THREADS)
             if (p >= live) continue;
             if (p < cached_packs) cache[p] = x[k];
             float v[W];
+            pack_to_floats<W>(v, x[k]);
 #pragma unroll
-            for (int i = 0; i < W; ++i) v[i] = capped_logit<T, CAPPED>(to_float(x[k].v[i]), cap);
+            for (int i = 0; i < W; ++i) v[i] = capped_logit<T, CAPPED>(v[i], cap);
             if ((p + 1) * W > V)  // the padding behind the vocabulary
 #pragma unroll
                 for (int i = 0; i < W; ++i) v[i] = p * W + i < V ? v[i] : -INFINITY;
@@ -114,20 +116,23 @@ static __global__ void __launch_bounds__(LOSS_MAX_THREADS)
             x = cache[p];
         else
             x = pack_load<T, W>(logits + (int64_t)p * W);
-        float d[W];
+        float v[W], d[W];
+        pack_to_floats<W>(v, x);
 #pragma unroll
         for (int i = 0; i < W; ++i) {
-            float v = capped_logit<T, CAPPED>(to_float(x.v[i]), cap);
-            d[i] = exp_shifted<T>(v, top) * factor;
-            if (p * W + i == target) d[i] -= scale;
-            if (CAPPED) d[i] *= 1.0f - v / cap * (v / cap);
+            v[i] = capped_logit<T, CAPPED>(v[i], cap);
+            d[i] = exp_shifted<T>(v[i], top) * factor;
         }
+        if (p == target / W)
+#pragma unroll
+            for (int i = 0; i < W; ++i) d[i] -= i == target % W ? scale : 0.0f;
+#pragma unroll
+        for (int i = 0; i < W; ++i)
+            if (CAPPED) d[i] *= 1.0f - v[i] / cap * (v[i] / cap);
         if ((p + 1) * W > V)
 #pragma unroll
             for (int i = 0; i < W; ++i) d[i] = p * W + i < V ? d[i] : 0.0f;
-#pragma unroll
-        for (int i = 0; i < W; ++i) x.v[i] = from_float<T>(d[i]);
-        pack_store_once<T, W>(logits + (int64_t)p * W, x);
+        pack_store_once<T, W>(logits + (int64_t)p * W, pack_from_floats<T, W>(d));
     }
 }
 

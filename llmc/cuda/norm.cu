@@ -44,17 +44,22 @@ static __global__ void __launch_bounds__(NORM_MAX_THREADS)
         if (thread + k * row_threads < packs) xs[k] = pack_load_once<T, W>(x + (thread + k * row_threads) * W);
     if (mean_out != NULL) {
 #pragma unroll
-        for (int k = 0; k < PER; ++k)
+        for (int k = 0; k < PER; ++k) {
+            float v[W];
+            pack_to_floats<W>(v, xs[k]);
 #pragma unroll
-            for (int i = 0; i < W; ++i) sum += to_float(xs[k].v[i]);  // 0 beyond the row
+            for (int i = 0; i < W; ++i) sum += v[i];  // 0 beyond the row
+        }
         mean = row_sum(sum, row_warps, partial) / (float)C;
     }
 #pragma unroll
-    for (int k = 0; k < PER; ++k)
-        if (thread + k * row_threads < packs) {
+    for (int k = 0; k < PER; ++k) {
+        if (thread + k * row_threads >= packs) continue;
+        float v[W];
+        pack_to_floats<W>(v, xs[k]);
 #pragma unroll
-            for (int i = 0; i < W; ++i) squares += (to_float(xs[k].v[i]) - mean) * (to_float(xs[k].v[i]) - mean);
-        }
+        for (int i = 0; i < W; ++i) squares += (v[i] - mean) * (v[i] - mean);
+    }
     float rstd = rsqrtf(row_sum(squares, row_warps, partial + WARP) / (float)C + eps);
     if (thread == 0) rstd_out[row] = rstd;
     if (thread == 0 && mean_out != NULL) mean_out[row] = mean;
@@ -62,12 +67,13 @@ static __global__ void __launch_bounds__(NORM_MAX_THREADS)
     for (int k = 0; k < PER; ++k) {
         int at = (thread + k * row_threads) * W;
         if (at >= C) continue;
-        Pack<T, W> w = pack_load<T, W>(weight + at), b = {}, y;
-        if (bias != NULL) b = pack_load<T, W>(bias + at);
+        float v[W], w[W], b[W] = {};
+        pack_to_floats<W>(v, xs[k]);
+        pack_to_floats<W>(w, pack_load<T, W>(weight + at));
+        if (bias != NULL) pack_to_floats<W>(b, pack_load<T, W>(bias + at));
 #pragma unroll
-        for (int i = 0; i < W; ++i)
-            y.v[i] = from_float<T>((to_float(xs[k].v[i]) - mean) * rstd * to_float(w.v[i]) + to_float(b.v[i]));
-        pack_store<T, W>(out + at, y);
+        for (int i = 0; i < W; ++i) v[i] = (v[i] - mean) * rstd * w[i] + b[i];
+        pack_store<T, W>(out + at, pack_from_floats<T, W>(v));
     }
 }
 
@@ -115,10 +121,10 @@ static bool norm_forward_any(Backend *be, const NormForward *n) {
     int64_t packs = n->x.dim[1] / W, row_threads = round_up(div_up(packs, 4), WARP);
     if (row_threads > NORM_MAX_THREADS) return false;
     int rows_each = row_threads == WARP ? 8 : 1;
-    if (packs <= WARP)
-        norm_forward_launch<T, W, 1>(be, n, WARP, rows_each);
-    else if (packs <= 2 * WARP)
-        norm_forward_launch<T, W, 2>(be, n, WARP, rows_each);
+    if (W > 1 && packs <= WARP)
+        norm_forward_launch<T, W, W == 1 ? 4 : 1>(be, n, WARP, rows_each);
+    else if (W > 1 && packs <= 2 * WARP)
+        norm_forward_launch<T, W, W == 1 ? 4 : 2>(be, n, WARP, rows_each);
     else
         norm_forward_launch<T, W, 4>(be, n, (int)row_threads, rows_each);
     return true;
@@ -233,16 +239,17 @@ static __global__ void __launch_bounds__(NORM_BACKWARD_THREADS)
 #pragma unroll
         for (int k = 0; k < PER; ++k) {
             int at = (thread + k * row_threads) * W;
-            Pack<T, W> w = {};
-            if (at < C) w = pack_load<T, W>(weight + at);
+            float x_now[W], d[W], w[W] = {};
+            pack_to_floats<W>(x_now, now.x[k]);
+            pack_to_floats<W>(d, now.dout[k]);
+            if (at < C) pack_to_floats<W>(w, pack_load<T, W>(weight + at));
 #pragma unroll
             for (int i = 0; i < W; ++i) {
-                float d = to_float(now.dout[k].v[i]), xhat = (to_float(now.x[k].v[i]) - row_mean) * row_rstd;
-                float g = d * to_float(w.v[i]);
+                float xhat = (x_now[i] - row_mean) * row_rstd, g = d[i] * w[i];
                 sum_g += g;
                 sum_gx += g * xhat;
-                dweight[k][i] += d * xhat;
-                dbias[k][i] += d;
+                dweight[k][i] += d[i] * xhat;
+                dbias[k][i] += d[i];
             }
         }
         float2 sum = row_sum2(sum_g, sum_gx, row_warps, sums + turn % 2 * WARP);
@@ -252,15 +259,17 @@ static __global__ void __launch_bounds__(NORM_BACKWARD_THREADS)
             int at = (thread + k * row_threads) * W;
             if (row >= end || at >= C) continue;
             T *to = dx + (int64_t)row * C + at;
-            Pack<T, W> w = pack_load<T, W>(weight + at), old = {}, d;
-            if (accumulate) old = pack_load<T, W>(to);
+            float x_now[W], d[W], w[W], old[W] = {};
+            pack_to_floats<W>(x_now, now.x[k]);
+            pack_to_floats<W>(d, now.dout[k]);
+            pack_to_floats<W>(w, pack_load<T, W>(weight + at));
+            if (accumulate) pack_to_floats<W>(old, pack_load<T, W>(to));
 #pragma unroll
             for (int i = 0; i < W; ++i) {
-                float xhat = (to_float(now.x[k].v[i]) - row_mean) * row_rstd;
-                float g = to_float(now.dout[k].v[i]) * to_float(w.v[i]);
-                d.v[i] = from_float<T>(to_float(old.v[i]) + row_rstd * (g - avg_g - xhat * avg_gx));
+                float xhat = (x_now[i] - row_mean) * row_rstd, g = d[i] * w[i];
+                d[i] = old[i] + row_rstd * (g - avg_g - xhat * avg_gx);
             }
-            pack_store<T, W>(to, d);
+            pack_store<T, W>(to, pack_from_floats<T, W>(d));
         }
         now = next;
     }

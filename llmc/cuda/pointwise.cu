@@ -30,9 +30,11 @@ static __global__ void __launch_bounds__(POINTWISE_THREADS)
 #pragma unroll
     for (int k = 0; k < POINTWISE_PACKS; ++k) {
         if (pointwise_pack(k) >= packs) continue;
+        float v[W];
+        pack_to_floats<W>(v, x[k]);
 #pragma unroll
-        for (int i = 0; i < W; ++i) x[k].v[i] = from_float<T>(activation_apply(KIND, to_float(x[k].v[i])));
-        pack_store<T, W>(out + pointwise_pack(k) * W, x[k]);
+        for (int i = 0; i < W; ++i) v[i] = activation_apply(KIND, v[i]);
+        pack_store<T, W>(out + pointwise_pack(k) * W, pack_from_floats<T, W>(v));
     }
 }
 // dout and pre read, dpre written: 3 * elems.
@@ -49,10 +51,12 @@ static __global__ void __launch_bounds__(POINTWISE_THREADS)
 #pragma unroll
     for (int k = 0; k < POINTWISE_PACKS; ++k) {
         if (pointwise_pack(k) >= packs) continue;
+        float v[W], dy[W];
+        pack_to_floats<W>(v, x[k]);
+        pack_to_floats<W>(dy, d[k]);
 #pragma unroll
-        for (int i = 0; i < W; ++i)
-            x[k].v[i] = from_float<T>(to_float(d[k].v[i]) * activation_derivative(KIND, to_float(x[k].v[i])));
-        pack_store<T, W>(dpre + pointwise_pack(k) * W, x[k]);
+        for (int i = 0; i < W; ++i) v[i] = dy[i] * activation_derivative(KIND, v[i]);
+        pack_store<T, W>(dpre + pointwise_pack(k) * W, pack_from_floats<T, W>(v));
     }
 }
 
@@ -63,13 +67,12 @@ static __global__ void __launch_bounds__(POINTWISE_THREADS)
     swiglu_forward_kernel(T *out, const T *pre, int64_t F, unsigned blocks) {
     int64_t row = blockIdx.x / blocks, f = ((int64_t)(blockIdx.x % blocks) * blockDim.x + threadIdx.x) * W;
     if (f >= F) return;
-    Pack<T, W> gate = pack_load_once<T, W>(pre + row * 2 * F + f), up = pack_load_once<T, W>(pre + row * 2 * F + F + f);
+    float gate[W], up[W];
+    pack_to_floats<W>(gate, pack_load_once<T, W>(pre + row * 2 * F + f));
+    pack_to_floats<W>(up, pack_load_once<T, W>(pre + row * 2 * F + F + f));
 #pragma unroll
-    for (int i = 0; i < W; ++i) {
-        float g = to_float(gate.v[i]);
-        up.v[i] = from_float<T>(g * sigmoid(g) * to_float(up.v[i]));
-    }
-    pack_store<T, W>(out + row * F + f, up);
+    for (int i = 0; i < W; ++i) up[i] *= gate[i] * sigmoid(gate[i]);
+    pack_store<T, W>(out + row * F + f, pack_from_floats<T, W>(up));
 }
 // Reads 3, writes 2 * N*F.
 template <class T, int W>
@@ -77,16 +80,18 @@ static __global__ void __launch_bounds__(POINTWISE_THREADS)
     swiglu_backward_kernel(T *dpre, const T *dout, const T *pre, int64_t F, unsigned blocks) {
     int64_t row = blockIdx.x / blocks, f = ((int64_t)(blockIdx.x % blocks) * blockDim.x + threadIdx.x) * W;
     if (f >= F) return;
-    Pack<T, W> gate = pack_load_once<T, W>(pre + row * 2 * F + f), up = pack_load_once<T, W>(pre + row * 2 * F + F + f);
-    Pack<T, W> d = pack_load_once<T, W>(dout + row * F + f);
+    float gate[W], up[W], d[W];
+    pack_to_floats<W>(gate, pack_load_once<T, W>(pre + row * 2 * F + f));
+    pack_to_floats<W>(up, pack_load_once<T, W>(pre + row * 2 * F + F + f));
+    pack_to_floats<W>(d, pack_load_once<T, W>(dout + row * F + f));
 #pragma unroll
     for (int i = 0; i < W; ++i) {
-        float g = to_float(gate.v[i]), u = to_float(up.v[i]), dy = to_float(d.v[i]), s = sigmoid(g);
-        gate.v[i] = from_float<T>(dy * u * s * (1.0f + g * (1.0f - s)));
-        up.v[i] = from_float<T>(dy * g * s);
+        float s = sigmoid(gate[i]), dup = d[i] * gate[i] * s;
+        gate[i] = d[i] * up[i] * s * (1.0f + gate[i] * (1.0f - s));
+        up[i] = dup;
     }
-    pack_store<T, W>(dpre + row * 2 * F + f, gate);
-    pack_store<T, W>(dpre + row * 2 * F + F + f, up);
+    pack_store<T, W>(dpre + row * 2 * F + f, pack_from_floats<T, W>(gate));
+    pack_store<T, W>(dpre + row * 2 * F + F + f, pack_from_floats<T, W>(up));
 }
 
 // What an activation call works on; dout is absent in the forward.
@@ -169,9 +174,12 @@ static __global__ void __launch_bounds__(POINTWISE_THREADS) add_kernel(T *out, c
 #pragma unroll
     for (int k = 0; k < POINTWISE_PACKS; ++k) {
         if (pointwise_pack(k) >= packs) continue;
+        float v[W], w[W];
+        pack_to_floats<W>(v, x[k]);
+        pack_to_floats<W>(w, y[k]);
 #pragma unroll
-        for (int i = 0; i < W; ++i) x[k].v[i] = from_float<T>(to_float(x[k].v[i]) + to_float(y[k].v[i]));
-        pack_store<T, W>(out + pointwise_pack(k) * W, x[k]);
+        for (int i = 0; i < W; ++i) v[i] += w[i];
+        pack_store<T, W>(out + pointwise_pack(k) * W, pack_from_floats<T, W>(v));
     }
 }
 template <class T, int W>
@@ -206,10 +214,9 @@ static __global__ void __launch_bounds__(POINTWISE_THREADS) cast_kernel(To *out,
 #pragma unroll
     for (int k = 0; k < POINTWISE_PACKS; ++k) {
         if (pointwise_pack(k) >= packs) continue;
-        Pack<To, W> y;
-#pragma unroll
-        for (int i = 0; i < W; ++i) y.v[i] = from_float<To>(to_float(x[k].v[i]));
-        pack_store<To, W>(out + pointwise_pack(k) * W, y);
+        float v[W];
+        pack_to_floats<W>(v, x[k]);
+        pack_store<To, W>(out + pointwise_pack(k) * W, pack_from_floats<To, W>(v));
     }
 }
 template <class To, class From, int W>
@@ -242,10 +249,11 @@ static __global__ void __launch_bounds__(POINTWISE_THREADS) softcap_kernel(T *lo
 #pragma unroll
     for (int k = 0; k < POINTWISE_PACKS; ++k) {
         if (pointwise_pack(k) >= packs) continue;
-        Pack<T, W> x = pack_load<T, W>(logits + pointwise_pack(k) * W);
+        float v[W];
+        pack_to_floats<W>(v, pack_load<T, W>(logits + pointwise_pack(k) * W));
 #pragma unroll
-        for (int i = 0; i < W; ++i) x.v[i] = from_float<T>(cap * tanhf(to_float(x.v[i]) / cap));
-        pack_store<T, W>(logits + pointwise_pack(k) * W, x);
+        for (int i = 0; i < W; ++i) v[i] = cap * tanhf(v[i] / cap);
+        pack_store<T, W>(logits + pointwise_pack(k) * W, pack_from_floats<T, W>(v));
     }
 }
 template <class T, int W>

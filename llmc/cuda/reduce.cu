@@ -38,6 +38,7 @@ void cuda_partials_sum(Backend *be, float *a, int64_t a_width, float *b, int64_t
 
 // ---- bias gradients ----
 #define BIAS_WARPS 8
+#define BIAS_FLIGHT 4  // rows of a warp on their way
 // Rows that a block of threads is worth starting for.
 #define BIAS_MIN_ROWS 32
 
@@ -51,12 +52,17 @@ static __global__ void __launch_bounds__(BIAS_WARPS *WARP)
     int64_t first_column = (int64_t)blockIdx.y * WARP * W, column = first_column + lane * W;
     int64_t first = partials_first_row(N, blockIdx.x), end = partials_first_row(N, blockIdx.x + 1);
     float sum[W] = {};
-    if (column < C) {
-#pragma unroll 4
-        for (int64_t row = first + warp; row < end; row += BIAS_WARPS) {
-            Pack<T, W> d = pack_load<T, W>(dout + row * C + column);
+    for (int64_t row = first + warp; column < C && row < end; row += BIAS_FLIGHT * BIAS_WARPS) {
+        Pack<T, W> d[BIAS_FLIGHT] = {};
 #pragma unroll
-            for (int i = 0; i < W; ++i) sum[i] += to_float(d.v[i]);
+        for (int k = 0; k < BIAS_FLIGHT; ++k)
+            if (row + k * BIAS_WARPS < end) d[k] = pack_load<T, W>(dout + (row + k * BIAS_WARPS) * C + column);
+#pragma unroll
+        for (int k = 0; k < BIAS_FLIGHT; ++k) {
+            float x[W];
+            pack_to_floats<W>(x, d[k]);
+#pragma unroll
+            for (int i = 0; i < W; ++i) sum[i] += x[i];
         }
     }
 #pragma unroll

@@ -39,11 +39,8 @@ static __device__ __forceinline__ QkHead<W, PER> head_load(const T *x, const QkS
         Pack<T, W> a = {}, b = {};
         if (i < s.first_half) a = pack_load<T, W>(x + i);
         if (i < s.HS - s.first_half) b = pack_load<T, W>(x + s.first_half + i);
-#pragma unroll
-        for (int w = 0; w < W; ++w) {
-            h.a[k][w] = to_float(a.v[w]);
-            h.b[k][w] = to_float(b.v[w]);
-        }
+        pack_to_floats<W>(h.a[k], a);
+        pack_to_floats<W>(h.b[k], b);
     }
     return h;
 }
@@ -52,14 +49,8 @@ static __device__ __forceinline__ void head_store(T *x, const QkHead<W, PER> &h,
 #pragma unroll
     for (int k = 0; k < PER; ++k) {
         int i = (lane + k * s.lanes) * W;
-        Pack<T, W> a, b;
-#pragma unroll
-        for (int w = 0; w < W; ++w) {
-            a.v[w] = from_float<T>(h.a[k][w]);
-            b.v[w] = from_float<T>(h.b[k][w]);
-        }
-        if (i < s.first_half) pack_store<T, W>(x + i, a);
-        if (i < s.HS - s.first_half) pack_store<T, W>(x + s.first_half + i, b);
+        if (i < s.first_half) pack_store<T, W>(x + i, pack_from_floats<T, W>(h.a[k]));
+        if (i < s.HS - s.first_half) pack_store<T, W>(x + s.first_half + i, pack_from_floats<T, W>(h.b[k]));
     }
 }
 // (a, b) -> (a cos - b sin, b cos + a sin); direction -1 turns back (the transpose). A position outside of the tables
