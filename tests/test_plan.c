@@ -268,11 +268,49 @@ static void test_print(void **state) {
     free(config);
 }
 
+// Of a GPU, planned without one: bytes of the device with one row at a time and everything recomputed.
+static size_t least_bytes(const char *dtype, const char *masters) {
+    RunConfig *config = xmalloc(sizeof *config);
+    Schedule schedule;
+    MemoryPlan plan;
+    model_test_config(config, (const char *const[]){"model=gpt2:d4", "vocab=50257", "steps=4", "batch_rows=1",
+                                                    "recompute=block", dtype, masters, NULL});
+    build_schedule(&schedule, config);
+    plan_compute(&plan, config, &schedule, NULL);
+    free(config);
+    return plan.device_bytes;
+}
+static void check_suggests(const char *dtype, size_t available_bytes, const char *expected, const char *unexpected) {
+    RunConfig *config = xmalloc(sizeof *config);
+    Schedule schedule;
+    char text[1024];
+    model_test_config(config, (const char *const[]){"model=gpt2:d4", "vocab=50257", "steps=4", "batch_rows=64", dtype,
+                                                    NULL});
+    build_schedule(&schedule, config);
+    plan_suggest(text, sizeof text, config, &schedule, NULL, available_bytes);
+    if (strstr(text, expected) == NULL || (unexpected != NULL && strstr(text, unexpected) != NULL))
+        fail_msg("expected '%s', not '%s', in: %s", expected, unexpected != NULL ? unexpected : "", text);
+    free(config);
+}
+static void test_suggestions(void **state) {
+    (void)state;
+    size_t fp32 = least_bytes("dtype=fp32", "master_weights=true");
+    size_t bf16 = least_bytes("dtype=bf16", "master_weights=true");
+    size_t least = least_bytes("dtype=bf16", "master_weights=false");
+    assert_true(least < bf16 && least < fp32);
+    check_suggests("dtype=fp32", fp32, "recompute=block batch_rows=1 ", "master_weights");
+    check_suggests("dtype=bf16", bf16, "recompute=block batch_rows=1 ", "master_weights");
+    check_suggests("dtype=bf16", least, "master_weights=false recompute=block batch_rows=1 ", NULL);
+    check_suggests("dtype=fp32", least, "dtype=bf16 master_weights=false recompute=block batch_rows=1 ", NULL);
+    check_suggests("dtype=bf16", least - 1, "a smaller model", "master_weights");
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_plan_is_exact),   cmocka_unit_test(test_options_that_save_memory),
         cmocka_unit_test(test_planning_allocates_nothing), cmocka_unit_test(test_loss_chunks),
         cmocka_unit_test(test_workspace_holds), cmocka_unit_test(test_print),
+        cmocka_unit_test(test_suggestions),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
