@@ -80,6 +80,7 @@ quoted() { # the last lines of a log, into the report
 json() { sed -n "s/.*\"$1\": \"\{0,1\}\([^\",}]*\).*/\1/p" <<<"$2"; }  # one plain value of a JSON line
 json_text() { sed -n "s/.*\"$1\": \"\([^\"]*\)\".*/\1/p" <<<"$2"; }
 json_list() { sed -n "s/.*\"$1\": \[\([^]]*\)\].*/\1/p" <<<"$2"; }
+format() { awk -v v="$2" "BEGIN {n = split(v, p, \"/\"); if (n > 1 && p[2] > 0) v = p[1] / p[2]; printf(\"$1\", v)}"; } # A or A/B
 goal() { echo "| $1 | $2 | $3 |" >>"$work/goals"; }
 # at_least FOUND WANTED: "yes" or "no"
 at_least() { awk -v a="$1" -v b="$2" 'BEGIN {print (a + 0 >= b + 0) ? "yes" : "**no**"}'; }
@@ -107,6 +108,8 @@ run_stage() {
     echo "| $stage | $status | $((SECONDS - from)) |" >>"$work/stages"
     say ''
 }
+
+. scripts/gpu_report.sh
 
 # ---- the stages ----
 
@@ -155,7 +158,9 @@ stage_ops() {
         read -r ok bad < <(awk '/^\[=+\].*test\(s\) run/{exit} /\[       OK \] /{ok++} /\[  FAILED  \] /{bad++}
             END{print ok + 0, bad + 0}' "$log")
         if [ "$status" -eq 124 ]; then missing "$program: out of time after $ok cases"
-        elif [ "$status" -ne 0 ] || [ "$bad" -gt 0 ]; then problem "$program: $ok passed, $bad failed, status $status"; quoted "$log" 12
+        elif [ "$status" -ne 0 ] || [ "$bad" -gt 0 ]; then
+            problem "$program: $ok passed, $bad failed, status $status"
+            quoted "$log" 12
         else passed "$program: $ok cases"; fi
     done
 }
@@ -166,10 +171,11 @@ stage_sanitize() {
     ready "$BUILD/tests/test_ops_norm" || return
     tool=$(command -v compute-sanitizer || ls /usr/local/cuda*/bin/compute-sanitizer 2>/dev/null | tail -n 1)
     if [ -z "$tool" ]; then missing 'compute-sanitizer is not installed'; return; fi
-    if ! TOKAMAK_TEST_DEVICE=$device limited -m 60 "$tool" --tool memcheck "$BUILD/tests/test_ops_reduce" >"$work/sanitizer.log" 2>&1 &&
-        ! grep -q 'ERROR SUMMARY' "$work/sanitizer.log"; then
+    log=$work/sanitizer.log
+    TOKAMAK_TEST_DEVICE=$device limited -m 60 "$tool" --tool memcheck "$BUILD/tests/test_ops_reduce" >"$log" 2>&1
+    if ! grep -q 'ERROR SUMMARY' "$log"; then
         missing 'compute-sanitizer does not work on this machine:'
-        quoted "$work/sanitizer.log" 6
+        quoted "$log" 6
         return
     fi
     for check in memcheck racecheck; do
@@ -208,9 +214,9 @@ same_bits() { # A B: weights, moments and losses
 
 stage_train() {
     ready || return
-    local data=$work/shards steps=200 half=100 dtype name model batch
-    model="model=llama:d6 channels=384 heads=6 kv_heads=2 head_size=64 qk_norm=true tied=true"
-    batch="seq_len=256 batch_rows=16 batch_tokens=8192"
+    local data=$work/shards steps=100 half=50 dtype name model batch
+    model="model=llama:d4 channels=256 heads=4 kv_heads=2 head_size=64 qk_norm=true tied=true"
+    batch="seq_len=256 batch_rows=8 batch_tokens=4096"
     if [ "$quick" = 1 ]; then
         steps=8 half=4
         model="model=llama:d2 channels=32 heads=2 kv_heads=1 head_size=16 ffn=64 tied=true"
@@ -266,8 +272,9 @@ compare_curves() {
     line=$(paste -d' ' <(curve "$work/gpu-$1") <(curve "$work/cpu-$1") | awk -v first=$first -v all=$all '
         NF != 4 || $1 != $3 {bad = 1}
         {d = $2 > $4 ? $2 - $4 : $4 - $2; if (!(d <= most)) most = d; if ($1 <= 20 && !(d <= early)) early = d; ++n; g = $2; c = $4}
-        END {printf "%d steps, largest difference of the loss %.2g (%g allowed), of the first 20 %.2g (%g allowed); it ends at %.4f here, %.4f on the CPU",
-                n, most, all, early, first, g, c
+        END {
+            printf "%d steps, largest difference of the loss %.2g (%g allowed), ", n, most, all
+            printf "of the first 20 %.2g (%g allowed); it ends at %.4f here, %.4f on the CPU", early, first, g, c
             exit !(n > 0 && !bad && most <= all && early <= first)}')
     # shellcheck disable=SC2181
     if [ $? -eq 0 ]; then passed "$1, as on the CPU: $line"; else problem "$1 differs from the CPU: $line"; fi
@@ -308,125 +315,116 @@ run_torch() { # SHAPE DTYPE
     if [ "$(json layers "$arch")" -le 12 ]; then how=--compile; fi  # whole where that takes no minutes
     if [ "$quick" = 1 ]; then how='' steps=3; fi
     # shellcheck disable=SC2086
-    line=$(limited "$python" dev/bench/peer_pytorch.py --device $where --arch "$arch" --dtype "$2" --steps $steps $how 2>"$work/torch.err" |
-        tail -n 1)
+    line=$(limited "$python" dev/bench/peer_pytorch.py --device $where --arch "$arch" --dtype "$2" --steps $steps $how \
+        2>"$work/torch.err" | tail -n 1)
     if ! record "$shape" "$2" PyTorch "$line"; then
         missing "PyTorch, $shape: $(if [ "$(left)" -le 1 ]; then echo 'out of time'; else tail -n 1 "$work/torch.err"; fi)"
         return
     fi
-    # The same weights and tokens: the first losses must agree. bf16 is rounded at other places, and PyTorch's softmax counts
-    # the padding rows of the vocabulary: 0.02.
-    awk -F'\t' -v shape="$shape" -v dtype="$2" '$1 == shape && $2 == dtype {loss[$3] = $7}
-        END {n = split(loss["tokamak"], a, /, */); m = split(loss["PyTorch"], b, /, */)
-            for (i = 1; i <= 4 && i <= n && i <= m; ++i) {d = a[i] - b[i]; if (d < 0) d = -d; if (!(d <= most)) most = d}
-            printf "%s: losses of the first steps as PyTorch'"'"'s, from the same weights and tokens, to %.2g (0.02 allowed)", shape, most
-            exit !(n >= 4 && m >= 4 && most <= 0.02)}' "$work/throughput" >"$work/same"
+    same_losses "$shape" "$2" PyTorch
+}
+# The same weights and tokens: the losses of the first four steps must agree. bf16 is rounded at other places, and
+# PyTorch's softmax counts the padding rows of the vocabulary: 0.02.
+same_losses() { # SHAPE DTYPE PEER
+    awk -F'\t' -v shape="$1" -v dtype="$2" -v peer="$3" '$1 == shape && $2 == dtype {loss[$3] = $7}
+        END {
+            n = split(loss["tokamak"], a, /, */)
+            m = split(loss[peer], b, /, */)
+            for (i = 1; i <= 4 && i <= n && i <= m; ++i) {
+                d = a[i] > b[i] ? a[i] - b[i] : b[i] - a[i]
+                if (!(d <= most)) most = d
+            }
+            printf "%s: the losses of the first steps are those of %s, to %.2g (0.02 allowed)", shape, peer, most
+            exit !(n >= 4 && m >= 4 && most <= 0.02)
+        }' "$work/throughput" >"$work/same"
     # shellcheck disable=SC2181
     if [ $? -eq 0 ]; then passed "$(cat "$work/same")"; else problem "$(cat "$work/same")"; fi
 }
 
-llmc_ready() { # builds llm.c's trainer once, and shards that it reads
+llmc_ready() { # builds llm.c's trainer in its tree, once
     [ -n "$llmc" ] || { missing "llm.c: no tree was named (--llmc DIR)"; return 1; }
-    [ "$device" = cuda ] || { missing 'llm.c needs a real GPU'; return 1; }
-    local cudnn=''
-    if ls "$HOME"/cudnn-frontend/include >/dev/null 2>&1; then cudnn=USE_CUDNN=1; fi
-    # shellcheck disable=SC2086
-    if [ ! -x "$llmc/train_gpt2cu" ] && ! limited -m 150 make -C "$llmc" train_gpt2cu NO_MULTI_GPU=1 $cudnn >"$work/llmc.log" 2>&1; then
+    [ "$device" = cuda ] || [ -x "$llmc/train_gpt2cu" ] || { missing 'llm.c is not built, and needs a real GPU'; return 1; }
+    local cudnn=USE_CUDNN=0
+    if [ -d "$HOME/cudnn-frontend/include" ] || [ -d "$llmc/cudnn-frontend/include" ]; then cudnn=USE_CUDNN=1; fi
+    if [ ! -x "$llmc/train_gpt2cu" ] &&
+        ! limited -m 150 make -C "$llmc" train_gpt2cu NO_MULTI_GPU=1 $cudnn >"$work/llmc.log" 2>&1; then
         missing 'llm.c: it does not build in its tree:'
         quoted "$work/llmc.log" 5
         return 1
     fi
-    mkdir -p "$work/llmc" && "$BUILD/prep" tokenize --tokenizer bytes --out "$work/llmc/data" --val-fraction 0.1 "$work/llmc.txt" \
-        >"$work/llmc.log" 2>&1 || { missing 'llm.c: no shards for it'; return 1; }
+    say "- llm.c: $llmc, $(git -C "$llmc" rev-parse --short HEAD 2>/dev/null || echo 'no commit known'), $cudnn if it was built now"
 }
-run_llmc() { # SHAPE DEPTH ROWS TOKENS
-    local line
-    line=$(cd "$llmc" && limited ./train_gpt2cu -i "$work/llmc/data/train_*.bin" -j "$work/llmc/data/val_*.bin" -e "d$2" -b "$3" \
-        -t 1024 -d "$4" -x 9 -v 0 -s 0 -h 0 -n 0 -l 0.0001 -c 0.1 -z 0 -r 0 2>&1 | tee "$work/llmc.$1.log" |
-        awk -v shape="$1" '/^step/ && match($0, /[0-9]+ tok\/s/) {if (++n > 3) v[++k] = substr($0, RSTART, RLENGTH - 6) + 0}
-            END {if (k == 0) exit; for (i = 2; i <= k; ++i) for (j = i; j > 1 && v[j - 1] > v[j]; --j) {t = v[j]; v[j] = v[j - 1]; v[j - 1] = t}
-                printf "{\"peer\": \"llm.c\", \"shape\": \"%s\", \"tok_per_s\": %.1f}\n", shape, v[int((k + 1) / 2)]}')
-    record "$1" bf16 llm.c "$line" || missing "llm.c, $1: $(tail -n 1 "$work/llmc.$1.log" | cut -c1-150)"
+# One step trains on the whole of tokens.bin each time (-a 1), from our weights: its losses must be ours. Without
+# recomputation (-r 0), as we are measured. Its first two steps are not counted.
+run_llmc() { # SHAPE
+    local line arch log=$work/llmc.$1.log start=$work/llmc
+    arch=$("$BUILD/bench" step --shape "$1" --describe)
+    mkdir -p "$start"
+    if ! limited "$BUILD/bench" step --shape "$1" --start "$start" >"$log" 2>&1; then
+        missing "llm.c, $1: $(tail -n 1 "$log")"
+        return
+    fi
+    line=$(cd "$llmc" && limited ./train_gpt2cu -i "$start/tokens.bin" -j "$start/tokens.bin" -e "$start/model.bin" -a 1 \
+        -b "$(json batch_rows "$arch")" -t "$(json seq_len "$arch")" -d "$(json batch_tokens "$arch")" -x 8 -v 1000 -m 1 \
+        -s 0 -h 0 -l "$(json lr "$arch")" -c 0.1 -r 0 2>&1 | tee "$log" |
+        llmc_line "$1" "$(json batch_tokens "$arch")")
+    rm -f "$start/model.bin"
+    if record "$1" bf16 llm.c "$line"; then same_losses "$1" bf16 llm.c
+    else missing "llm.c, $1: $(tail -n 1 "$log" | cut -c1-150)"; fi
+}
+# What llm.c prints for each step, as our JSON line: "step 3/8 | loss 10.95 (+nanz)| ... | 120.00 ms | ... | 540000 tok/s".
+# Milliseconds and not its tokens/s, which are smoothed over the steps.
+llmc_line() { # SHAPE TOKENS
+    awk -v shape="$1" -v tokens="$2" '
+        /^step .*\| loss / {
+            match($0, /loss [0-9.]+/)
+            losses = losses (losses == "" ? "" : ", ") substr($0, RSTART + 5, RLENGTH - 5)
+            if (++n > 2 && match($0, /[0-9.]+ ms/)) v[++k] = substr($0, RSTART, RLENGTH - 3) + 0
+        }
+        END {
+            if (k == 0) exit
+            for (i = 2; i <= k; ++i) for (j = i; j > 1 && v[j - 1] > v[j]; --j) {t = v[j]; v[j] = v[j - 1]; v[j - 1] = t}
+            printf "{\"peer\": \"llm.c\", \"shape\": \"%s\", \"tok_per_s\": %.1f, \"losses\": [%s]}\n", shape,
+                tokens / v[int((k + 1) / 2)] * 1000, losses
+        }'
 }
 
 # 8-bit products are a dtype of `bench step` once it has them.
 knows_fp8() { [ "$device" = cuda ] && "$BUILD/bench" step --help | grep -q -- '--dtype.*fp8'; }
 
+# What the goals name first, then the rest as long as there is time.
+FIRST_SHAPES='gpt2-124M gpt2-350M gpt2-774M gpt2-1.5B qwen2-0.5B qwen2-1.5B qwen2-3B'
+LONG_SHAPES='qwen2-0.5B-t4096 qwen2-1.5B-t4096 qwen2-3B-t4096'
+FP8_SHAPES='gpt2-1.5B qwen2-1.5B qwen2-3B'
 stage_steps() {
     ready || return
-    local shape torch=1 short='gpt2-124M gpt2-350M gpt2-774M gpt2-1.5B qwen2-0.5B qwen2-1.5B qwen2-3B'
+    local ours=$FIRST_SHAPES torch='gpt2-124M qwen2-1.5B' llm='gpt2-124M gpt2-1.5B' shape
+    local more_torch='gpt2-1.5B qwen2-0.5B qwen2-3B gpt2-350M gpt2-774M' more_llm='gpt2-350M gpt2-774M' long=$LONG_SHAPES
     : >"$work/throughput"
-    if [ "$device" != cuda ] || [ "$quick" = 1 ]; then short='tiny-gpt2 tiny-llama'; fi
-    has_torch || { torch=0; missing "PyTorch: $torch_why"; }
-    for shape in $short; do run_ours "$shape" bf16; done
-    # What the goals name first; the rest as long as there is time.
-    if [ "$torch" = 1 ]; then
-        if [ "${short%% *}" = tiny-gpt2 ]; then for shape in $short; do run_torch "$shape" bf16; done
-        else run_torch gpt2-124M bf16; run_torch qwen2-1.5B bf16; fi
+    if [ "$device" != cuda ] || [ "$quick" = 1 ]; then
+        ours='tiny-gpt2 tiny-llama' torch=$ours llm=tiny-gpt2 more_torch='' more_llm='' long=''
     fi
-    find_text "$work/llmc.txt"
-    if llmc_ready; then run_llmc gpt2-124M 12 64 65536; run_llmc gpt2-1.5B 48 8 32768; fi
-    if [ "${short%% *}" != tiny-gpt2 ]; then
-        if knows_fp8; then for shape in gpt2-1.5B qwen2-1.5B qwen2-3B; do run_ours $shape fp8; done
-        elif [ "$device" = cuda ]; then missing 'fp8: this build has no such dtype in bench step'; fi
-        for shape in qwen2-0.5B qwen2-1.5B qwen2-3B; do
-            if [ "$(left)" -gt 20 ]; then run_ours $shape-t4096 bf16; else missing "$shape-t4096: out of time"; fi
-        done
-        if [ -x "$llmc/train_gpt2cu" ] && [ "$(left)" -gt 30 ]; then run_llmc gpt2-350M 24 32 65536; run_llmc gpt2-774M 36 16 65536; fi
-        if [ "$torch" = 1 ]; then
-            for shape in gpt2-1.5B qwen2-0.5B qwen2-3B gpt2-350M gpt2-774M; do
-                if [ "$(left)" -gt 45 ]; then run_torch $shape bf16; else missing "PyTorch, $shape: out of time"; fi
-            done
-        fi
-    fi
+    has_torch || { torch='' more_torch='' && missing "PyTorch: $torch_why"; }
+    for shape in $ours; do run_ours "$shape" bf16; done
+    for shape in $torch; do run_torch "$shape" bf16; done
+    if llmc_ready; then for shape in $llm; do run_llmc "$shape"; done; else more_llm=''; fi
+    if knows_fp8; then for shape in $FP8_SHAPES; do run_ours "$shape" fp8; done
+    elif [ "$device" = cuda ]; then missing 'fp8: this build has no such dtype in bench step'; fi
+    enough() { # SECONDS WHAT
+        if [ "$(left)" -gt "$1" ]; then return 0; fi
+        missing "$2: out of time"
+        return 1
+    }
+    for shape in $long; do enough 20 "$shape" && run_ours "$shape" bf16; done
+    for shape in $more_llm; do enough 30 "llm.c, $shape" && run_llmc "$shape"; done
+    for shape in $more_torch; do enough 45 "PyTorch, $shape" && run_torch "$shape" bf16; done
     throughput_table
     throughput_goals
     local line
     line=$(head -n 1 "$work/steps.jsonl" 2>/dev/null)
     say ''
-    say "Model FLOPs utilisation is $(json_text mfu_formula "$line"); peak: $(awk -v p="$(json peak_gflops "$line")" 'BEGIN {printf "%.1f", p / 1e3}') TFLOP/s, $(json_text peak_source "$line")."
-}
-
-throughput_table() {
-    say ''
-    say '| shape | dtype | tokens/s | MFU | device memory | PyTorch | llm.c |'
-    say '|---|---|---|---|---|---|---|'
-    awk -F'\t' '{key = $1 SUBSEP $2; if (!(key in seen)) {seen[key] = 1; order[++n] = key}
-            speed[key, $3] = $4; if ($3 == "tokamak") {mfu[key] = $5; memory[key] = $6}}
-        function beside(key, who) {return (key, who) in speed ? sprintf("%.0f (%.2fx)", speed[key, who], speed[key, "tokamak"] / speed[key, who]) : "-"}
-        END {for (i = 1; i <= n; ++i) {split(order[i], part, SUBSEP); if (!((order[i], "tokamak") in speed)) continue
-            printf "| %s | %s | %.0f | %.1f %% | %.1f GiB | %s | %s |\n", part[1], part[2], speed[order[i], "tokamak"],
-                100 * mfu[order[i]], memory[order[i]] / 2^30, beside(order[i], "PyTorch"), beside(order[i], "llm.c")}}' \
-        "$work/throughput" >>"$section"
-    say ''
-}
-
-found() { awk -F'\t' -v s="$1" -v d="$2" -v w="${3:-tokamak}" -v f="${4:-4}" '$1 == s && $2 == d && $3 == w {v = $f} END {print v}' "$work/throughput"; }
-throughput_goals() {
-    local value base row
-    [ "$device" = cuda ] || return
-    value=$(found gpt2-124M bf16 tokamak 5)
-    [ -z "$value" ] || goal '124M, bf16: 55 % of dense peak' "$(awk -v v="$value" 'BEGIN {printf "%.1f %%", 100 * v}')" "$(at_least "$value" 0.55)"
-    value=$(found gpt2-1.5B bf16 tokamak 5)
-    [ -z "$value" ] || goal '1.5B, bf16: 62 % of dense peak' "$(awk -v v="$value" 'BEGIN {printf "%.1f %%", 100 * v}')" "$(at_least "$value" 0.62)"
-    for shape in gpt2-1.5B qwen2-1.5B qwen2-3B; do
-        value=$(found $shape fp8) base=$(found $shape bf16)
-        [ -z "$value" ] || [ -z "$base" ] || goal "$shape: fp8 at 1.25x bf16" "$(awk -v a="$value" -v b="$base" 'BEGIN {printf "%.2fx", a / b}')" \
-            "$(at_least "$(awk -v a="$value" -v b="$base" 'BEGIN {print a / b}')" 1.25)"
-    done
-    # llmq's published figures are of an H100.
-    case $gpu in *H100*) for row in qwen2-0.5B:bf16:149000 qwen2-0.5B:fp8:164000 qwen2-1.5B:bf16:58700 qwen2-1.5B:fp8:72800 \
-        qwen2-3B:bf16:31000 qwen2-3B:fp8:40500; do
-        IFS=: read -r shape dtype base <<<"$row"
-        value=$(found "$shape" "$dtype")
-        [ -z "$value" ] || goal "$shape, $dtype: above llmq's published $base tokens/s" "$value" "$(at_least "$value" "$base")"
-    done ;; esac
-    for peer in PyTorch llm.c; do
-        while IFS=$'\t' read -r shape dtype _ base _; do
-            value=$(found "$shape" "$dtype")
-            [ -z "$value" ] || goal "$shape, $dtype: faster than $peer ($base tokens/s)" "$value" "$(at_least "$value" "$base")"
-        done < <(awk -F'\t' -v w=$peer '$3 == w' "$work/throughput")
-    done
+    say "Model FLOPs utilisation (MFU) is $(json_text mfu_formula "$line")."
+    say "Peak: $(format '%.1f' "$(json peak_gflops "$line")/1000") TFLOP/s, $(json_text peak_source "$line")."
 }
 
 # ---- kernels ----
@@ -435,11 +433,11 @@ stage_kernels() {
     ready || return
     local options=(--device "$device") ops=${out%.md}.ops.json log=$work/ops.log status peer=()
     if [ "$quick" = 1 ]; then options+=(--scale tiny --only "norm forward" --repeats 5)
-    else options+=(--models gpt2-124M,gpt2-1.5B,qwen2-1.5B); fi
+    else options+=(--models "gpt2-124M,gpt2-1.5B,qwen2-1.5B"); fi
     if [ "$quick" = 0 ] && [ "$(left)" -gt 90 ] && has_torch; then
         limited -m 40 "$BUILD/bench" op "${options[@]}" --list --json "$work/cases.json" >/dev/null 2>&1
-        if limited -m $(($(left) / 3)) "$python" dev/bench/peer_ops_pytorch.py --device "${device/cudaemu/cpu}" --cases "$work/cases.json" \
-            --json "$work/peer.json" --seconds $(($(left) / 4)) >"$work/peer.log" 2>&1; then peer=(--peer "$work/peer.json")
+        if limited -m $(($(left) / 3)) "$python" dev/bench/peer_ops_pytorch.py --device "${device/cudaemu/cpu}" \
+            --cases "$work/cases.json" --json "$work/peer.json" --seconds $(($(left) / 4)) >"$work/peer.log" 2>&1; then peer=(--peer "$work/peer.json")
         else missing "PyTorch's kernels: $(tail -n 1 "$work/peer.log")"; fi
     fi
     local seconds=$(($(left) - 10))
@@ -452,81 +450,20 @@ stage_kernels() {
         return
     fi
     local cases wrong skipped
-    cases=$(grep -c '"cold":' "$ops") wrong=$(grep '"cold":' "$ops" | grep -vc '"correct":true.*"repeatable":true') skipped=$(grep -c '"skipped":' "$ops")
+    cases=$(grep -c '"cold":' "$ops")
+    wrong=$(grep '"cold":' "$ops" | grep -vc '"correct":true.*"repeatable":true')
+    skipped=$(sed -n 's/.*"skipped":"\([^"]*\)".*/\1/p' "$ops" | sort | uniq -c | sort -rn | sed 's/^ *//')
     if [ "$wrong" -gt 0 ]; then problem "$wrong of $cases kernels are wrong, or differ between runs"
     else passed "$cases kernels measured, right before and after, the same bits each time; times in $(basename "$ops")"; fi
-    if [ "$skipped" -gt 0 ]; then missing "$skipped kernels: $(sed -n 's/.*"skipped":"\([^"]*\)".*/\1/p' "$ops" | sort | uniq -c | sort -rn | head -n 3 | sed 's/^ *//' | paste -sd';')"; fi
+    while read -r cases wrong; do
+        [ -z "$cases" ] || missing "$cases kernels: $wrong"
+    done <<<"$skipped"
     kernel_goals "$ops"
     say ''
     say '```'
     cat "$log" >>"$section"
     say '```'
 }
-kernel_goals() {
-    [ "$device" = cuda ] || return
-    local line
-    # Large ones only: what takes less than 20 us is bounded by how a kernel starts and ends.
-    line=$(awk '/"bound":"memory"/ && match($0, /"roofline_share":[0-9.e-]+/) {
-            share = substr($0, RSTART + 17, RLENGTH - 17); match($0, /"median":[0-9.e-]+/)
-            if (substr($0, RSTART + 9, RLENGTH - 9) + 0 < 20e-6) next
-            ++n; if (share + 0 >= 0.9) ++fast}
-        END {printf "%d of %d", fast, n; exit !(n > 0 && fast == n)}' "$1")
-    goal 'memory-bound kernels at 90 % of the measured copy bandwidth (of those above 20 us)' "$line" "$(awk -v l="$line" 'BEGIN {split(l, p, " "); print (p[3] > 0 && p[1] == p[3]) ? "yes" : "**no**"}')"
-}
-
-# ---- the report ----
-
-gpu_query() { nvidia-smi --query-gpu="$1" --format=csv,noheader 2>/dev/null | head -n 1; }
-find_gpu() {
-    if [ "$device" = cpu ]; then gpu='no GPU: the CPU itself'
-    elif [ "$device" = cudaemu ]; then gpu='no GPU: the emulator'
-    elif ! command -v nvidia-smi >/dev/null; then gpu='unknown GPU'; echo '- facts: nvidia-smi is not installed: name, driver and power of the GPU are not known' >>"$work/left_out"
-    else
-        gpu=$(gpu_query name)
-        if [ -z "$gpu" ]; then gpu='unknown GPU'; echo "- facts: nvidia-smi does not answer: $(nvidia-smi 2>&1 | head -n 1)" >>"$work/left_out"; fi
-    fi
-}
-
-write_report() {
-    trap - EXIT INT TERM
-    mkdir -p "$(dirname "$out")"
-    {
-        echo "# Tokamak on ${gpu}, $(date +%F)"
-        echo
-        if [ "$device" != cuda ]; then
-            echo "**Not a GPU's report:** run with --device $device to show that every stage works. No speed here means anything."
-            echo
-        fi
-        echo '| | |'
-        echo '|---|---|'
-        echo "| device | $gpu |"
-        if [ "$device" = cuda ] && command -v nvidia-smi >/dev/null; then
-            echo "| driver | $(gpu_query driver_version), memory $(gpu_query memory.total), power limit $(gpu_query power.limit), clock at most $(gpu_query clocks.max.sm) |"
-        fi
-        echo "| CUDA toolkit | $(scripts/find_cuda.sh 2>/dev/null | sed -n 's/^ *nvcc *//p' | sed 's/.*(\(.*\)).*/\1/') |"
-        echo "| host | $(sed -n 's/^model name[^:]*: //p' /proc/cpuinfo | head -n 1), $(nproc) threads |"
-        echo "| commit | $(git rev-parse --short HEAD 2>/dev/null)$(git diff --quiet HEAD 2>/dev/null || echo ', with changes that are not committed') |"
-        echo "| date | $(date -u '+%F %H:%M') UTC, $((SECONDS - started)) s of $budget |"
-        echo "| command | scripts/gpu_check.sh --device $device$([ "$quick" = 1 ] && echo ' --quick') --budget $budget |"
-        echo
-        echo '| stage | result | seconds |'
-        echo '|---|---|---|'
-        cat "$work/stages" 2>/dev/null
-        echo
-        if [ -n "${ended_early:-}" ]; then echo "**Ended early** by $ended_early: what follows is what there was by then."; echo; fi
-        if [ -s "$work/failed" ]; then echo '**Failed**'; echo; cat "$work/failed"; echo; else echo 'Nothing failed.'; echo; fi
-        if [ -s "$work/left_out" ]; then echo '**Left out**'; echo; cat "$work/left_out"; echo; fi
-        if [ -s "$work/goals" ]; then echo '## Goals'; echo; echo '| goal | found | reached |'; echo '|---|---|---|'; cat "$work/goals"; echo; fi
-        for name in build ops sanitize train steps kernels; do
-            if [ -e "$work/section.$name" ]; then cat "$work/section.$name"; echo; fi
-        done
-    } >"$out"
-    echo "report: $out" >&2
-    if [ -s "$work/steps.jsonl" ]; then cp "$work/steps.jsonl" "${out%.md}.steps.jsonl"; fi
-    rm -rf "$work"
-    [ -z "${ended_early:-}" ] || exit 1
-}
-
 find_gpu
 slug=$(printf '%s' "$gpu" | sed 's/^no GPU: the //' | tr 'A-Z ' 'a-z-' | tr -cd 'a-z0-9-')
 out=${out:-dev/bench/results/$slug-$(date +%F).md}

@@ -33,6 +33,63 @@ check report_has_results says 'ok: test_ops_norm' 'fp32, as on the CPU: 8 steps'
 check report_says_what_is_left_out says '- build: asked for' 'PyTorch: not wanted' 'llm\.c: no tree was named' 'compute-sanitizer looks at'
 check kernel_times_beside_it grep -q '"op":"norm forward"' "$work/report.ops.json"
 
+# A stand-in for llm.c's trainer: looks at what it is given and prints what llm.c prints, the losses off by \$1.
+fake_llmc() {
+    mkdir -p "$work/llmc"
+    : >"$work/llmc/train_gpt2.cu"
+    cat >"$work/llmc/train_gpt2cu" <<'STOP'
+#!/bin/bash
+while [ $# -gt 1 ]; do
+    case $1 in -e) model=$2 ;; -i) tokens=$2 ;; -b) rows=$2 ;; -t) length=$2 ;; -d) batch=$2 ;; esac
+    shift 2
+done
+magic() { od -An -td4 -N8 "$1" | tr -s ' '; }
+[ "$(magic "$model")" = ' 20240326 5' ] && [ "$(magic "$tokens")" = ' 20240520 1' ] && [ "$rows $length $batch" = '2 32 128' ] || exit 1
+echo 'val loss 9.0'
+awk -v off=OFF 'BEGIN {for (i = 1; i <= 8; ++i)
+    printf "step %4d/8 | loss %7.6f (+nanz)| norm 0.3000 (+nanz)| lr 1.00e-04 | %.2f ms | 40.0%% bf16 MFU | 99 tok/s\n", i,
+        4.87565 - 0.008 * (i - 1) + off, i < 3 ? 500 : 128}'
+STOP
+    sed -i "s/OFF/$1/" "$work/llmc/train_gpt2cu"
+    chmod +x "$work/llmc/train_gpt2cu"
+}
+beside_llmc() { # STATUS OFF
+    fake_llmc "$2" && expect "$1" 'report: ' $gpu_check --quick --device cpu --skip build,ops,train,kernels --llmc "$work/llmc" --out "$report"
+}
+check llmc_beside_us beside_llmc 0 0.001
+check llmc_is_in_the_table says 'the first steps are those of llm\.c, to 0\.001' '\| 1000 \([0-9.]+x\) \|$'
+check llmc_with_other_losses beside_llmc 1 0.1
+check llmc_with_other_losses_is_reported says 'FAILED.*the first steps are those of llm\.c, to 0\.1'
+
+# The goals, from figures as an H100 might give them.
+goals() (
+    set -e
+    device=cuda gpu='NVIDIA H100 80GB HBM3' section=$work/section FP8_SHAPES='gpt2-1.5B qwen2-1.5B'
+    eval "$(sed -n '/^say()/p; /^goal()/p; /^format()/p; /^at_least()/p' scripts/gpu_check.sh)"
+    . scripts/gpu_report.sh
+    rm -f "$work/goals"
+    printf '%s\t%s\t%s\t%s\t%s\t%s\t1, 2\n' gpt2-124M bf16 tokamak 540000 0.5612 2e10 gpt2-124M bf16 PyTorch 500000 '' 3e10 \
+        gpt2-1.5B bf16 tokamak 30000 0.5912 6e10 gpt2-1.5B bf16 llm.c 31000 '' '' qwen2-1.5B bf16 tokamak 60000 0.59 6e10 \
+        qwen2-1.5B fp8 tokamak 78000 0.6 6e10 >"$work/throughput"
+    throughput_goals
+    printf '%s\n' '{"cold":{"median":1e-4},"roofline_share":0.91,"bound":"memory"}' \
+        '{"cold":{"median":1e-4},"roofline_share":0.8,"bound":"memory"}' '{"cold":{"median":1e-6},"roofline_share":0.1,"bound":"memory"}' \
+        '{"cold":{"median":1e-4},"roofline_share":0.1,"bound":"arithmetic"}' >"$work/ops"
+    kernel_goals "$work/ops"
+    cat >"$work/expected" <<'STOP'
+| 124M, bf16: 55 % of dense peak | 56.1 % | yes |
+| 1.5B, bf16: 62 % of dense peak | 59.1 % | **no** |
+| qwen2-1.5B: fp8 at 1.25x bf16 | 1.30x | yes |
+| qwen2-1.5B, bf16: above llmq's published 58700 tokens/s | 60000 | yes |
+| qwen2-1.5B, fp8: above llmq's published 72800 tokens/s | 78000 | yes |
+| gpt2-124M, bf16: faster than PyTorch (500000 tokens/s) | 540000 | yes |
+| gpt2-1.5B, bf16: faster than llm.c (31000 tokens/s) | 30000 | **no** |
+| memory-bound kernels at 90 % of the measured copy bandwidth (of those above 20 us) | 1 of 2 | **no** |
+STOP
+    diff "$work/expected" "$work/goals"
+)
+check goals goals
+
 if [ -e "$BUILD/libllmc_cudaemu.so" ]; then
     emulated() { expect 0 'report: ' $gpu_check --quick --device cudaemu --skip build,train --budget 300 --out "$report"; }
     check stages_on_the_emulated_gpu emulated

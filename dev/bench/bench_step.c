@@ -9,8 +9,10 @@
 
 #include "dev/bench/bench.h"
 #include "dev/bench/profile.h"
+#include "llmc/hf.h"
 #include "llmc/plan.h"
 #include "llmc/rng.h"
+#include "llmc/shard.h"
 
 typedef struct {
     const char *name, *preset;
@@ -38,11 +40,11 @@ static const StepShape SHAPES[] = {
 };
 #define SHAPE_COUNT ((int)(sizeof SHAPES / sizeof SHAPES[0]))
 #define WARMUP_STEPS 2
-#define SEED 1  // of weights and tokens: peer_pytorch.py makes the same from it
+#define SEED 1  // of weights and tokens: peer_pytorch.py makes the same from it, llm.c reads what --start writes
 #define LEARNING_RATE 1e-4
 
 typedef struct {
-    const char *shape, *dtype, *recompute;
+    const char *shape, *dtype, *recompute, *start;
     BenchDevice device;
     int64_t steps, chunk_rows, batch_rows, batch_tokens;
     bool no_graphs, no_master, describe;
@@ -111,15 +113,19 @@ static bool describe_run(StepBench *bench, const StepShape *shape, const StepOpt
     return true;
 }
 
+// The stream that steps are trained on: a token's target is the one after it.
+static int32_t stream_token(int64_t i, int64_t vocab) {
+    return (int32_t)(rng_u32(SEED, RNG_STREAM_TEST, (uint64_t)i) % (uint32_t)vocab);
+}
+
 static void fill_batches(StepBench *bench) {
     const PhaseConfig *phase = &bench->config.phase[0];
     int64_t N = phase->batch_rows * phase->seq_len, all = N * bench->micro_batches;
-    uint32_t vocab = (uint32_t)bench->config.arch.V;
     int32_t *tokens = xmalloc(to_size(all) * sizeof *tokens), *targets = xmalloc(to_size(all) * sizeof *targets);
     float *weights = xmalloc(to_size(all) * sizeof *weights);
     for (int64_t i = 0; i < all; ++i) {
-        tokens[i] = (int32_t)(rng_u32(SEED, RNG_STREAM_TEST, (uint64_t)i) % vocab);
-        targets[i] = (int32_t)(rng_u32(SEED + 1, RNG_STREAM_TEST, (uint64_t)i) % vocab);
+        tokens[i] = stream_token(i, bench->config.arch.V);
+        targets[i] = stream_token(i + 1, bench->config.arch.V);
         weights[i] = 1;
     }
     bench->batch = xcalloc(to_size(bench->micro_batches), sizeof *bench->batch);
@@ -245,6 +251,40 @@ static void print_report(const StepBench *bench, const StepOptions *options, dou
            plan->device_bytes, (long long)usage.ru_maxrss * 1024);
 }
 
+// ---- a starting point that llm.c reads: model.bin and tokens.bin in an existing directory ----
+
+static bool initial_values(void *context, const ParamSpec *spec, int64_t first, int64_t count, float *out,
+                           Error *err) {
+    (void)context;
+    CHECK(first == 0 && count == spec->elems, "%s: %lld values from %lld", spec->name, (long long)count,
+          (long long)first);
+    (void)err;
+    params_init_values(spec, SEED, out);
+    return true;
+}
+
+static int write_start(const StepShape *shape, const char *dir) {
+    ModelConfig arch = {0};
+    ParamTable params;
+    Error err = {""};
+    CHECK(describe_arch(&arch, shape, shape->T, &err), "%s", err.message);
+    params_build(&params, &arch);
+    char *model = path_join(dir, "model.bin"), *tokens = path_join(dir, "tokens.bin");
+    int64_t count = shape->tokens + 1;
+    int32_t *stream = xmalloc(to_size(count) * sizeof *stream);
+    for (int64_t i = 0; i < count; ++i) stream[i] = stream_token(i, arch.V);
+    bool ok = model_file_write_llmc(model, &arch, &params, DTYPE_BF16, initial_values, NULL, &err);
+    ShardWriter *writer = ok ? shard_writer_open(tokens, 1, arch.V, -1, &err) : NULL;
+    ok = writer != NULL && shard_writer_append(writer, stream, count, &err) && shard_writer_finish(writer, &err);
+    if (ok) printf("%s\n%s\n", model, tokens);
+    else fprintf(stderr, "bench step: %s\n", err.message);
+    free(stream);
+    free(model);
+    free(tokens);
+    params_free(&params);
+    return ok ? 0 : 1;
+}
+
 // ---- ----
 
 static bool lay_out(StepBench *bench, MemoryPlan *plan, Error *err) {
@@ -341,6 +381,7 @@ int bench_step_main(int argc, char **argv) {
         {"--batch-rows", NULL, &o.batch_rows, "rows of a micro-batch, 0: the shape's", NULL},
         {"--batch-tokens", NULL, &o.batch_tokens, "tokens of a step, 0: the shape's", NULL},
         {"--attention", &o.device.attention, NULL, "GPU: auto, cudnn or own", NULL},
+        {"--start", &o.start, NULL, "only write weights and tokens for llm.c into this directory", NULL},
         {"--no-graphs", NULL, NULL, "GPU: do not capture and replay micro-batches", &o.no_graphs},
         {"--describe", NULL, NULL, "only print the shape's model as JSON, for peers", &o.describe},
         {"--no-master", NULL, NULL, "bf16: no fp32 values behind the weights", &o.no_master},
@@ -364,5 +405,6 @@ int bench_step_main(int argc, char **argv) {
                 names);
     free(names);
     if (!ok) return 2;
+    if (o.start != NULL) return write_start(shape, o.start);
     return o.describe ? print_description(shape) : bench_shape(shape, &o);
 }

@@ -82,6 +82,7 @@ static void make_pattern(OpCall *call, OpOperand *o) {
     o->pattern_elems = min_i64(elems, period);
     o->pattern = xmalloc(to_size(o->pattern_elems) * sizeof *o->pattern);
     bool rounds = o->shape.dtype == DTYPE_BF16;
+#pragma omp parallel for schedule(static) if (o->pattern_elems > 65536)
     for (int64_t i = 0; i < o->pattern_elems; ++i) {
         float value = pattern_value(call, o, i);
         o->pattern[i] = rounds ? bf16_to_f32(bf16_from_f32(value)) : value;
@@ -110,6 +111,7 @@ static void upload_operand(OpCall *call, const OpOperand *o) {
     }
     size_t first = to_size(o->pattern_elems) * dtype_bytes(o->shape.dtype);
     void *host = xmalloc(first);
+#pragma omp parallel for schedule(static) if (o->pattern_elems > 65536)
     for (int64_t i = 0; i < o->pattern_elems; ++i) store(host, o->shape.dtype, i, o->pattern[i]);
     call->be->upload(call->be, to, host, first);
     free(host);
@@ -137,6 +139,7 @@ bool op_call_open(OpCall *call, Backend *be, const OpCase *c, size_t rotation_by
         }
     if (normals == NULL) {
         call->normals = xmalloc(PATTERN_ELEMS * sizeof *call->normals);
+#pragma omp parallel for schedule(static)
         for (int64_t i = 0; i < PATTERN_ELEMS; ++i) call->normals[i] = rng_normal(5, RNG_STREAM_TEST, (uint64_t)i);
     }
     for (int i = 0; i < call->count; ++i) {

@@ -89,17 +89,21 @@ static void backward_lay_out(OpCall *call) {
 }
 static void backward_derive(OpCall *call) {
     int64_t N = call->c->shape.dim[0], C = call->c->shape.dim[1];
-    double *row = xmalloc(to_size(C) * sizeof *row), mean, rstd;
     float *means = xmalloc(to_size(N) * sizeof *means), *rstds = xmalloc(to_size(N) * sizeof *rstds);
-    for (int64_t i = 0; i < N; ++i) {
-        row_statistics(call, BACK_X, i, row, &mean, &rstd);
-        means[i] = (float)mean;
-        rstds[i] = (float)rstd;
+#pragma omp parallel
+    {
+        double *row = xmalloc(to_size(C) * sizeof *row), mean, rstd;
+#pragma omp for
+        for (int64_t i = 0; i < N; ++i) {
+            row_statistics(call, BACK_X, i, row, &mean, &rstd);
+            means[i] = (float)mean;
+            rstds[i] = (float)rstd;
+        }
+        free(row);
     }
     const Tensor *t = call->t[0];
     call->be->upload(call->be, t[BACK_MEAN].data, means, tensor_bytes(t[BACK_MEAN]));
     call->be->upload(call->be, t[BACK_RSTD].data, rstds, tensor_bytes(t[BACK_RSTD]));
-    free(row);
     free(means);
     free(rstds);
 }

@@ -183,7 +183,10 @@ static void frobenius_check(OpCall *call, OpCheck *check) {
     double out[STRETCH], ref[STRETCH];
     for (int64_t matrix = 0; matrix < MATRICES; ++matrix) {
         double squares = 0;
-        for (int64_t i = 0; i < elems; ++i) squares += pow(op_value(call, 0, matrix * elems + i), 2);
+        for (int64_t i = 0; i < elems; ++i) {
+            double x = op_value(call, 0, matrix * elems + i);
+            squares += x * x;
+        }
         for (int64_t i = 0; i < length; ++i)
             ref[i] = op_value(call, 0, (matrix + 1) * elems - length + i) / (sqrt(squares) + 1e-7);
         op_download(call, 0, (matrix + 1) * elems - length, length, out);

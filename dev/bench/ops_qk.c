@@ -83,11 +83,15 @@ static void backward_derive(OpCall *call) {
     if (!is_normed(call->c)) return;
     int64_t heads = d[NH] + d[NKV];
     float *rstd = xmalloc(to_size(d[N] * heads) * sizeof *rstd);
-    double *x = xmalloc(to_size(d[HS]) * sizeof *x);
-    for (int64_t i = 0; i < d[N] * heads; ++i) rstd[i] = (float)head_rstd(call, i / heads, i % heads, x);
+#pragma omp parallel
+    {
+        double *x = xmalloc(to_size(d[HS]) * sizeof *x);
+#pragma omp for
+        for (int64_t i = 0; i < d[N] * heads; ++i) rstd[i] = (float)head_rstd(call, i / heads, i % heads, x);
+        free(x);
+    }
     call->be->upload(call->be, call->t[0][RSTD].data, rstd, tensor_bytes(call->t[0][RSTD]));
     free(rstd);
-    free(x);
 }
 
 // One head of one row: y = norm(x) * weight, then rotated by +angle (forward) or its gradient.

@@ -117,8 +117,8 @@ def main():
         tokens, targets = ids[:, :-1].contiguous(), ids[:, 1:].contiguous()
     else:
         model.same_start(arch["seed"])
-        tokens, targets = (peer_model.make_tokens(arch, arch["seed"] + i, step_tokens, args.device).view(-1, length)
-                           for i in range(2))
+        stream = peer_model.make_tokens(arch, arch["seed"], step_tokens + 1, args.device)
+        tokens, targets = stream[:-1].view(-1, length), stream[1:].view(-1, length)
     if args.compile_blocks:
         for block in model.blocks:
             block.compile()
