@@ -171,8 +171,7 @@ static __global__ void __launch_bounds__(QK_THREADS, PER == 1 ? 2 : 1)
     for (int kind = 0; kind < 3; ++kind) {
         int first_head = kind == 0 ? 0 : kind == 1 ? s.NH : s.NH + s.NKV;
         int heads = min(kind == 0 ? s.NH : s.NKV, s.heads - first_head);
-        QkHead<W, PER> sum = {}, weight = {};
-        if (kind < 2) weight = head_load<T, W, PER>(kind == 0 ? q_weight : k_weight, s, lane);
+        QkHead<W, PER> sum = {};
         for (int64_t turn = 0; turn < rows * heads; turn += groups) {
             int64_t item = turn + group, row = first + item / max(heads, 1);
             int head = first_head + (int)(item % max(heads, 1));
@@ -181,6 +180,7 @@ static __global__ void __launch_bounds__(QK_THREADS, PER == 1 ? 2 : 1)
             QkHead<W, PER> dy = {}, x = {};
             if (real) dy = head_load<T, W, PER>(dout + at, s, lane);
             if (kind < 2) {
+                QkHead<W, PER> weight = head_load<T, W, PER>(kind == 0 ? q_weight : k_weight, s, lane);
                 float row_rstd = 0, dot = 0;
                 if (real) {
                     x = head_load<T, W, PER>(in + at, s, lane);
