@@ -33,6 +33,23 @@ static double loss_ref(void *user) {
     return loss;
 }
 
+// The gradient of loss_ref; nll is that of loss_ref too.
+static void loss_ref_grad(LossRef *r, double *grad) {
+    loss_ref(r);
+    for (int64_t i = 0; i < r->N; ++i) {
+        int64_t target = (int64_t)r->targets[i];
+        if (r->weights[i] == 0) continue;
+        double scale = r->loss_scale * r->weights[i], cap = r->softcap, *logits = r->logits + i * r->Vp;
+        double at_target = cap > 0 ? cap * tanh(logits[target] / cap) : logits[target];
+        for (int64_t v = 0; v < r->V; ++v) {
+            double slope = cap > 0 ? 1 - pow(tanh(logits[v] / cap), 2) : 1;
+            double x = cap > 0 ? cap * tanh(logits[v] / cap) : logits[v];
+            // log softmax = x - at_target - nll
+            grad[i * r->Vp + v] = scale * slope * (exp(x - at_target - r->nll[i]) - (v == target ? 1 : 0));
+        }
+    }
+}
+
 typedef struct {
     Tensor nll, logits, targets, weights;
     double *logits_before;
@@ -92,6 +109,32 @@ static void test_cross_entropy(OpTest *t) {
         for (DType dtype = DTYPE_F32; dtype <= DTYPE_BF16; ++dtype)
             for (int capped = 0; capped < 2; ++capped)
                 check_loss(t, SHAPES[s][0], SHAPES[s][1], SHAPES[s][2], capped ? 5.0f : 0.0f, dtype);
+}
+// Vocabularies of real models, larger than what a GPU's block keeps of a row in both dtypes, and in bf16 between one
+// and two blocks a multiprocessor.
+static void check_wide(OpTest *t, int64_t V, int64_t Vp, float softcap, DType dtype) {
+    LossCase l = loss_case(t, 2, V, Vp, softcap, dtype);
+    double *grad = op_test_doubles(t, 2 * Vp);
+    loss_ref_grad(&l.ref, grad);
+    run_loss(t, &l);
+    op_test_close(t, l.nll, l.ref.nll, 2e-6, "nll of %lld logits", (long long)V);
+    op_test_close(t, l.logits, grad, op_test_tolerance(dtype), "dlogits of %lld", (long long)V);
+}
+static void test_cross_entropy_wide(OpTest *t) {
+    check_wide(t, 50257, 50304, 0.0f, DTYPE_BF16);
+    check_wide(t, 65001, 65024, 0.0f, DTYPE_F32);
+    check_wide(t, 128256, 128256, 15.0f, DTYPE_BF16);
+    check_wide(t, 65536, 65537, 0.0f, DTYPE_BF16);  // no whole packs
+}
+static void test_cross_entropy_reference(OpTest *t) {
+    for (int capped = 0; capped < 2; ++capped) {
+        LossCase l = loss_case(t, 7, 33, 40, capped ? 5.0f : 0.0f, DTYPE_F32);
+        double *grad = op_test_doubles(t, 280), *expected = op_test_doubles(t, 280);
+        op_test_numeric_gradient(expected, l.ref.logits, 280, 1e-5, loss_ref, &l.ref);
+        loss_ref_grad(&l.ref, grad);
+        double error = op_test_error(grad, expected, 280);
+        if (!(error <= 1e-8)) fail_msg("the reference's gradient: relative error %.3g", error);
+    }
 }
 // Logits whose exponentials overflow, a confident row, and a vocabulary that spans several blocks.
 static void test_cross_entropy_large(OpTest *t) {
@@ -174,9 +217,10 @@ static void test_cross_entropy_threads(OpTest *t) {
 }
 
 int main(void) {
-    const OpTestCase CASES[] = {OP_TEST_CASE(test_cross_entropy), OP_TEST_CASE(test_cross_entropy_large),
-                                OP_TEST_CASE(test_cross_entropy_nan), OP_TEST_CASE(test_cross_entropy_tail),
-                                OP_TEST_CASE(test_cross_entropy_bad_target),
-                                OP_TEST_CASE(test_cross_entropy_threads)};
+    const OpTestCase CASES[] = {
+        OP_TEST_CASE(test_cross_entropy),      OP_TEST_CASE(test_cross_entropy_reference),
+        OP_TEST_CASE(test_cross_entropy_wide), OP_TEST_CASE(test_cross_entropy_large),
+        OP_TEST_CASE(test_cross_entropy_nan),  OP_TEST_CASE(test_cross_entropy_tail),
+        OP_TEST_CASE(test_cross_entropy_bad_target), OP_TEST_CASE(test_cross_entropy_threads)};
     return op_test_main(CASES, sizeof CASES / sizeof CASES[0]);
 }

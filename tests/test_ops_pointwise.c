@@ -4,7 +4,8 @@
 
 #include <math.h>
 
-static const int64_t SHAPES[][2] = {{1, 1}, {3, 7}, {2, 16}, {5, 33}, {0, 4}};
+// On a GPU the last ones need several blocks, in whole packs of 16 bytes and not.
+static const int64_t SHAPES[][2] = {{1, 1}, {3, 7}, {2, 16}, {5, 33}, {0, 4}, {3, 4104}, {17, 301}};
 #define SHAPE_COUNT (sizeof SHAPES / sizeof SHAPES[0])
 
 // ---- activations ----
@@ -24,11 +25,17 @@ static double activation_ref(const ActivationRef *r, int64_t row, int64_t f) {
     if (r->kind == ACT_RELU2) return x > 0 ? x * x : 0;
     return 0.5 * x * (1 + tanh(sqrt(2 / 3.14159265358979323846) * (x + 0.044715 * x * x * x)));
 }
-static double activation_loss(void *user) {
-    const ActivationRef *r = user;
-    double loss = 0;
-    for (int64_t i = 0; i < r->N * r->F; ++i) loss += r->dout[i] * activation_ref(r, i / r->F, i % r->F);
-    return loss;
+// An element of pre reaches one element of the output: its gradient is a finite difference of that one.
+static double activation_grad(const ActivationRef *r, int64_t i) {
+    const double h = 1e-5;
+    int64_t width = r->kind == ACT_SWIGLU ? 2 * r->F : r->F, row = i / width, f = i % width % r->F;
+    double kept = r->pre[i];
+    r->pre[i] = kept + h;
+    double above = activation_ref(r, row, f);
+    r->pre[i] = kept - h;
+    double below = activation_ref(r, row, f);
+    r->pre[i] = kept;
+    return r->dout[row * r->F + f] * (above - below) / (2 * h);
 }
 
 static void check_activation(OpTest *t, int64_t N, int64_t F, Activation kind, DType dtype) {
@@ -40,7 +47,7 @@ static void check_activation(OpTest *t, int64_t N, int64_t F, Activation kind, D
     ActivationRef ref = {kind, N, F, op_test_host(t, pre), op_test_host(t, dout)};
     double *expected = op_test_doubles(t, N * F), *grad = op_test_doubles(t, N * width);
     for (int64_t i = 0; i < N * F; ++i) expected[i] = activation_ref(&ref, i / F, i % F);
-    op_test_numeric_gradient(grad, ref.pre, N * width, 1e-5, activation_loss, &ref);
+    for (int64_t i = 0; i < N * width; ++i) grad[i] = activation_grad(&ref, i);
 
     t->be->activation_forward(t->be, out, pre, kind);
     op_test_close(t, out, expected, op_test_tolerance(dtype), "activation %d %lldx%lld", (int)kind, (long long)N,
@@ -103,8 +110,21 @@ static void test_add(OpTest *t) {
             op_test_same_bits(t, a, out, "add in place");
         }
 }
+// Views that start in the middle of 16 bytes.
+static void test_add_unaligned(OpTest *t) {
+    for (DType dtype = DTYPE_F32; dtype <= DTYPE_BF16; ++dtype) {
+        Tensor whole = op_test_random(t, dtype, OP_TEST_DIMS(65), 1.0), out = op_test_tensor(t, dtype, OP_TEST_DIMS(64));
+        const double *host = op_test_host(t, whole);
+        double *ref = op_test_doubles(t, 64);
+        for (int64_t i = 0; i < 64; ++i) ref[i] = host[i] + host[i + 1];
+        t->be->add(t->be, out, tensor_rows(whole, 0, 64), tensor_rows(whole, 1, 64));
+        op_test_close(t, out, ref, op_test_tolerance(dtype), "add of unaligned views");
+    }
+}
 static void test_cast(OpTest *t) {
-    for (int64_t N = 0; N <= 40; N += 13) {
+    const int64_t SIZES[] = {0, 13, 26, 39, 40, 5000};
+    for (size_t i = 0; i < sizeof SIZES / sizeof SIZES[0]; ++i) {
+        int64_t N = SIZES[i];
         Tensor wide = op_test_random(t, DTYPE_F32, OP_TEST_DIMS(N), 1.0);
         Tensor back = op_test_tensor(t, DTYPE_F32, OP_TEST_DIMS(N));
         Tensor narrow = op_test_tensor(t, DTYPE_BF16, OP_TEST_DIMS(N));
@@ -186,8 +206,9 @@ static void test_pointwise_threads(OpTest *t) {
 
 int main(void) {
     const OpTestCase CASES[] = {OP_TEST_CASE(test_activations),         OP_TEST_CASE(test_activation_extremes),
-                                OP_TEST_CASE(test_add),                 OP_TEST_CASE(test_cast),
-                                OP_TEST_CASE(test_cast_special_values), OP_TEST_CASE(test_softcap),
-                                OP_TEST_CASE(test_vector_functions),    OP_TEST_CASE(test_pointwise_threads)};
+                                OP_TEST_CASE(test_add),                 OP_TEST_CASE(test_add_unaligned),
+                                OP_TEST_CASE(test_cast),                OP_TEST_CASE(test_cast_special_values),
+                                OP_TEST_CASE(test_softcap),             OP_TEST_CASE(test_vector_functions),
+                                OP_TEST_CASE(test_pointwise_threads)};
     return op_test_main(CASES, sizeof CASES / sizeof CASES[0]);
 }

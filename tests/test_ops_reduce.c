@@ -10,7 +10,9 @@ static void run_bias(OpTest *t, void *user) {
 }
 
 static void test_bias_backward(OpTest *t) {
-    const int64_t SHAPES[][2] = {{1, 1}, {3, 7}, {16, 16}, {37, 100}, {130, 33}, {0, 5}};
+    // On a GPU: several column blocks, whole packs of 16 bytes and not, more rows than all row blocks take at once.
+    const int64_t SHAPES[][2] = {{1, 1}, {3, 7},    {16, 16},  {37, 100},  {130, 33},
+                                 {0, 5}, {70, 520}, {70, 301}, {33, 1028}, {8300, 8}};
     for (size_t s = 0; s < sizeof SHAPES / sizeof SHAPES[0]; ++s)
         for (DType dtype = DTYPE_F32; dtype <= DTYPE_BF16; ++dtype) {
             int64_t N = SHAPES[s][0], C = SHAPES[s][1];
@@ -34,13 +36,15 @@ static void test_bias_backward_threads(OpTest *t) {
 }
 
 static void test_weighted_sum(OpTest *t) {
-    for (int64_t N = 0; N <= 1000; N = 3 * N + 1) {
+    const int64_t SIZES[] = {0, 1, 4, 13, 40, 121, 364, 2049, 9841, 530000};
+    for (size_t i = 0; i < sizeof SIZES / sizeof SIZES[0]; ++i) {
+        int64_t N = SIZES[i];
         Tensor nll = op_test_random(t, DTYPE_F32, OP_TEST_DIMS(N), 3.0);
         Tensor weights = op_test_random(t, DTYPE_F32, OP_TEST_DIMS(N), 1.0);
         Tensor out = op_test_tensor(t, DTYPE_F64, OP_TEST_DIMS(1));
         const double *loss = op_test_host(t, nll), *weight = op_test_host(t, weights);
         double sum = 0;
-        for (int64_t i = 0; i < N; ++i) sum += loss[i] * weight[i];
+        for (int64_t k = 0; k < N; ++k) sum += loss[k] * weight[k];
         double twice = 2 * sum;
         t->be->weighted_sum(t->be, out, nll, weights, false);
         op_test_close(t, out, &sum, 1e-12, "weighted_sum of %lld", (long long)N);

@@ -120,22 +120,15 @@ static void update_all(Backend *be, const Update *update, UpdateBody *body) {
 #define ROUNDING_ELEMS 512
 #define ROUNDING_BLOCKS (ROUNDING_ELEMS / ROUNDING_BLOCK_ELEMS + 1)
 typedef struct {
-    uint16_t random16[ROUNDING_BLOCKS * ROUNDING_BLOCK_ELEMS];
+    uint32_t words[ROUNDING_BLOCKS][4];
 } RoundingBits;
 
-// Returns the 16 bits of ROUNDING_ELEMS elements of tensor p, from `first` on.
+// Returns the 16 bits of ROUNDING_ELEMS elements of tensor p, from `first` on: halves of words, the lower first.
 static const uint16_t *rounding_bits(RoundingBits *bits, const Update *update, const OptimTensor *p, int64_t first) {
-    uint32_t words[4][ROUNDING_BLOCKS];
     uint64_t elem = (uint64_t)(p->first_elem + first), block = elem / ROUNDING_BLOCK_ELEMS;
-    for (uint64_t b = 0; b < ROUNDING_BLOCKS; ++b) {
-        uint32_t out[4];
-        philox_block(update->seed, update->stream, block + b, out);
-        for (int i = 0; i < 4; ++i) words[i][b] = out[i];
-    }
-    for (int b = 0; b < ROUNDING_BLOCKS; ++b)
-        for (int i = 0; i < ROUNDING_BLOCK_ELEMS; ++i)
-            bits->random16[b * ROUNDING_BLOCK_ELEMS + i] = (uint16_t)(words[i / 2][b] >> (i % 2 * 16));
-    return bits->random16 + elem % ROUNDING_BLOCK_ELEMS;
+    for (uint64_t b = 0; b < ROUNDING_BLOCKS; ++b)
+        philox_block(update->seed, update->stream, block + b, bits->words[b]);
+    return (const uint16_t *)bits->words + elem % ROUNDING_BLOCK_ELEMS;
 }
 // bf16_round_stochastic of all lanes.
 SIMD_INLINE void store_stochastic(uint16_t *to, vf v, const uint16_t *random16, int64_t left) {
@@ -169,7 +162,7 @@ static void adamw_body(const Update *u, int64_t tensor, int64_t first, int64_t e
     float decay = p->lr * p->weight_decay;
     RoundingBits bits;
     for (int64_t chunk = first; chunk < end; chunk += ROUNDING_ELEMS) {
-        const uint16_t *random16 = p->master == NULL ? rounding_bits(&bits, u, p, chunk) : bits.random16;
+        const uint16_t *random16 = p->master == NULL ? rounding_bits(&bits, u, p, chunk) : (const uint16_t *)bits.words;
         for (int64_t i = chunk; i < min_i64(chunk + ROUNDING_ELEMS, end); i += VF_LANES) {
             int64_t left = end - i;
             vf g = vf_load_some(p->grad, i, left, DTYPE_F32) * u->grad_scale;
@@ -227,7 +220,7 @@ static void muon_apply_body(const Update *u, int64_t tensor, int64_t first, int6
     const void *x = tensor_rows(u->x, tensor, 1).data;
     RoundingBits bits;
     for (int64_t chunk = first; chunk < end; chunk += ROUNDING_ELEMS) {
-        const uint16_t *random16 = p->master == NULL ? rounding_bits(&bits, u, p, chunk) : bits.random16;
+        const uint16_t *random16 = p->master == NULL ? rounding_bits(&bits, u, p, chunk) : (const uint16_t *)bits.words;
         for (int64_t i = chunk; i < min_i64(chunk + ROUNDING_ELEMS, end); i += VF_LANES) {
             int64_t left = end - i;
             vf w = value_load(p, i, left);
