@@ -216,10 +216,13 @@ static __global__ void __launch_bounds__(QK_THREADS, PER == 1 ? 2 : 1)
 
 // ---- host ----
 typedef struct {
-    Tensor out, rstd, in, dout;  // backward: out is din
+    Tensor out, rstd, in;
     const QkArgs *args;
     QkShape shape;
     float direction;
+    // Backward through QK-norm, where out is din:
+    Tensor dout, dq_weight, dk_weight;
+    bool accumulate_dw;
 } QkCall;
 
 static QkShape qk_shape(Tensor out, Tensor in, Tensor positions, const QkArgs *args) {
@@ -256,12 +259,18 @@ static void qk_forward_launch(Backend *be, const QkCall *c) {
                (const T *)c->args->k_weight.data, s, c->direction);
 }
 template <class T, int W, int PER>
-static void qk_backward_launch(Backend *be, const QkCall *c, float *partials, int64_t blocks) {
+static void qk_backward_launch(Backend *be, const QkCall *c) {
     QkShape s = c->shape;
     s.lanes = qk_lanes(&s, W);
-    GPU_LAUNCH(be, (qk_backward_kernel<T, W, PER>), dim3((unsigned)blocks), dim3(QK_THREADS), 0,
-               (T *)c->out.data, partials, (const T *)c->dout.data, (const T *)c->in.data,
-               (const float *)c->rstd.data, (const T *)c->args->q_weight.data, (const T *)c->args->k_weight.data, s);
+    // As many rows as the q heads of which a block takes up at once.
+    int64_t blocks = partials_blocks(s.N, div_up(QK_THREADS / s.lanes, s.NH));
+    float *partials = (float *)cuda_scratch(be, to_size(max_i64(blocks, 1) * 2 * s.HS) * sizeof(float));
+    if (blocks > 0)
+        GPU_LAUNCH(be, (qk_backward_kernel<T, W, PER>), dim3((unsigned)blocks), dim3(QK_THREADS), 0, (T *)c->out.data,
+                   partials, (const T *)c->dout.data, (const T *)c->in.data, (const float *)c->rstd.data,
+                   (const T *)c->args->q_weight.data, (const T *)c->args->k_weight.data, s);
+    cuda_partials_sum(be, (float *)c->dq_weight.data, s.HS, (float *)c->dk_weight.data, s.HS, partials, blocks,
+                      c->accumulate_dw);
 }
 
 // Whether each half of a head is whole packs, few enough for one a lane.
@@ -274,7 +283,7 @@ static bool qk_vector(const QkCall *c) {
 }
 template <class T>
 static void qk_forward_any(Backend *be, const QkCall *c) {
-    bool norm = !tensor_is_none(c->args->q_weight) && c->direction > 0;
+    bool norm = !tensor_is_none(c->args->q_weight);
     if (qk_vector<T>(c) && norm)
         qk_forward_launch<T, PACK<T>, 1, true>(be, c);
     else if (qk_vector<T>(c))
@@ -292,12 +301,11 @@ static void qk_turn(Backend *be, const QkCall *c) {
         qk_forward_any<bf16>(be, c);
 }
 template <class T>
-static void qk_backward_any(Backend *be, const QkCall *c, float *partials, int64_t blocks) {
-    if (blocks == 0) return;
+static void qk_backward_any(Backend *be, const QkCall *c) {
     if (qk_vector<T>(c))
-        qk_backward_launch<T, PACK<T>, 1>(be, c, partials, blocks);
+        qk_backward_launch<T, PACK<T>, 1>(be, c);
     else
-        qk_backward_launch<T, 1, QK_SCALAR_PER>(be, c, partials, blocks);
+        qk_backward_launch<T, 1, QK_SCALAR_PER>(be, c);
 }
 
 // With neither norm nor rotation.
@@ -310,7 +318,8 @@ static bool qk_copies(Backend *be, Tensor out, Tensor in, const QkArgs *args) {
 static void qk_forward(Backend *be, Tensor out, Tensor rstd, Tensor in, Tensor positions, QkArgs args) {
     op_check_qk_forward(out, rstd, in, positions, &args);
     if (qk_copies(be, out, in, &args)) return;
-    QkCall call = {out, rstd, in, TENSOR_NONE, &args, qk_shape(out, in, positions, &args), 1.0f};
+    QkCall call = {out,         rstd,        in,          &args, qk_shape(out, in, positions, &args), 1.0f,
+                   TENSOR_NONE, TENSOR_NONE, TENSOR_NONE, false};
     qk_turn(be, &call);
 }
 
@@ -318,20 +327,16 @@ static void qk_backward(Backend *be, Tensor din, Tensor dq_weight, Tensor dk_wei
                         Tensor rstd, Tensor positions, bool accumulate_dw, QkArgs args) {
     op_check_qk_backward(din, dq_weight, dk_weight, dout, in, rstd, positions, &args);
     if (qk_copies(be, din, dout, &args)) return;
-    QkShape shape = qk_shape(din, dout, positions, &args);
+    QkCall call = {din,  rstd,      in,        &args,        qk_shape(din, dout, positions, &args), -1.0f,
+                   dout, dq_weight, dk_weight, accumulate_dw};
     if (tensor_is_none(args.q_weight)) {
-        QkCall turn_back = {din, TENSOR_NONE, dout, TENSOR_NONE, &args, shape, -1.0f};
-        qk_turn(be, &turn_back);
-        return;
+        call.in = dout;
+        qk_turn(be, &call);
+    } else if (dout.dtype == DTYPE_F32) {
+        qk_backward_any<float>(be, &call);
+    } else {
+        qk_backward_any<bf16>(be, &call);
     }
-    QkCall call = {din, rstd, in, dout, &args, shape, -1.0f};
-    int64_t HS = args.HS, blocks = partials_blocks(shape.N, 1);
-    float *partials = (float *)cuda_scratch(be, to_size(max_i64(blocks, 1) * 2 * HS) * sizeof(float));
-    if (dout.dtype == DTYPE_F32)
-        qk_backward_any<float>(be, &call, partials, blocks);
-    else
-        qk_backward_any<bf16>(be, &call, partials, blocks);
-    cuda_partials_sum(be, (float *)dq_weight.data, HS, (float *)dk_weight.data, HS, partials, blocks, accumulate_dw);
 }
 
 void rope_register_cuda(Backend *be) {
