@@ -433,11 +433,13 @@ stage_kernels() {
     ready || return
     local options=(--device "$device") ops=${out%.md}.ops.json log=$work/ops.log status peer=()
     if [ "$quick" = 1 ]; then options+=(--scale tiny --only "norm forward" --repeats 5)
-    else options+=(--models "gpt2-124M,gpt2-1.5B,qwen2-1.5B"); fi
-    if [ "$quick" = 0 ] && [ "$(left)" -gt 90 ] && has_torch; then
+    elif [ "$(left)" -gt 300 ]; then options+=(--models all)
+    else options+=(--models "gpt2-124M,qwen2-1.5B"); fi
+    if [ "$(left)" -gt 60 ] && has_torch; then
         limited -m 40 "$BUILD/bench" op "${options[@]}" --list --json "$work/cases.json" >/dev/null 2>&1
         if limited -m $(($(left) / 3)) "$python" dev/bench/peer_ops_pytorch.py --device "${device/cudaemu/cpu}" \
-            --cases "$work/cases.json" --json "$work/peer.json" --seconds $(($(left) / 4)) >"$work/peer.log" 2>&1; then peer=(--peer "$work/peer.json")
+            --cases "$work/cases.json" --json "$work/peer.json" --seconds $(($(left) / 4)) >"$work/peer.log" 2>&1; then
+            peer=(--peer "$work/peer.json")
         else missing "PyTorch's kernels: $(tail -n 1 "$work/peer.log")"; fi
     fi
     local seconds=$(($(left) - 10))
@@ -447,6 +449,7 @@ stage_kernels() {
     cp "$log" "${out%.md}.ops.txt" 2>/dev/null
     if [ ! -s "$ops" ]; then
         problem "bench op: status $status: $(tail -n 1 "$work/ops.err")"
+        quoted "$log" 40
         return
     fi
     local cases wrong skipped

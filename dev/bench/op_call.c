@@ -45,6 +45,7 @@ static float pattern_value(const OpCall *call, const OpOperand *o, int64_t i) {
     case FILL_ABSOLUTE: return (float)(o->value * fabs((double)normal));
     case FILL_BELOW: return (float)floor(fmin(0.5 * erfc((double)normal * M_SQRT1_2), 0.999999) * o->value);
     case FILL_RAMP: return (float)(i % (int64_t)o->value);
+    case FILL_STEPS: return (float)(i / (int64_t)o->value);
     case FILL_CONSTANT: return (float)o->value;
     case FILL_DERIVED: break;
     }
@@ -78,7 +79,7 @@ static double load(const void *in, DType dtype, int64_t i) {
 
 static void make_pattern(OpCall *call, OpOperand *o) {
     int64_t elems = tensor_elems(o->shape), period = PATTERN_ELEMS;
-    if (o->fill == FILL_RAMP) period = elems;
+    if (o->fill == FILL_RAMP || o->fill == FILL_STEPS) period = max_i64(elems, 1);
     o->pattern_elems = min_i64(elems, period);
     o->pattern = xmalloc(to_size(o->pattern_elems) * sizeof *o->pattern);
     bool rounds = o->shape.dtype == DTYPE_BF16;

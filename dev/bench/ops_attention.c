@@ -5,16 +5,19 @@
 
 #include "dev/bench/registry.h"
 
-// dim: B, T, NH, NKV, HS. Flags: the window, in tokens.
+// dim: B, T, NH, NKV, HS. Flags: the window and the length of documents, in tokens; 0: none.
+#define DOCUMENT_SHIFT 16
+static unsigned window_of(const OpShape *s) { return s->flags & ((1u << DOCUMENT_SHIFT) - 1); }
+static unsigned document_of(const OpShape *s) { return s->flags >> DOCUMENT_SHIFT; }
 enum { B, T, NH, NKV, HS };
-enum { OUT, LSE, QKV, DOUT, DQKV };
+enum { OUT, LSE, QKV, DOC, DOUT, DQKV };
 
-static void add_shapes(OpShapes *shapes, const OpScale *scale, const OpModel *model, unsigned window) {
+static void add_shapes(OpShapes *shapes, const OpScale *scale, const OpModel *model, unsigned flags) {
     for (int i = 0; i < 2 && model != NULL; ++i) {
         int64_t length = scale->lengths[i];
         const ModelConfig *m = &model->config;
-        if (length == 0 || (window != 0 && (int64_t)window >= length)) continue;
-        op_add(shapes, OP_DIMS(max_i64(1, scale->attention_tokens / length), length, m->NH, m->NKV, m->HS), window,
+        if (length == 0) continue;
+        op_add(shapes, OP_DIMS(max_i64(1, scale->attention_tokens / length), length, m->NH, m->NKV, m->HS), flags,
                "%s T=%lld", model->name, (long long)length);
     }
 }
@@ -26,26 +29,40 @@ static void window_shapes(OpShapes *shapes, const OpScale *scale, const OpModel 
     add_shapes(shapes, scale, model, scale->lengths[0] >= 1024 ? 512 : 32);
 }
 
-static AttentionArgs attention_args(const OpShape *s) {
+// Documents of odd length, so that their borders fall anywhere.
+static void document_shapes(OpShapes *shapes, const OpScale *scale, const OpModel *model) {
+    add_shapes(shapes, scale, model, (scale->lengths[0] >= 256 ? 173u : 19u) << DOCUMENT_SHIFT);
+}
+
+static AttentionArgs attention_args(const OpShape *s, const Tensor *t) {
     return (AttentionArgs){.B = s->dim[B],
                            .T = s->dim[T],
                            .NH = s->dim[NH],
                            .NKV = s->dim[NKV],
                            .HS = s->dim[HS],
                            .scale = 1.0f / sqrtf((float)s->dim[HS]),
-                           .window = s->flags};
+                           .window = window_of(s),
+                           .doc = document_of(s) > 0 ? t[DOC] : TENSOR_NONE};
 }
+static double scale_of(const OpShape *s) { return (double)attention_args(s, &TENSOR_NONE).scale; }
 static int64_t qkv_width(const OpShape *s) { return (s->dim[NH] + 2 * s->dim[NKV]) * s->dim[HS]; }
 
+static void add_documents(OpCall *call) {
+    const OpShape *s = &call->c->shape;
+    bool documents = document_of(s) > 0;
+    op_operand(call, OP_READ, FILL_STEPS, documents ? document_of(s) : 1, DTYPE_I32,
+               OP_DIMS(documents ? s->dim[B] : 0, s->dim[T]));
+}
 static void forward_lay_out(OpCall *call) {
     const OpShape *s = &call->c->shape;
     int64_t N = s->dim[B] * s->dim[T];
     op_operand(call, OP_WRITE, FILL_NORMAL, 1, call->c->dtype, OP_DIMS(N, s->dim[NH] * s->dim[HS]));
     op_operand(call, OP_WRITE, FILL_NORMAL, 1, DTYPE_F32, OP_DIMS(s->dim[B], s->dim[NH], s->dim[T]));
     op_operand(call, OP_READ, FILL_NORMAL, 1, call->c->dtype, OP_DIMS(N, qkv_width(s)));
+    add_documents(call);
 }
 static void forward_run(Backend *be, const OpCase *c, const Tensor *t) {
-    be->attention_forward(be, t[OUT], t[LSE], t[QKV], attention_args(&c->shape));
+    be->attention_forward(be, t[OUT], t[LSE], t[QKV], attention_args(&c->shape, t));
 }
 
 static void backward_lay_out(OpCall *call) {
@@ -54,18 +71,22 @@ static void backward_lay_out(OpCall *call) {
     op_operand(call, OP_READ, FILL_DERIVED, 0, call->c->dtype, OP_DIMS(N, s->dim[NH] * s->dim[HS]));
     op_operand(call, OP_READ, FILL_DERIVED, 0, DTYPE_F32, OP_DIMS(s->dim[B], s->dim[NH], s->dim[T]));
     op_operand(call, OP_READ, FILL_NORMAL, 1, call->c->dtype, OP_DIMS(N, qkv_width(s)));
+    add_documents(call);
     op_operand(call, OP_READ, FILL_NORMAL, 1, call->c->dtype, OP_DIMS(N, s->dim[NH] * s->dim[HS]));
     op_operand(call, OP_WRITE, FILL_NORMAL, 1, call->c->dtype, OP_DIMS(N, qkv_width(s)));
 }
 static void backward_derive(OpCall *call) { forward_run(call->be, call->c, call->t[0]); }
 static void backward_run(Backend *be, const OpCase *c, const Tensor *t) {
-    be->attention_backward(be, t[DQKV], t[DOUT], t[QKV], t[OUT], t[LSE], attention_args(&c->shape));
+    be->attention_backward(be, t[DQKV], t[DOUT], t[QKV], t[OUT], t[LSE], attention_args(&c->shape, t));
 }
 
 // ---- references ----
 
-static bool is_allowed(const OpShape *s, int64_t i, int64_t j) {
-    return j <= i && (s->flags == 0 || i - j < (int64_t)s->flags);
+// Queries and keys of batch row b. Documents count through all rows; the end of a row ends one too.
+static bool is_allowed(const OpShape *s, int64_t b, int64_t i, int64_t j) {
+    int64_t window = window_of(s), document = document_of(s), row = b * s->dim[T];
+    bool same = document == 0 || (row + i) / document == (row + j) / document;
+    return same && j <= i && (window == 0 || i - j < window);
 }
 static double dot(const double *a, const double *b, int64_t n) {
     double sum = 0;
@@ -94,7 +115,7 @@ static void forward_check(OpCall *call, OpCheck *check) {
     double *out = xcalloc(to_size(size) * OP_SAMPLES, sizeof *out);
     double *ref = xcalloc(to_size(size) * OP_SAMPLES, sizeof *ref);
     double *q = xmalloc(to_size(size) * sizeof *q), *kv = xmalloc(to_size(size) * sizeof *kv);
-    double *p = xmalloc(to_size(length) * sizeof *p), scale = (double)attention_args(s).scale;
+    double *p = xmalloc(to_size(length) * sizeof *p), scale = scale_of(s);
     double lse[OP_SAMPLES], lse_ref[OP_SAMPLES];
     for (int n = 0; n < count; ++n) {
         int64_t i = at[n] % length, h = at[n] / length % s->dim[NH], b = at[n] / length / s->dim[NH];
@@ -103,7 +124,7 @@ static void forward_check(OpCall *call, OpCheck *check) {
         qkv_at(call, b, i, h, q);
         for (int64_t j = 0; j <= i; ++j) {
             qkv_at(call, b, j, kv_head, kv);
-            p[j] = is_allowed(s, i, j) ? scale * dot(q, kv, size) : -INFINITY;
+            p[j] = is_allowed(s, b, i, j) ? scale * dot(q, kv, size) : -INFINITY;
             top = fmax(top, p[j]);
         }
         for (int64_t j = 0; j <= i; ++j) sum += p[j] = exp(p[j] - top);
@@ -181,8 +202,8 @@ static void group_close(HeadGroup *g) {
 static void add_pair(const HeadGroup *g, int64_t r, int64_t i, int64_t j, double *dq, double *dk, double *dv) {
     int64_t size = g->s->dim[HS];
     const double *q = g->q[r] + i * size, *dout = g->dout[r] + i * size, *k = g->k + j * size, *v = g->v + j * size;
-    if (!is_allowed(g->s, i, j)) return;
-    double scale = (double)attention_args(g->s).scale;
+    if (!is_allowed(g->s, g->b, i, j)) return;
+    double scale = scale_of(g->s);
     double p = exp(scale * dot(q, k, size) - g->lse[r][i]), ds = p * (dot(dout, v, size) - g->mean[r][i]) * scale;
     for (int64_t c = 0; c < size && dq != NULL; ++c) dq[c] += ds * k[c];
     for (int64_t c = 0; c < size && dk != NULL; ++c) dk[c] += ds * q[c];
@@ -220,10 +241,19 @@ static void backward_check(OpCall *call, OpCheck *check) {
     group_close(&g);
 }
 
-// Pairs of the causal triangle or band; a pair costs HS multiply-adds in each product: two forward, five backward.
+// Allowed pairs: a query sees its document's keys up to itself, within the window. A pair costs HS multiply-adds in
+// each product: two forward, five backward.
 static double pairs(const OpShape *s) {
-    double length = (double)s->dim[T], window = s->flags != 0 ? fmin((double)s->flags, length) : length;
-    return (double)s->dim[B] * (double)s->dim[NH] * (window * (window + 1) / 2 + (length - window) * window);
+    double count = 0;
+    int64_t window = window_of(s), document = document_of(s);
+    for (int64_t row = 0; row < s->dim[B]; ++row)
+        for (int64_t i = 0; i < s->dim[T]; ++i) {
+            int64_t seen = i + 1;
+            if (document > 0) seen = min_i64(seen, (row * s->dim[T] + i) % document + 1);
+            if (window > 0) seen = min_i64(seen, window);
+            count += (double)seen;
+        }
+    return count * (double)s->dim[NH];
 }
 static double forward_flops(const OpShape *s) { return 2 * 2 * pairs(s) * (double)s->dim[HS]; }
 static double backward_flops(const OpShape *s) { return 5 * 2 * pairs(s) * (double)s->dim[HS]; }
@@ -238,13 +268,17 @@ static double backward_flops(const OpShape *s) { return 5 * 2 * pairs(s) * (doub
 static const OpKind KINDS[] = {
     {FORWARD("causal", true, causal_shapes), .cpu_only = true},
     {FORWARD("window", true, window_shapes), .cpu_only = true},
+    {FORWARD("documents", true, document_shapes), .cpu_only = true},
     {FORWARD("own", true, causal_shapes), .gpu_only = true, .attention = "own"},
     {FORWARD("own window", true, window_shapes), .gpu_only = true, .attention = "own"},
+    {FORWARD("own documents", true, document_shapes), .gpu_only = true, .attention = "own"},
     {FORWARD("cudnn", false, causal_shapes), .gpu_only = true, .attention = "cudnn"},
     {BACKWARD("causal", true, causal_shapes), .cpu_only = true},
     {BACKWARD("window", true, window_shapes), .cpu_only = true},
+    {BACKWARD("documents", true, document_shapes), .cpu_only = true},
     {BACKWARD("own", true, causal_shapes), .gpu_only = true, .attention = "own"},
     {BACKWARD("own window", true, window_shapes), .gpu_only = true, .attention = "own"},
+    {BACKWARD("own documents", true, document_shapes), .gpu_only = true, .attention = "own"},
     {BACKWARD("cudnn", false, causal_shapes), .gpu_only = true, .attention = "cudnn"},
 };
 const OpFamily OPS_ATTENTION = OP_FAMILY(KINDS);

@@ -140,8 +140,7 @@ static void momentum_lay_out(OpCall *call) {
     op_operand(call, OP_WRITE, FILL_NORMAL, 1, call->c->dtype, OP_DIMS(d[0], d[1], d[2]));
     call->operand[MASTER].traffic_bytes = 0;  // it belongs to the tensor; this step leaves it alone
 }
-static void momentum_run(Backend *be, const OpCase *c, const Tensor *t) {
-    OptimTensor tensors[MATRICES];
+static MuonArgs muon_tensors(OptimTensor tensors[MATRICES], const OpCase *c, const Tensor *t) {
     int64_t elems = c->shape.dim[1] * c->shape.dim[2];
     for (int64_t i = 0; i < MATRICES; ++i)
         tensors[i] = (OptimTensor){.master = (float *)t[MASTER].data + i * elems,
@@ -151,7 +150,11 @@ static void momentum_run(Backend *be, const OpCase *c, const Tensor *t) {
                                    .first_elem = i * elems,
                                    .lr = LR,
                                    .weight_decay = DECAY};
-    MuonArgs args = {.momentum = MOMENTUM, .nesterov = true, .t = STEP, .seed = 1};
+    return (MuonArgs){.momentum = MOMENTUM, .nesterov = true, .t = STEP, .seed = 1};
+}
+static void momentum_run(Backend *be, const OpCase *c, const Tensor *t) {
+    OptimTensor tensors[MATRICES];
+    MuonArgs args = muon_tensors(tensors, c, t);
     be->muon_momentum(be, t[UPDATE], tensors, MATRICES, t[STATS_BYTES].data, args);
 }
 static void momentum_check(OpCall *call, OpCheck *check) {
@@ -167,6 +170,40 @@ static void momentum_check(OpCall *call, OpCheck *check) {
         op_compare(check, "m", out, m, length, 1e-6);
         op_download(call, UPDATE, at[s], length, out);
         op_compare(check, "update", out, update, length, op_tolerance(call->c->dtype));
+    }
+}
+
+// value -= lr * (update + weight_decay * value)
+static void apply_lay_out(OpCall *call) {
+    momentum_lay_out(call);
+    call->operand[GRAD].traffic_bytes = call->operand[M].traffic_bytes = 0;
+    call->operand[M].access = OP_READ;
+    call->operand[MASTER].access = OP_READ | OP_WRITE;
+    call->operand[MASTER].traffic_bytes = 2 * (double)tensor_bytes(call->operand[MASTER].shape);
+    call->operand[UPDATE].access = OP_READ;
+    op_operand(call, OP_WRITE, FILL_NORMAL, 1, DTYPE_BF16, OP_DIMS(has_weight(call->c) ? elems_of(call->c) : 0));
+}
+static void apply_run(Backend *be, const OpCase *c, const Tensor *t) {
+    OptimTensor tensors[MATRICES];
+    MuonArgs args = muon_tensors(tensors, c, t);
+    int64_t elems = c->shape.dim[1] * c->shape.dim[2];
+    for (int64_t i = 0; i < MATRICES && has_weight(c); ++i)
+        tensors[i].weight = (uint16_t *)t[UPDATE + 1].data + i * elems;
+    be->muon_apply(be, tensors, MATRICES, t[UPDATE], t[STATS_BYTES].data, args);
+}
+static void apply_check(OpCall *call, OpCheck *check) {
+    int64_t at[OP_SAMPLES], elems = elems_of(call->c), length = min_i64(elems, STRETCH);
+    double out[STRETCH], ref[STRETCH];
+    for (int s = 0, count = stretches(at, elems); s < count; ++s) {
+        for (int64_t i = 0; i < length; ++i) {
+            double old = op_value(call, MASTER, at[s] + i);
+            ref[i] = old - (double)LR * (op_value(call, UPDATE, at[s] + i) + (double)DECAY * old);
+        }
+        op_download(call, MASTER, at[s], length, out);
+        op_compare(check, "master", out, ref, length, 1e-6);
+        if (!has_weight(call->c)) continue;
+        op_download(call, UPDATE + 1, at[s], length, out);
+        op_compare(check, "bf16 weight", out, ref, length, op_tolerance(DTYPE_BF16));
     }
 }
 
@@ -228,6 +265,15 @@ static const OpKind KINDS[] = {
      .derive = upload_stats,
      .run = momentum_run,
      .check = momentum_check},
+    {.op = "Muon apply",
+     .variant = "plain",
+     .fp32 = true,
+     .bf16 = true,
+     .shapes = matrix_shapes,
+     .lay_out = apply_lay_out,
+     .derive = upload_stats,
+     .run = apply_run,
+     .check = apply_check},
     {.op = "Muon normalize",
      .variant = "plain",
      .fp32 = true,

@@ -83,6 +83,7 @@ typedef enum {
     FILL_ABSOLUTE,  // value * |N(0,1)|
     FILL_BELOW,     // whole numbers from 0 to value - 1
     FILL_RAMP,      // 0, 1, ..., value - 1, 0, 1, ...
+    FILL_STEPS,     // `value` zeros, then as many ones, ...
     FILL_CONSTANT,  // value
     FILL_DERIVED    // the kind's derive makes it from the others
 } OpFill;
