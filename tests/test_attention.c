@@ -28,6 +28,12 @@ static const Shape SHAPES[] = {
     {1, 130, 2, 2, 16, 1, false, false},  {1, 200, 2, 1, 16, 33, false, false}, {2, 130, 2, 1, 20, 0, true, false},
     {2, 150, 4, 4, 8, 0, false, true},    {3, 130, 2, 2, 16, 0, true, true},   {3, 193, 4, 2, 20, 40, true, true},
     {2, 67, 8, 2, 32, 5, true, true},     {2, 7, 4, 1, 8, 2, true, true},      {0, 16, 2, 2, 16, 0, false, false},
+    // One more and one less than tiles of 16, 64 and 128; groups of 1 to 8 heads; head sizes of models, of one and two
+    // 16-byte loads, odd ones, and the largest.
+    {1, 15, 2, 1, 96, 0, false, false},   {1, 16, 4, 1, 80, 0, false, true},   {1, 63, 8, 1, 4, 0, false, false},
+    {1, 129, 1, 1, 100, 20, true, false}, {1, 127, 2, 1, 48, 0, true, true},   {1, 70, 2, 1, 256, 0, false, false},
+    {1, 66, 1, 1, 136, 3, true, true},    {1, 35, 2, 1, 7, 0, false, true},    {1, 257, 2, 1, 8, 100, true, false},
+    {1, 33, 1, 1, 1, 0, false, false},
 };
 #define SHAPE_COUNT (sizeof SHAPES / sizeof SHAPES[0])
 
@@ -182,6 +188,47 @@ static void check_shapes(OpTest *t, DType dtype) {
 static void test_against_reference_f32(OpTest *t) { check_shapes(t, DTYPE_F32); }
 static void test_against_reference_bf16(OpTest *t) { check_shapes(t, DTYPE_BF16); }
 
+// Masks placed by hand at the edges of tiles: documents begin at `begins` (0: no more), keys prefix_begin to
+// prefix_end-1 are flagged.
+typedef struct {
+    int64_t T, begins[5], prefix_begin, prefix_end, window;
+} MaskCase;
+static const MaskCase MASKS[] = {
+    {200, {0}, 0, 130, 0},                 // a prefix over more than two tiles
+    {200, {0}, 0, 130, 3},                 // and a window that the prefix does not obey
+    {200, {0}, 199, 200, 0},               // the last key alone is seen by all: tiles between are masked as a whole
+    {130, {1, 64, 65, 128}, 0, 0, 0},      // documents of one token and of a tile
+    {192, {64, 128}, 0, 192, 0},           // whole tiles, all flagged
+    {193, {100, 190}, 150, 192, 0},        // rows from 100 on see nothing of the first tile; a prefix over two documents
+    {260, {130}, 0, 0, 1},                 // only itself
+    {260, {250}, 20, 30, 64},              // a window as wide as a tile
+};
+static void check_masks(OpTest *t, DType dtype) {
+    for (size_t i = 0; i < sizeof MASKS / sizeof MASKS[0]; ++i) {
+        MaskCase mask = MASKS[i];
+        Case c = make_case(t, (Shape){1, mask.T, 2, 1, 16, mask.window, true, true}, dtype);
+        double *doc = op_test_doubles(t, mask.T), *prefix = op_test_doubles(t, mask.T);
+        for (int64_t j = 0; j < mask.T; ++j) {
+            for (int x = 0; x < 5; ++x) doc[j] += mask.begins[x] > 0 && j >= mask.begins[x];
+            prefix[j] = j >= mask.prefix_begin && j < mask.prefix_end;
+        }
+        op_test_upload(t, c.args.doc, doc);
+        op_test_upload(t, c.args.prefix, prefix);
+        Reference r = make_reference(t, &c);
+        reference_run(&r);
+        run_both(t, &c);
+        bool wide = dtype == DTYPE_F32;
+        op_test_close(t, c.out, r.out, wide ? FORWARD_TOLERANCE_F32 : FORWARD_TOLERANCE_BF16, "out of mask %zu", i);
+        op_test_close(t, c.lse, r.lse, FORWARD_TOLERANCE_F32, "lse of mask %zu", i);
+        op_test_close(t, c.dqkv, r.dqkv, wide ? BACKWARD_TOLERANCE_F32 : BACKWARD_TOLERANCE_BF16, "dqkv of mask %zu",
+                      i);
+    }
+}
+static void test_masks_at_tile_edges(OpTest *t) {
+    check_masks(t, DTYPE_F32);
+    check_masks(t, DTYPE_BF16);
+}
+
 static void test_thread_invariance(OpTest *t) {
     const Shape shapes[] = {{1, 200, 1, 1, 20, 0, false, true}, {2, 130, 6, 3, 16, 50, true, true}};
     for (int i = 0; i < 2; ++i) {
@@ -250,6 +297,8 @@ static void test_decode(OpTest *t) {
         check_decode(t, (Shape){1, 20, 4, 2, 20, 0, false, false}, dtype, (int64_t[]){1, 1, 1, 1});
         check_decode(t, (Shape){1, 150, 4, 1, 64, 0, false, false}, dtype, (int64_t[]){70, 1, 2, 17});
         check_decode(t, (Shape){1, 150, 2, 2, 16, 37, false, false}, dtype, (int64_t[]){5, 1, 66, 3});
+        check_decode(t, (Shape){1, 300, 2, 1, 100, 0, false, false}, dtype, (int64_t[]){280, 2, 15, 1});
+        check_decode(t, (Shape){1, 40, 8, 1, 7, 20, false, false}, dtype, (int64_t[]){17, 3, 1, 16});
     }
 }
 
@@ -277,7 +326,8 @@ static void test_long_sequence(OpTest *t) {
 
 int main(void) {
     const OpTestCase CASES[] = {OP_TEST_CASE(test_against_reference_f32), OP_TEST_CASE(test_against_reference_bf16),
-                                OP_TEST_CASE(test_thread_invariance),     OP_TEST_CASE(test_reference_gradient),
-                                OP_TEST_CASE(test_decode),                OP_TEST_CASE(test_long_sequence)};
+                                OP_TEST_CASE(test_masks_at_tile_edges),   OP_TEST_CASE(test_thread_invariance),
+                                OP_TEST_CASE(test_reference_gradient),    OP_TEST_CASE(test_decode),
+                                OP_TEST_CASE(test_long_sequence)};
     return op_test_main(CASES, sizeof CASES / sizeof CASES[0]);
 }

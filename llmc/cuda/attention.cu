@@ -9,6 +9,8 @@
 
 // Decoding fewer positions than this goes row by row: tiles would mostly compute padding.
 #define DECODE_TILE_QUERIES 16
+// Of a grid's second and third dimension.
+#define GRID_LIMIT 65535
 
 typedef struct {
     CudnnAttention *cudnn;  // NULL: never asked
@@ -29,9 +31,11 @@ static void check_args(Tensor qkv, const AttentionArgs *args) {
     CHECK(args->B >= 0 && args->T >= 0 && args->HS > 0 && args->NKV > 0 && args->NH > 0 && args->NH % args->NKV == 0,
           "B=%lld T=%lld NH=%lld NKV=%lld HS=%lld", (long long)args->B, (long long)args->T, (long long)args->NH,
           (long long)args->NKV, (long long)args->HS);
-    // A tile may reach past the last position.
-    CHECK(args->window >= 0 && args->T < INT32_MAX / 2 && args->scale > 0, "window=%lld T=%lld scale=%g",
-          (long long)args->window, (long long)args->T, (double)args->scale);
+    CHECK(args->B <= GRID_LIMIT && args->NH <= GRID_LIMIT, "B=%lld NH=%lld", (long long)args->B, (long long)args->NH);
+    // A tile may reach past the last row.
+    CHECK(args->window >= 0 && args->B * args->T < INT32_MAX / 2 && args->scale > 0,
+          "window=%lld B=%lld T=%lld scale=%g", (long long)args->window, (long long)args->B, (long long)args->T,
+          (double)args->scale);
     CHECK(qkv.dtype == DTYPE_F32 || qkv.dtype == DTYPE_BF16, "qkv is %s", dtype_name(qkv.dtype));
     check_shape("qkv", qkv, qkv.dtype, args->B * args->T, (args->NH + 2 * args->NKV) * args->HS);
     if (!tensor_is_none(args->doc)) check_shape("doc", args->doc, DTYPE_I32, args->B, args->T);
@@ -67,12 +71,13 @@ static bool problem_make(AttentionProblem *p, Backend *be, Tensor out, Tensor ls
     p->v = head_at(qkv.data, qkv.dtype, (args->NH + args->NKV) * args->HS);
     p->out = out.data;
     p->lse = (float *)lse.data;
-    p->q_stride = p->kv_stride = qkv.dim[1];
-    p->out_stride = out.dim[1];
+    p->q_stride = p->kv_stride = to_i32(qkv.dim[1]);
+    p->out_stride = to_i32(out.dim[1]);
     p->B = to_i32(args->B);
     p->NH = to_i32(args->NH);
     p->NKV = to_i32(args->NKV);
     p->HS = to_i32(args->HS);
+    p->group = p->NH / p->NKV;
     p->queries = p->keys = to_i32(args->T);
     p->scale = args->scale;
     p->window = to_i32(args->window == 0 ? args->T : min_i64(args->window, args->T));
@@ -175,7 +180,7 @@ static void attention_decode(Backend *be, Tensor out, Tensor k_cache, Tensor v_c
     attention_append_run(be, &append);
     p.k = k_cache.data;
     p.v = v_cache.data;
-    p.kv_stride = kv_width;
+    p.kv_stride = to_i32(kv_width);
     p.first = to_i32(start);
     p.keys = to_i32(keys);
     p.window = to_i32(args.window == 0 ? keys : min_i64(args.window, keys));

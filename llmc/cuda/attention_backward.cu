@@ -36,11 +36,6 @@ __global__ void __launch_bounds__(DOT_THREADS)
 
 // ---- dK and dV ----
 
-// Where the streamed queries of a tile of keys lie: step x is tile x % tiles of query head head + x / tiles.
-typedef struct {
-    int begin, tiles, steps, head;
-} QueryStream;
-
 // exp(scale * score - lse): the difference first, which is small where the probability counts, then the power.
 static __device__ __forceinline__ float probability(float score, float scale, float lse) {
     return ptx_exp2(fmaf(score, scale, -lse) * ATTENTION_LOG2E);
@@ -66,8 +61,7 @@ __device__ __forceinline__ void softmax_backward_columns(float (&scores)[M][N8][
     }
 }
 
-// A block is a tile of keys of one key/value head (and, where a head is split, a part of its columns); the longest of a
-// causal mask come first. Queries and their dout stream past; queries have two buffers because they are used last.
+// Grid (tiles of keys * parts of the head's columns, NKV, B); the longest tiles of a causal mask come first. Queries and their dout stream past; queries have two buffers because they are used last.
 template <class T, int HSP>
 __global__ void __launch_bounds__(AttentionTile<T, HSP>::THREADS) attention_dkv_kernel(AttentionProblem p) {
     using Tile = AttentionTile<T, HSP>;
@@ -78,65 +72,66 @@ __global__ void __launch_bounds__(AttentionTile<T, HSP>::THREADS) attention_dkv_
     T *v_tile = k_tile + ROWS * STRIDE, *dout_tile = v_tile + ROWS * STRIDE, *q_tiles = dout_tile + QUERIES * STRIDE;
     float *statistics = (float *)(q_tiles + 2 * QUERIES * STRIDE);  // of each buffer of queries: lse, dot
     int warp = (int)threadIdx.x / WARP, lane = (int)threadIdx.x % WARP, g = lane / 4, c = lane % 4;
-    T *passed = (T *)(statistics + 4 * QUERIES) + Tile::passed_elems(warp * 16 * M, QUERIES);
+    int *spans = (int *)(statistics + 4 * QUERIES);
+    T *passed = (T *)(spans + 3 * ROWS) + Tile::passed_elems(warp * 16 * M, QUERIES);
 
-    int split = (int)(blockIdx.x % SPLITS), tiles = (p.keys + ROWS - 1) / ROWS;
-    int item = (int)(blockIdx.x / SPLITS / (unsigned)tiles), b = item / p.NKV, kv_head = item % p.NKV;
-    int j0 = (int)(blockIdx.x / SPLITS % (unsigned)tiles) * ROWS, rows = min(ROWS, p.keys - j0);
-    int64_t kv_at = ((int64_t)b * p.keys + j0) * p.kv_stride + kv_head * p.HS;
-    const T *q = (const T *)p.q + (int64_t)b * p.queries * p.q_stride;
-    const T *dout = (const T *)p.dout + (int64_t)b * p.queries * p.out_stride;
-    const float *lse = p.lse + (int64_t)b * p.NH * p.queries, *dot = p.dot + (int64_t)b * p.NH * p.queries;
-
-    tile_load<ROWS, HSP, THREADS>(k_tile, (const T *)p.k + kv_at, p.kv_stride, rows, p.HS, p.aligned);
-    tile_load<ROWS, HSP, THREADS>(v_tile, (const T *)p.v + kv_at, p.kv_stride, rows, p.HS, p.aligned);
+    int split = (int)(blockIdx.x % SPLITS), kv_head = (int)blockIdx.y, b = (int)blockIdx.z;
+    int j0 = (int)(blockIdx.x / SPLITS) * ROWS, rows = min(ROWS, p.keys - j0);
+    int first_query = b * p.queries, first_row = b * p.keys + j0, kv_column = kv_head * p.HS;
+    tile_load<ROWS, HSP, THREADS>(k_tile, matrix_at<T>(p.k, first_row, p.kv_stride, kv_column), p.kv_stride, rows, p.HS,
+                                  p.aligned);
+    tile_load<ROWS, HSP, THREADS>(v_tile, matrix_at<T>(p.v, first_row, p.kv_stride, kv_column), p.kv_stride, rows, p.HS,
+                                  p.aligned);
     AttentionMask mask = mask_of(p, b);
-    AttentionRange range = mask_query_range(mask, j0, j0 + rows);
-    int shared_by = p.NH / p.NKV, steps_a_head = (range.end - range.begin + QUERIES - 1) / QUERIES;
-    QueryStream stream = {range.begin, steps_a_head, steps_a_head * shared_by, kv_head * shared_by};
-
-    auto load_queries = [&](int step) {
-        int h = stream.head + step / stream.tiles, i0 = stream.begin + step % stream.tiles * QUERIES;
-        tile_load<QUERIES, HSP, THREADS>(q_tiles + step % 2 * QUERIES * STRIDE, q + i0 * p.q_stride + h * p.HS,
-                                         p.q_stride, p.queries - i0, p.HS, p.aligned);
-        if ((int)threadIdx.x < 2 * QUERIES) {
-            int x = (int)threadIdx.x % QUERIES;
-            const float *from = ((int)threadIdx.x < QUERIES ? lse : dot) + (int64_t)h * p.queries + i0;
-            bool valid = i0 + x < p.queries;
-            ptx_copy4(statistics + step % 2 * 2 * QUERIES + (int)threadIdx.x, valid ? from + x : from, valid);
-        }
+    AttentionRange range = mask_key_rows<ROWS>(spans, mask, j0, rows);
+    auto load_queries = [&](int h, int i0, int buffer) {
+        tile_load<QUERIES, HSP, THREADS>(q_tiles + buffer * QUERIES * STRIDE,
+                                         matrix_at<T>(p.q, first_query + i0, p.q_stride, h * p.HS), p.q_stride,
+                                         p.queries - i0, p.HS, p.aligned);
+        int x = (int)threadIdx.x % QUERIES;
+        const float *from = (int)threadIdx.x < QUERIES ? p.lse : p.dot;
+        if ((int)threadIdx.x < 2 * QUERIES)
+            ptx_copy4(statistics + buffer * 2 * QUERIES + (int)threadIdx.x,
+                      matrix_at<float>(from, b * p.NH + h, p.queries, i0 + x), i0 + x < p.queries);
     };
-    auto load_dout = [&](int step) {
-        int h = stream.head + step / stream.tiles, i0 = stream.begin + step % stream.tiles * QUERIES;
-        tile_load<QUERIES, HSP, THREADS>(dout_tile, dout + i0 * p.out_stride + h * p.HS, p.out_stride, p.queries - i0,
-                                         p.HS, p.aligned);
+    auto load_dout = [&](int h, int i0) {
+        tile_load<QUERIES, HSP, THREADS>(dout_tile, matrix_at<T>(p.dout, first_query + i0, p.out_stride, h * p.HS),
+                                         p.out_stride, p.queries - i0, p.HS, p.aligned);
     };
-    load_queries(0);
-    load_dout(0);
+    int h = kv_head * p.group, i0 = range.begin, buffer = 0;
+    load_queries(h, i0, buffer);
+    load_dout(h, i0);
 
     int warp_row = warp * 16 * M, column0 = split * COLUMNS;
     float dk[M][COLUMNS / 8][4], dv[M][COLUMNS / 8][4];
     tile_zero(dk);
     tile_zero(dv);
-    for (int step = 0; step < stream.steps; ++step) {
-        const T *q_tile = q_tiles + step % 2 * QUERIES * STRIDE;
-        const float *lse_tile = statistics + step % 2 * 2 * QUERIES, *dot_tile = lse_tile + QUERIES;
+    for (bool more = true; more; buffer ^= 1) {
+        const T *q_tile = q_tiles + buffer * QUERIES * STRIDE;
+        const float *lse_tile = statistics + buffer * 2 * QUERIES, *dot_tile = lse_tile + QUERIES;
+        bool masked = i0 < range.full_begin || i0 + QUERIES > range.full_end;
+        int column = i0 + 2 * c;
+        // The next tile of queries, of the next head behind the last one.
+        i0 += QUERIES;
+        if (i0 >= range.end) {
+            i0 = range.begin;
+            ++h;
+        }
+        more = h < (kv_head + 1) * p.group;
         ptx_copy_wait();
         __syncthreads();
-        if (step + 1 < stream.steps) load_queries(step + 1);
+        if (more) load_queries(h, i0, buffer ^ 1);
         float scores[M][QUERIES / 8][4], dscores[M][QUERIES / 8][4];
         tile_zero(scores);
         tile_multiply_nt<HSP, STRIDE>(scores, k_tile + warp_row * STRIDE, q_tile);
-        int i0 = stream.begin + step % stream.tiles * QUERIES;
-        if (i0 < range.full_begin || i0 + QUERIES > range.full_end)
-            tile_mask<true>(scores, mask, j0 + warp_row + g, i0 + 2 * c);
+        if (masked) tile_mask<ROWS>(scores, spans + warp_row + g, column, 0);
         tile_zero(dscores);
         tile_multiply_nt<HSP, STRIDE>(dscores, v_tile + warp_row * STRIDE, dout_tile);
         // Rows beyond the last query are zeros throughout, statistics included, and add nothing.
         softmax_backward_columns(scores, dscores, lse_tile, dot_tile, p.scale);
         tile_multiply_nn<STRIDE>(dv, scores, dout_tile + column0, passed);
         __syncthreads();
-        if (step + 1 < stream.steps) load_dout(step + 1);
+        if (more) load_dout(h, i0);
         tile_multiply_nn<STRIDE>(dk, dscores, q_tile + column0, passed);
     }
 
@@ -148,15 +143,16 @@ __global__ void __launch_bounds__(AttentionTile<T, HSP>::THREADS) attention_dkv_
             one[m][upper] = 1.0f;
             scale[m][upper] = p.scale;
         }
-    int64_t to = kv_at + warp_row * p.kv_stride + column0;
+    T *dk_to = matrix_at<T>(p.dk, first_row + warp_row, p.kv_stride, kv_column + column0);
+    T *dv_to = matrix_at<T>(p.dv, first_row + warp_row, p.kv_stride, kv_column + column0);
     int own_rows = rows - warp_row, columns = p.HS - column0;
-    tile_store<STRIDE>((T *)p.dv + to, p.kv_stride, v_tile + warp_row * STRIDE, dv, one, own_rows, columns, p.aligned);
-    tile_store<STRIDE>((T *)p.dk + to, p.kv_stride, k_tile + warp_row * STRIDE, dk, scale, own_rows, columns, p.aligned);
+    tile_store<STRIDE>(dv_to, p.kv_stride, v_tile + warp_row * STRIDE, dv, one, own_rows, columns, p.aligned);
+    tile_store<STRIDE>(dk_to, p.kv_stride, k_tile + warp_row * STRIDE, dk, scale, own_rows, columns, p.aligned);
 }
 
 // ---- dQ ----
 
-// A block is a tile of queries of one head, as in the forward pass; keys have two buffers because they are used last.
+// Grid (tiles of queries, NH, B), as in the forward pass; keys have two buffers because they are used last.
 template <class T, int HSP>
 __global__ void __launch_bounds__(AttentionTile<T, HSP>::THREADS) attention_dq_kernel(AttentionProblem p) {
     using Tile = AttentionTile<T, HSP>;
@@ -166,29 +162,25 @@ __global__ void __launch_bounds__(AttentionTile<T, HSP>::THREADS) attention_dq_k
     if (!attention_is_wanted(p.wanted)) return;
     T *dout_tile = q_tile + ROWS * STRIDE, *v_tile = dout_tile + ROWS * STRIDE, *k_tiles = v_tile + KEYS * STRIDE;
     int warp = (int)threadIdx.x / WARP, lane = (int)threadIdx.x % WARP, g = lane / 4, c = lane % 4;
-    T *passed = k_tiles + 2 * KEYS * STRIDE + Tile::passed_elems(warp * 16 * M, KEYS);
+    int *spans = (int *)(k_tiles + 2 * KEYS * STRIDE);
+    T *passed = (T *)(spans + 3 * ROWS) + Tile::passed_elems(warp * 16 * M, KEYS);
 
-    int tiles = (p.queries + ROWS - 1) / ROWS, item = (int)(blockIdx.x / (unsigned)tiles);
-    int b = item / p.NH, h = item % p.NH, kv_head = h / (p.NH / p.NKV);
-    int i0 = (tiles - 1 - (int)(blockIdx.x % (unsigned)tiles)) * ROWS, rows = min(ROWS, p.queries - i0);
-    int64_t first_row = (int64_t)b * p.queries + i0, q_at = first_row * p.q_stride + h * p.HS;
-    const T *dout = (const T *)p.dout + first_row * p.out_stride + h * p.HS;
-    const T *k = (const T *)p.k + (int64_t)b * p.keys * p.kv_stride + kv_head * p.HS;
-    const T *v = (const T *)p.v + (int64_t)b * p.keys * p.kv_stride + kv_head * p.HS;
+    int h = (int)blockIdx.y, b = (int)blockIdx.z, kv_head = h / p.group;
+    int i0 = (int)(gridDim.x - 1 - blockIdx.x) * ROWS, rows = min(ROWS, p.queries - i0);
+    int first_row = b * p.queries + i0, first_key = b * p.keys, kv_column = kv_head * p.HS;
 
     AttentionMask mask = mask_of(p, b);
-    tile_load<ROWS, HSP, THREADS>(q_tile, (const T *)p.q + q_at, p.q_stride, rows, p.HS, p.aligned);
-    tile_load<ROWS, HSP, THREADS>(dout_tile, dout, p.out_stride, rows, p.HS, p.aligned);
-    AttentionRange range = mask_key_range(mask, i0, i0 + rows);
-    auto load_keys = [&](int j0, int buffer) {
-        tile_load<KEYS, HSP, THREADS>(k_tiles + buffer * KEYS * STRIDE, k + j0 * p.kv_stride, p.kv_stride, p.keys - j0,
-                                      p.HS, p.aligned);
+    tile_load<ROWS, HSP, THREADS>(q_tile, matrix_at<T>(p.q, first_row, p.q_stride, h * p.HS), p.q_stride, rows, p.HS,
+                                  p.aligned);
+    tile_load<ROWS, HSP, THREADS>(dout_tile, matrix_at<T>(p.dout, first_row, p.out_stride, h * p.HS), p.out_stride, rows,
+                                  p.HS, p.aligned);
+    AttentionRange range = mask_query_rows<ROWS>(spans, mask, i0, rows);
+    auto load_keys = [&](T *tile, const void *from, int j0) {
+        tile_load<KEYS, HSP, THREADS>(tile, matrix_at<T>(from, first_key + j0, p.kv_stride, kv_column), p.kv_stride,
+                                      p.keys - j0, p.HS, p.aligned);
     };
-    auto load_values = [&](int j0) {
-        tile_load<KEYS, HSP, THREADS>(v_tile, v + j0 * p.kv_stride, p.kv_stride, p.keys - j0, p.HS, p.aligned);
-    };
-    load_keys(range.begin, 0);
-    load_values(range.begin);
+    load_keys(k_tiles, p.k, range.begin);
+    load_keys(v_tile, p.v, range.begin);
 
     int warp_row = warp * 16 * M;
     float dq[M][HSP / 8][4], lse[M][2], dot[M][2], scale[M][2];
@@ -198,7 +190,7 @@ __global__ void __launch_bounds__(AttentionTile<T, HSP>::THREADS) attention_dq_k
 #pragma unroll
         for (int upper = 0; upper < 2; ++upper) {
             int row = warp_row + 16 * m + 8 * upper + g;
-            int64_t at = (int64_t)item * p.queries + i0 + row;
+            int64_t at = (int64_t)(b * p.NH + h) * p.queries + i0 + row;
             lse[m][upper] = row < rows ? p.lse[at] : 0.0f;
             dot[m][upper] = row < rows ? p.dot[at] : 0.0f;
             scale[m][upper] = p.scale;
@@ -209,16 +201,16 @@ __global__ void __launch_bounds__(AttentionTile<T, HSP>::THREADS) attention_dq_k
         int next = j0 + KEYS;
         ptx_copy_wait();
         __syncthreads();
-        if (next < range.end) load_keys(next, buffer ^ 1);
+        if (next < range.end) load_keys(k_tiles + (buffer ^ 1) * KEYS * STRIDE, p.k, next);
         float scores[M][KEYS / 8][4], dscores[M][KEYS / 8][4];
         tile_zero(scores);
         tile_multiply_nt<HSP, STRIDE>(scores, q_tile + warp_row * STRIDE, k_tile);
         if (j0 < range.full_begin || next > range.full_end)
-            tile_mask<false>(scores, mask, i0 + warp_row + g, j0 + 2 * c);
+            tile_mask<ROWS>(scores, spans + warp_row + g, j0 + 2 * c, mask_flags<KEYS / 8>(p, first_key, j0 + 2 * c));
         tile_zero(dscores);
         tile_multiply_nt<HSP, STRIDE>(dscores, dout_tile + warp_row * STRIDE, v_tile);
         __syncthreads();
-        if (next < range.end) load_values(next);
+        if (next < range.end) load_keys(v_tile, p.v, next);
 #pragma unroll
         for (int m = 0; m < M; ++m)
 #pragma unroll
@@ -229,7 +221,7 @@ __global__ void __launch_bounds__(AttentionTile<T, HSP>::THREADS) attention_dq_k
                                        (dscores[m][n][i] - dot[m][i / 2]);
         tile_multiply_nn<STRIDE>(dq, dscores, k_tile, passed);
     }
-    tile_store<STRIDE>((T *)p.dq + q_at + warp_row * p.q_stride, p.q_stride, q_tile + warp_row * STRIDE, dq, scale,
+    tile_store<STRIDE>(matrix_at<T>(p.dq, first_row + warp_row, p.q_stride, h * p.HS), p.q_stride, q_tile + warp_row * STRIDE, dq, scale,
                        rows - warp_row, p.HS, p.aligned);
 }
 
@@ -254,20 +246,21 @@ static void dkv_launch(Backend *be, const AttentionProblem *p) {
     constexpr int ROWS = Tile::WARPS * 16 * Tile::DKV_M, QUERIES = Tile::DKV_QUERIES;
     constexpr size_t SMEM_BYTES =
         ((2 * ROWS + 3 * QUERIES) * Tile::STRIDE + Tile::passed_elems(ROWS, QUERIES)) * sizeof(T) +
-        4 * QUERIES * sizeof(float);
+        4 * QUERIES * sizeof(float) + 3 * ROWS * sizeof(int);
     static_assert(SMEM_BYTES <= 99 * 1024, "a block's shared memory on sm_89");
-    int64_t blocks = div_up(p->keys, ROWS) * p->B * p->NKV * Tile::DKV_SPLITS;
-    GPU_LAUNCH(be, (attention_dkv_kernel<T, HSP>), dim3((unsigned)to_i32(blocks)), dim3(Tile::THREADS), SMEM_BYTES, *p);
+    dim3 grid((unsigned)(div_up(p->keys, ROWS) * Tile::DKV_SPLITS), (unsigned)p->NKV, (unsigned)p->B);
+    GPU_LAUNCH(be, (attention_dkv_kernel<T, HSP>), grid, dim3(Tile::THREADS), SMEM_BYTES, *p);
 }
 
 template <class T, int HSP>
 static void dq_launch(Backend *be, const AttentionProblem *p) {
     using Tile = AttentionTile<T, HSP>;
     constexpr int ROWS = Tile::WARPS * 16 * Tile::DQ_M, KEYS = Tile::DQ_KEYS;
-    constexpr size_t SMEM_BYTES = ((2 * ROWS + 3 * KEYS) * Tile::STRIDE + Tile::passed_elems(ROWS, KEYS)) * sizeof(T);
+    constexpr size_t SMEM_BYTES =
+        ((2 * ROWS + 3 * KEYS) * Tile::STRIDE + Tile::passed_elems(ROWS, KEYS)) * sizeof(T) + 3 * ROWS * sizeof(int);
     static_assert(SMEM_BYTES <= 99 * 1024, "a block's shared memory on sm_89");
-    int64_t blocks = div_up(p->queries, ROWS) * p->B * p->NH;
-    GPU_LAUNCH(be, (attention_dq_kernel<T, HSP>), dim3((unsigned)to_i32(blocks)), dim3(Tile::THREADS), SMEM_BYTES, *p);
+    dim3 grid((unsigned)div_up(p->queries, ROWS), (unsigned)p->NH, (unsigned)p->B);
+    GPU_LAUNCH(be, (attention_dq_kernel<T, HSP>), grid, dim3(Tile::THREADS), SMEM_BYTES, *p);
 }
 
 void attention_backward_run(Backend *be, const AttentionProblem *problem) {

@@ -29,8 +29,8 @@ __global__ void __launch_bounds__(DECODE_THREADS) attention_decode_kernel(Attent
     SHARED_ARRAY(float, partial, WARP);
     SHARED_ARRAY(float, sums, DECODE_THREADS * W);
     int h = (int)blockIdx.x, i = (int)blockIdx.y, t = (int)threadIdx.x;
-    const T *query = (const T *)p.q + i * p.q_stride + h * p.HS;
-    const T *k = (const T *)p.k + h / (p.NH / p.NKV) * p.HS, *v = (const T *)p.v + h / (p.NH / p.NKV) * p.HS;
+    const T *query = (const T *)p.q + (int64_t)i * p.q_stride + h * p.HS;
+    const T *k = (const T *)p.k + h / p.group * p.HS, *v = (const T *)p.v + h / p.group * p.HS;
     for (int column = t; column < p.HS; column += DECODE_THREADS)
         q[column] = to_float(query[column]) * p.scale * ATTENTION_LOG2E;
     __syncthreads();
@@ -41,7 +41,7 @@ __global__ void __launch_bounds__(DECODE_THREADS) attention_decode_kernel(Attent
     for (int x = 0; x < W; ++x) out[x] = 0.0f;
     for (int j0 = begin; j0 < end; j0 += DECODE_THREADS) {
         int keys = min(DECODE_THREADS, end - j0);
-        float score = t < keys ? decode_dot<T, W>(q, k + (j0 + t) * p.kv_stride, p.HS) : -INFINITY;
+        float score = t < keys ? decode_dot<T, W>(q, k + (int64_t)(j0 + t) * p.kv_stride, p.HS) : -INFINITY;
         float most = fmaxf(top, block_max(score, partial));
         float rescale = ptx_exp2(top - most), weight = ptx_exp2(score - most);
         top = most;
@@ -50,7 +50,7 @@ __global__ void __launch_bounds__(DECODE_THREADS) attention_decode_kernel(Attent
         for (int x = 0; x < W; ++x) out[x] *= rescale;
 #pragma unroll 4
         for (int j = part; part < parts && j < keys; j += parts) {
-            Pack<T, W> pack = pack_load<T, W>(v + (j0 + j) * p.kv_stride + column);
+            Pack<T, W> pack = pack_load<T, W>(v + (int64_t)(j0 + j) * p.kv_stride + column);
 #pragma unroll
             for (int x = 0; x < W; ++x) out[x] = fmaf(weights[j], to_float(pack.v[x]), out[x]);
         }
@@ -61,7 +61,7 @@ __global__ void __launch_bounds__(DECODE_THREADS) attention_decode_kernel(Attent
     for (int x = t; x < p.HS; x += DECODE_THREADS) {
         float total = 0.0f;
         for (int from = 0; from < parts; ++from) total += sums[from * p.HS + x];
-        ((T *)p.out)[i * p.out_stride + h * p.HS + x] = from_float<T>(total / sum);
+        ((T *)p.out)[(int64_t)i * p.out_stride + h * p.HS + x] = from_float<T>(total / sum);
     }
 }
 

@@ -62,7 +62,7 @@ __device__ __forceinline__ void softmax_finish(float *lse, float (&sum)[M][2], c
         }
 }
 
-// A block is a tile of queries of one head; tiles of a head are neighbours, the longest of a causal mask first.
+// Grid (tiles of queries, NH, B); tiles of a head are neighbours, the longest of a causal mask first.
 template <class T, int HSP>
 __global__ void __launch_bounds__(AttentionTile<T, HSP>::THREADS) attention_forward_kernel(AttentionProblem p) {
     using Tile = AttentionTile<T, HSP>;
@@ -72,22 +72,22 @@ __global__ void __launch_bounds__(AttentionTile<T, HSP>::THREADS) attention_forw
     if (!attention_is_wanted(p.wanted)) return;
     T *k_tile = q_tile + ROWS * STRIDE, *v_tile = k_tile + KEYS * STRIDE;
     int warp = (int)threadIdx.x / WARP, lane = (int)threadIdx.x % WARP, g = lane / 4, c = lane % 4;
-    T *passed = v_tile + KEYS * STRIDE + Tile::passed_elems(warp * 16 * M, KEYS);
+    int *spans = (int *)(v_tile + KEYS * STRIDE);
+    T *passed = (T *)(spans + 3 * ROWS) + Tile::passed_elems(warp * 16 * M, KEYS);
 
-    int tiles = (p.queries + ROWS - 1) / ROWS, item = (int)(blockIdx.x / (unsigned)tiles);
-    int b = item / p.NH, h = item % p.NH, kv_head = h / (p.NH / p.NKV);
-    int i0 = (tiles - 1 - (int)(blockIdx.x % (unsigned)tiles)) * ROWS, rows = min(ROWS, p.queries - i0);
-    int64_t first_row = (int64_t)b * p.queries + i0;
-    const T *q = (const T *)p.q + first_row * p.q_stride + h * p.HS;
-    const T *k = (const T *)p.k + (int64_t)b * p.keys * p.kv_stride + kv_head * p.HS;
-    const T *v = (const T *)p.v + (int64_t)b * p.keys * p.kv_stride + kv_head * p.HS;
+    int h = (int)blockIdx.y, b = (int)blockIdx.z, kv_head = h / p.group;
+    int i0 = (int)(gridDim.x - 1 - blockIdx.x) * ROWS, rows = min(ROWS, p.queries - i0);
+    int first_row = b * p.queries + i0, first_key = b * p.keys, kv_column = kv_head * p.HS;
 
     AttentionMask mask = mask_of(p, b);
-    int position = p.first + i0;
-    tile_load<ROWS, HSP, THREADS>(q_tile, q, p.q_stride, rows, p.HS, p.aligned);
-    AttentionRange range = mask_key_range(mask, position, position + rows);
-    tile_load<KEYS, HSP, THREADS>(k_tile, k + range.begin * p.kv_stride, p.kv_stride, p.keys - range.begin, p.HS,
+    tile_load<ROWS, HSP, THREADS>(q_tile, matrix_at<T>(p.q, first_row, p.q_stride, h * p.HS), p.q_stride, rows, p.HS,
                                   p.aligned);
+    AttentionRange range = mask_query_rows<ROWS>(spans, mask, p.first + i0, rows);
+    auto load_keys = [&](T *tile, const void *from, int j0) {
+        tile_load<KEYS, HSP, THREADS>(tile, matrix_at<T>(from, first_key + j0, p.kv_stride, kv_column), p.kv_stride,
+                                      p.keys - j0, p.HS, p.aligned);
+    };
+    load_keys(k_tile, p.k, range.begin);
 
     const T *q_rows = q_tile + warp * 16 * M * STRIDE;
     float out[M][HSP / 8][4], top[M][2], sum[M][2], factor = p.scale * ATTENTION_LOG2E;
@@ -103,25 +103,24 @@ __global__ void __launch_bounds__(AttentionTile<T, HSP>::THREADS) attention_forw
     for (int j0 = range.begin; j0 < range.end; j0 += KEYS) {
         ptx_copy_wait();
         __syncthreads();
-        tile_load<KEYS, HSP, THREADS>(v_tile, v + j0 * p.kv_stride, p.kv_stride, p.keys - j0, p.HS, p.aligned);
+        load_keys(v_tile, p.v, j0);
         float scores[M][KEYS / 8][4];
         tile_zero(scores);
         tile_multiply_nt<HSP, STRIDE>(scores, q_rows, k_tile);
         ptx_copy_wait();
         __syncthreads();
         int next = j0 + KEYS;
-        if (next < range.end)
-            tile_load<KEYS, HSP, THREADS>(k_tile, k + next * p.kv_stride, p.kv_stride, p.keys - next, p.HS, p.aligned);
+        if (next < range.end) load_keys(k_tile, p.k, next);
         if (j0 < range.full_begin || next > range.full_end)
-            tile_mask<false>(scores, mask, position + warp * 16 * M + g, j0 + 2 * c);
+            tile_mask<ROWS>(scores, spans + warp * 16 * M + g, j0 + 2 * c, mask_flags<KEYS / 8>(p, first_key, j0 + 2 * c));
         softmax_update(scores, out, top, sum, factor);
         tile_multiply_nn<STRIDE>(out, scores, v_tile, passed);
     }
 
     int warp_row = warp * 16 * M;
-    float *lse = p.lse == NULL ? NULL : p.lse + (int64_t)item * p.queries + i0 + warp_row;
+    float *lse = p.lse == NULL ? NULL : matrix_at<float>(p.lse, b * p.NH + h, p.queries, i0 + warp_row);
     softmax_finish(lse, sum, top, rows - warp_row);
-    T *to = (T *)p.out + (first_row + warp_row) * p.out_stride + h * p.HS;
+    T *to = matrix_at<T>(p.out, first_row + warp_row, p.out_stride, h * p.HS);
     tile_store<STRIDE>(to, p.out_stride, q_tile + warp_row * STRIDE, out, sum, rows - warp_row, p.HS, p.aligned);
 }
 
@@ -129,11 +128,11 @@ template <class T, int HSP>
 static void forward_launch(Backend *be, const AttentionProblem *p) {
     using Tile = AttentionTile<T, HSP>;
     constexpr int ROWS = Tile::WARPS * 16 * Tile::FORWARD_M, KEYS = Tile::FORWARD_KEYS;
-    constexpr size_t SMEM_BYTES = ((ROWS + 2 * KEYS) * Tile::STRIDE + Tile::passed_elems(ROWS, KEYS)) * sizeof(T);
+    constexpr size_t SMEM_BYTES =
+        ((ROWS + 2 * KEYS) * Tile::STRIDE + Tile::passed_elems(ROWS, KEYS)) * sizeof(T) + 3 * ROWS * sizeof(int);
     static_assert(SMEM_BYTES <= 99 * 1024, "a block's shared memory on sm_89");
-    int64_t blocks = div_up(p->queries, ROWS) * p->B * p->NH;
-    GPU_LAUNCH(be, (attention_forward_kernel<T, HSP>), dim3((unsigned)to_i32(blocks)), dim3(Tile::THREADS), SMEM_BYTES,
-               *p);
+    dim3 grid((unsigned)div_up(p->queries, ROWS), (unsigned)p->NH, (unsigned)p->B);
+    GPU_LAUNCH(be, (attention_forward_kernel<T, HSP>), grid, dim3(Tile::THREADS), SMEM_BYTES, *p);
 }
 
 void attention_forward_run(Backend *be, const AttentionProblem *problem) {

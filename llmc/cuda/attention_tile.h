@@ -23,8 +23,9 @@ typedef struct {
     const void *q, *k, *v;
     void *out;   // (B*queries, NH*HS)
     float *lse;  // (B,NH,queries); NULL: not wanted
-    int64_t q_stride, kv_stride, out_stride;
+    int q_stride, kv_stride, out_stride;
     int B, NH, NKV, HS, queries, keys, first;
+    int group;              // NH / NKV
     float scale;
     int window;             // at most keys, which is no limit
     const int32_t *doc;     // (B,keys) or NULL
@@ -64,7 +65,7 @@ struct AttentionTile {
     // Rows are 16 bytes apart from a multiple of 32: the eight rows of a matrix lie in different banks.
     static constexpr int STRIDE = HSP + PACK<T>;
     static constexpr int FORWARD_M = HALF && HSP <= 128 ? 2 : 1;
-    static constexpr int FORWARD_KEYS = HALF ? (HSP <= 128 ? 64 : 32) : (HSP <= 128 ? 32 : 8);
+    static constexpr int FORWARD_KEYS = HALF ? (HSP <= 96 ? 64 : 32) : (HSP <= 128 ? 32 : 8);
     static constexpr int DQ_M = HALF && HSP <= 128 ? 2 : 1;
     static constexpr int DQ_KEYS = HALF ? (HSP <= 64 ? 64 : HSP <= 128 ? 32 : 16) : (HSP <= 64 ? 32 : HSP <= 128 ? 16 : 8);
     static constexpr int DKV_M = HALF && HSP <= 64 ? 2 : 1;
@@ -78,46 +79,71 @@ struct AttentionTile {
 // run<T, HSP>(be, problem) with the smallest instance that holds the head.
 #define ATTENTION_DISPATCH(run, be, problem)                                         \
     do {                                                                             \
-        if ((problem)->dtype == DTYPE_BF16) ATTENTION_DISPATCH_SIZE(run, bf16, be, problem);  \
+        if ((problem)->dtype == DTYPE_BF16 && (problem)->HS > 64 && (problem)->HS <= 96) run<bf16, 96>(be, problem);  \
+        else if ((problem)->dtype == DTYPE_BF16) ATTENTION_DISPATCH_SIZE(run, bf16, be, problem);  \
         else ATTENTION_DISPATCH_SIZE(run, float, be, problem);                       \
     } while (0)
 #define ATTENTION_DISPATCH_SIZE(run, T, be, problem)           \
     do {                                                       \
-        if ((problem)->HS <= 32) run<T, 32>(be, problem);      \
-        else if ((problem)->HS <= 64) run<T, 64>(be, problem); \
-        else if ((problem)->HS <= 96) run<T, 96>(be, problem); \
+        if ((problem)->HS <= 64) run<T, 64>(be, problem);      \
         else if ((problem)->HS <= 128) run<T, 128>(be, problem); \
         else run<T, 256>(be, problem);                         \
     } while (0)
 
+// Element (row, column) of a matrix.
+template <class T>
+__device__ __forceinline__ T *matrix_at(const void *matrix, int row, int stride, int column) {
+    return (T *)matrix + ((int64_t)row * stride + column);
+}
 static __device__ __forceinline__ bool attention_is_wanted(const int32_t *wanted) { return wanted == NULL || *wanted != 0; }
 
 // ---- tiles in shared memory ----
 
-// tile(ROWS, STRIDE) = `rows` rows of HS elements from `from` on; the rest of the ROWS x HSP tile is 0. Asynchronous:
-// visible behind ptx_copy_wait and a barrier.
-template <int ROWS, int HSP, int THREADS, class T>
-__device__ __forceinline__ void tile_load(T *tile, const T *from, int64_t stride, int rows, int HS, bool aligned) {
-    constexpr int STRIDE = HSP + PACK<T>, CHUNKS = HSP / PACK<T>;
-    if (aligned) {
-#pragma unroll
-        for (int x = (int)threadIdx.x; x < ROWS * CHUNKS; x += THREADS) {
-            int row = x / CHUNKS, column = x % CHUNKS * PACK<T>;
-            bool valid = row < rows && column < HS;
-            ptx_copy16(tile + row * STRIDE + column, valid ? from + row * stride + column : from, valid);
-        }
-    } else {
-        for (int x = (int)threadIdx.x; x < ROWS * HSP; x += THREADS) {
-            int row = x / HSP, column = x % HSP;
-            tile[row * STRIDE + column] = row < rows && column < HS ? from[row * stride + column] : from_float<T>(0.0f);
-        }
+// Heads whose rows do not start on 16 bytes go element by element; not worth being part of each kernel's code.
+template <int STRIDE, class T>
+__device__ __forceinline__ void tile_load_elements(T *tile, const T *from, int stride, int tile_rows, int rows, int HS) {
+    constexpr int HSP = STRIDE - PACK<T>;
+#pragma unroll 1
+    for (int x = (int)threadIdx.x; x < tile_rows * HSP; x += (int)blockDim.x) {
+        int row = x / HSP, column = x % HSP;
+        tile[row * STRIDE + column] = row < rows && column < HS ? from[(int64_t)row * stride + column] : from_float<T>(0.0f);
     }
+}
+template <int STRIDE, class T>
+__device__ __forceinline__ void tile_store_elements(T *to, int stride, const T *tile, int tile_rows, int tile_columns,
+                                                 int rows, int columns) {
+#pragma unroll 1
+    for (int x = (int)threadIdx.x % WARP; x < tile_rows * tile_columns; x += WARP) {
+        int row = x / tile_columns, column = x % tile_columns;
+        if (row < rows && column < columns) to[(int64_t)row * stride + column] = tile[row * STRIDE + column];
+    }
+}
+
+// tile(ROWS, STRIDE) = `rows` rows of HS elements from `from` on; the rest of the ROWS x HSP tile is 0. Asynchronous:
+// visible behind ptx_copy_wait and a barrier. A thread copies one column of 16 bytes. Not unrolled: the compiler would
+// keep an offset for each row in registers, which the sums need.
+template <int ROWS, int HSP, int THREADS, class T>
+__device__ __forceinline__ void tile_load(T *tile, const T *from, int stride, int rows, int HS, bool aligned) {
+    constexpr int STRIDE = HSP + PACK<T>, CHUNKS = HSP / PACK<T>;
+    constexpr int LANES = CHUNKS <= 8 ? 8 : CHUNKS <= 16 ? 16 : CHUNKS <= 32 ? 32 : 64, STEP = THREADS / LANES;
+    static_assert(ROWS % STEP == 0, "every thread copies as many rows");
+    if (!aligned) {
+        tile_load_elements<STRIDE>(tile, from, stride, ROWS, rows, HS);
+        return;
+    }
+    int row = (int)threadIdx.x / LANES, column = (int)threadIdx.x % LANES * PACK<T>;
+    if (CHUNKS < LANES && column >= HSP) return;
+    const T *next = from + (int64_t)row * stride + column;
+    T *to = tile + row * STRIDE + column;
+    if (column >= HS) rows = 0;
+#pragma unroll 1
+    for (int r = 0; r < ROWS; r += STEP, next += (int64_t)STEP * stride) ptx_copy16(to + r * STRIDE, next, row + r < rows);
 }
 
 // A warp's rows of `to` (16*M, as far as `rows`; `columns` wide) = sums * factor. `tile` are 16*M rows of shared memory
 // that only this warp uses, to turn fragments into rows.
 template <int STRIDE, int M, int N8, class T>
-__device__ __forceinline__ void tile_store(T *to, int64_t stride, T *tile, const float (&sum)[M][N8][4],
+__device__ __forceinline__ void tile_store(T *to, int stride, T *tile, const float (&sum)[M][N8][4],
                                            const float (&factor)[M][2], int rows, int columns, bool aligned) {
     int lane = (int)threadIdx.x % WARP, g = lane / 4, c = lane % 4;
     __syncwarp();
@@ -132,19 +158,16 @@ __device__ __forceinline__ void tile_store(T *to, int64_t stride, T *tile, const
                 pack_store(tile + (16 * m + 8 * upper + g) * STRIDE + 8 * n + 2 * c, pair);
             }
     __syncwarp();
-    if (aligned) {
-        constexpr int CHUNKS = N8 * 8 / PACK<T>;
-#pragma unroll
-        for (int x = lane; x < 16 * M * CHUNKS; x += WARP) {
-            int row = x / CHUNKS, column = x % CHUNKS * PACK<T>;
-            if (row < rows && column < columns)
-                pack_store(to + row * stride + column, pack_load<T, PACK<T>>(tile + row * STRIDE + column));
-        }
-    } else {
-        for (int x = lane; x < 16 * M * N8 * 8; x += WARP) {
-            int row = x / (N8 * 8), column = x % (N8 * 8);
-            if (row < rows && column < columns) to[row * stride + column] = tile[row * STRIDE + column];
-        }
+    if (!aligned) {
+        tile_store_elements<STRIDE>(to, stride, tile, 16 * M, 8 * N8, rows, columns);
+        return;
+    }
+    constexpr int CHUNKS = N8 * 8 / PACK<T>;
+#pragma unroll 4
+    for (int x = lane; x < 16 * M * CHUNKS; x += WARP) {
+        int row = x / CHUNKS, column = x % CHUNKS * PACK<T>;
+        if (row < rows && column < columns)
+            pack_store(to + (int64_t)row * stride + column, pack_load<T, PACK<T>>(tile + row * STRIDE + column));
     }
 }
 
@@ -188,7 +211,7 @@ __device__ __forceinline__ void tile_step_nt(float (&sum)[M][N8][4], const uint3
 // sum(16*M, 8*N8) += a(16*M, DEPTH) b(8*N8, DEPTH)^T, both in shared memory.
 template <int DEPTH, int STRIDE, int M, int N8>
 __device__ __forceinline__ void tile_multiply_nt(float (&sum)[M][N8][4], const bf16 *a, const bf16 *b) {
-#pragma unroll
+#pragma unroll 8
     for (int k = 0; k < DEPTH; k += 16) {
         uint32_t left[M][4];
         tile_left<STRIDE>(left, a, k);
@@ -198,7 +221,7 @@ __device__ __forceinline__ void tile_multiply_nt(float (&sum)[M][N8][4], const b
 template <int DEPTH, int STRIDE, int M, int N8>
 __device__ __forceinline__ void tile_multiply_nt(float (&sum)[M][N8][4], const float *a, const float *b) {
     int lane = (int)threadIdx.x % WARP, g = lane / 4, c = lane % 4;
-#pragma unroll 2
+#pragma unroll 1
     for (int k = 0; k < DEPTH; k += 4) {
         Pack<float, 4> left[M][2];
 #pragma unroll
@@ -283,13 +306,16 @@ __device__ __forceinline__ void tile_multiply_nn(float (&sum)[M][H8][4], const f
     }
 }
 
-// ---- the mask of one batch row; queries are meant by their positions ----
+// ---- the mask ----
+// Each row of a block sees one interval of columns, and in the forward direction flagged (prefix) columns of a longer
+// one: column j is allowed <=> low <= j < high, or high <= j < ahead and j is flagged. The three lie in shared memory,
+// 3*ROWS integers, in this order. Queries are meant by their positions.
 
 typedef struct {
-    const int32_t *doc;
-    const uint8_t *prefix;
-    int end;     // keys, and the position after the last query
-    int window;  // at most end
+    const int32_t *doc;     // of one batch row
+    const uint8_t *prefix;  // likewise
+    int end;                // keys, and the position after the last query
+    int window;             // at most end
 } AttentionMask;
 
 static __device__ __forceinline__ AttentionMask mask_of(const AttentionProblem &p, int b) {
@@ -299,106 +325,100 @@ static __device__ __forceinline__ AttentionMask mask_of(const AttentionProblem &
     return mask;
 }
 
-// Tiles of keys (or queries) to visit lie in [begin, end); those within [full_begin, full_end) need no mask.
-typedef struct {
-    int begin, end, full_begin, full_end;
-} AttentionRange;
-
-// The first position whose document is at least `value`: 32 probes at a time, since document ids never decrease. For
-// whole warps; every lane gets the result.
-static __device__ __forceinline__ int mask_search(const AttentionMask &mask, int64_t value) {
-    int lane = (int)threadIdx.x % WARP, low = 0, high = mask.end;
+// The first position of [low, high) whose document is `value` or a later one; high if there is none.
+static __device__ __forceinline__ int mask_search(const int32_t *doc, int low, int high, int64_t value) {
     while (low < high) {
-        int step = (high - low + WARP - 1) / WARP, at = low + lane * step;
-        int below = __popc(__ballot_sync(FULL_MASK, at < high && mask.doc[at] < value));
-        if (below == 0) break;
-        high = min(high, low + below * step);
-        low += (below - 1) * step + 1;
+        int middle = (low + high) / 2;
+        if (doc[middle] < value) low = middle + 1;
+        else high = middle;
     }
     return low;
 }
 static __device__ __forceinline__ int mask_doc_begin(const AttentionMask &mask, int position) {
-    return mask.doc == NULL ? 0 : mask_search(mask, mask.doc[position]);
+    return mask.doc == NULL ? 0 : mask_search(mask.doc, 0, position, mask.doc[position]);
 }
 static __device__ __forceinline__ int mask_doc_end(const AttentionMask &mask, int position) {
-    return mask.doc == NULL ? mask.end : mask_search(mask, (int64_t)mask.doc[position] + 1);
+    return mask.doc == NULL ? mask.end : mask_search(mask.doc, position, mask.end, (int64_t)mask.doc[position] + 1);
 }
 
-// The last flagged key of [begin, end), or begin - 1. For whole warps.
-static __device__ __forceinline__ int mask_last_prefix(const AttentionMask &mask, int begin, int end) {
-    int last = begin - 1;
-    for (int j = begin + (int)threadIdx.x % WARP; j < end; j += WARP)
-        if (mask.prefix[j]) last = j;
-    for (int distance = WARP / 2; distance > 0; distance /= 2)
-        last = max(last, __shfl_xor_sync(FULL_MASK, last, distance));
-    return last;
-}
-// The first one, or end.
-static __device__ __forceinline__ int mask_first_prefix(const AttentionMask &mask, int begin, int end) {
-    int first = end;
-    for (int j = begin + (int)threadIdx.x % WARP; j < end; j += WARP)
-        if (mask.prefix[j]) first = min(first, j);
-    for (int distance = WARP / 2; distance > 0; distance /= 2)
-        first = min(first, __shfl_xor_sync(FULL_MASK, first, distance));
-    return first;
-}
+// Tiles of columns to visit lie in [begin, end); those within [full_begin, full_end) need no mask.
+typedef struct {
+    int begin, end, full_begin, full_end;
+} AttentionRange;
 
-// The keys that queries i0..i1-1 see.
-static __device__ __forceinline__ AttentionRange mask_key_range(const AttentionMask &mask, int i0, int i1) {
-    AttentionRange range;
-    range.begin = max(mask_doc_begin(mask, i0), i0 - mask.window + 1);
-    range.full_begin = max(mask_doc_begin(mask, i1 - 1), i1 - mask.window);
-    range.full_end = i0 + 1;
-    range.end = i1;
-    if (mask.prefix != NULL) range.end = 1 + mask_last_prefix(mask, i1, mask_doc_end(mask, i1 - 1));
-    return range;
-}
-
-// The queries that see keys j0..j1-1.
-static __device__ __forceinline__ AttentionRange mask_query_range(const AttentionMask &mask, int j0, int j1) {
-    AttentionRange range;
-    range.begin = j0;
-    if (mask.prefix != NULL) {
-        int first = mask_first_prefix(mask, j0, j1);
-        if (first < j1) range.begin = min(j0, mask_doc_begin(mask, first));
+// Rows are the queries at positions i0 .. i0+rows-1, columns the keys. For all threads of the block.
+template <int ROWS>
+__device__ __forceinline__ AttentionRange mask_query_rows(int *spans, const AttentionMask &mask, int i0, int rows) {
+    int row = (int)threadIdx.x, i = i0 + row;
+    if (row < ROWS) {
+        bool real = row < rows;
+        spans[row] = real ? max(mask_doc_begin(mask, i), i - mask.window + 1) : 0;
+        spans[ROWS + row] = real ? i + 1 : 0;
+        spans[2 * ROWS + row] = real && mask.prefix != NULL ? mask_doc_end(mask, i) : 0;
     }
-    range.end = min(mask_doc_end(mask, j1 - 1), j1 - 1 + mask.window);
-    range.full_begin = j1 - 1;
-    range.full_end = min(mask_doc_end(mask, j0), j0 + mask.window);
+    __syncthreads();
+    AttentionRange range = {spans[0], i0 + rows, spans[rows - 1], i0 + 1};
+    if (mask.prefix != NULL) {
+        int last = i0 + rows - 1;  // the last flagged key that some row sees
+        for (int j = i0 + rows + (int)threadIdx.x % WARP; j < spans[2 * ROWS + rows - 1]; j += WARP)
+            if (mask.prefix[j]) last = j;
+        for (int distance = WARP / 2; distance > 0; distance /= 2)
+            last = max(last, __shfl_xor_sync(FULL_MASK, last, distance));
+        range.end = last + 1;
+    }
     return range;
 }
 
-// Scores of forbidden pairs = -inf. Rows are queries and columns keys, or the other way (KEYS_DOWN); row0 and column0
-// are this lane's first ones.
-template <bool KEYS_DOWN, int M, int N8>
-__device__ __forceinline__ void tile_mask(float (&scores)[M][N8][4], const AttentionMask &mask, int row0, int column0) {
-    int row_doc[M][2];
-    bool row_prefix[M][2];
+// Rows are the keys j0 .. j0+rows-1, columns the queries. A flagged key is seen from its document's first query on.
+template <int ROWS>
+__device__ __forceinline__ AttentionRange mask_key_rows(int *spans, const AttentionMask &mask, int j0, int rows) {
+    int row = (int)threadIdx.x, j = j0 + row;
+    if (row < ROWS) {
+        bool real = row < rows, flagged = real && mask.prefix != NULL && mask.prefix[j];
+        spans[row] = flagged ? mask_doc_begin(mask, j) : j;
+        spans[ROWS + row] = real ? min(mask_doc_end(mask, j), j + mask.window) : 0;
+        spans[2 * ROWS + row] = 0;
+    }
+    __syncthreads();
+    AttentionRange range = {j0, spans[ROWS + rows - 1], j0 + rows - 1, spans[ROWS]};
+    if (mask.prefix != NULL) {
+        for (int r = (int)threadIdx.x % WARP; r < rows; r += WARP) range.begin = min(range.begin, spans[r]);
+        for (int distance = WARP / 2; distance > 0; distance /= 2)
+            range.begin = min(range.begin, __shfl_xor_sync(FULL_MASK, range.begin, distance));
+    }
+    return range;
+}
+
+// Which of this lane's columns, from key column0 on, are flagged: bit 2n + x. first_key is the batch row's first one.
+template <int N8>
+__device__ __forceinline__ unsigned mask_flags(const AttentionProblem &p, int first_key, int column0) {
+    unsigned flags = 0;
+    if (p.prefix == NULL) return flags;
+#pragma unroll 1
+    for (int bit = 0; bit < 2 * N8; ++bit) {
+        int column = column0 + bit / 2 * 8 + bit % 2;
+        if (column < p.keys && p.prefix[first_key + column]) flags |= 1u << bit;
+    }
+    return flags;
+}
+
+// Scores of forbidden pairs = -inf. spans start at this lane's first row.
+template <int ROWS, int M, int N8>
+__device__ __forceinline__ void tile_mask(float (&scores)[M][N8][4], const int *spans, int column0, unsigned flags) {
 #pragma unroll
     for (int m = 0; m < M; ++m)
 #pragma unroll
         for (int upper = 0; upper < 2; ++upper) {
-            int row = min(row0 + 16 * m + 8 * upper, mask.end - 1);
-            row_doc[m][upper] = mask.doc != NULL ? mask.doc[row] : 0;
-            row_prefix[m][upper] = KEYS_DOWN && mask.prefix != NULL && mask.prefix[row];
-        }
+            const int *row = spans + 16 * m + 8 * upper;
+            int low = row[0] - column0, high = row[ROWS] - column0, ahead = row[2 * ROWS] - column0;
 #pragma unroll
-    for (int n = 0; n < N8; ++n)
+            for (int n = 0; n < N8; ++n)
 #pragma unroll
-        for (int x = 0; x < 2; ++x) {
-            int column = column0 + 8 * n + x, held = min(column, mask.end - 1);
-            int doc = mask.doc != NULL ? mask.doc[held] : 0;
-            bool prefix = !KEYS_DOWN && mask.prefix != NULL && mask.prefix[held];
-#pragma unroll
-            for (int m = 0; m < M; ++m)
-#pragma unroll
-                for (int upper = 0; upper < 2; ++upper) {
-                    int row = row0 + 16 * m + 8 * upper;
-                    int i = KEYS_DOWN ? column : row, j = KEYS_DOWN ? row : column;
-                    bool ahead = KEYS_DOWN ? row_prefix[m][upper] : prefix;
-                    bool allowed = (i < mask.end) & (j < mask.end) & (doc == row_doc[m][upper]) & ((j <= i) | ahead) &
-                                   (i - j < mask.window);
-                    if (!allowed) scores[m][n][2 * upper + x] = -INFINITY;
+                for (int x = 0; x < 2; ++x) {
+                    int column = 8 * n + x;
+                    bool flagged = ((flags >> (2 * n + x) & 1u) != 0) & (column < ahead);
+                    bool allowed = (column >= low) & ((column < high) | flagged);
+                    scores[m][n][2 * upper + x] = allowed ? scores[m][n][2 * upper + x] : -INFINITY;
                 }
         }
 }

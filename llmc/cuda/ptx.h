@@ -9,7 +9,8 @@
 #include "llmc/cuda/gpu.h"
 
 // ---- asynchronous copies, global to shared memory; done when ptx_copy_wait returns ----
-// 16 bytes, both addresses aligned to them; zeros instead when !valid (`from` is then not read, but must be an address).
+// 16 bytes, both addresses aligned to them; zeros instead when !valid: `from` is then not read,
+// whatever it is.
 static __device__ __forceinline__ void ptx_copy16(void *shared, const void *from, bool valid) {
 #if defined(__CUDACC__)
     asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;\n" ::"r"((unsigned)__cvta_generic_to_shared(shared)),
