@@ -28,8 +28,8 @@ static const Shape SHAPES[] = {
     {1, 130, 2, 2, 16, 1, false, false},  {1, 200, 2, 1, 16, 33, false, false}, {2, 130, 2, 1, 20, 0, true, false},
     {2, 150, 4, 4, 8, 0, false, true},    {3, 130, 2, 2, 16, 0, true, true},   {3, 193, 4, 2, 20, 40, true, true},
     {2, 67, 8, 2, 32, 5, true, true},     {2, 7, 4, 1, 8, 2, true, true},      {0, 16, 2, 2, 16, 0, false, false},
-    // One more and one less than tiles of 16, 64 and 128; groups of 1 to 8 heads; head sizes of models, of one and two
-    // 16-byte loads, odd ones, and the largest.
+    // Around tiles of 16, 64 and 128; groups of 1 to 8 heads; head sizes of models, of one and two 16-byte loads, odd
+    // ones, and the largest.
     {1, 15, 2, 1, 96, 0, false, false},   {1, 16, 4, 1, 80, 0, false, true},   {1, 63, 8, 1, 4, 0, false, false},
     {1, 129, 1, 1, 100, 20, true, false}, {1, 127, 2, 1, 48, 0, true, true},   {1, 70, 2, 1, 256, 0, false, false},
     {1, 66, 1, 1, 136, 3, true, true},    {1, 35, 2, 1, 7, 0, false, true},    {1, 257, 2, 1, 8, 100, true, false},
@@ -199,7 +199,7 @@ static const MaskCase MASKS[] = {
     {200, {0}, 199, 200, 0},               // the last key alone is seen by all: tiles between are masked as a whole
     {130, {1, 64, 65, 128}, 0, 0, 0},      // documents of one token and of a tile
     {192, {64, 128}, 0, 192, 0},           // whole tiles, all flagged
-    {193, {100, 190}, 150, 192, 0},        // rows from 100 on see nothing of the first tile; a prefix over two documents
+    {193, {100, 190}, 150, 192, 0},        // rows from 100 on see nothing of the first tile; flags in two documents
     {260, {130}, 0, 0, 1},                 // only itself
     {260, {250}, 20, 30, 64},              // a window as wide as a tile
 };

@@ -83,7 +83,8 @@ static bool problem_make(AttentionProblem *p, Backend *be, Tensor out, Tensor ls
     p->window = to_i32(args->window == 0 ? args->T : min_i64(args->window, args->T));
     p->doc = (const int32_t *)args->doc.data;
     p->prefix = (const uint8_t *)args->prefix.data;
-    p->aligned = to_size(args->HS) * dtype_bytes(qkv.dtype) % 16 == 0 && gpu_aligned(qkv.data) && gpu_aligned(out.data);
+    p->aligned =
+        to_size(args->HS) * dtype_bytes(qkv.dtype) % 16 == 0 && gpu_aligned(qkv.data) && gpu_aligned(out.data);
     p->wanted = wanted;
     return true;
 }
@@ -148,8 +149,8 @@ static void attention_backward(Backend *be, Tensor dqkv, Tensor dout, Tensor qkv
     if (args.B * args.T == 0 || cuda_failed(be)) return;
     AttentionState *state = attention_state(be);
     const int32_t *unserved = NULL;
-    if (state->cudnn != NULL && cudnn_attention_backward(state->cudnn, be, dqkv, dout, qkv, out, lse, args, &unserved,
-                                                         &state->refusal)) {
+    if (state->cudnn != NULL &&
+        cudnn_attention_backward(state->cudnn, be, dqkv, dout, qkv, out, lse, args, &unserved, &state->refusal)) {
         choose_cudnn(be);
         if (unserved != NULL) attention_backward_own(be, dqkv, dout, qkv, out, lse, &args, unserved);
     } else if (choose_own(be, &state->refusal)) {
@@ -172,11 +173,9 @@ static void attention_decode(Backend *be, Tensor out, Tensor k_cache, Tensor v_c
     AttentionProblem p;
     if (args.T == 0 || !problem_make(&p, be, out, TENSOR_NONE, qkv, &args, NULL)) return;
     p.aligned = p.aligned && gpu_aligned(k_cache.data) && gpu_aligned(v_cache.data);
-    AttentionAppend append = {qkv.dtype, (char *)k_cache.data, (char *)v_cache.data, p.k, p.v, args.T, kv_width,
-                              p.q_stride, p.aligned};
     size_t start_bytes = to_size(start * kv_width) * dtype_bytes(qkv.dtype);
-    append.k_to = (char *)k_cache.data + start_bytes;
-    append.v_to = (char *)v_cache.data + start_bytes;
+    AttentionAppend append = {qkv.dtype, (char *)k_cache.data + start_bytes, (char *)v_cache.data + start_bytes,
+                              p.k,       p.v, args.T, kv_width, p.q_stride, p.aligned};
     attention_append_run(be, &append);
     p.k = k_cache.data;
     p.v = v_cache.data;
@@ -184,10 +183,8 @@ static void attention_decode(Backend *be, Tensor out, Tensor k_cache, Tensor v_c
     p.first = to_i32(start);
     p.keys = to_i32(keys);
     p.window = to_i32(args.window == 0 ? keys : min_i64(args.window, keys));
-    if (args.T < DECODE_TILE_QUERIES)
-        attention_decode_run(be, &p);
-    else
-        attention_forward_run(be, &p);
+    if (args.T < DECODE_TILE_QUERIES) attention_decode_run(be, &p);
+    else attention_forward_run(be, &p);
 }
 
 void attention_register_cuda(Backend *be) {
@@ -198,10 +195,8 @@ void attention_register_cuda(Backend *be) {
     cuda_state(be)->attention = state;
     const char *wanted = cuda_state(be)->attention_wanted;
     // The contract of backend.h is a fixed order of every sum, so cuDNN may serve in its deterministic mode only.
-    if (strcmp(wanted, "own") == 0)
-        error_set(&state->refusal, "attention=own");
-    else
-        state->cudnn = cudnn_attention_open(be, true, &state->refusal);
+    if (strcmp(wanted, "own") == 0) error_set(&state->refusal, "attention=own");
+    else state->cudnn = cudnn_attention_open(be, true, &state->refusal);
     if (strcmp(wanted, "cudnn") == 0 && state->cudnn == NULL)
         cuda_fail(be, "attention=cudnn is wanted", state->refusal.message);
 }

@@ -1,9 +1,10 @@
-// attention_backward.cu: the gradient of attention (FlashAttention-2, Dao 2023), deterministic and without a workspace
-// beyond rowsum(dout * out): the probabilities P are recomputed from lse, once in a kernel that keeps a tile of keys and
-// sums dK and dV over the queries (and over the query heads that share them, in order), once in a kernel that keeps a
-// tile of queries and sums dQ over the keys. Called by attention.cu; knows nothing of tensors.
+// attention_backward.cu: the gradient of attention (FlashAttention-2, Dao 2023), deterministic and without a
+// workspace beyond rowsum(dout * out): the probabilities P are recomputed from lse, once in a kernel that keeps a
+// tile of keys and sums dK and dV over the queries (and over the query heads that share them, in order), once in a
+// kernel that keeps a tile of queries and sums dQ over the keys. Called by attention.cu; knows nothing of tensors.
 //
-//     P = exp(scale QK^T - lse)   dV = P^T dO   dP = dO V^T   dS = P (dP - rowsum(dO O))   dQ = scale dS K   dK = scale dS^T Q
+//     P = exp(scale QK^T - lse)   dP = dO V^T   dS = P (dP - rowsum(dO O))
+//     dV = P^T dO                 dQ = scale dS K                dK = scale dS^T Q
 //
 // That is seven products of 2*HS FLOPs for each visible pair, where one kernel needs five: there dQ is summed over
 // blocks by float atomics, whose order differs from run to run, or through an fp32 copy of dQ in memory that blocks
@@ -25,6 +26,7 @@ __global__ void __launch_bounds__(DOT_THREADS)
     int64_t b = held / positions / NH, h = held / positions % NH, i = held % positions;
     int64_t at = ((b * positions + i) * NH + h) * HS;
     float sum = 0.0f;
+#pragma unroll 1
     for (int column = lane * W; column < HS; column += DOT_LANES * W) {
         Pack<T, W> left = pack_load<T, W>(dout + at + column), right = pack_load<T, W>(out + at + column);
 #pragma unroll
@@ -61,7 +63,8 @@ __device__ __forceinline__ void softmax_backward_columns(float (&scores)[M][N8][
     }
 }
 
-// Grid (tiles of keys * parts of the head's columns, NKV, B); the longest tiles of a causal mask come first. Queries and their dout stream past; queries have two buffers because they are used last.
+// Grid (tiles of keys * parts of the head's columns, NKV, B); the longest tiles of a causal mask come first. Queries
+// and their dout stream past; queries have two buffers because they are used last.
 template <class T, int HSP>
 __global__ void __launch_bounds__(AttentionTile<T, HSP>::THREADS) attention_dkv_kernel(AttentionProblem p) {
     using Tile = AttentionTile<T, HSP>;
@@ -78,10 +81,10 @@ __global__ void __launch_bounds__(AttentionTile<T, HSP>::THREADS) attention_dkv_
     int split = (int)(blockIdx.x % SPLITS), kv_head = (int)blockIdx.y, b = (int)blockIdx.z;
     int j0 = (int)(blockIdx.x / SPLITS) * ROWS, rows = min(ROWS, p.keys - j0);
     int first_query = b * p.queries, first_row = b * p.keys + j0, kv_column = kv_head * p.HS;
-    tile_load<ROWS, HSP, THREADS>(k_tile, matrix_at<T>(p.k, first_row, p.kv_stride, kv_column), p.kv_stride, rows, p.HS,
-                                  p.aligned);
-    tile_load<ROWS, HSP, THREADS>(v_tile, matrix_at<T>(p.v, first_row, p.kv_stride, kv_column), p.kv_stride, rows, p.HS,
-                                  p.aligned);
+    tile_load<ROWS, HSP, THREADS>(k_tile, matrix_at<T>(p.k, first_row, p.kv_stride, kv_column), p.kv_stride, rows,
+                                  p.HS, p.aligned);
+    tile_load<ROWS, HSP, THREADS>(v_tile, matrix_at<T>(p.v, first_row, p.kv_stride, kv_column), p.kv_stride, rows,
+                                  p.HS, p.aligned);
     AttentionMask mask = mask_of(p, b);
     AttentionRange range = mask_key_rows<ROWS>(spans, mask, j0, rows);
     auto load_queries = [&](int h, int i0, int buffer) {
@@ -172,8 +175,8 @@ __global__ void __launch_bounds__(AttentionTile<T, HSP>::THREADS) attention_dq_k
     AttentionMask mask = mask_of(p, b);
     tile_load<ROWS, HSP, THREADS>(q_tile, matrix_at<T>(p.q, first_row, p.q_stride, h * p.HS), p.q_stride, rows, p.HS,
                                   p.aligned);
-    tile_load<ROWS, HSP, THREADS>(dout_tile, matrix_at<T>(p.dout, first_row, p.out_stride, h * p.HS), p.out_stride, rows,
-                                  p.HS, p.aligned);
+    tile_load<ROWS, HSP, THREADS>(dout_tile, matrix_at<T>(p.dout, first_row, p.out_stride, h * p.HS), p.out_stride,
+                                  rows, p.HS, p.aligned);
     AttentionRange range = mask_query_rows<ROWS>(spans, mask, i0, rows);
     auto load_keys = [&](T *tile, const void *from, int j0) {
         tile_load<KEYS, HSP, THREADS>(tile, matrix_at<T>(from, first_key + j0, p.kv_stride, kv_column), p.kv_stride,
@@ -217,12 +220,12 @@ __global__ void __launch_bounds__(AttentionTile<T, HSP>::THREADS) attention_dq_k
             for (int n = 0; n < KEYS / 8; ++n)
 #pragma unroll
                 for (int i = 0; i < 4; ++i)
-                    dscores[m][n][i] = probability(scores[m][n][i], p.scale, lse[m][i / 2]) *
-                                       (dscores[m][n][i] - dot[m][i / 2]);
+                    dscores[m][n][i] =
+                        probability(scores[m][n][i], p.scale, lse[m][i / 2]) * (dscores[m][n][i] - dot[m][i / 2]);
         tile_multiply_nn<STRIDE>(dq, dscores, k_tile, passed);
     }
-    tile_store<STRIDE>(matrix_at<T>(p.dq, first_row + warp_row, p.q_stride, h * p.HS), p.q_stride, q_tile + warp_row * STRIDE, dq, scale,
-                       rows - warp_row, p.HS, p.aligned);
+    tile_store<STRIDE>(matrix_at<T>(p.dq, first_row + warp_row, p.q_stride, h * p.HS), p.q_stride,
+                       q_tile + warp_row * STRIDE, dq, scale, rows - warp_row, p.HS, p.aligned);
 }
 
 // ---- launches ----
@@ -236,8 +239,8 @@ static void dot_launch(Backend *be, const AttentionProblem *p) {
         GPU_LAUNCH(be, (attention_dot_kernel<T, PACK<T>>), blocks, dim3(DOT_THREADS), 0, p->dot, dout, out, count,
                    p->queries, p->NH, p->HS);
     else
-        GPU_LAUNCH(be, (attention_dot_kernel<T, 1>), blocks, dim3(DOT_THREADS), 0, p->dot, dout, out, count, p->queries,
-                   p->NH, p->HS);
+        GPU_LAUNCH(be, (attention_dot_kernel<T, 1>), blocks, dim3(DOT_THREADS), 0, p->dot, dout, out, count,
+                   p->queries, p->NH, p->HS);
 }
 
 template <class T, int HSP>
@@ -264,10 +267,8 @@ static void dq_launch(Backend *be, const AttentionProblem *p) {
 }
 
 void attention_backward_run(Backend *be, const AttentionProblem *problem) {
-    if (problem->dtype == DTYPE_BF16)
-        dot_launch<bf16>(be, problem);
-    else
-        dot_launch<float>(be, problem);
+    if (problem->dtype == DTYPE_BF16) dot_launch<bf16>(be, problem);
+    else dot_launch<float>(be, problem);
     ATTENTION_DISPATCH(dkv_launch, be, problem);
     ATTENTION_DISPATCH(dq_launch, be, problem);
 }

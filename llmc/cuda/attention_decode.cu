@@ -1,9 +1,9 @@
 // attention_decode.cu: attention of a few new positions against a cache of keys and values, and appending to the
-// cache. Called by attention.cu for sampling; many positions at once, as of a prompt, take attention_forward.cu's tiles
-// instead. Knows nothing of tensors.
+// cache. Called by attention.cu for sampling; many positions at once, as of a prompt, take attention_forward.cu's
+// tiles instead. Knows nothing of tensors.
 //
-// A block is one head of one position: it walks over its keys 256 at a time with an online softmax. The bytes of K and
-// V bound it (2*keys*HS elements a head), or, with one sequence and few heads, the latency of that walk.
+// A block is one head of one position: it walks over its keys 256 at a time with an online softmax. The bytes of K
+// and V bound it (2*keys*HS elements a head), or, with one sequence and few heads, the latency of that walk.
 #include "llmc/cuda/attention_tile.h"
 
 #define DECODE_THREADS 256
@@ -27,7 +27,7 @@ __global__ void __launch_bounds__(DECODE_THREADS) attention_decode_kernel(Attent
     SHARED_ARRAY(float, q, ATTENTION_LARGEST_HS);
     SHARED_ARRAY(float, weights, DECODE_THREADS);
     SHARED_ARRAY(float, partial, WARP);
-    SHARED_ARRAY(float, sums, DECODE_THREADS * W);
+    SHARED_ARRAY(float, sums, DECODE_THREADS *W);
     int h = (int)blockIdx.x, i = (int)blockIdx.y, t = (int)threadIdx.x;
     const T *query = (const T *)p.q + (int64_t)i * p.q_stride + h * p.HS;
     const T *k = (const T *)p.k + h / p.group * p.HS, *v = (const T *)p.v + h / p.group * p.HS;
@@ -79,15 +79,15 @@ __global__ void __launch_bounds__(DECODE_THREADS)
 
 template <class T, int W>
 static void decode_launch(Backend *be, const AttentionProblem *p) {
-    GPU_LAUNCH(be, (attention_decode_kernel<T, W>), dim3((unsigned)p->NH, (unsigned)p->queries), dim3(DECODE_THREADS), 0,
-               *p);
+    GPU_LAUNCH(be, (attention_decode_kernel<T, W>), dim3((unsigned)p->NH, (unsigned)p->queries), dim3(DECODE_THREADS),
+               0, *p);
 }
 template <class T, int W>
 static void append_launch(Backend *be, const AttentionAppend *a) {
     int64_t packs = a->rows * a->width / W;
     GPU_LAUNCH(be, (attention_append_kernel<T, W>), dim3((unsigned)to_i32(div_up(packs, DECODE_THREADS))),
-               dim3(DECODE_THREADS), 0, (T *)a->k_to, (T *)a->v_to, (const T *)a->k, (const T *)a->v, a->rows, a->width,
-               a->stride);
+               dim3(DECODE_THREADS), 0, (T *)a->k_to, (T *)a->v_to, (const T *)a->k, (const T *)a->v, a->rows,
+               a->width, a->stride);
 }
 
 void attention_append_run(Backend *be, const AttentionAppend *append) {

@@ -4,13 +4,13 @@
 // training and for decoding many positions; knows nothing of tensors.
 //
 // Bounds: two products of 2*HS FLOPs for each visible pair of positions, 4 B NH T^2/2 HS in all when causal; K and V
-// stay in the L2 cache while the neighbouring blocks of their head run. mma.sync reaches an A100's full dense rate, but
-// only 60-65 % of what wgmma reaches on Hopper: there cuDNN's kernels are the faster ones.
+// stay in the L2 cache while the neighbouring blocks of their head run. mma.sync reaches an A100's full dense rate,
+// but only 60-65 % of what wgmma reaches on Hopper: there cuDNN's kernels are the faster ones.
 #include "llmc/cuda/attention_tile.h"
 
-// The online softmax of one tile: scores become 2^(factor*score - maximum); top, sum and the sums of the output follow.
-// `factor` is scale*log2(e); top holds maxima of the scaled scores as they were rounded, so that old and new powers
-// differ by exactly their quotient; sum is over this lane's columns only.
+// The online softmax of one tile: scores become 2^(factor*score - maximum); top, sum and the sums of the output
+// follow. `factor` is scale*log2(e); top holds maxima of the scaled scores as they were rounded, so that old and new
+// powers differ by exactly their quotient; sum is over this lane's columns only.
 template <int M, int N8, int H8>
 __device__ __forceinline__ void softmax_update(float (&scores)[M][N8][4], float (&out)[M][H8][4], float (&top)[M][2],
                                                float (&sum)[M][2], float factor) {
@@ -112,7 +112,8 @@ __global__ void __launch_bounds__(AttentionTile<T, HSP>::THREADS) attention_forw
         int next = j0 + KEYS;
         if (next < range.end) load_keys(k_tile, p.k, next);
         if (j0 < range.full_begin || next > range.full_end)
-            tile_mask<ROWS>(scores, spans + warp * 16 * M + g, j0 + 2 * c, mask_flags<KEYS / 8>(p, first_key, j0 + 2 * c));
+            tile_mask<ROWS>(scores, spans + warp * 16 * M + g, j0 + 2 * c,
+                            mask_flags<KEYS / 8>(p, first_key, j0 + 2 * c));
         softmax_update(scores, out, top, sum, factor);
         tile_multiply_nn<STRIDE>(out, scores, v_tile, passed);
     }

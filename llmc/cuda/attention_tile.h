@@ -2,10 +2,10 @@
 // the sizes of tiles, moving tiles between global and shared memory, the two small matrix products, and the mask with
 // the intervals that follow from it. Knows nothing of tensors.
 //
-// The products have one form of operands for both dtypes, that of mma.sync (ptx.h): a warp owns 16*M rows; of its sums
-// [M][N8][4] a lane 4g + c holds rows 16m + g (elements 0, 1) and 16m + g + 8 (2, 3), columns 8n + 2c, 8n + 2c + 1. bf16
-// runs on tensor cores, fp32 on ordinary fused multiply-adds (exact fp32, no TF32); softmax, mask and stores are the
-// same code.
+// The products have one form of operands for both dtypes, that of mma.sync (ptx.h): a warp owns 16*M rows; of its
+// sums [M][N8][4] a lane 4g + c holds rows 16m + g (elements 0, 1) and 16m + g + 8 (2, 3), columns 8n + 2c, 8n + 2c
+// + 1. bf16 runs on tensor cores, fp32 on ordinary fused multiply-adds (exact fp32, no TF32); softmax, mask and
+// stores are the same code.
 #ifndef LLMC_CUDA_ATTENTION_TILE_H
 #define LLMC_CUDA_ATTENTION_TILE_H
 
@@ -25,7 +25,7 @@ typedef struct {
     float *lse;  // (B,NH,queries); NULL: not wanted
     int q_stride, kv_stride, out_stride;
     int B, NH, NKV, HS, queries, keys, first;
-    int group;              // NH / NKV
+    int group;  // NH / NKV
     float scale;
     int window;             // at most keys, which is no limit
     const int32_t *doc;     // (B,keys) or NULL
@@ -34,7 +34,7 @@ typedef struct {
     const int32_t *wanted;  // device memory: nothing is done where it holds 0; NULL: always done
     // backward
     const void *dout;
-    float *dot;         // (B,NH,queries): rowsum(dout * out)
+    float *dot;          // (B,NH,queries): rowsum(dout * out)
     void *dq, *dk, *dv;  // strides as q, k, v
 } AttentionProblem;
 
@@ -55,8 +55,8 @@ void attention_decode_run(Backend *be, const AttentionProblem *problem);
 
 // Sizes for head sizes up to HSP, of which a kernel has one instance each: `M` sixteens of rows a warp keeps (more of
 // them read the streamed operand less often from shared memory, whose bandwidth bounds mma.sync), how many keys or
-// queries are streamed at a time. Chosen so that sums stay in registers, two blocks fit into an sm_80 where HSP <= 128
-// (forward), and every kernel fits into the 99 KiB of sm_89.
+// queries are streamed at a time. Chosen so that sums stay in registers, two blocks fit into an sm_80 where HSP <=
+// 128 (forward), and every kernel fits into the 99 KiB of sm_89.
 template <class T, int HSP>
 struct AttentionTile {
     static constexpr bool HALF = sizeof(T) == 2;
@@ -67,27 +67,29 @@ struct AttentionTile {
     static constexpr int FORWARD_M = HALF && HSP <= 128 ? 2 : 1;
     static constexpr int FORWARD_KEYS = HALF ? (HSP <= 96 ? 64 : 32) : (HSP <= 128 ? 32 : 8);
     static constexpr int DQ_M = HALF && HSP <= 128 ? 2 : 1;
-    static constexpr int DQ_KEYS = HALF ? (HSP <= 64 ? 64 : HSP <= 128 ? 32 : 16) : (HSP <= 64 ? 32 : HSP <= 128 ? 16 : 8);
+    static constexpr int DQ_KEYS = (HALF ? 2 : 1) * (HSP <= 64 ? 32 : HSP <= 128 ? 16 : 8);
     static constexpr int DKV_M = HALF && HSP <= 64 ? 2 : 1;
     static constexpr int DKV_QUERIES = HALF ? (HSP <= 128 ? 32 : 16) : (HSP <= 64 ? 32 : HSP <= 128 ? 16 : 8);
     // Blocks that share a tile of keys, each with its part of the head's columns of dK and dV.
     static constexpr int DKV_SPLITS = HSP <= 128 ? 1 : 2;
     // Of shared memory, where fp32 products pass their left operand; see tile_multiply_nn.
-    static __host__ __device__ constexpr int passed_elems(int rows, int columns) { return HALF ? 0 : rows * (columns + 4); }
+    static __host__ __device__ constexpr int passed_elems(int rows, int columns) {
+        return HALF ? 0 : rows * (columns + 4);
+    }
 };
 
-// run<T, HSP>(be, problem) with the smallest instance that holds the head.
-#define ATTENTION_DISPATCH(run, be, problem)                                         \
-    do {                                                                             \
-        if ((problem)->dtype == DTYPE_BF16 && (problem)->HS > 64 && (problem)->HS <= 96) run<bf16, 96>(be, problem);  \
-        else if ((problem)->dtype == DTYPE_BF16) ATTENTION_DISPATCH_SIZE(run, bf16, be, problem);  \
-        else ATTENTION_DISPATCH_SIZE(run, float, be, problem);                       \
-    } while (0)
-#define ATTENTION_DISPATCH_SIZE(run, T, be, problem)           \
-    do {                                                       \
-        if ((problem)->HS <= 64) run<T, 64>(be, problem);      \
-        else if ((problem)->HS <= 128) run<T, 128>(be, problem); \
-        else run<T, 256>(be, problem);                         \
+// run<T, HSP>(be, problem) with the smallest instance that holds the head. fp32 is for checking: it has fewer.
+#define ATTENTION_DISPATCH(run, be, problem)                            \
+    do {                                                                \
+        bool half_size = (problem)->dtype == DTYPE_BF16;                \
+        int size = (problem)->HS;                                       \
+        if (half_size && size <= 64) run<bf16, 64>(be, problem);        \
+        else if (half_size && size <= 96) run<bf16, 96>(be, problem);   \
+        else if (half_size && size <= 128) run<bf16, 128>(be, problem); \
+        else if (half_size) run<bf16, 256>(be, problem);                \
+        else if (size <= 64) run<float, 64>(be, problem);               \
+        else if (size <= 128) run<float, 128>(be, problem);             \
+        else run<float, 256>(be, problem);                              \
     } while (0)
 
 // Element (row, column) of a matrix.
@@ -95,23 +97,27 @@ template <class T>
 __device__ __forceinline__ T *matrix_at(const void *matrix, int row, int stride, int column) {
     return (T *)matrix + ((int64_t)row * stride + column);
 }
-static __device__ __forceinline__ bool attention_is_wanted(const int32_t *wanted) { return wanted == NULL || *wanted != 0; }
+static __device__ __forceinline__ bool attention_is_wanted(const int32_t *wanted) {
+    return wanted == NULL || *wanted != 0;
+}
 
 // ---- tiles in shared memory ----
 
-// Heads whose rows do not start on 16 bytes go element by element; not worth being part of each kernel's code.
+// Heads whose rows do not start on 16 bytes go element by element. Rare: not unrolled, to take few registers.
 template <int STRIDE, class T>
-__device__ __forceinline__ void tile_load_elements(T *tile, const T *from, int stride, int tile_rows, int rows, int HS) {
+__device__ __forceinline__ void tile_load_elements(T *tile, const T *from, int stride, int tile_rows, int rows,
+                                                   int HS) {
     constexpr int HSP = STRIDE - PACK<T>;
 #pragma unroll 1
     for (int x = (int)threadIdx.x; x < tile_rows * HSP; x += (int)blockDim.x) {
         int row = x / HSP, column = x % HSP;
-        tile[row * STRIDE + column] = row < rows && column < HS ? from[(int64_t)row * stride + column] : from_float<T>(0.0f);
+        tile[row * STRIDE + column] =
+            row < rows && column < HS ? from[(int64_t)row * stride + column] : from_float<T>(0.0f);
     }
 }
 template <int STRIDE, class T>
 __device__ __forceinline__ void tile_store_elements(T *to, int stride, const T *tile, int tile_rows, int tile_columns,
-                                                 int rows, int columns) {
+                                                    int rows, int columns) {
 #pragma unroll 1
     for (int x = (int)threadIdx.x % WARP; x < tile_rows * tile_columns; x += WARP) {
         int row = x / tile_columns, column = x % tile_columns;
@@ -120,8 +126,8 @@ __device__ __forceinline__ void tile_store_elements(T *to, int stride, const T *
 }
 
 // tile(ROWS, STRIDE) = `rows` rows of HS elements from `from` on; the rest of the ROWS x HSP tile is 0. Asynchronous:
-// visible behind ptx_copy_wait and a barrier. A thread copies one column of 16 bytes. Not unrolled: the compiler would
-// keep an offset for each row in registers, which the sums need.
+// visible behind ptx_copy_wait and a barrier. A thread copies one column of 16 bytes. Not unrolled: the compiler
+// would keep an offset for each row in registers, which the sums need.
 template <int ROWS, int HSP, int THREADS, class T>
 __device__ __forceinline__ void tile_load(T *tile, const T *from, int stride, int rows, int HS, bool aligned) {
     constexpr int STRIDE = HSP + PACK<T>, CHUNKS = HSP / PACK<T>;
@@ -137,11 +143,12 @@ __device__ __forceinline__ void tile_load(T *tile, const T *from, int stride, in
     T *to = tile + row * STRIDE + column;
     if (column >= HS) rows = 0;
 #pragma unroll 1
-    for (int r = 0; r < ROWS; r += STEP, next += (int64_t)STEP * stride) ptx_copy16(to + r * STRIDE, next, row + r < rows);
+    for (int r = 0; r < ROWS; r += STEP, next += (int64_t)STEP * stride)
+        ptx_copy16(to + r * STRIDE, next, row + r < rows);
 }
 
-// A warp's rows of `to` (16*M, as far as `rows`; `columns` wide) = sums * factor. `tile` are 16*M rows of shared memory
-// that only this warp uses, to turn fragments into rows.
+// A warp's rows of `to` (16*M, as far as `rows`; `columns` wide) = sums * factor. `tile` are 16*M rows of shared
+// memory that only this warp uses, to turn fragments into rows.
 template <int STRIDE, int M, int N8, class T>
 __device__ __forceinline__ void tile_store(T *to, int stride, T *tile, const float (&sum)[M][N8][4],
                                            const float (&factor)[M][2], int rows, int columns, bool aligned) {
@@ -188,13 +195,13 @@ template <int STRIDE, int M>
 __device__ __forceinline__ void tile_left(uint32_t (&left)[M][4], const bf16 *a, int k) {
     int lane = (int)threadIdx.x % WARP;
 #pragma unroll
-    for (int m = 0; m < M; ++m)
-        ptx_ldmatrix<false>(left[m], a + (16 * m + lane % 16) * STRIDE + k + lane / 16 * 8);
+    for (int m = 0; m < M; ++m) ptx_ldmatrix<false>(left[m], a + (16 * m + lane % 16) * STRIDE + k + lane / 16 * 8);
 }
 
 // sum += left . b(8*N8, columns k..k+15)^T
 template <int STRIDE, int M, int N8>
-__device__ __forceinline__ void tile_step_nt(float (&sum)[M][N8][4], const uint32_t (&left)[M][4], const bf16 *b, int k) {
+__device__ __forceinline__ void tile_step_nt(float (&sum)[M][N8][4], const uint32_t (&left)[M][4], const bf16 *b,
+                                             int k) {
     int lane = (int)threadIdx.x % WARP;
 #pragma unroll
     for (int n = 0; n < N8; n += 2) {
@@ -238,7 +245,8 @@ __device__ __forceinline__ void tile_multiply_nt(float (&sum)[M][N8][4], const f
                 for (int m = 0; m < M; ++m)
 #pragma unroll
                     for (int i = 0; i < 8; ++i)
-                        sum[m][n][i / 4 * 2 + x] = fmaf(left[m][i / 4].v[i % 4], right.v[i % 4], sum[m][n][i / 4 * 2 + x]);
+                        sum[m][n][i / 4 * 2 + x] =
+                            fmaf(left[m][i / 4].v[i % 4], right.v[i % 4], sum[m][n][i / 4 * 2 + x]);
             }
     }
 }
@@ -308,8 +316,8 @@ __device__ __forceinline__ void tile_multiply_nn(float (&sum)[M][H8][4], const f
 
 // ---- the mask ----
 // Each row of a block sees one interval of columns, and in the forward direction flagged (prefix) columns of a longer
-// one: column j is allowed <=> low <= j < high, or high <= j < ahead and j is flagged. The three lie in shared memory,
-// 3*ROWS integers, in this order. Queries are meant by their positions.
+// one: column j is allowed <=> low <= j < high, or high <= j < ahead and j is flagged. The three lie in shared
+// memory, 3*ROWS integers, in this order. Queries are meant by their positions.
 
 typedef struct {
     const int32_t *doc;     // of one batch row

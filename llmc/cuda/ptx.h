@@ -1,8 +1,10 @@
 // ptx.h: the instructions that CUDA C++ has no name for: asynchronous copies into shared memory, ldmatrix, mma.sync,
-// paired conversions and the fast power of two. The only file with PTX; each instruction stands beside its meaning in C, which is what a host
-// compiler (the emulator, dev/emu) runs. Used by the attention kernels; knows nothing of them.
+// paired conversions and the fast power of two. The only file with PTX; each instruction stands beside its meaning in
+// C, which is what a host compiler (the emulator, dev/emu) runs. Used by the attention kernels; knows nothing of
+// them.
 //
-// Lanes of a warp are numbered 4g + c, g = 0..7, c = 0..3: a fragment holds two neighbouring columns 2c, 2c+1 of row g.
+// Lanes of a warp are numbered 4g + c, g = 0..7, c = 0..3: a fragment holds two neighbouring columns 2c, 2c+1 of row
+// g.
 #ifndef LLMC_CUDA_PTX_H
 #define LLMC_CUDA_PTX_H
 
@@ -38,8 +40,8 @@ static __device__ __forceinline__ void ptx_copy_wait(void) {
 #endif
 }
 
-// ---- ldmatrix: four 8x8 matrices of 16-bit elements; lane l gives the address of row l%8 (16 bytes) of matrix l/8 ----
-// to[i] = elements (g; 2c, 2c+1) of matrix i, or, transposed, (2c, 2c+1; g).
+// ---- ldmatrix: four 8x8 matrices of 16-bit elements; lane l gives the address of row l%8 (16 bytes) of matrix l/8
+// ---- to[i] = elements (g; 2c, 2c+1) of matrix i, or, transposed, (2c, 2c+1; g).
 #if !defined(__CUDACC__)
 typedef struct {
     uint16_t row[8];
@@ -117,8 +119,7 @@ static inline void ptx_mma_run(void *lanes[WARP]) {
 #endif
 static __device__ __forceinline__ void ptx_mma(float (&sum)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
 #if defined(__CUDACC__)
-    asm(
-        "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
+    asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
         "{%0, %1, %2, %3};\n"
         : "+f"(sum[0]), "+f"(sum[1]), "+f"(sum[2]), "+f"(sum[3])
         : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
