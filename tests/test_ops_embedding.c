@@ -57,7 +57,8 @@ static void check_embedding(OpTest *t, int64_t N, int64_t C, bool use_wpe, DType
 }
 // On a GPU the last ones sort in several blocks and give a token's rows to many warps, an odd number of them.
 static void test_embedding(OpTest *t) {
-    const int64_t SHAPES[][2] = {{1, 1}, {5, 7}, {40, 16}, {33, 100}, {0, 9}, {200, 264}, {65, 8}, {4999, 8}, {2100, 3}};
+    const int64_t SHAPES[][2] = {{1, 1},     {5, 7},  {40, 16},  {33, 100}, {0, 9},
+                                 {200, 264}, {65, 8}, {4999, 8}, {2100, 3}};
     for (size_t s = 0; s < sizeof SHAPES / sizeof SHAPES[0]; ++s)
         for (DType dtype = DTYPE_F32; dtype <= DTYPE_BF16; ++dtype) {
             check_embedding(t, SHAPES[s][0], SHAPES[s][1], true, dtype);

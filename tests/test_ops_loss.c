@@ -84,8 +84,7 @@ static LossCase loss_case(OpTest *t, int64_t N, int64_t V, int64_t Vp, float sof
     op_test_upload(t, l.weights, weights);
     double *logits = op_test_doubles(t, N * Vp);
     for (int64_t i = 0; i < N * Vp; ++i) logits[i] = l.logits_before[i];
-    l.ref = (LossRef){N, V, Vp, logits, targets, weights, (double)softcap, loss_scale,
-                      op_test_doubles(t, N)};
+    l.ref = (LossRef){N, V, Vp, logits, targets, weights, (double)softcap, loss_scale, op_test_doubles(t, N)};
     return l;
 }
 
@@ -191,8 +190,8 @@ static void test_cross_entropy_tail(OpTest *t) {
             fail_msg("softmax of (0, %g) is off by %g of %g", logits[2 * i + 1], error, expected);
     }
 }
-// A row that counts must have a target inside the vocabulary, padding columns excluded: the CPU stops, a device makes the
-// row's loss and gradient NaN, and only that row's.
+// A row that counts must have a target inside the vocabulary, padding columns excluded: the CPU stops, a device makes
+// the row's loss and gradient NaN, and only that row's.
 static void test_cross_entropy_bad_target(OpTest *t) {
     const double bad[3] = {-1, 33, 1 << 30};
     for (int i = 0; i < 3; ++i) {
@@ -217,10 +216,13 @@ static void test_cross_entropy_threads(OpTest *t) {
 }
 
 int main(void) {
-    const OpTestCase CASES[] = {
-        OP_TEST_CASE(test_cross_entropy),      OP_TEST_CASE(test_cross_entropy_reference),
-        OP_TEST_CASE(test_cross_entropy_wide), OP_TEST_CASE(test_cross_entropy_large),
-        OP_TEST_CASE(test_cross_entropy_nan),  OP_TEST_CASE(test_cross_entropy_tail),
-        OP_TEST_CASE(test_cross_entropy_bad_target), OP_TEST_CASE(test_cross_entropy_threads)};
+    const OpTestCase CASES[] = {OP_TEST_CASE(test_cross_entropy),
+                                OP_TEST_CASE(test_cross_entropy_reference),
+                                OP_TEST_CASE(test_cross_entropy_wide),
+                                OP_TEST_CASE(test_cross_entropy_large),
+                                OP_TEST_CASE(test_cross_entropy_nan),
+                                OP_TEST_CASE(test_cross_entropy_tail),
+                                OP_TEST_CASE(test_cross_entropy_bad_target),
+                                OP_TEST_CASE(test_cross_entropy_threads)};
     return op_test_main(CASES, sizeof CASES / sizeof CASES[0]);
 }

@@ -1,16 +1,17 @@
-// test_ops_norm.c: LayerNorm and RMSNorm against double precision; the reference's gradients against finite differences.
+// test_ops_norm.c: LayerNorm and RMSNorm against double precision; the reference's gradients against finite
+// differences.
 #include "tests/op_test.h"
 
 #include <math.h>
 
 #define EPS 1e-5
 
-// Several channel counts around the vector widths, one row, no rows, more rows than one summation chunk. On a GPU: rows
-// of one warp (up to 4 packs of 16 bytes a lane), of several, wider than a block's registers hold, each in whole packs
-// and not, and more rows than blocks times what a block takes at once.
-static const int64_t SHAPES[][2] = {{1, 1},   {1, 33},  {3, 7},    {2, 16},   {37, 20},  {0, 8},    {2100, 3},
-                                    {11, 64}, {5, 101}, {13, 264}, {3, 1032}, {3, 700},  {1, 4100}, {1, 8200},
-                                    {1, 16392}};
+// Several channel counts around the vector widths, one row, no rows, more rows than one summation chunk. On a GPU:
+// rows of one warp (up to 4 packs of 16 bytes a lane), of several, wider than a block's registers hold, each in whole
+// packs and not, and more rows than blocks times what a block takes at once.
+static const int64_t SHAPES[][2] = {{1, 1},    {1, 33},   {3, 7},    {2, 16},   {37, 20},
+                                    {0, 8},    {2100, 3}, {11, 64},  {5, 101},  {13, 264},
+                                    {3, 1032}, {3, 700},  {1, 4100}, {1, 8200}, {1, 16392}};
 #define SHAPE_COUNT (sizeof SHAPES / sizeof SHAPES[0])
 #define SMALL_SHAPES 6  // small enough for finite differences
 
@@ -83,9 +84,16 @@ static NormCase norm_case(OpTest *t, int64_t N, int64_t C, NormKind kind, bool b
     n.dx_before = op_test_host(t, n.dx);
     n.dweight_before = op_test_host(t, n.dweight);
     if (bias) n.dbias_before = op_test_host(t, n.dbias);
-    n.ref = (NormRef){N, C, kind, op_test_host(t, n.x), op_test_host(t, n.weight),
-                      bias ? op_test_host(t, n.bias) : NULL, op_test_host(t, n.dout), op_test_doubles(t, N * C),
-                      op_test_doubles(t, N), op_test_doubles(t, N)};
+    n.ref = (NormRef){N,
+                      C,
+                      kind,
+                      op_test_host(t, n.x),
+                      op_test_host(t, n.weight),
+                      bias ? op_test_host(t, n.bias) : NULL,
+                      op_test_host(t, n.dout),
+                      op_test_doubles(t, N * C),
+                      op_test_doubles(t, N),
+                      op_test_doubles(t, N)};
     return n;
 }
 

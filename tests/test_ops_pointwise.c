@@ -113,7 +113,8 @@ static void test_add(OpTest *t) {
 // Views that start in the middle of 16 bytes.
 static void test_add_unaligned(OpTest *t) {
     for (DType dtype = DTYPE_F32; dtype <= DTYPE_BF16; ++dtype) {
-        Tensor whole = op_test_random(t, dtype, OP_TEST_DIMS(65), 1.0), out = op_test_tensor(t, dtype, OP_TEST_DIMS(64));
+        Tensor whole = op_test_random(t, dtype, OP_TEST_DIMS(65), 1.0),
+               out = op_test_tensor(t, dtype, OP_TEST_DIMS(64));
         const double *host = op_test_host(t, whole);
         double *ref = op_test_doubles(t, 64);
         for (int64_t i = 0; i < 64; ++i) ref[i] = host[i] + host[i + 1];
@@ -205,10 +206,14 @@ static void test_pointwise_threads(OpTest *t) {
 }
 
 int main(void) {
-    const OpTestCase CASES[] = {OP_TEST_CASE(test_activations),         OP_TEST_CASE(test_activation_extremes),
-                                OP_TEST_CASE(test_add),                 OP_TEST_CASE(test_add_unaligned),
-                                OP_TEST_CASE(test_cast),                OP_TEST_CASE(test_cast_special_values),
-                                OP_TEST_CASE(test_softcap),             OP_TEST_CASE(test_vector_functions),
+    const OpTestCase CASES[] = {OP_TEST_CASE(test_activations),
+                                OP_TEST_CASE(test_activation_extremes),
+                                OP_TEST_CASE(test_add),
+                                OP_TEST_CASE(test_add_unaligned),
+                                OP_TEST_CASE(test_cast),
+                                OP_TEST_CASE(test_cast_special_values),
+                                OP_TEST_CASE(test_softcap),
+                                OP_TEST_CASE(test_vector_functions),
                                 OP_TEST_CASE(test_pointwise_threads)};
     return op_test_main(CASES, sizeof CASES / sizeof CASES[0]);
 }

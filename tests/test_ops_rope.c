@@ -26,8 +26,7 @@ static void qk_ref_forward(const QkRef *r) {
             for (int64_t i = 0; i < r->HS; ++i) squares += x[i] * x[i];
             double rstd = r->norm && h < heads ? 1 / sqrt(squares / (double)r->HS + EPS) : 1;
             const double *weight = h < r->NH ? r->q_weight : r->k_weight;
-            for (int64_t i = 0; i < r->HS; ++i)
-                out[i] = y[i] = r->norm && h < heads ? x[i] * rstd * weight[i] : x[i];
+            for (int64_t i = 0; i < r->HS; ++i) out[i] = y[i] = r->norm && h < heads ? x[i] * rstd * weight[i] : x[i];
             if (r->norm && h < heads) r->rstd[n * heads + h] = rstd;
             for (int64_t i = 0; i < half && r->rope && h < heads; ++i) {
                 int64_t at = (int64_t)r->positions[n] * half + i;
@@ -136,8 +135,10 @@ static void check_qk(OpTest *t, int64_t N, int64_t NH, int64_t NKV, int64_t HS, 
     QkCase q = qk_case(t, N, NH, NKV, HS, rope, norm, dtype);
     run_forward(t, &q);
     qk_ref_forward(&q.ref);
-    op_test_close(t, q.out, q.ref.out, op_test_tolerance(dtype), "qk_forward N %lld NH %lld NKV %lld HS %lld rope %d "
-                  "norm %d", (long long)N, (long long)NH, (long long)NKV, (long long)HS, rope, norm);
+    op_test_close(t, q.out, q.ref.out, op_test_tolerance(dtype),
+                  "qk_forward N %lld NH %lld NKV %lld HS %lld rope %d "
+                  "norm %d",
+                  (long long)N, (long long)NH, (long long)NKV, (long long)HS, rope, norm);
     if (norm) op_test_close(t, q.rstd, q.ref.rstd, 2e-6, "rstd");
     for (int accumulate = 0; accumulate < 2; ++accumulate) {
         q.accumulate = accumulate;
@@ -178,12 +179,12 @@ static void test_qk_reference(OpTest *t) {
         check_numeric(t, &q, q.ref.k_weight, dk, 10, "k_weight gradient");
     }
 }
-// On a GPU: heads whose halves are whole packs of 16 bytes and not, from one lane to all of a warp and beyond, more rows
-// than a block takes up, and more heads.
+// On a GPU: heads whose halves are whole packs of 16 bytes and not, from one lane to all of a warp and beyond, more
+// rows than a block takes up, and more heads.
 static void test_qk(OpTest *t) {
-    const int64_t SHAPES[][4] = {{1, 1, 1, 2},   {3, 2, 1, 10},  {2, 4, 2, 32},  {5, 3, 3, 6}, {0, 2, 1, 8},
-                                 {3, 3, 1, 64},  {2, 2, 1, 128}, {3, 2, 2, 80},  {2, 1, 1, 136},
-                                 {1, 1, 1, 520}, {2, 1, 1, 1024}, {300, 2, 1, 16}, {3, 9, 1, 62}};
+    const int64_t SHAPES[][4] = {{1, 1, 1, 2},    {3, 2, 1, 10},   {2, 4, 2, 32}, {5, 3, 3, 6},   {0, 2, 1, 8},
+                                 {3, 3, 1, 64},   {2, 2, 1, 128},  {3, 2, 2, 80}, {2, 1, 1, 136}, {1, 1, 1, 520},
+                                 {2, 1, 1, 1024}, {300, 2, 1, 16}, {3, 9, 1, 62}};
     for (size_t s = 0; s < sizeof SHAPES / sizeof SHAPES[0]; ++s)
         for (DType dtype = DTYPE_F32; dtype <= DTYPE_BF16; ++dtype)
             for (int variant = 0; variant < 4; ++variant)
@@ -210,7 +211,8 @@ static void test_qk_threads(OpTest *t) {
 }
 
 int main(void) {
-    const OpTestCase CASES[] = {OP_TEST_CASE(test_qk_reference), OP_TEST_CASE(test_qk), OP_TEST_CASE(test_qk_odd_head),
-                                OP_TEST_CASE(test_qk_bad_position), OP_TEST_CASE(test_qk_threads)};
+    const OpTestCase CASES[] = {OP_TEST_CASE(test_qk_reference), OP_TEST_CASE(test_qk),
+                                OP_TEST_CASE(test_qk_odd_head), OP_TEST_CASE(test_qk_bad_position),
+                                OP_TEST_CASE(test_qk_threads)};
     return op_test_main(CASES, sizeof CASES / sizeof CASES[0]);
 }

@@ -7,8 +7,8 @@ cd "$(dirname "$0")/.." || exit 1
 . tests/lib.sh
 limits=tests/ptxas_limits.txt
 
-# over_limit LIMITS < REPORTS: one line for each kernel beyond its limits and each limit without a kernel; fails if there is
-# any, or no kernel at all.
+# over_limit LIMITS < REPORTS: one line for each kernel beyond its limits and each limit without a kernel; fails if
+# there is any, or no kernel at all.
 over_limit() {
     c++filt | awk -v limits="$1" '
         BEGIN {
@@ -23,7 +23,7 @@ over_limit() {
         /Compiling entry function/ {
             split($0, quoted, "\047")
             kernel = quoted[2]; arch = quoted[4]; spills = 0
-            sub(/^void /, "", kernel); gsub(/__nv_bfloat16/, "bf16", kernel); sub(/\(anonymous namespace\)::/, "", kernel)
+            sub(/^void /, "", kernel); gsub(/__nv_bfloat16/, "bf16", kernel)
         }
         /bytes spill stores/ { for (i = 1; i < NF; ++i) if ($i == "bytes" && $(i + 1) == "spill") spills += $(i - 1) }
         /Used [0-9]+ registers/ {

@@ -1,5 +1,6 @@
-// activation.h: the elementwise activations and their derivatives in fp32, one definition for every kernel that applies
-// them (pointwise.cu, the epilogues of matmul.cu). Gated activations are not elementwise and stay in pointwise.cu.
+// activation.h: the elementwise activations and their derivatives in fp32, one definition for every kernel that
+// applies them (pointwise.cu, the epilogues of matmul.cu). Gated activations are not elementwise and stay in
+// pointwise.cu.
 #ifndef LLMC_CUDA_ACTIVATION_H
 #define LLMC_CUDA_ACTIVATION_H
 
@@ -12,8 +13,8 @@
 // 0 far below and 1 far above zero: exp overflows to infinity, whose reciprocal is 0.
 static __device__ __forceinline__ float sigmoid(float x) { return __fdividef(1.0f, 1.0f + expf(-x)); }
 
-// (1 + tanh(u)) / 2 is sigmoid(2u): one exponential and one reciprocal, half of what tanhf costs. A GPU's memory leaves
-// about 30 instructions an element.
+// (1 + tanh(u)) / 2 is sigmoid(2u): one exponential and one reciprocal, half of what tanhf costs. A GPU's memory
+// leaves about 30 instructions an element.
 static __device__ __forceinline__ float gelu(float x) {
     return x * sigmoid(2.0f * GELU_SCALE * (x + GELU_CUBIC * x * x * x));
 }

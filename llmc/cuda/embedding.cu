@@ -1,6 +1,6 @@
 // embedding.cu: token and position rows in, gradients back to the tables. Reached through backend.h; knows nothing of
-// models. An id outside of its table never turns into an address: its row becomes NaN in the forward, so that the loss
-// says so, and is left out in the backward.
+// models. An id outside of its table never turns into an address: its row becomes NaN in the forward, so that the
+// loss says so, and is left out in the backward.
 #include "llmc/cuda/backend_cuda.h"
 #include "llmc/cuda/workspace.h"
 #include "llmc/op_check.h"
@@ -31,7 +31,8 @@ static __global__ void __launch_bounds__(EMBEDDING_WARPS *WARP)
 }
 
 template <class T, int W>
-static void embedding_forward_launch(Backend *be, Tensor out, Tensor tokens, Tensor positions, Tensor wte, Tensor wpe) {
+static void embedding_forward_launch(Backend *be, Tensor out, Tensor tokens, Tensor positions, Tensor wte,
+                                     Tensor wpe) {
     int64_t N = out.dim[0];
     GPU_LAUNCH(be, (embedding_forward_kernel<T, W>), dim3((unsigned)div_up(N, EMBEDDING_WARPS)),
                dim3(EMBEDDING_WARPS * WARP), 0, (T *)out.data, (const int32_t *)tokens.data,
@@ -42,23 +43,21 @@ template <class T>
 static void embedding_forward_any(Backend *be, Tensor out, Tensor tokens, Tensor positions, Tensor wte, Tensor wpe) {
     if (out.dim[1] % PACK<T> == 0 && gpu_aligned(out.data) && gpu_aligned(wte.data) && gpu_aligned(wpe.data))
         embedding_forward_launch<T, PACK<T>>(be, out, tokens, positions, wte, wpe);
-    else
-        embedding_forward_launch<T, 1>(be, out, tokens, positions, wte, wpe);
+    else embedding_forward_launch<T, 1>(be, out, tokens, positions, wte, wpe);
 }
 static void embedding_forward(Backend *be, Tensor out, Tensor tokens, Tensor positions, Tensor wte, Tensor wpe) {
     op_check_embedding("out", out, tokens, positions, "wte", wte, "wpe", wpe, out.dtype);
     if (out.dim[0] == 0) return;
-    if (out.dtype == DTYPE_F32)
-        embedding_forward_any<float>(be, out, tokens, positions, wte, wpe);
-    else
-        embedding_forward_any<bf16>(be, out, tokens, positions, wte, wpe);
+    if (out.dtype == DTYPE_F32) embedding_forward_any<float>(be, out, tokens, positions, wte, wpe);
+    else embedding_forward_any<bf16>(be, out, tokens, positions, wte, wpe);
 }
 
 // ---- backward: the order of the rows ----
-// Rows of one id must be added in increasing i, without atomics. Each row's key is (id << 32 | i): no two are equal, so
-// that any sort gives the one order wanted. The sort merges ever longer runs: each key finds its place in the merged
-// run by itself, counting by bisection the keys of the neighbouring run that are smaller. Runs up to EMBEDDING_SORT keys
-// grow in shared memory, longer ones in L2: log2(N / EMBEDDING_SORT) passes over 8*N bytes, microseconds each.
+// Rows of one id must be added in increasing i, without atomics. Each row's key is (id << 32 | i): no two are equal,
+// so that any sort gives the one order wanted. The sort merges ever longer runs: each key finds its place in the
+// merged run by itself, counting by bisection the keys of the neighbouring run that are smaller. Runs up to
+// EMBEDDING_SORT keys grow in shared memory, longer ones in L2: log2(N / EMBEDDING_SORT) passes over 8*N bytes,
+// microseconds each.
 #define EMBEDDING_SORT 2048
 #define EMBEDDING_SORT_THREADS 1024
 #define EMBEDDING_NO_ID 0xffffffffu  // sorts last
@@ -70,10 +69,8 @@ static __device__ __forceinline__ int64_t key_row(uint64_t key) { return (int64_
 static __device__ __forceinline__ int lower_bound(const uint64_t *keys, int low, int high, uint64_t key) {
     while (low < high) {
         int middle = low + (high - low) / 2;
-        if (keys[middle] < key)
-            low = middle + 1;
-        else
-            high = middle;
+        if (keys[middle] < key) low = middle + 1;
+        else high = middle;
     }
     return low;
 }
@@ -112,11 +109,11 @@ static __global__ void __launch_bounds__(256)
 }
 
 // ---- backward: the sums ----
-// The sorted rows are cut into tiles of EMBEDDING_TILE; a warp adds up 32*W columns of a tile, in order. What belongs to
-// an id that begins in the tile is added to the table right away: the tile is the only one. What continues an id of
-// earlier tiles is kept as the tile's carry, and a second kernel adds an id's carries in the tiles' order. A frequent
-// token is thus summed by as many warps as it has tiles. Bound: dout read once, each table row that occurs read and
-// written in fp32, and one row in EMBEDDING_TILE of carries.
+// The sorted rows are cut into tiles of EMBEDDING_TILE; a warp adds up 32*W columns of a tile, in order. What belongs
+// to an id that begins in the tile is added to the table right away: the tile is the only one. What continues an id
+// of earlier tiles is kept as the tile's carry, and a second kernel adds an id's carries in the tiles' order. A
+// frequent token is thus summed by as many warps as it has tiles. Bound: dout read once, each table row that occurs
+// read and written in fp32, and one row in EMBEDDING_TILE of carries.
 #define EMBEDDING_ADD_WARPS 4
 #define EMBEDDING_FLIGHT 4  // rows on their way
 
@@ -126,7 +123,8 @@ struct EmbeddingPlace {
     int tile, column;
 };
 static __device__ __forceinline__ EmbeddingPlace embedding_place(int C, int width) {
-    int warp = (int)(blockIdx.x * EMBEDDING_ADD_WARPS + threadIdx.x / WARP), chunks = (C + WARP * width - 1) / (WARP * width);
+    int warp = (int)(blockIdx.x * EMBEDDING_ADD_WARPS + threadIdx.x / WARP),
+        chunks = (C + WARP * width - 1) / (WARP * width);
     return {warp / chunks, (warp % chunks * WARP + (int)threadIdx.x % WARP) * width};
 }
 template <int W>
@@ -161,10 +159,8 @@ static __global__ void __launch_bounds__(EMBEDDING_ADD_WARPS *WARP)
         for (int k = 0; k < EMBEDDING_FLIGHT; ++k) {
             if (at + k >= end) continue;
             if (ids[k] != id) {
-                if (continues)
-                    floats_store<W>(carry + (int64_t)place.tile * C + place.column, sum);
-                else
-                    floats_add<W>(table + (int64_t)id * C + place.column, sum);
+                if (continues) floats_store<W>(carry + (int64_t)place.tile * C + place.column, sum);
+                else floats_add<W>(table + (int64_t)id * C + place.column, sum);
                 continues = false;
                 id = ids[k];
 #pragma unroll
@@ -176,10 +172,8 @@ static __global__ void __launch_bounds__(EMBEDDING_ADD_WARPS *WARP)
             for (int i = 0; i < W; ++i) sum[i] += x[i];
         }
     }
-    if (continues)
-        floats_store<W>(carry + (int64_t)place.tile * C + place.column, sum);
-    else if (id != EMBEDDING_NO_ID)
-        floats_add<W>(table + (int64_t)id * C + place.column, sum);
+    if (continues) floats_store<W>(carry + (int64_t)place.tile * C + place.column, sum);
+    else if (id != EMBEDDING_NO_ID) floats_add<W>(table + (int64_t)id * C + place.column, sum);
 }
 
 // The warp of the first tile that continues an id adds up the carries of all that do.
@@ -211,16 +205,16 @@ static void embedding_add_launch(Backend *be, Tensor table, float *carry, Tensor
     int64_t N = dout.dim[0], C = dout.dim[1];
     int64_t warps = div_up(N, EMBEDDING_TILE) * div_up(C, WARP * W);
     dim3 grid((unsigned)div_up(warps, EMBEDDING_ADD_WARPS)), block(EMBEDDING_ADD_WARPS * WARP);
-    GPU_LAUNCH(be, (embedding_add_kernel<T, W>), grid, block, 0, (float *)table.data, carry, (const T *)dout.data, keys,
-               to_i32(N), to_i32(C));
-    GPU_LAUNCH(be, (embedding_carry_kernel<W>), grid, block, 0, (float *)table.data, carry, keys, to_i32(N), to_i32(C));
+    GPU_LAUNCH(be, (embedding_add_kernel<T, W>), grid, block, 0, (float *)table.data, carry, (const T *)dout.data,
+               keys, to_i32(N), to_i32(C));
+    GPU_LAUNCH(be, (embedding_carry_kernel<W>), grid, block, 0, (float *)table.data, carry, keys, to_i32(N),
+               to_i32(C));
 }
 template <class T>
 static void embedding_add_any(Backend *be, Tensor table, float *carry, Tensor dout, const uint64_t *keys) {
     if (dout.dim[1] % PACK<T> == 0 && gpu_aligned(dout.data) && gpu_aligned(table.data))
         embedding_add_launch<T, PACK<T>>(be, table, carry, dout, keys);
-    else
-        embedding_add_launch<T, 1>(be, table, carry, dout, keys);
+    else embedding_add_launch<T, 1>(be, table, carry, dout, keys);
 }
 
 static void embedding_table_backward(Backend *be, Tensor table, Tensor dout, Tensor ids, unsigned char *scratch) {
@@ -237,10 +231,8 @@ static void embedding_table_backward(Backend *be, Tensor table, Tensor dout, Ten
         keys = other;
         other = swap;
     }
-    if (dout.dtype == DTYPE_F32)
-        embedding_add_any<float>(be, table, carry, dout, keys);
-    else
-        embedding_add_any<bf16>(be, table, carry, dout, keys);
+    if (dout.dtype == DTYPE_F32) embedding_add_any<float>(be, table, carry, dout, keys);
+    else embedding_add_any<bf16>(be, table, carry, dout, keys);
 }
 
 static void embedding_backward(Backend *be, Tensor dwte, Tensor dwpe, Tensor dout, Tensor tokens, Tensor positions) {

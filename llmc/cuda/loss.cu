@@ -1,5 +1,5 @@
-// loss.cu: softmax cross-entropy with its gradient in place. The logits are the largest tensor of a step: a row is read
-// from memory once and written once. Reached through backend.h; knows nothing of models.
+// loss.cu: softmax cross-entropy with its gradient in place. The logits are the largest tensor of a step: a row is
+// read from memory once and written once. Reached through backend.h; knows nothing of models.
 #include "llmc/cuda/backend_cuda.h"
 #include "llmc/cuda/ptx.h"
 #include "llmc/op_check.h"
@@ -17,13 +17,15 @@
 template <class T>
 static __device__ __forceinline__ float exp_shifted(float x, float shift);
 template <>
-__device__ __forceinline__ float exp_shifted<float>(float x, float shift) { return expf(x - shift); }
+__device__ __forceinline__ float exp_shifted<float>(float x, float shift) {
+    return expf(x - shift);
+}
 template <>
 __device__ __forceinline__ float exp_shifted<bf16>(float x, float shift) {
     return ptx_exp2(fmaf(x, LOG2_E, -shift * LOG2_E));
 }
-// A logit as the softmax sees it: capped to (-cap, cap), or as it is for cap 0. In bf16 an absolute error of 2^-23 cap
-// does: tanh(u) = 1 - 2 / (1 + exp(2u)).
+// A logit as the softmax sees it: capped to (-cap, cap), or as it is for cap 0. In bf16 an absolute error of 2^-23
+// cap does: tanh(u) = 1 - 2 / (1 + exp(2u)).
 template <class T, bool CAPPED>
 static __device__ __forceinline__ float capped_logit(float x, float cap) {
     if (!CAPPED) return x;
@@ -50,11 +52,77 @@ static __device__ __forceinline__ void softmax_take(OnlineSoftmax *s, const floa
     for (int i = 0; i < W; ++i) s->sum += exp_shifted<T>(x[i], shift);
 }
 
-// A block a row. The first pass reads it, keeps as much of it as fits (cached_packs) in shared memory, each thread for
-// itself, and sums the softmax online; the second writes the gradient. What does not fit is read again, mostly from L2.
-// Bound: 2*N*Vp elements, read and written once; without a gradient half of it. About 12 instructions an element (bf16,
-// no cap), a third of what fits beside that.
-// loss_scale is NULL where no gradient is wanted. A target outside of the vocabulary makes its row NaN.
+// What the threads of a block know of their row.
+template <class T, int W>
+struct LossRow {
+    T *logits;
+    Pack<T, W> *cache;  // shared memory: the row's first packs, each used by one thread only
+    int cached_packs, V, Vp, target;
+    float cap;
+};
+
+// The thread's share of the softmax's sum; what fits of the row is kept.
+template <class T, int W, bool CAPPED>
+static __device__ __forceinline__ OnlineSoftmax loss_row_read(const LossRow<T, W> &r) {
+    int threads = (int)blockDim.x, live = (r.V + W - 1) / W;
+    OnlineSoftmax s = {-INFINITY, 0.0f};
+    for (int first = (int)threadIdx.x; first < live; first += LOSS_PACKS * threads) {
+        Pack<T, W> x[LOSS_PACKS] = {};
+#pragma unroll
+        for (int k = 0; k < LOSS_PACKS; ++k)
+            if (first + k * threads < live) x[k] = pack_load<T, W>(r.logits + (int64_t)(first + k * threads) * W);
+#pragma unroll
+        for (int k = 0; k < LOSS_PACKS; ++k) {
+            int p = first + k * threads;
+            if (p >= live) continue;
+            if (p < r.cached_packs) r.cache[p] = x[k];
+            float v[W];
+            pack_to_floats<W>(v, x[k]);
+#pragma unroll
+            for (int i = 0; i < W; ++i) v[i] = capped_logit<T, CAPPED>(v[i], r.cap);
+            if ((p + 1) * W > r.V)  // the padding behind the vocabulary
+#pragma unroll
+                for (int i = 0; i < W; ++i) v[i] = p * W + i < r.V ? v[i] : -INFINITY;
+            softmax_take<T, W>(&s, v);
+        }
+    }
+    return s;
+}
+
+// d(scale nll)/d(logit) = scale (softmax - [v is the target]) (1 - tanh^2 where capped)
+template <class T, int W, bool CAPPED>
+static __device__ __forceinline__ void loss_row_write(const LossRow<T, W> &r, OnlineSoftmax s, float scale) {
+    float factor = scale / s.sum;
+#pragma unroll 2
+    for (int p = (int)threadIdx.x; p < r.Vp / W; p += (int)blockDim.x) {
+        Pack<T, W> x;
+        if (p < r.cached_packs && p * W < r.V) x = r.cache[p];
+        else x = pack_load<T, W>(r.logits + (int64_t)p * W);
+        float v[W], d[W];
+        pack_to_floats<W>(v, x);
+#pragma unroll
+        for (int i = 0; i < W; ++i) {
+            v[i] = capped_logit<T, CAPPED>(v[i], r.cap);
+            d[i] = exp_shifted<T>(v[i], s.top) * factor;
+        }
+        if (p == r.target / W)
+#pragma unroll
+            for (int i = 0; i < W; ++i) d[i] -= i == r.target % W ? scale : 0.0f;
+#pragma unroll
+        for (int i = 0; i < W; ++i)
+            if (CAPPED) d[i] *= 1.0f - v[i] / r.cap * (v[i] / r.cap);
+        if ((p + 1) * W > r.V)
+#pragma unroll
+            for (int i = 0; i < W; ++i) d[i] = p * W + i < r.V ? d[i] : 0.0f;
+        pack_store_once<T, W>(r.logits + (int64_t)p * W, pack_from_floats<T, W>(d));
+    }
+}
+
+// A block a row. The first pass reads it, keeps as much of it as fits in shared memory and sums the softmax online;
+// the second writes the gradient. What does not fit is read again, mostly from L2. Bound: 2*N*Vp elements, read and
+// written once; without a gradient half of it. About 16 instructions an element (bf16, no cap), under half of what
+// fits beside that. loss_scale is NULL where no gradient is wanted. A target outside of the vocabulary makes its row
+// NaN.
 template <class T, int W, bool CAPPED>
 static __global__ void __launch_bounds__(LOSS_MAX_THREADS)
     cross_entropy_kernel(float *nll, T *logits, const int32_t *__restrict__ targets,
@@ -64,76 +132,24 @@ static __global__ void __launch_bounds__(LOSS_MAX_THREADS)
     typedef Pack<T, W> LogitPack;
     SHARED_DYNAMIC(LogitPack, cache);
     int64_t row = blockIdx.x;
-    int thread = (int)threadIdx.x, threads = (int)blockDim.x, packs = Vp / W, live = (V + W - 1) / W;
-    int target = targets[row];
+    LossRow<T, W> r = {logits + row * Vp, cache, cached_packs, V, Vp, targets[row], cap};
     float weight = weights[row];
-    logits += row * Vp;
     if (weight == 0.0f) {  // whatever its target and logits are
-        if (thread == 0) nll[row] = 0;
-        LogitPack zeros;
-#pragma unroll
-        for (int i = 0; i < W; ++i) zeros.v[i] = from_float<T>(0.0f);
-        if (loss_scale != NULL)
-            for (int p = thread; p < packs; p += threads) pack_store_once<T, W>(logits + (int64_t)p * W, zeros);
+        const float zeros[W] = {};
+        if (threadIdx.x == 0) nll[row] = 0;
+        for (int p = (int)threadIdx.x; loss_scale != NULL && p < Vp / W; p += (int)blockDim.x)
+            pack_store_once<T, W>(r.logits + (int64_t)p * W, pack_from_floats<T, W>(zeros));
         return;
     }
-    bool bad = target < 0 || target >= V;
-    float at_target = bad ? NAN : capped_logit<T, CAPPED>(to_float(logits[bad ? 0 : target]), cap);
-    OnlineSoftmax s = {-INFINITY, 0.0f};
-    for (int first = thread; first < live; first += LOSS_PACKS * threads) {
-        LogitPack x[LOSS_PACKS];
-#pragma unroll
-        for (int k = 0; k < LOSS_PACKS; ++k)
-            if (first + k * threads < live) x[k] = pack_load<T, W>(logits + (int64_t)(first + k * threads) * W);
-#pragma unroll
-        for (int k = 0; k < LOSS_PACKS; ++k) {
-            int p = first + k * threads;
-            if (p >= live) continue;
-            if (p < cached_packs) cache[p] = x[k];
-            float v[W];
-            pack_to_floats<W>(v, x[k]);
-#pragma unroll
-            for (int i = 0; i < W; ++i) v[i] = capped_logit<T, CAPPED>(v[i], cap);
-            if ((p + 1) * W > V)  // the padding behind the vocabulary
-#pragma unroll
-                for (int i = 0; i < W; ++i) v[i] = p * W + i < V ? v[i] : -INFINITY;
-            softmax_take<T, W>(&s, v);
-        }
-    }
+    bool bad = r.target < 0 || r.target >= V;
+    float at_target = capped_logit<T, CAPPED>(to_float(r.logits[bad ? 0 : r.target]), cap);
+    OnlineSoftmax s = loss_row_read<T, W, CAPPED>(r);
     float top = block_max(s.top, partial);
     if (s.top > -INFINITY) s.sum *= exp_shifted<T>(s.top, top);
-    float sum = block_sum(s.sum, partial);
+    s = {top, block_sum(s.sum, partial)};
     // Logits may be large and their difference small: in double.
-    if (thread == 0) nll[row] = (float)(log((double)sum) + (double)top - (double)at_target);
-    if (loss_scale == NULL) return;
-
-    // d(scale nll)/d(logit) = scale (softmax - [v is the target]) (1 - tanh^2 where capped)
-    float scale = bad ? NAN : weight * *loss_scale, factor = scale / sum;
-#pragma unroll 2
-    for (int p = thread; p < packs; p += threads) {
-        LogitPack x = {};
-        if (p < cached_packs)
-            x = cache[p];
-        else
-            x = pack_load<T, W>(logits + (int64_t)p * W);
-        float v[W], d[W];
-        pack_to_floats<W>(v, x);
-#pragma unroll
-        for (int i = 0; i < W; ++i) {
-            v[i] = capped_logit<T, CAPPED>(v[i], cap);
-            d[i] = exp_shifted<T>(v[i], top) * factor;
-        }
-        if (p == target / W)
-#pragma unroll
-            for (int i = 0; i < W; ++i) d[i] -= i == target % W ? scale : 0.0f;
-#pragma unroll
-        for (int i = 0; i < W; ++i)
-            if (CAPPED) d[i] *= 1.0f - v[i] / cap * (v[i] / cap);
-        if ((p + 1) * W > V)
-#pragma unroll
-            for (int i = 0; i < W; ++i) d[i] = p * W + i < V ? d[i] : 0.0f;
-        pack_store_once<T, W>(logits + (int64_t)p * W, pack_from_floats<T, W>(d));
-    }
+    if (threadIdx.x == 0) nll[row] = bad ? NAN : (float)(log((double)s.sum) + (double)s.top - (double)at_target);
+    if (loss_scale != NULL) loss_row_write<T, W, CAPPED>(r, s, bad ? NAN : weight * *loss_scale);
 }
 
 typedef struct {
@@ -160,14 +176,10 @@ static void cross_entropy_launch(Backend *be, const LossCall *c) {
 template <class T>
 static void cross_entropy_any(Backend *be, const LossCall *c) {
     bool vector = c->logits.dim[1] % PACK<T> == 0 && gpu_aligned(c->logits.data), capped = c->args.softcap > 0;
-    if (vector && capped)
-        cross_entropy_launch<T, PACK<T>, true>(be, c);
-    else if (vector)
-        cross_entropy_launch<T, PACK<T>, false>(be, c);
-    else if (capped)
-        cross_entropy_launch<T, 1, true>(be, c);
-    else
-        cross_entropy_launch<T, 1, false>(be, c);
+    if (vector && capped) cross_entropy_launch<T, PACK<T>, true>(be, c);
+    else if (vector) cross_entropy_launch<T, PACK<T>, false>(be, c);
+    else if (capped) cross_entropy_launch<T, 1, true>(be, c);
+    else cross_entropy_launch<T, 1, false>(be, c);
 }
 
 static void cross_entropy(Backend *be, Tensor nll, Tensor logits, Tensor targets, Tensor weights,
@@ -175,10 +187,8 @@ static void cross_entropy(Backend *be, Tensor nll, Tensor logits, Tensor targets
     op_check_cross_entropy(nll, logits, targets, weights, &args);
     if (logits.dim[0] == 0) return;
     LossCall call = {nll, logits, targets, weights, args};
-    if (logits.dtype == DTYPE_F32)
-        cross_entropy_any<float>(be, &call);
-    else
-        cross_entropy_any<bf16>(be, &call);
+    if (logits.dtype == DTYPE_F32) cross_entropy_any<float>(be, &call);
+    else cross_entropy_any<bf16>(be, &call);
 }
 
 void loss_register_cuda(Backend *be) { be->cross_entropy = cross_entropy; }

@@ -1,16 +1,16 @@
-// norm.cu: LayerNorm and RMSNorm over the last dimension, forward and backward. Reached through backend.h; knows nothing
-// of models.
+// norm.cu: LayerNorm and RMSNorm over the last dimension, forward and backward. Reached through backend.h; knows
+// nothing of models.
 //
-// A row belongs to row_threads threads (whole warps), which keep it in registers, PER packs each, so that it is read from
-// memory once. Rows wider than the registers hold are read again by the *_wide kernels, which take any shape.
+// A row belongs to row_threads threads (whole warps), which keep it in registers, PER packs each, so that it is read
+// from memory once. Rows wider than the registers hold are read again by the *_wide kernels, which take any shape.
 #include "llmc/cuda/partials.h"
 #include "llmc/op_check.h"
 
 #define NORM_MAX_THREADS 1024
 #define NORM_WIDE_THREADS 512
 
-// The sum of x over the threads of a row, which are `row_warps` neighbouring warps. `partial` (32 numbers, shared) must
-// not be used again before the block's next barrier: calls take turns between two of them.
+// The sum of x over the threads of a row, which are `row_warps` neighbouring warps. `partial` (32 numbers, shared)
+// must not be used again before the block's next barrier: calls take turns between two of them.
 static __device__ __forceinline__ float row_sum(float x, int row_warps, float *partial) {
     x = warp_sum(x);
     if (row_warps == 1) return x;
@@ -24,8 +24,9 @@ static __device__ __forceinline__ float row_sum(float x, int row_warps, float *p
 }
 
 // ---- forward ----
-// The variance is taken around the mean in a second pass over the registers: E[x^2] - mean^2 would cancel. mean_out is
-// NULL for RMSNorm, bias may be NULL. Bound: x read and out written once, 2*N*C elements; weight and bias come from L1.
+// The variance is taken around the mean in a second pass over the registers: E[x^2] - mean^2 would cancel. mean_out
+// is NULL for RMSNorm, bias may be NULL. Bound: x read and out written once, 2*N*C elements; weight and bias come
+// from L1.
 template <class T, int W, int PER>
 static __global__ void __launch_bounds__(NORM_MAX_THREADS)
     norm_forward_kernel(T *__restrict__ out, float *mean_out, float *rstd_out, const T *__restrict__ x,
@@ -121,12 +122,9 @@ static bool norm_forward_any(Backend *be, const NormForward *n) {
     int64_t packs = n->x.dim[1] / W, row_threads = round_up(div_up(packs, 4), WARP);
     if (row_threads > NORM_MAX_THREADS) return false;
     int rows_each = row_threads == WARP ? 8 : 1;
-    if (W > 1 && packs <= WARP)
-        norm_forward_launch<T, W, W == 1 ? 4 : 1>(be, n, WARP, rows_each);
-    else if (W > 1 && packs <= 2 * WARP)
-        norm_forward_launch<T, W, W == 1 ? 4 : 2>(be, n, WARP, rows_each);
-    else
-        norm_forward_launch<T, W, 4>(be, n, (int)row_threads, rows_each);
+    if (W > 1 && packs <= WARP) norm_forward_launch<T, W, W == 1 ? 4 : 1>(be, n, WARP, rows_each);
+    else if (W > 1 && packs <= 2 * WARP) norm_forward_launch<T, W, W == 1 ? 4 : 2>(be, n, WARP, rows_each);
+    else norm_forward_launch<T, W, 4>(be, n, (int)row_threads, rows_each);
     return true;
 }
 template <class T>
@@ -146,10 +144,8 @@ static void norm_forward(Backend *be, Tensor out, Tensor mean, Tensor rstd, Tens
     op_check_2d("out", out, x.dtype, x.dim[0], x.dim[1]);
     if (x.dim[0] == 0) return;
     NormForward n = {out, mean, rstd, x, weight, bias, args.eps};
-    if (x.dtype == DTYPE_F32)
-        norm_forward_dtype<float>(be, &n);
-    else
-        norm_forward_dtype<bf16>(be, &n);
+    if (x.dtype == DTYPE_F32) norm_forward_dtype<float>(be, &n);
+    else norm_forward_dtype<bf16>(be, &n);
 }
 
 // ---- backward ----
@@ -196,8 +192,8 @@ static __device__ __forceinline__ NormRow<T, W, PER> norm_row_load(const T *dout
     return r;
 }
 
-// The threads of a block's row groups hold the same columns: adds them up into columns [at, at + W) of `out`. `shared`
-// is W numbers a thread. Every thread of the block takes part.
+// The threads of a block's row groups hold the same columns: adds them up into columns [at, at + W) of `out`.
+// `shared` is W numbers a thread. Every thread of the block takes part.
 template <int W>
 static __device__ __forceinline__ void groups_sum(float *out, const float (&sum)[W], int at, int C, int row_threads,
                                                   float *shared) {
@@ -221,9 +217,8 @@ static __device__ __forceinline__ void groups_sum(float *out, const float (&sum)
 template <class T, int W, int PER>
 static __global__ void __launch_bounds__(NORM_BACKWARD_THREADS)
     norm_backward_kernel(T *dx, float *partials, const T *__restrict__ dout, const T *__restrict__ x,
-                         const T *__restrict__ weight, const float *__restrict__ mean,
-                         const float *__restrict__ rstd, int N, int C, int row_threads, bool want_bias,
-                         bool accumulate) {
+                         const T *__restrict__ weight, const float *__restrict__ mean, const float *__restrict__ rstd,
+                         int N, int C, int row_threads, bool want_bias, bool accumulate) {
     SHARED_ARRAY(float2, sums, 2 * WARP);
     SHARED_ARRAY(float, columns, NORM_BACKWARD_THREADS *W);
     int groups = (int)blockDim.x / row_threads, group = (int)threadIdx.x / row_threads;
@@ -327,8 +322,8 @@ static void norm_finish(Backend *be, const NormBackward *n, const float *partial
                       partials, blocks, n->accumulate_dw);
 }
 
-// Row groups of a block. Registers let an SM run NORM_BACKWARD_THREADS threads: two blocks of half as many, which do not
-// wait for each other's barriers, unless that leaves more threads idle.
+// Row groups of a block. Registers let an SM run NORM_BACKWARD_THREADS threads: two blocks of half as many, which do
+// not wait for each other's barriers, unless that leaves more threads idle.
 static int norm_backward_groups(int row_threads) {
     int one = NORM_BACKWARD_THREADS / row_threads, of_two = NORM_BACKWARD_THREADS / 2 / row_threads;
     return 2 * of_two >= one ? of_two : one;
@@ -340,9 +335,9 @@ static void norm_backward_launch(Backend *be, const NormBackward *n) {
     int64_t blocks = partials_blocks(N, groups);
     float *partials = norm_partials(be, n, blocks);
     GPU_LAUNCH(be, (norm_backward_kernel<T, W, PER>), dim3((unsigned)blocks), dim3((unsigned)(row_threads * groups)),
-               0, (T *)n->dx.data, partials, (const T *)n->dout.data, (const T *)n->x.data,
-               (const T *)n->weight.data, (const float *)n->mean.data, (const float *)n->rstd.data, to_i32(N),
-               to_i32(C), row_threads, !tensor_is_none(n->dbias), n->accumulate_dx);
+               0, (T *)n->dx.data, partials, (const T *)n->dout.data, (const T *)n->x.data, (const T *)n->weight.data,
+               (const float *)n->mean.data, (const float *)n->rstd.data, to_i32(N), to_i32(C), row_threads,
+               !tensor_is_none(n->dbias), n->accumulate_dx);
     norm_finish(be, n, partials, blocks);
 }
 template <class T>
@@ -360,26 +355,19 @@ static void norm_backward_dtype(Backend *be, const NormBackward *n) {
     int64_t C = n->x.dim[1];
     bool vector = C % PACK<T> == 0 && gpu_aligned(n->dx.data) && gpu_aligned(n->dout.data) &&
                   gpu_aligned(n->x.data) && gpu_aligned(n->weight.data);
-    if (n->x.dim[0] == 0)
-        norm_finish(be, n, norm_partials(be, n, 0), 0);
-    else if (vector && C <= WARP * PACK<T>)
-        norm_backward_launch<T, PACK<T>, 1>(be, n);
-    else if (vector && C <= 2 * NORM_BACKWARD_THREADS * PACK<T>)
-        norm_backward_launch<T, PACK<T>, 2>(be, n);
-    else if (C <= NORM_BACKWARD_THREADS)
-        norm_backward_launch<T, 1, 1>(be, n);
-    else
-        norm_backward_wide_launch<T>(be, n);
+    if (n->x.dim[0] == 0) norm_finish(be, n, norm_partials(be, n, 0), 0);
+    else if (vector && C <= WARP * PACK<T>) norm_backward_launch<T, PACK<T>, 1>(be, n);
+    else if (vector && C <= 2 * NORM_BACKWARD_THREADS * PACK<T>) norm_backward_launch<T, PACK<T>, 2>(be, n);
+    else if (C <= NORM_BACKWARD_THREADS) norm_backward_launch<T, 1, 1>(be, n);
+    else norm_backward_wide_launch<T>(be, n);
 }
 
 static void norm_backward(Backend *be, Tensor dx, Tensor dweight, Tensor dbias, Tensor dout, Tensor x, Tensor weight,
                           Tensor mean, Tensor rstd, bool accumulate_dx, bool accumulate_dw, NormArgs args) {
     op_check_norm_backward(dx, dweight, dbias, dout, x, weight, mean, rstd, args.kind);
     NormBackward n = {dx, dweight, dbias, dout, x, weight, mean, rstd, accumulate_dx, accumulate_dw};
-    if (x.dtype == DTYPE_F32)
-        norm_backward_dtype<float>(be, &n);
-    else
-        norm_backward_dtype<bf16>(be, &n);
+    if (x.dtype == DTYPE_F32) norm_backward_dtype<float>(be, &n);
+    else norm_backward_dtype<bf16>(be, &n);
 }
 
 void norm_register_cuda(Backend *be) {

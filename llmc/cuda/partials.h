@@ -1,7 +1,7 @@
-// partials.h: sums over the rows of a matrix (parameter gradients), the same bits in every run and on every GPU: the rows
-// are cut into at most CUDA_ROW_BLOCKS blocks, a number that depends on the shape alone; each block of threads sums its
-// rows into its own partial row in scratch memory, and cuda_partials_sum adds the partial rows in their order. Used by
-// norm.cu, rope.cu and reduce.cu.
+// partials.h: sums over the rows of a matrix (parameter gradients), the same bits in every run and on every GPU: the
+// rows are cut into at most CUDA_ROW_BLOCKS blocks, a number that depends on the shape alone; each block of threads
+// sums its rows into its own partial row in scratch memory, and cuda_partials_sum adds the partial rows in their
+// order. Used by norm.cu, rope.cu and reduce.cu.
 #ifndef LLMC_CUDA_PARTIALS_H
 #define LLMC_CUDA_PARTIALS_H
 

@@ -1,8 +1,8 @@
 // pointwise.cu: operations on one element at a time: activations, residual adds, casts, the logit soft-cap. Reached
 // through backend.h; knows nothing of models.
 //
-// All are bound by memory: the comments say what they move. A thread has several packs of 16 bytes on their way before
-// it stores the first; nothing is read after the same thread has stored there, so that outputs may be inputs.
+// All are bound by memory: the comments say what they move. A thread has several packs of 16 bytes on their way
+// before it stores the first; nothing is read after the same thread has stored there, so that outputs may be inputs.
 #include "llmc/cuda/activation.h"
 #include "llmc/cuda/backend_cuda.h"
 #include "llmc/op_check.h"
@@ -60,8 +60,8 @@ static __global__ void __launch_bounds__(POINTWISE_THREADS)
     }
 }
 
-// A pre-activation row is [gate(F) | up(F)]: out = gate sigmoid(gate) up. `blocks` blocks share a row, so that no thread
-// divides. Reads 2, writes 1 * N*F.
+// A pre-activation row is [gate(F) | up(F)]: out = gate sigmoid(gate) up. `blocks` blocks share a row, so that no
+// thread divides. Reads 2, writes 1 * N*F.
 template <class T, int W>
 static __global__ void __launch_bounds__(POINTWISE_THREADS)
     swiglu_forward_kernel(T *out, const T *pre, int64_t F, unsigned blocks) {
@@ -124,46 +124,38 @@ static void swiglu_launch(Backend *be, const ActivationCall *c) {
 }
 template <class T, int W>
 static void activation_kind(Backend *be, const ActivationCall *c) {
-    if (c->kind == ACT_SWIGLU)
-        swiglu_launch<T, W>(be, c);
-    else if (c->kind == ACT_GELU)
-        activation_launch<T, W, ACT_GELU>(be, c);
-    else
-        activation_launch<T, W, ACT_RELU2>(be, c);
+    if (c->kind == ACT_SWIGLU) swiglu_launch<T, W>(be, c);
+    else if (c->kind == ACT_GELU) activation_launch<T, W, ACT_GELU>(be, c);
+    else activation_launch<T, W, ACT_RELU2>(be, c);
 }
 template <class T>
 static void activation_any(Backend *be, const ActivationCall *c) {
     int64_t unit = c->kind == ACT_SWIGLU ? c->pre.dim[1] / 2 : tensor_elems(c->pre);
-    bool vector = unit % PACK<T> == 0 && gpu_aligned(c->out.data) && gpu_aligned(c->dout.data) &&
-                  gpu_aligned(c->pre.data);
+    bool vector =
+        unit % PACK<T> == 0 && gpu_aligned(c->out.data) && gpu_aligned(c->dout.data) && gpu_aligned(c->pre.data);
     if (tensor_elems(c->pre) == 0) return;
-    if (vector)
-        activation_kind<T, PACK<T>>(be, c);
-    else
-        activation_kind<T, 1>(be, c);
+    if (vector) activation_kind<T, PACK<T>>(be, c);
+    else activation_kind<T, 1>(be, c);
 }
 
 static void activation_forward(Backend *be, Tensor out, Tensor pre, Activation kind) {
     op_check_activation(out, pre, kind);
     ActivationCall call = {out, TENSOR_NONE, pre, kind};
-    if (pre.dtype == DTYPE_F32)
-        activation_any<float>(be, &call);
-    else
-        activation_any<bf16>(be, &call);
+    if (pre.dtype == DTYPE_F32) activation_any<float>(be, &call);
+    else activation_any<bf16>(be, &call);
 }
 static void activation_backward(Backend *be, Tensor dpre, Tensor dout, Tensor pre, Activation kind) {
     op_check_activation_backward(dpre, dout, pre, kind);
     ActivationCall call = {dpre, dout, pre, kind};
-    if (pre.dtype == DTYPE_F32)
-        activation_any<float>(be, &call);
-    else
-        activation_any<bf16>(be, &call);
+    if (pre.dtype == DTYPE_F32) activation_any<float>(be, &call);
+    else activation_any<bf16>(be, &call);
 }
 
 // ---- add, cast, soft-cap ----
 // Reads 2, writes 1 * elems.
 template <class T, int W>
-static __global__ void __launch_bounds__(POINTWISE_THREADS) add_kernel(T *out, const T *a, const T *b, int64_t packs) {
+static __global__ void __launch_bounds__(POINTWISE_THREADS)
+    add_kernel(T *out, const T *a, const T *b, int64_t packs) {
     Pack<T, W> x[POINTWISE_PACKS], y[POINTWISE_PACKS];
 #pragma unroll
     for (int k = 0; k < POINTWISE_PACKS; ++k) {
@@ -192,16 +184,13 @@ template <class T>
 static void add_any(Backend *be, Tensor out, Tensor a, Tensor b) {
     if (tensor_elems(out) % PACK<T> == 0 && gpu_aligned(out.data) && gpu_aligned(a.data) && gpu_aligned(b.data))
         add_launch<T, PACK<T>>(be, out, a, b);
-    else
-        add_launch<T, 1>(be, out, a, b);
+    else add_launch<T, 1>(be, out, a, b);
 }
 static void add(Backend *be, Tensor out, Tensor a, Tensor b) {
     op_check_add(out, a, b);
     if (tensor_elems(out) == 0) return;
-    if (out.dtype == DTYPE_F32)
-        add_any<float>(be, out, a, b);
-    else
-        add_any<bf16>(be, out, a, b);
+    if (out.dtype == DTYPE_F32) add_any<float>(be, out, a, b);
+    else add_any<bf16>(be, out, a, b);
 }
 
 // W: elements of which the narrower side fills 8 bytes and the wider 16.
@@ -229,18 +218,14 @@ template <class To, class From>
 static void cast_any(Backend *be, Tensor out, Tensor in) {
     if (tensor_elems(out) % PACK<float> == 0 && gpu_aligned(out.data) && gpu_aligned(in.data))
         cast_launch<To, From, PACK<float>>(be, out, in);
-    else
-        cast_launch<To, From, 1>(be, out, in);
+    else cast_launch<To, From, 1>(be, out, in);
 }
 static void cast(Backend *be, Tensor out, Tensor in) {
     op_check_cast(out, in);
     if (tensor_elems(out) == 0) return;
-    if (out.dtype == in.dtype)
-        be->copy(be, out.data, in.data, tensor_bytes(in));
-    else if (out.dtype == DTYPE_BF16)
-        cast_any<bf16, float>(be, out, in);
-    else
-        cast_any<float, bf16>(be, out, in);
+    if (out.dtype == in.dtype) be->copy(be, out.data, in.data, tensor_bytes(in));
+    else if (out.dtype == DTYPE_BF16) cast_any<bf16, float>(be, out, in);
+    else cast_any<float, bf16>(be, out, in);
 }
 
 // Reads 1, writes 1 * elems.
@@ -264,18 +249,14 @@ static void softcap_launch(Backend *be, Tensor logits, float cap) {
 }
 template <class T>
 static void softcap_any(Backend *be, Tensor logits, float cap) {
-    if (tensor_elems(logits) % PACK<T> == 0 && gpu_aligned(logits.data))
-        softcap_launch<T, PACK<T>>(be, logits, cap);
-    else
-        softcap_launch<T, 1>(be, logits, cap);
+    if (tensor_elems(logits) % PACK<T> == 0 && gpu_aligned(logits.data)) softcap_launch<T, PACK<T>>(be, logits, cap);
+    else softcap_launch<T, 1>(be, logits, cap);
 }
 static void softcap(Backend *be, Tensor logits, float cap) {
     op_check_softcap(logits, cap);
     if (tensor_elems(logits) == 0) return;
-    if (logits.dtype == DTYPE_F32)
-        softcap_any<float>(be, logits, cap);
-    else
-        softcap_any<bf16>(be, logits, cap);
+    if (logits.dtype == DTYPE_F32) softcap_any<float>(be, logits, cap);
+    else softcap_any<bf16>(be, logits, cap);
 }
 
 void pointwise_register_cuda(Backend *be) {

@@ -1,5 +1,5 @@
-// reduce.cu: sums over rows: bias gradients, the second stage of all parameter gradients (partials.h) and the weighted
-// loss. Reached through backend.h and partials.h; knows nothing of models.
+// reduce.cu: sums over rows: bias gradients, the second stage of all parameter gradients (partials.h) and the
+// weighted loss. Reached through backend.h and partials.h; knows nothing of models.
 #include "llmc/cuda/partials.h"
 #include "llmc/op_check.h"
 
@@ -86,8 +86,7 @@ template <class T>
 static void bias_backward_any(Backend *be, float *partials, Tensor dout, int64_t blocks) {
     if (dout.dim[1] % PACK<T> == 0 && gpu_aligned(dout.data))
         bias_backward_launch<T, PACK<T>>(be, partials, dout, blocks);
-    else
-        bias_backward_launch<T, 1>(be, partials, dout, blocks);
+    else bias_backward_launch<T, 1>(be, partials, dout, blocks);
 }
 
 static void bias_backward(Backend *be, Tensor dbias, Tensor dout, bool accumulate) {
@@ -105,7 +104,8 @@ static void bias_backward(Backend *be, Tensor dbias, Tensor dout, bool accumulat
 
 // partials[block] = the block's share of sum(weights * nll). Bound: two reads of N floats, which is little.
 static __global__ void __launch_bounds__(WEIGHTED_THREADS)
-    weighted_sum_kernel(double *partials, const float *__restrict__ nll, const float *__restrict__ weights, int64_t N) {
+    weighted_sum_kernel(double *partials, const float *__restrict__ nll, const float *__restrict__ weights,
+                        int64_t N) {
     SHARED_ARRAY(double, shared, WARP);
     double sum = 0;
 #pragma unroll 8

@@ -2,9 +2,9 @@
 // optional), then rotary position embedding (Su et al., "RoFormer"; optional). v heads pass through. Reached through
 // backend.h; knows nothing of models.
 //
-// A head belongs to `lanes` neighbouring lanes, a power of two. A lane has PER pairs of packs: W elements of the first
-// half of the head and the W elements half a head further, which are rotated together. PER and W are (1, 16 bytes) for
-// heads of real models and (16, one element) for all others.
+// A head belongs to `lanes` neighbouring lanes, a power of two. A lane has PER pairs of packs: W elements of the
+// first half of the head and the W elements half a head further, which are rotated together. PER and W are (1, 16
+// bytes) for heads of real models and (16, one element) for all others.
 #include "llmc/cuda/partials.h"
 #include "llmc/op_check.h"
 
@@ -15,9 +15,9 @@
 typedef struct {
     int64_t N;
     int NH, NKV, HS;
-    int first_half;  // elements of a head's first half; of an odd head size the larger half
-    int heads;       // of a row that are worked on: q and k, and v where it has to be copied
-    int lanes;       // of a head
+    int first_half;          // elements of a head's first half; of an odd head size the larger half
+    int heads;               // of a row that are worked on: q and k, and v where it has to be copied
+    int lanes;               // of a head
     const float *cos, *sin;  // NULL: no rotation
     const int32_t *positions;
     int64_t P;
@@ -84,8 +84,8 @@ static __device__ __forceinline__ float head_sum(float x, int lanes) {
 }
 
 // ---- forward, and the backward of a rotation alone (direction -1) ----
-// Bound: the heads read and written once, 2*N*QKV elements (v only where it is not in place); the tables' rows, shared
-// by the heads of a row, come from L1.
+// Bound: the heads read and written once, 2*N*QKV elements (v only where it is not in place); the tables' rows,
+// shared by the heads of a row, come from L1.
 template <class T, int W, int PER, bool NORM>
 static __global__ void __launch_bounds__(QK_THREADS)
     qk_forward_kernel(T *out, float *rstd_out, const T *in, const T *__restrict__ q_weight,
@@ -163,8 +163,8 @@ static __device__ __forceinline__ void heads_sum(float *out, QkHead<W, PER> *sum
 template <class T, int W, int PER>
 static __global__ void __launch_bounds__(QK_THREADS, PER == 1 ? 2 : 1)
     qk_backward_kernel(T *din, float *partials, const T *dout, const T *__restrict__ in,
-                       const float *__restrict__ rstd, const T *__restrict__ q_weight,
-                       const T *__restrict__ k_weight, QkShape s) {
+                       const float *__restrict__ rstd, const T *__restrict__ q_weight, const T *__restrict__ k_weight,
+                       QkShape s) {
     SHARED_ARRAY(float, shared, QK_THREADS * 2 * W);
     int lane = (int)threadIdx.x % s.lanes, group = (int)threadIdx.x / s.lanes, groups = (int)blockDim.x / s.lanes;
     int64_t first = partials_first_row(s.N, blockIdx.x), rows = partials_first_row(s.N, blockIdx.x + 1) - first;
@@ -254,9 +254,9 @@ static void qk_forward_launch(Backend *be, const QkCall *c) {
     s.lanes = qk_lanes(&s, W);
     int64_t threads = s.N * s.heads * s.lanes;
     CHECK(threads < (int64_t)1 << 31, "N=%lld, %d heads of %d", (long long)s.N, s.heads, s.HS);
-    GPU_LAUNCH(be, (qk_forward_kernel<T, W, PER, NORM>), dim3((unsigned)div_up(threads, QK_THREADS)), dim3(QK_THREADS), 0,
-               (T *)c->out.data, (float *)c->rstd.data, (const T *)c->in.data, (const T *)c->args->q_weight.data,
-               (const T *)c->args->k_weight.data, s, c->direction);
+    GPU_LAUNCH(be, (qk_forward_kernel<T, W, PER, NORM>), dim3((unsigned)div_up(threads, QK_THREADS)),
+               dim3(QK_THREADS), 0, (T *)c->out.data, (float *)c->rstd.data, (const T *)c->in.data,
+               (const T *)c->args->q_weight.data, (const T *)c->args->k_weight.data, s, c->direction);
 }
 template <class T, int W, int PER>
 static void qk_backward_launch(Backend *be, const QkCall *c) {
@@ -284,28 +284,20 @@ static bool qk_vector(const QkCall *c) {
 template <class T>
 static void qk_forward_any(Backend *be, const QkCall *c) {
     bool norm = !tensor_is_none(c->args->q_weight);
-    if (qk_vector<T>(c) && norm)
-        qk_forward_launch<T, PACK<T>, 1, true>(be, c);
-    else if (qk_vector<T>(c))
-        qk_forward_launch<T, PACK<T>, 1, false>(be, c);
-    else if (norm)
-        qk_forward_launch<T, 1, QK_SCALAR_PER, true>(be, c);
-    else
-        qk_forward_launch<T, 1, QK_SCALAR_PER, false>(be, c);
+    if (qk_vector<T>(c) && norm) qk_forward_launch<T, PACK<T>, 1, true>(be, c);
+    else if (qk_vector<T>(c)) qk_forward_launch<T, PACK<T>, 1, false>(be, c);
+    else if (norm) qk_forward_launch<T, 1, QK_SCALAR_PER, true>(be, c);
+    else qk_forward_launch<T, 1, QK_SCALAR_PER, false>(be, c);
 }
 static void qk_turn(Backend *be, const QkCall *c) {
     if (c->shape.N == 0) return;
-    if (c->in.dtype == DTYPE_F32)
-        qk_forward_any<float>(be, c);
-    else
-        qk_forward_any<bf16>(be, c);
+    if (c->in.dtype == DTYPE_F32) qk_forward_any<float>(be, c);
+    else qk_forward_any<bf16>(be, c);
 }
 template <class T>
 static void qk_backward_any(Backend *be, const QkCall *c) {
-    if (qk_vector<T>(c))
-        qk_backward_launch<T, PACK<T>, 1>(be, c);
-    else
-        qk_backward_launch<T, 1, QK_SCALAR_PER>(be, c);
+    if (qk_vector<T>(c)) qk_backward_launch<T, PACK<T>, 1>(be, c);
+    else qk_backward_launch<T, 1, QK_SCALAR_PER>(be, c);
 }
 
 // With neither norm nor rotation.
@@ -318,8 +310,8 @@ static bool qk_copies(Backend *be, Tensor out, Tensor in, const QkArgs *args) {
 static void qk_forward(Backend *be, Tensor out, Tensor rstd, Tensor in, Tensor positions, QkArgs args) {
     op_check_qk_forward(out, rstd, in, positions, &args);
     if (qk_copies(be, out, in, &args)) return;
-    QkCall call = {out,         rstd,        in,          &args, qk_shape(out, in, positions, &args), 1.0f,
-                   TENSOR_NONE, TENSOR_NONE, TENSOR_NONE, false};
+    QkCall call = {out,  rstd,        in,          &args,       qk_shape(out, in, positions, &args),
+                   1.0f, TENSOR_NONE, TENSOR_NONE, TENSOR_NONE, false};
     qk_turn(be, &call);
 }
 
@@ -327,8 +319,8 @@ static void qk_backward(Backend *be, Tensor din, Tensor dq_weight, Tensor dk_wei
                         Tensor rstd, Tensor positions, bool accumulate_dw, QkArgs args) {
     op_check_qk_backward(din, dq_weight, dk_weight, dout, in, rstd, positions, &args);
     if (qk_copies(be, din, dout, &args)) return;
-    QkCall call = {din,  rstd,      in,        &args,        qk_shape(din, dout, positions, &args), -1.0f,
-                   dout, dq_weight, dk_weight, accumulate_dw};
+    QkCall call = {din,   rstd, in,        &args,     qk_shape(din, dout, positions, &args),
+                   -1.0f, dout, dq_weight, dk_weight, accumulate_dw};
     if (tensor_is_none(args.q_weight)) {
         call.in = dout;
         qk_turn(be, &call);
