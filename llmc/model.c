@@ -367,7 +367,8 @@ static void block_forward(Model *m, int64_t l, int64_t start) {
 }
 
 // The normalized inputs and the activation's output again, from what was kept. (The activation starts from the stored
-// pre-activation here and, inside the forward's product, from the unrounded one: in bf16 the last bit may differ.)
+// pre-activation here and, inside the forward's product, from the unrounded one; on a GPU a library computes the latter.
+// So the last bit of an ungated activation may differ.)
 static void block_recompute(Model *m, int64_t l) {
     Backend *be = m->be;
     const BlockTensors *w = &m->w.block[l];

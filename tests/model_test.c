@@ -27,10 +27,15 @@ void model_test_config(RunConfig *config, const char *const *overrides) {
     if (!model_config_finish(&config->arch, &err)) fail_msg("%s", err.message);
 }
 
+bool model_test_on_cpu(void) {
+    const char *device = getenv("TOKAMAK_TEST_DEVICE");
+    return device == NULL || strcmp(device, "cpu") == 0;
+}
+
 Backend *model_test_backend(int threads) {
     Error err = {""};
     const char *device = getenv("TOKAMAK_TEST_DEVICE");
-    bool cpu = device == NULL || strcmp(device, "cpu") == 0;
+    bool cpu = model_test_on_cpu();
     BackendOptions options = {.attention = "own", .graphs = true};
     Backend *be = cpu ? backend_cpu_open(threads, NULL, &err) : backend_plugin_open(device, &options, &err);
     if (be == NULL) fail_msg("%s", err.message);

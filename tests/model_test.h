@@ -23,6 +23,7 @@ void model_test_load(ModelTest *t, const char *dir);
 void model_test_close(ModelTest *t);
 
 // The test device (TOKAMAK_TEST_DEVICE is cpu by default); fails the test where it cannot be opened.
+bool model_test_on_cpu(void);  // or on the device that TOKAMAK_TEST_DEVICE names
 Backend *model_test_backend(int threads);
 // Host copy of device floats; caller frees.
 float *model_test_download(Backend *be, const float *device, int64_t elems);

@@ -20,10 +20,9 @@ ifneq ($(NVCC),)
 CUDA_KNOWN  := $(shell $(NVCC) --list-gpu-code 2>/dev/null)
 CUDA_ARCHS  ?= 80 90a $(if $(filter sm_100,$(CUDA_KNOWN)),100a)
 endif
-CUDA_COMMA := ,
-# The newest GPUs run the intermediate code of the last row that is not tied to one chip.
+# GPUs newer than the list run the intermediate code that sm_80 is made from anyway.
 CUDA_GENCODE := $(foreach a,$(CUDA_ARCHS),-gencode arch=compute_$(a),code=sm_$(a)) \
-                $(if $(filter 80,$(CUDA_ARCHS)),-gencode arch=compute_90$(CUDA_COMMA)code=compute_90)
+                $(foreach a,$(filter 80,$(CUDA_ARCHS)),-gencode arch=compute_$(a),code=compute_$(a))
 NVCC_FLAGS  := -std=c++17 -O3 -lineinfo -Xptxas -v -Werror all-warnings -ccbin $(if $(CXX),$(CXX),g++) \
                -Xcompiler -fPIC,-fvisibility=hidden,-Wall,-Wextra,-Wshadow,-g -I. \
                $(addprefix -isystem ,$(CUDA_INCLUDE)) $(CUDA_GENCODE)
