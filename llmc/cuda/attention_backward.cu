@@ -126,10 +126,10 @@ __global__ void __launch_bounds__(AttentionTile<T, HSP>::THREADS) attention_dkv_
         if (more) load_queries(h, i0, buffer ^ 1);
         float scores[M][QUERIES / 8][4], dscores[M][QUERIES / 8][4];
         tile_zero(scores);
-        tile_multiply_nt<HSP, STRIDE>(scores, k_tile + warp_row * STRIDE, q_tile);
+        tile_multiply_nt<HSP, STRIDE>(scores, k_tile + warp_row * STRIDE, q_tile, p.HS);
         if (masked) tile_mask<ROWS>(scores, spans + warp_row + g, column, 0);
         tile_zero(dscores);
-        tile_multiply_nt<HSP, STRIDE>(dscores, v_tile + warp_row * STRIDE, dout_tile);
+        tile_multiply_nt<HSP, STRIDE>(dscores, v_tile + warp_row * STRIDE, dout_tile, p.HS);
         // Rows beyond the last query are zeros throughout, statistics included, and add nothing.
         softmax_backward_columns(scores, dscores, lse_tile, dot_tile, p.scale);
         tile_multiply_nn<STRIDE>(dv, scores, dout_tile + column0, passed);
@@ -207,11 +207,11 @@ __global__ void __launch_bounds__(AttentionTile<T, HSP>::THREADS) attention_dq_k
         if (next < range.end) load_keys(k_tiles + (buffer ^ 1) * KEYS * STRIDE, p.k, next);
         float scores[M][KEYS / 8][4], dscores[M][KEYS / 8][4];
         tile_zero(scores);
-        tile_multiply_nt<HSP, STRIDE>(scores, q_tile + warp_row * STRIDE, k_tile);
+        tile_multiply_nt<HSP, STRIDE>(scores, q_tile + warp_row * STRIDE, k_tile, p.HS);
         if (j0 < range.full_begin || next > range.full_end)
             tile_mask<ROWS>(scores, spans + warp_row + g, j0 + 2 * c, mask_flags<KEYS / 8>(p, first_key, j0 + 2 * c));
         tile_zero(dscores);
-        tile_multiply_nt<HSP, STRIDE>(dscores, dout_tile + warp_row * STRIDE, v_tile);
+        tile_multiply_nt<HSP, STRIDE>(dscores, dout_tile + warp_row * STRIDE, v_tile, p.HS);
         __syncthreads();
         if (next < range.end) load_keys(v_tile, p.v, next);
 #pragma unroll

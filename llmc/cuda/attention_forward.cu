@@ -106,7 +106,7 @@ __global__ void __launch_bounds__(AttentionTile<T, HSP>::THREADS) attention_forw
         load_keys(v_tile, p.v, j0);
         float scores[M][KEYS / 8][4];
         tile_zero(scores);
-        tile_multiply_nt<HSP, STRIDE>(scores, q_rows, k_tile);
+        tile_multiply_nt<HSP, STRIDE>(scores, q_rows, k_tile, p.HS);
         ptx_copy_wait();
         __syncthreads();
         int next = j0 + KEYS;

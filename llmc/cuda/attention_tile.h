@@ -215,9 +215,9 @@ __device__ __forceinline__ void tile_step_nt(float (&sum)[M][N8][4], const uint3
     }
 }
 
-// sum(16*M, 8*N8) += a(16*M, DEPTH) b(8*N8, DEPTH)^T, both in shared memory.
+// sum(16*M, 8*N8) += a(16*M, DEPTH) b(8*N8, DEPTH)^T, both in shared memory; columns from HS on are 0.
 template <int DEPTH, int STRIDE, int M, int N8>
-__device__ __forceinline__ void tile_multiply_nt(float (&sum)[M][N8][4], const bf16 *a, const bf16 *b) {
+__device__ __forceinline__ void tile_multiply_nt(float (&sum)[M][N8][4], const bf16 *a, const bf16 *b, int) {
 #pragma unroll 8
     for (int k = 0; k < DEPTH; k += 16) {
         uint32_t left[M][4];
@@ -226,10 +226,10 @@ __device__ __forceinline__ void tile_multiply_nt(float (&sum)[M][N8][4], const b
     }
 }
 template <int DEPTH, int STRIDE, int M, int N8>
-__device__ __forceinline__ void tile_multiply_nt(float (&sum)[M][N8][4], const float *a, const float *b) {
+__device__ __forceinline__ void tile_multiply_nt(float (&sum)[M][N8][4], const float *a, const float *b, int HS) {
     int lane = (int)threadIdx.x % WARP, g = lane / 4, c = lane % 4;
 #pragma unroll 1
-    for (int k = 0; k < DEPTH; k += 4) {
+    for (int k = 0; k < HS; k += 4) {
         Pack<float, 4> left[M][2];
 #pragma unroll
         for (int m = 0; m < M; ++m)
@@ -244,9 +244,7 @@ __device__ __forceinline__ void tile_multiply_nt(float (&sum)[M][N8][4], const f
 #pragma unroll
                 for (int m = 0; m < M; ++m)
 #pragma unroll
-                    for (int i = 0; i < 8; ++i)
-                        sum[m][n][i / 4 * 2 + x] =
-                            fmaf(left[m][i / 4].v[i % 4], right.v[i % 4], sum[m][n][i / 4 * 2 + x]);
+                    for (int i = 0; i < 8; ++i) sum[m][n][i / 4 * 2 + x] += left[m][i / 4].v[i % 4] * right.v[i % 4];
             }
     }
 }
@@ -308,8 +306,7 @@ __device__ __forceinline__ void tile_multiply_nn(float (&sum)[M][H8][4], const f
 #pragma unroll
                 for (int m = 0; m < M; ++m)
 #pragma unroll
-                    for (int i = 0; i < 4; ++i)
-                        sum[m][n][i] = fmaf(left[m][i / 2].v[x], right.v[i % 2], sum[m][n][i]);
+                    for (int i = 0; i < 4; ++i) sum[m][n][i] += left[m][i / 2].v[x] * right.v[i % 2];
             }
     }
 }
