@@ -151,7 +151,10 @@ static void norm_forward(Backend *be, Tensor out, Tensor mean, Tensor rstd, Tens
 // ---- backward ----
 // With xhat = (x - mean) rstd and g = dout weight: dx = rstd (g - avg(g) - xhat avg(g xhat)); RMSNorm has no avg(g).
 // dweight += dout xhat and dbias += dout.
-#define NORM_BACKWARD_THREADS 512
+// What an SM runs at once, and the most of a block: registers for PER packs each. Three packs are for rows of three
+// packs a lane (C=768 in bf16), which then need neither barriers nor idle lanes.
+template <int PER>
+constexpr int NORM_BACKWARD_THREADS = PER == 3 ? 384 : 512;
 
 // Sums of two numbers, as row_sum.
 static __device__ __forceinline__ float2 row_sum2(float a, float b, int row_warps, float2 *partial) {
@@ -215,16 +218,16 @@ static __device__ __forceinline__ void groups_sum(float *out, const float (&sum)
 // summed, and the parameters' gradients stay in registers until the end. Bound: x and dout read, dx written (and read
 // first, to accumulate) once: 3 (4) * N*C elements; partial rows (C or 2*C floats, CUDA_ROW_BLOCKS of them) besides.
 template <class T, int W, int PER>
-static __global__ void __launch_bounds__(NORM_BACKWARD_THREADS)
+static __global__ void __launch_bounds__(NORM_BACKWARD_THREADS<PER>)
     norm_backward_kernel(T *dx, float *partials, const T *__restrict__ dout, const T *__restrict__ x,
                          const T *__restrict__ weight, const float *__restrict__ mean, const float *__restrict__ rstd,
                          int N, int C, int row_threads, bool want_bias, bool accumulate) {
     SHARED_ARRAY(float2, sums, 2 * WARP);
-    SHARED_ARRAY(float, columns, NORM_BACKWARD_THREADS *W);
+    SHARED_ARRAY(float, columns, NORM_BACKWARD_THREADS<PER> *W);
     int groups = (int)blockDim.x / row_threads, group = (int)threadIdx.x / row_threads;
     int thread = (int)threadIdx.x % row_threads, row_warps = row_threads / WARP;
     int first = (int)partials_first_row(N, blockIdx.x), end = (int)partials_first_row(N, blockIdx.x + 1);
-    float dweight[PER][W] = {}, dbias[PER][W] = {};
+    float dweight[PER][W] = {}, dbias[PER][W] = {}, share = 1.0f / (float)C;
     int row = first + group;
     NormRow<T, W, PER> now = norm_row_load<T, W, PER>(dout, x, row, end, C, thread, row_threads);
     for (int turn = 0; first + turn * groups < end; ++turn, row += groups) {
@@ -248,7 +251,7 @@ static __global__ void __launch_bounds__(NORM_BACKWARD_THREADS)
             }
         }
         float2 sum = row_sum2(sum_g, sum_gx, row_warps, sums + turn % 2 * WARP);
-        float avg_g = mean != NULL ? sum.x / (float)C : 0.0f, avg_gx = sum.y / (float)C;
+        float avg_g = mean != NULL ? sum.x * share : 0.0f, avg_gx = sum.y * share;
 #pragma unroll
         for (int k = 0; k < PER; ++k) {
             int at = (thread + k * row_threads) * W;
@@ -322,16 +325,17 @@ static void norm_finish(Backend *be, const NormBackward *n, const float *partial
                       partials, blocks, n->accumulate_dw);
 }
 
-// Row groups of a block. Registers let an SM run NORM_BACKWARD_THREADS threads: two blocks of half as many, which do
-// not wait for each other's barriers, unless that leaves more threads idle.
-static int norm_backward_groups(int row_threads) {
-    int one = NORM_BACKWARD_THREADS / row_threads, of_two = NORM_BACKWARD_THREADS / 2 / row_threads;
+// Row groups of a block: an SM runs two blocks of half the threads, which do not wait for each other's barriers,
+// unless that leaves more threads idle.
+static int norm_backward_groups(int threads, int row_threads) {
+    int one = threads / row_threads, of_two = threads / 2 / row_threads;
     return 2 * of_two >= one ? of_two : one;
 }
 template <class T, int W, int PER>
 static void norm_backward_launch(Backend *be, const NormBackward *n) {
     int64_t N = n->x.dim[0], C = n->x.dim[1];
-    int row_threads = (int)round_up(div_up(C / W, PER), WARP), groups = norm_backward_groups(row_threads);
+    int row_threads = (int)round_up(div_up(C / W, PER), WARP),
+        groups = norm_backward_groups(NORM_BACKWARD_THREADS<PER>, row_threads);
     int64_t blocks = partials_blocks(N, groups);
     float *partials = norm_partials(be, n, blocks);
     GPU_LAUNCH(be, (norm_backward_kernel<T, W, PER>), dim3((unsigned)blocks), dim3((unsigned)(row_threads * groups)),
@@ -357,8 +361,9 @@ static void norm_backward_dtype(Backend *be, const NormBackward *n) {
                   gpu_aligned(n->x.data) && gpu_aligned(n->weight.data);
     if (n->x.dim[0] == 0) norm_finish(be, n, norm_partials(be, n, 0), 0);
     else if (vector && C <= WARP * PACK<T>) norm_backward_launch<T, PACK<T>, 1>(be, n);
-    else if (vector && C <= 2 * NORM_BACKWARD_THREADS * PACK<T>) norm_backward_launch<T, PACK<T>, 2>(be, n);
-    else if (C <= NORM_BACKWARD_THREADS) norm_backward_launch<T, 1, 1>(be, n);
+    else if (vector && C > 2 * WARP * PACK<T> && C <= 3 * WARP * PACK<T>) norm_backward_launch<T, PACK<T>, 3>(be, n);
+    else if (vector && C <= 2 * NORM_BACKWARD_THREADS<2> * PACK<T>) norm_backward_launch<T, PACK<T>, 2>(be, n);
+    else if (C <= NORM_BACKWARD_THREADS<1>) norm_backward_launch<T, 1, 1>(be, n);
     else norm_backward_wide_launch<T>(be, n);
 }
 
