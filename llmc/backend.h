@@ -48,8 +48,8 @@ typedef struct {
     // dout and the product is dout^T x.
     Tensor sums;
     bool accumulate_sums;
-    // Inputs are rounded to 8-bit floats first, scaled per tensor by its largest magnitude. Backends without
-    // matmul_fp8 abort.
+    // Inputs, bf16, are rounded to 8-bit floats first, scaled per tensor by its largest magnitude; N is a multiple of
+    // 16. Backends without matmul_fp8 abort.
     Fp8Role fp8;
 } MatmulArgs;
 
@@ -132,7 +132,7 @@ typedef struct {
     int64_t Vp;          // last dimension of the logits
     int64_t chunk_rows;  // rows of the logits alive at a time
     int64_t tensors;     // parameter tensors, or parts of them, that one update call may list
-    bool fp8;            // matmuls may be asked for fp8
+    int64_t fp8_elems;   // most elements of both inputs of a product asked for fp8, each K a multiple of 16; 0: none
 } WorkspaceShape;
 
 // What a device says of itself while it works; 0: not known.

@@ -2,6 +2,7 @@
 // that leave every kind of remainder, several blocks of K, few rows, nothing at all, and NaN.
 #include <math.h>
 #include <stdio.h>
+#include <stdlib.h>
 
 #include "tests/op_test.h"
 
@@ -15,6 +16,7 @@ typedef struct {
     AddMode add;
     bool bias, save_pre;
     Activation act, act_grad;
+    Fp8Role fp8;
 } Case;
 
 typedef struct {
@@ -42,6 +44,11 @@ static Tensor batch_entry(Tensor batch, int64_t g) {
     return tensor_2d(rows.data, rows.dtype, rows.dim[1], rows.dim[2]);
 }
 
+static bool on_emulator(void) {
+    const char *device = getenv("TOKAMAK_TEST_DEVICE");
+    return device != NULL && strcmp(device, "cudaemu") == 0;
+}
+
 static double *transposed(OpTest *t, const double *x, int64_t rows, int64_t cols) {
     double *out = op_test_doubles(t, rows * cols);
     for (int64_t i = 0; i < rows; ++i)
@@ -49,8 +56,30 @@ static double *transposed(OpTest *t, const double *x, int64_t rows, int64_t cols
     return out;
 }
 
+// The nearest number with `mantissa` bits after the first, ties to even, down to the smallest subnormal.
+static double round_to(double x, int mantissa, int least_exponent) {
+    if (x == 0) return 0;
+    int exponent = 0;
+    frexp(x, &exponent);  // |x| in [0.5, 1) * 2^exponent
+    double unit = ldexp(1, (exponent - 1 > least_exponent ? exponent - 1 : least_exponent) - mantissa);
+    return nearbyint(x / unit) * unit;
+}
+// What Backend.matmul rounds its inputs to: scaled in fp32 so that the largest magnitude becomes the format's largest
+// number, rounded to E4M3 (three bits, least exponent -6, largest 448) or E5M2 (two, -14, 57344), scaled back.
+static void round_to_fp8(double *x, int64_t elems, bool e5m2) {
+    float most = 0;
+    for (int64_t i = 0; i < elems; ++i) most = fmaxf(most, fabsf((float)x[i]));
+    const float scale = most > 0 ? (e5m2 ? 57344.0f : 448.0f) / most : 1.0f;
+    for (int64_t i = 0; i < elems; ++i)
+        x[i] = round_to((double)((float)x[i] * scale), e5m2 ? 2 : 3, e5m2 ? -14 : -6) / (double)scale;
+}
+
 static void reference(OpTest *t, Operands *o, const Case *c) {
     double *a = op_test_host(t, o->a), *b = op_test_host(t, o->b);
+    if (c->fp8 != FP8_NONE) {
+        round_to_fp8(a, c->M * c->K, c->fp8 == FP8_BACKWARD);
+        round_to_fp8(b, c->K * c->N, false);
+    }
     if (c->trans_b) b = transposed(t, b, c->N, c->K);
     double *add = c->add == ADD_NONE ? NULL : op_test_host(t, o->args.add);
     double *bias = c->bias ? op_test_host(t, o->bias) : NULL;
@@ -89,16 +118,18 @@ static Operands operands(OpTest *t, const Case *c) {
     if (c->act_grad != ACT_NONE) o.pre = random_2d(t, c->out, c->M, c->N);
     o.args = (MatmulArgs){.trans_a = c->trans_a, .trans_b = c->trans_b, .alpha = c->alpha != 0 ? c->alpha : 1.0f,
                           .beta = c->add == ADD_OTHER ? -0.5f : 1.0f, .add = o.add, .bias = o.bias, .act = c->act,
-                          .act_grad = c->act_grad, .pre = o.pre};
+                          .act_grad = c->act_grad, .pre = o.pre, .fp8 = c->fp8};
     return o;
 }
 
-// An fp32 sum of K products of N(0,1) grows like sqrt(k) and is rounded at each step: errors add up to about
-// eps * sqrt(K/2) of the result, and a few eps more for the epilogue. The activations' exponential has 2e-7. bf16
-// has 8 significant bits: rounding changes a number by up to 2^-8 of it, and a matrix may be a single number. A backend
-// may round to bf16 before it applies an activation; ReLU^2 doubles a relative error, GELU's passes it on.
+// An fp32 sum of K products of N(0,1) grows like sqrt(k) and is rounded at each step: errors add up to about eps *
+// sqrt(K/2) of the result, and a few eps more for the epilogue. The activations' exponential has 2e-7. bf16 has 8
+// significant bits: rounding changes a number by up to 2^-8 of it, and a matrix may be a single number. A backend may
+// round to bf16 before it applies an activation; ReLU^2 doubles a relative error, GELU's passes it on.
 static double tolerance(const Case *c) {
     double sum = OP_TEST_EPS_F32 * (sqrt((double)c->K) + 16);
+    // Products of 8-bit floats are exact, but tensor cores may keep their sums in as little as 14 bits.
+    if (c->fp8 != FP8_NONE && !on_emulator()) sum += 0x1p-11;
     double roundings = c->act == ACT_RELU2 ? 3 : c->act != ACT_NONE || c->act_grad != ACT_NONE ? 2 : 1;
     return sum + (c->out == DTYPE_BF16 ? roundings * 0x1p-8 : 0);
 }
@@ -208,10 +239,10 @@ static void test_not_finite(OpTest *t) {
         }
 }
 
-// Weights and biases of a linear layer get their gradients from one call; both are overwritten by the first micro-batch
-// and added to by the others, each by itself.
-static void check_sums(OpTest *t, const int64_t shape[3], DType in, bool add, bool accumulate) {
-    Case c = {.M = shape[0], .N = shape[1], .K = shape[2], .trans_a = true, .in = in, .out = DTYPE_F32,
+// Weights and biases of a linear layer get their gradients from one call; both are overwritten by the first
+// micro-batch and added to by the others, each by itself.
+static void check_sums(OpTest *t, const int64_t shape[3], DType in, bool add, bool accumulate, Fp8Role fp8) {
+    Case c = {.fp8 = fp8, .M = shape[0], .N = shape[1], .K = shape[2], .trans_a = true, .in = in, .out = DTYPE_F32,
               .add = add ? ADD_OUT : ADD_NONE};
     Operands o = operands(t, &c);
     reference(t, &o, &c);
@@ -231,7 +262,9 @@ static void test_sums(OpTest *t) {
     static const int64_t SHAPES[][3] = {{24, 16, 40}, {13, 7, 33}, {1, 5, 3}, {130, 3, 600}};
     for (size_t s = 0; s < sizeof SHAPES / sizeof SHAPES[0]; ++s)
         for (int i = 0; i < 8; ++i)
-            check_sums(t, SHAPES[s], i & 1 ? DTYPE_BF16 : DTYPE_F32, i & 2, i & 4);
+            check_sums(t, SHAPES[s], i & 1 ? DTYPE_BF16 : DTYPE_F32, i & 2, i & 4, FP8_NONE);
+    for (int i = 0; i < 4 && t->be->matmul_fp8; ++i)
+        check_sums(t, SHAPES[0], DTYPE_BF16, i & 1, i & 2, FP8_BACKWARD);
 }
 
 // A batch is its products one by one, to the bit or nearly: each is compared with a reference of its own.
@@ -279,9 +312,79 @@ static void test_views(OpTest *t) {
             reference(t, &o, &c);
             t->be->matmul(t->be, o.out, o.a, o.b, o.args);
             op_test_close(t, o.out, o.ref, tolerance(&c), "operand %d starts at an odd element", (int)i);
-            op_test_close(t, o.pre, o.ref_pre, tolerance(&c), "pre where operand %d starts at an odd element", (int)i);
+            op_test_close(t, o.pre, o.ref_pre, tolerance(&c), "pre, operand %d starts at an odd element", (int)i);
             op_test_release(t);
         }
+}
+
+static bool device_has_fp8(OpTest *t) {
+    if (!t->be->matmul_fp8) printf("not tested: this device has no 8-bit floats\n");
+    return t->be->matmul_fp8;
+}
+
+// The three products of a linear layer with 8-bit inputs, where the device has them: K that is no multiple of 16,
+// inputs that are transposed and that are not, remainders of the transposing tile, each epilogue, sums.
+static void test_fp8(OpTest *t) {
+    if (!device_has_fp8(t)) return;
+    static const int64_t SHAPES[][3] = {{32, 48, 64}, {5, 16, 40}, {33, 80, 7}, {130, 144, 150}, {1, 16, 16}};
+    for (size_t s = 0; s < sizeof SHAPES / sizeof SHAPES[0]; ++s)
+        for (int option = 0; option < 5; ++option) {
+            Case c = {.M = SHAPES[s][0], .N = SHAPES[s][1], .K = SHAPES[s][2], .in = DTYPE_BF16, .out = DTYPE_BF16};
+            // Forward: x w^T + bias with a residual, or with an activation.
+            Case forward = c;
+            forward.fp8 = FP8_FORWARD;
+            forward.trans_b = true;
+            forward.bias = option != 0;
+            forward.alpha = 0.25f;
+            forward.add = option == 1 ? ADD_OTHER : ADD_NONE;
+            forward.act = option == 2 ? ACT_GELU : option == 3 ? ACT_RELU2 : ACT_NONE;
+            forward.save_pre = forward.act != ACT_NONE;
+            check_case(t, forward);
+            // dx = dout w.
+            Case input = c;
+            input.fp8 = FP8_BACKWARD;
+            input.act_grad = option == 2 ? ACT_GELU : option == 3 ? ACT_RELU2 : ACT_NONE;
+            check_case(t, input);
+            // dw = dout^T x.
+            Case weight = c;
+            weight.fp8 = FP8_BACKWARD;
+            weight.trans_a = true;
+            weight.out = DTYPE_F32;
+            weight.add = option & 1 ? ADD_OUT : ADD_NONE;
+            check_case(t, weight);
+        }
+}
+
+// The magnitudes that scale inputs are of this call's inputs, whatever was at the same place before, and whoever
+// wrote it.
+static void test_fp8_scales(OpTest *t) {
+    if (!device_has_fp8(t)) return;
+    Case c = {.M = 24, .N = 32, .K = 48, .trans_b = true, .in = DTYPE_BF16, .out = DTYPE_BF16, .fp8 = FP8_FORWARD};
+    Operands o = operands(t, &c);
+    Tensor small = op_test_random(t, DTYPE_BF16, OP_TEST_DIMS(c.M, c.K), 1e-6);
+    for (int i = 0; i < 4; ++i) {
+        if (i == 1) t->be->copy(t->be, o.a.data, small.data, tensor_bytes(small));
+        if (i == 2) op_test_upload(t, o.a, op_test_host(t, random_2d(t, DTYPE_BF16, c.M, c.K)));
+        if (i == 3) t->be->zero(t->be, o.a.data, tensor_bytes(o.a));
+        reference(t, &o, &c);
+        op_test_poison(t, o.out);
+        t->be->matmul(t->be, o.out, o.a, o.b, o.args);
+        op_test_close(t, o.out, o.ref, tolerance(&c), "a written again, %d", i);
+    }
+    // Inputs that are not finite may not come out as numbers.
+    double *a = op_test_host(t, small);
+    a[7] = INFINITY;
+    op_test_upload(t, o.a, a);
+    t->be->matmul(t->be, o.out, o.a, o.b, o.args);
+    double *out = op_test_host(t, o.out);
+    for (int64_t n = 0; n < c.N; ++n)
+        if (isfinite(out[n])) fail_msg("an infinite input, out[%lld] = %g", (long long)n, out[n]);
+    a[7] = NAN;
+    op_test_upload(t, o.a, a);
+    t->be->matmul(t->be, o.out, o.a, o.b, o.args);
+    out = op_test_host(t, o.out);
+    for (int64_t n = 0; n < c.N; ++n)
+        if (!isnan(out[n])) fail_msg("an input that is not a number, out[%lld] = %g", (long long)n, out[n]);
 }
 
 static void run_product(OpTest *t, void *user) {
@@ -307,6 +410,7 @@ int main(void) {
                                 OP_TEST_CASE(test_epilogues),  OP_TEST_CASE(test_empty),
                                 OP_TEST_CASE(test_not_finite), OP_TEST_CASE(test_sums),
                                 OP_TEST_CASE(test_batches),    OP_TEST_CASE(test_views),
+                                OP_TEST_CASE(test_fp8),        OP_TEST_CASE(test_fp8_scales),
                                 OP_TEST_CASE(test_threads)};
     return op_test_main(CASES, sizeof CASES / sizeof CASES[0]);
 }

@@ -16,7 +16,8 @@ typedef struct CudaState {
     int compute_capability;     // 80, 90, 100, ...
     int sm_count;
     size_t shared_bytes_limit;  // of dynamic shared memory a block may ask for
-    cudaStream_t compute, copy;
+    cudaStream_t compute, copy;  // compute is taken through cuda_stream
+    int64_t stream_uses;         // how often it was
     void *scratch;              // see cuda_scratch
     size_t scratch_bytes;
     Error failure;              // the first failure; "" while all is well
@@ -32,7 +33,11 @@ typedef struct CudaState {
 } CudaState;
 
 static inline CudaState *cuda_state(const Backend *be) { return (CudaState *)be->impl; }
-static inline cudaStream_t cuda_stream(const Backend *be) { return cuda_state(be)->compute; }
+// For issuing work: whoever takes the stream may write to anything (see absmax.h).
+static inline cudaStream_t cuda_stream(const Backend *be) {
+    ++cuda_state(be)->stream_uses;
+    return cuda_state(be)->compute;
+}
 static inline bool cuda_failed(const Backend *be) { return cuda_state(be)->failure.message[0] != '\0'; }
 
 // Keeps "what: text of the library" as the backend's failure unless it has one already; returns false.

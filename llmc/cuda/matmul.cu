@@ -17,6 +17,8 @@
 // What the library could do is measured against our kernel, and combinations that it refuses go to ours. Our kernel
 // reads what the library has rounded to out's dtype: one rounding more than the library's epilogue.
 //
+// fp8: inputs are rounded first (matmul_fp8.cu), then all this holds but for sums, which are taken of what a was.
+//
 // A batch of products is one strided call. fp32 products are fp32 throughout (no TF32); bf16 ones sum in fp32.
 #include "llmc/cuda/matmul.h"
 
@@ -185,7 +187,8 @@ cublasStatus_t matmul_issue(Backend *be, const MatmulPlan *plan, const MatmulCal
     const MatmulArgs *args = &call->args;
     const unsigned left = matmul_wanted(call) & ~plan->fused;
     if (left & FUSE_SUMS) be->bias_backward(be, args->sums, call->rows, args->accumulate_sums);
-    void *workspace = plan->workspace_bytes > 0 ? cuda_scratch(be, plan->workspace_bytes) : NULL;
+    void *workspace = call->workspace;
+    if (workspace == NULL && plan->workspace_bytes > 0) workspace = cuda_scratch(be, plan->workspace_bytes);
     if (cuda_failed(be)) return CUBLAS_STATUS_SUCCESS;  // kept already
 
     // An activation of ours saves what the library wrote: it goes to pre at once.
@@ -202,6 +205,8 @@ cublasStatus_t matmul_issue(Backend *be, const MatmulPlan *plan, const MatmulCal
         matmul_finish(be, call, to, NULL, plan->fused);
     return status;
 }
+
+Absmax *absmax_state(const Backend *be) { return &matmul_state(be)->absmax; }
 
 static cudaDataType_t library_type(DType dtype) { return dtype == DTYPE_F32 ? CUDA_R_32F : CUDA_R_16BF; }
 
@@ -237,8 +242,11 @@ static void cuda_matmul(Backend *be, Tensor out, Tensor a, Tensor b, MatmulArgs 
         if (!nothing) matmul_finish(be, &call, NULL, args.add.data, 0);
         return;
     }
+    if (args.fp8 != FP8_NONE) matmul_fp8_round(be, &call, a, b);
     const MatmulPlan *plan = cuda_failed(be) ? NULL : matmul_plan(be, &call);
     if (plan != NULL) matmul_ok(be, matmul_issue(be, plan, &call), "matrix multiplication (cublasLtMatmul)");
+    absmax_keep(be, a, call.most_a);
+    absmax_keep(be, b, call.most_b);
 }
 
 void matmul_register_cuda(Backend *be) {
@@ -246,6 +254,8 @@ void matmul_register_cuda(Backend *be) {
     be->matmul = cuda_matmul;
     MatmulState *state = (MatmulState *)xcalloc(1, sizeof *state);
     cuda->matmul = state;
+    be->matmul_fp8 = cuda->compute_capability >= 89;
+    if (be->matmul_fp8 && !absmax_open(be, &state->absmax)) return;
     if (!matmul_ok(be, cublasLtCreate(&state->lt), "opening cuBLASLt (cublasLtCreate)")) return;
     matmul_cache_open(&state->cache, cuda->cache_dir, cuda->gpu_name, cublasLtGetVersion());
 }
@@ -256,6 +266,7 @@ void matmul_close_cuda(Backend *be) {
     for (int64_t i = 0; i < state->slots; ++i) matmul_plan_free(&state->plans[i]);
     free(state->plans);
     matmul_cache_close(&state->cache);
+    absmax_close(&state->absmax);
     if (state->lt != NULL) cublasLtDestroy(state->lt);
     free(state);
     cuda_state(be)->matmul = NULL;

@@ -6,7 +6,7 @@
 
 #include <cublasLt.h>
 
-#include "llmc/cuda/backend_cuda.h"
+#include "llmc/cuda/absmax.h"
 #include "llmc/cuda/workspace.h"
 
 // What the library's epilogue can do besides alpha*sum + beta*add. What a plan leaves out, a kernel of ours does.
@@ -38,7 +38,10 @@ typedef struct {
     cudaDataType_t type_a, type_b;
     bool trans_a, trans_b;
     bool fast_sums;
-    const float *unscale_a, *unscale_b;  // fp8: what a and b are multiplied with; on the device
+    // fp8, on the device: what a and b are multiplied with, and the records of the caller's (absmax.h).
+    const float *unscale_a, *unscale_b;
+    const uint32_t *most_a, *most_b;
+    void *workspace;  // of the library, behind what else is in the scratch block; NULL: there is nothing else
     Tensor out;
     Tensor rows;      // what args.sums sums over
     MatmulArgs args;
@@ -76,6 +79,7 @@ typedef struct MatmulState {
     MatmulPlan *plans;  // hash table, open addressing; `slots` is a power of two
     int64_t slots, count;
     MatmulCache cache;
+    Absmax absmax;
 } MatmulState;
 
 static inline MatmulState *matmul_state(const Backend *be) { return (MatmulState *)cuda_state(be)->matmul; }
@@ -98,6 +102,10 @@ cublasStatus_t matmul_set_pointers(const MatmulPlan *plan, const MatmulCall *cal
 // Issues the product and what the plan's epilogue leaves to our kernels. With a plan from matmul_plan this cannot be
 // refused; while measuring, an algorithm may be, and then nothing was computed.
 cublasStatus_t matmul_issue(Backend *be, const MatmulPlan *plan, const MatmulCall *call);
+
+// matmul_fp8.cu: rounds a and b, has the sums taken of a, and makes the call one of 8-bit inputs. The call lasts
+// until the scratch block is asked for again.
+void matmul_fp8_round(Backend *be, MatmulCall *call, Tensor a, Tensor b);
 
 // matmul_tune.cu: the plan of this call's key, made and measured if it is the first of its kind. NULL once the
 // backend has failed. Valid until the next call.

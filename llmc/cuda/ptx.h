@@ -40,6 +40,17 @@ static __device__ __forceinline__ void ptx_copy_wait(void) {
 #endif
 }
 
+// ---- a load that may race with atomics on the same word: some value that it had ----
+static __device__ __forceinline__ uint32_t ptx_load_relaxed(const uint32_t *from) {
+#if defined(__CUDACC__)
+    uint32_t value;
+    asm volatile("ld.relaxed.gpu.global.u32 %0, [%1];\n" : "=r"(value) : "l"(from) : "memory");
+    return value;
+#else
+    return __atomic_load_n(from, __ATOMIC_RELAXED);
+#endif
+}
+
 // ---- ldmatrix: four 8x8 matrices of 16-bit elements; lane l gives the address of row l%8 (16 bytes) of matrix l/8
 // ---- to[i] = elements (g; 2c, 2c+1) of matrix i, or, transposed, (2c, 2c+1; g).
 #if !defined(__CUDACC__)

@@ -5,7 +5,7 @@
 #include "llmc/cuda/cudnn_workspace.h"
 
 size_t backend_cuda_plan_workspace(WorkspaceShape shape) {
-    size_t most = WORKSPACE_MATMUL_BYTES;
+    size_t most = shape.fp8_elems > 0 ? workspace_fp8_bytes(shape.fp8_elems) : WORKSPACE_MATMUL_BYTES;
     // Two partial sums (weight and bias) of the widest tensor.
     most = workspace_max(most, (size_t)CUDA_ROW_BLOCKS * 2 * to_size(shape.widest) * sizeof(float));
     most = workspace_max(most, workspace_attention_bytes(shape.rows, shape.NH));

@@ -12,6 +12,8 @@
 
 // The library's own recommendation for Hopper and Blackwell; it needs less on others.
 #define WORKSPACE_MATMUL_BYTES ((size_t)32 << 20)
+// An fp8 product whose rounded inputs have `elems` elements together: they, their scales, and the library's.
+static inline size_t workspace_fp8_bytes(int64_t elems) { return to_size(elems) + 3 * 256 + WORKSPACE_MATMUL_BYTES; }
 
 // optim.cu: partial sums of squares, in double, of the whole gradient and of each matrix that Muon lists: a block for
 // every SUM_BLOCK_ELEMS elements, up to these numbers.
