@@ -68,7 +68,7 @@ test-asan: ## the same under AddressSanitizer and UBSan, in build-asan
 	@leaks=1; ASAN_OPTIONS=detect_leaks=1 build-asan/leak_check 2>/dev/null || { leaks=0; \
 	    echo 'the leak checker does not work on this machine: leaks are not looked for'; }; \
 	ASAN_OPTIONS="detect_leaks=$$leaks:strict_string_checks=1:detect_stack_use_after_return=0:$$ASAN_OPTIONS" \
-	UBSAN_OPTIONS="print_stacktrace=1:$$UBSAN_OPTIONS" tests/run.sh build-asan $(ONLY)
+	TOKAMAK_EMU_ORDER=reverse UBSAN_OPTIONS="print_stacktrace=1:$$UBSAN_OPTIONS" tests/run.sh build-asan $(ONLY)
 
 fuzz: ## feed the parsers of untrusted files garbage (clang; FUZZ_SECONDS=5 each, ONLY=name: one)
 	@scripts/setup.sh --fuzz

@@ -133,6 +133,7 @@ typedef struct {
     int64_t chunk_rows;  // rows of the logits alive at a time
     int64_t tensors;     // parameter tensors, or parts of them, that one update call may list
     int64_t fp8_elems;   // most elements of both inputs of a product asked for fp8, each K a multiple of 16; 0: none
+    bool attention_library;  // a library may serve attention: bf16 and not attention=own
 } WorkspaceShape;
 
 // What a device says of itself while it works; 0: not known.

@@ -49,6 +49,7 @@ void plan_compute(MemoryPlan *plan, const RunConfig *config, const Schedule *sch
                              .NH = arch->NH,
                              .NKV = arch->NKV,
                              .Vp = arch->Vp,
+                             .attention_library = config->dtype == DTYPE_BF16 && strcmp(config->attention, "own") != 0,
                              .chunk_rows = model.shape.loss_chunk_rows,
                              .tensors = PARAM_MAX_PARTS * model.params.count,
                              .widest = max_i64(2 * arch->F, max_i64(model_config_qkv_width(arch), arch->C))};

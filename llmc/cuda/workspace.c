@@ -9,8 +9,9 @@ size_t backend_cuda_plan_workspace(WorkspaceShape shape) {
     // Two partial sums (weight and bias) of the widest tensor.
     most = workspace_max(most, (size_t)CUDA_ROW_BLOCKS * 2 * to_size(shape.widest) * sizeof(float));
     most = workspace_max(most, workspace_attention_bytes(shape.rows, shape.NH));
-    most = workspace_max(most, to_size(cudnn_attention_plan_bytes(shape.rows, shape.seq_len, shape.NH, shape.NKV,
-                                                                  shape.head_size)));
+    if (shape.attention_library)
+        most = workspace_max(most, to_size(cudnn_attention_plan_bytes(shape.rows, shape.seq_len, shape.NH, shape.NKV,
+                                                                      shape.head_size)));
     most = workspace_max(most, workspace_embedding_bytes(shape.rows, shape.widest));
     // Partial sums of squares of the gradient, of Muon's matrices.
     most = workspace_max(most, CUDA_NORM_BLOCKS * sizeof(double));
