@@ -304,6 +304,8 @@ bool config_check_training(const RunConfig *config, Error *err) {
     if (config->dtype == DTYPE_F32 && !config->master_weights)
         return error_set(err, "master_weights=false: expected dtype=bf16, found fp32, whose weights are their own "
                               "master weights");
+    if (config->fp8 && config->dtype != DTYPE_BF16)
+        return error_set(err, "fp8=true: expected dtype=bf16, whose products then round their inputs, found fp32");
     return true;
 }
 

@@ -79,6 +79,7 @@ typedef struct {
     char cpu_isa[16];  // auto, generic, avx2, avx512, avx512bf16
     DType dtype;          // fp32, bf16
     bool master_weights;  // bf16: fp32 values behind the weights; without, updates round stochastically
+    bool fp8;             // bf16 on a GPU that has them: products of the blocks' linear layers in 8-bit floats
     char attention[16];  // GPU: auto, cudnn, own
     bool graphs;         // GPU: replay captured steps
     Recompute recompute;

@@ -39,6 +39,9 @@ const Option OPTIONS[] = {
     {"master_weights", RUN(master_weights), OPTION_BOOL, .fallback = "true",
      .help = "bf16: fp32 values stand behind the weights; false: 4 bytes less per parameter, updates are rounded "
              "stochastically"},
+    {"fp8", RUN(fp8), OPTION_BOOL, .fallback = "false",
+     .help = "with dtype=bf16, on a GPU that has 8-bit floats: products of the blocks' linear layers round their "
+             "inputs to them, scaled per tensor; faster from about a billion parameters on"},
     {"attention", RUN(attention), OPTION_TEXT, .names = "auto cudnn own", .fallback = "auto",
      .help = "on a GPU: cuDNN's kernels, or our own; auto: cuDNN's where it is installed and takes the case"},
     {"graphs", RUN(graphs), OPTION_BOOL, .fallback = "true",

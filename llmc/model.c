@@ -267,15 +267,22 @@ void model_init_weights(Model *m, uint64_t seed) {
 // ---------------------------------------------------------------------------------------------------------------
 // The three products of a linear layer with weight w (out,in)
 
+// The head's products keep their inputs: what rounding does to logits goes into the loss at once.
+static Fp8Role fp8_role(const Model *m, Tensor weight, Fp8Role role) {
+    const bool head = weight.data == m->w.head.data || weight.data == m->g.head.data;
+    return m->shape.fp8 && !head ? role : FP8_NONE;
+}
+
 // out = x w^T + bias [+ residual], or act(x w^T + bias) with the pre-activation kept.
 static void linear_forward(Model *m, Tensor out, Tensor x, Tensor w, Tensor bias, Tensor residual, Activation act,
                            Tensor pre) {
     MatmulArgs args = {.trans_b = true, .alpha = 1, .beta = 1, .add = residual, .bias = bias, .act = act, .pre = pre};
+    args.fp8 = fp8_role(m, w, FP8_FORWARD);
     m->be->matmul(m->be, out, x, w, args);
 }
 // dx = dout w [times act'(pre)].
 static void linear_backward_input(Model *m, Tensor dx, Tensor dout, Tensor w, Activation act_grad, Tensor pre) {
-    MatmulArgs args = {.alpha = 1, .act_grad = act_grad, .pre = pre};
+    MatmulArgs args = {.alpha = 1, .act_grad = act_grad, .pre = pre, .fp8 = fp8_role(m, w, FP8_BACKWARD)};
     m->be->matmul(m->be, dx, dout, w, args);
 }
 // dw {=, +=} dout^T x; dbias {=, +=} column sums of dout.
@@ -283,6 +290,7 @@ static void linear_backward_weight(Model *m, Tensor dw, Tensor dbias, Tensor dou
     MatmulArgs args = {.trans_a = true, .alpha = 1, .beta = 1, .add = accumulate ? dw : TENSOR_NONE};
     args.sums = dbias;
     args.accumulate_sums = accumulate;
+    args.fp8 = fp8_role(m, dw, FP8_BACKWARD);
     m->be->matmul(m->be, dw, dout, x, args);
 }
 

@@ -63,6 +63,7 @@ typedef struct {
     int64_t loss_chunk_rows;  // rows of logits alive at a time
     DType dtype;              // of weights and activations
     bool training;            // gradients and saved activations exist
+    bool fp8;                 // bf16: products of the blocks' linear layers with 8-bit inputs
     bool no_master;           // bf16 training without fp32 master weights: updates round stochastically
     Recompute recompute;      // what the backward pass computes again instead of keeping it
     int64_t cache_tokens;     // > 0: a KV cache for decoding this many positions

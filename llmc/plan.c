@@ -18,6 +18,7 @@ int64_t plan_loss_chunk_rows(const RunConfig *config, int64_t rows) {
 
 ModelShape plan_model_shape(const RunConfig *config, const Schedule *schedule) {
     ModelShape shape = {.dtype = config->dtype, .training = true, .recompute = config->recompute};
+    shape.fp8 = config->fp8;
     shape.no_master = config->dtype == DTYPE_BF16 && !config->master_weights;
     for (int i = 0; i < schedule->phase_count; ++i) {
         const PhaseSpan *phase = &schedule->phase[i];
@@ -36,6 +37,21 @@ void plan_layout(Model *model, Optimizer *optimizer, const RunConfig *config, co
     optimizer_init(optimizer, config, model, arena);
 }
 
+// The largest inputs, together, of the three products of a linear layer of a block (out(N,O) = in(N,I) w(O,I)^T).
+static int64_t fp8_elems(const Model *m) {
+    if (!m->shape.fp8) return 0;
+    const int64_t N = round_up(m->shape.max_rows, 16);
+    const BlockTensors *w = &m->w.block[0];
+    const Tensor weights[] = {w->qkv_w, w->attn_proj_w, w->fc_w, w->mlp_proj_w};
+    int64_t most = 0;
+    for (size_t i = 0; i < sizeof weights / sizeof weights[0]; ++i) {
+        const int64_t O = weights[i].dim[0], I = weights[i].dim[1];
+        most = max_i64(most, max_i64(N * I, N * O) + O * I);
+        most = max_i64(most, N * (I + O));
+    }
+    return most;
+}
+
 void plan_compute(MemoryPlan *plan, const RunConfig *config, const Schedule *schedule, const Backend *be) {
     *plan = (MemoryPlan){0};
     Model model;
@@ -51,6 +67,7 @@ void plan_compute(MemoryPlan *plan, const RunConfig *config, const Schedule *sch
                              .Vp = arch->Vp,
                              .attention_library = config->dtype == DTYPE_BF16 && strcmp(config->attention, "own") != 0,
                              .chunk_rows = model.shape.loss_chunk_rows,
+                             .fp8_elems = fp8_elems(&model),
                              .tensors = PARAM_MAX_PARTS * model.params.count,
                              .widest = max_i64(2 * arch->F, max_i64(model_config_qkv_width(arch), arch->C))};
     plan->workspace_bytes = be != NULL ? be->plan_workspace(be, bounds) : backend_cuda_plan_workspace(bounds);

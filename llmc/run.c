@@ -108,6 +108,25 @@ static bool check_lengths(const RunConfig *config, const Schedule *schedule, Err
     return true;
 }
 
+// 8-bit products want rows of whole 16 elements, and a device that has them.
+static bool check_fp8(const RunConfig *config, const Backend *be, Error *err) {
+    if (!config->fp8) return true;
+    const ModelConfig *arch = &config->arch;
+    if (!be->matmul_fp8)
+        return error_set(err, "fp8=true: expected a GPU with 8-bit floats (compute capability 8.9 or later: L4, RTX "
+                              "4090, H100), found %s", be->description);
+    const struct {
+        const char *name;
+        int64_t width;
+    } widths[] = {{"channels", arch->C}, {"heads * head_size", arch->NH * arch->HS},
+                  {"(heads + 2 kv_heads) * head_size", model_config_qkv_width(arch)}, {"ffn", arch->F}};
+    for (size_t i = 0; i < sizeof widths / sizeof widths[0]; ++i)
+        if (widths[i].width % 16 != 0)
+            return error_set(err, "fp8=true: expected %s to be a multiple of 16, found %lld", widths[i].name,
+                             (long long)widths[i].width);
+    return true;
+}
+
 static bool open_data(Run *run, Error *err) {
     const RunConfig *config = &run->config;
     int32_t eot = run->tokenizer == NULL ? -1 : tokenizer_eot(run->tokenizer);
@@ -227,7 +246,7 @@ static bool open_all(Run *run, Error *err) {
     if (!check_lengths(config, &run->schedule, err)) return false;
     if (!open_data(run, err)) return false;
     run->be = run_open_backend(config, run->device_note, sizeof run->device_note, err);
-    if (run->be == NULL) return false;
+    if (run->be == NULL || !check_fp8(config, run->be, err)) return false;
     run->peak_flops = run->be->measure_peak(run->be, config->dtype);
     if (!open_memory(run, err)) return false;
     char *resumed_from = NULL;

@@ -132,6 +132,11 @@ static void test_defaults(void **state) {
     assert_true(config_check_training(&c, &err));
     load_ok(&c, NULL, LIST("train=a.bin", "steps=3", "dtype=bf16", "master_weights=false"));
     assert_true(config_check_training(&c, &err));
+    load_ok(&c, NULL, LIST("train=a.bin", "steps=3", "dtype=bf16", "fp8=true"));
+    assert_true(config_check_training(&c, &err));
+    load_ok(&c, NULL, LIST("train=a.bin", "steps=3", "fp8=true"));
+    assert_false(config_check_training(&c, &err));
+    assert_non_null(strstr(err.message, "dtype=bf16"));
     load_ok(&c, NULL, LIST("train=a.bin", "steps=3", "master_weights=false"));
     assert_false(config_check_training(&c, &err));
     assert_non_null(strstr(err.message, "dtype=bf16, found fp32"));

@@ -5,6 +5,7 @@
 set -u
 cd "$(dirname "$0")/.." || exit 1
 . tests/lib.sh
+export XDG_CACHE_HOME=$work/cache  # measured choices of matmul algorithms
 device=${TOKAMAK_CUDA_DEVICE:-cudaemu}
 if [ ! -e "$BUILD/libllmc_$device.so" ]; then
     echo '[ RUN      ] cuda_train'
@@ -61,6 +62,8 @@ check muon_bf16_as_on_the_cpu cpu_and_gpu muon 1e-2 $llama dtype=bf16 optimizer=
 check no_masters_as_on_the_cpu cpu_and_gpu no-masters 1e-2 $llama dtype=bf16 master_weights=false optimizer=muon
 check qwen3_fp32_as_on_the_cpu cpu_and_gpu qwen3 2e-5 $llama qk_norm=true logit_softcap=15 window=20
 
+# Inputs of products have 4 significant bits and gradients 3: losses move by percents of what ten steps gain.
+fp8_near_bf16() { straight fp8 "$device" $llama dtype=bf16 fp8=true && near fp8 llama-bf16-gpu 2e-2; }
 variant() { straight "$1" "$device" "${@:3}" && same_bits "$1" "$2"; } # NAME LIKE OPTIONS...
 check graphs_off_same_bits variant no-graphs llama-bf16-gpu $llama dtype=bf16 graphs=false
 check recompute_norm_act_same_bits variant norm-act llama-gpu $llama recompute=norm_act
@@ -71,6 +74,12 @@ if [ "$device" = cudaemu ]; then
     streams() { TOKAMAK_EMU_STREAMS=$1 variant "streams-$1" llama-bf16-gpu $llama dtype=bf16; }
     check eager_streams_same_bits streams eager
     check overtaking_streams_same_bits streams overtake
+fi
+
+if [ "$device" = cudaemu ] || nvidia-smi --query-gpu=compute_cap --format=csv,noheader 2>/dev/null | awk '{exit !($1 >= 8.9)}'; then
+    check fp8_near_bf16 fp8_near_bf16
+    check fp8_graphs_off_same_bits variant fp8-no-graphs fp8 $llama dtype=bf16 fp8=true graphs=false
+    check fp8_recompute_same_bits variant fp8-block fp8 $llama dtype=bf16 fp8=true recompute=block
 fi
 
 resumed() {
@@ -110,6 +119,10 @@ if ! ldconfig -p 2>/dev/null | grep -q 'libcuda\.so\.1'; then
     auto() { expect 0 'device=auto: the CPU computes: there is no NVIDIA driver' run "$work/auto" auto $llama; }
     check auto_says_why_it_took_the_cpu auto
 fi
+check fp8_needs_a_gpu fails 'fp8=true: expected a GPU with 8-bit floats .*, found ' A=1 -- device=cpu dtype=bf16 fp8=true
+[ "$device" != cudaemu ] ||
+    check fp8_old_gpu fails 'fp8=true: expected a GPU with 8-bit floats .*compute capability 8\.0' TOKAMAK_EMU_CC=80 -- device=cudaemu dtype=bf16 fp8=true
+check fp8_widths fails 'fp8=true: expected ffn to be a multiple of 16, found 40' A=1 -- device="$device" dtype=bf16 fp8=true ffn=40
 check no_plugin fails 'the plug-in .*nowhere/libllmc_cudaemu\.so is not there: run .make emu' TOKAMAK_PLUGIN_DIR="$work/nowhere" -- device=cudaemu
 mkdir "$work/broken" && echo 'not a library' >"$work/broken/libllmc_cudaemu.so"
 check broken_plugin fails 'cannot open .*libllmc_cudaemu\.so' TOKAMAK_PLUGIN_DIR="$work/broken" -- device=cudaemu
@@ -118,10 +131,11 @@ if [ "$device" = cudaemu ]; then
     check old_gpu fails 'compute capability 7\.5; 8\.0 .Ampere. or later' TOKAMAK_EMU_CC=75 -- device=cudaemu
     check out_of_memory fails 'needs [0-9.]+ MiB of memory and [0-9.]+ MiB are free.*what would fit: .*MiB\)' \
         TOKAMAK_EMU_MEMORY_MIB=100 -- device=cudaemu batch_rows=512
+    # (Without a cache directory algorithms are not timed, so that the 900th piece of work is one of a step.)
     # The device dies in mid-run: the library's own words, the last complete checkpoint, and it can be gone on from.
     dies() {
         fails "step [0-9]+: the GPU failed: .*$2.*last complete checkpoint is $work/bad/step_0000000[369]" \
-            TOKAMAK_EMU_FAIL="$1@900" -- device=cudaemu || return 1
+            TOKAMAK_EMU_FAIL="$1@900" XDG_CACHE_HOME= HOME= -- device=cudaemu || return 1
         "$train_gpt" ckpt verify "$work"/bad/step_00000003 >/dev/null
     }
     check ecc_error_in_mid_run dies cudaErrorECCUncorrectable 'cudaErrorECCUncorrectable'
