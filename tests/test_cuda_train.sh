@@ -62,8 +62,8 @@ check muon_bf16_as_on_the_cpu cpu_and_gpu muon 1e-2 $llama dtype=bf16 optimizer=
 check no_masters_as_on_the_cpu cpu_and_gpu no-masters 1e-2 $llama dtype=bf16 master_weights=false optimizer=muon
 check qwen3_fp32_as_on_the_cpu cpu_and_gpu qwen3 2e-5 $llama qk_norm=true logit_softcap=15 window=20
 
-# Inputs of products have 4 significant bits and gradients 3: losses move by percents of what ten steps gain.
-fp8_near_bf16() { straight fp8 "$device" $llama dtype=bf16 fp8=true && near fp8 llama-bf16-gpu 2e-2; }
+# Inputs of products have 4 significant bits and gradients 3; seen here: 2e-4 in the loss, 1.5e-3 in the norm.
+fp8_near_bf16() { straight fp8 "$device" $llama dtype=bf16 fp8=true && near fp8 llama-bf16-gpu 2e-3; }
 variant() { straight "$1" "$device" "${@:3}" && same_bits "$1" "$2"; } # NAME LIKE OPTIONS...
 check graphs_off_same_bits variant no-graphs llama-bf16-gpu $llama dtype=bf16 graphs=false
 check recompute_norm_act_same_bits variant norm-act llama-gpu $llama recompute=norm_act
