@@ -44,6 +44,7 @@ check peer_column expect 0 'peer us' $op --only add --peer "$work/now.json"
 
 check step expect 0 '"tok_per_s".*"losses": \[4\.8' $bench step --shape tiny-gpt2 --steps 2 --threads 2
 check step_recompute expect 0 '"recompute": "block"' $bench step --shape tiny-llama --dtype bf16 --steps 2 --recompute block --threads 2
+check fp8_needs_a_gpu expect 1 "has no 8-bit floats" $bench step --shape tiny-llama --dtype fp8 --threads 2
 check step_unknown expect 2 'expected --shape out of' $bench step --shape gpt9
 check no_device expect 1 'device=' $bench op --device tpu --only add
 

@@ -89,7 +89,9 @@ static bool describe_run(StepBench *bench, const StepShape *shape, const StepOpt
     RunConfig *config = &bench->config;
     bench->shape = shape;
     if (!describe_arch(&config->arch, shape, shape->T, err)) return false;
-    dtype_parse(options->dtype, &config->dtype);
+    // fp8 is bf16 with the blocks' products in 8-bit floats; the MFU stays that of the bf16 peak.
+    config->fp8 = strcmp(options->dtype, "fp8") == 0;
+    dtype_parse(config->fp8 ? "bf16" : options->dtype, &config->dtype);
     config->master_weights = !options->no_master;
     config->recompute = strcmp(options->recompute, "block") == 0      ? RECOMPUTE_BLOCK
                         : strcmp(options->recompute, "norm_act") == 0 ? RECOMPUTE_NORM_ACT
@@ -329,6 +331,11 @@ static int bench_shape(const StepShape *shape, const StepOptions *options) {
         free(bench);
         return 1;
     }
+    if (bench->config.fp8 && !bench->be->matmul_fp8) {
+        fprintf(stderr, "bench step: --dtype fp8: %s has no 8-bit floats\n", bench->be->description);
+        close_bench(bench);
+        return 1;
+    }
     double peak = bench->be->measure_peak(bench->be, bench->config.dtype);
     double *seconds = xcalloc(to_size(options->steps), sizeof *seconds);
     double *losses = xcalloc(to_size(options->steps + WARMUP_STEPS), sizeof *losses);
@@ -372,7 +379,7 @@ int bench_step_main(int argc, char **argv) {
     const BenchOption options[] = {
         {"--shape", &o.shape, NULL, "one of the shapes above", NULL},
         {"--device", &o.device.device, NULL, "cpu, cuda or cudaemu (default cpu)", NULL},
-        {"--dtype", &o.dtype, NULL, "fp32 or bf16", NULL},
+        {"--dtype", &o.dtype, NULL, "fp32, bf16 or (GPU) fp8", NULL},
         {"--steps", NULL, &o.steps, "timed steps (two more come before)", NULL},
         {"--threads", NULL, &o.device.threads, "CPU: 0 for all cores", NULL},
         {"--isa", &o.device.isa, NULL, "CPU: auto, generic, avx2, avx512, avx512bf16", NULL},
@@ -394,13 +401,14 @@ int bench_step_main(int argc, char **argv) {
     }
     o.device.graphs = !o.no_graphs;
     const StepShape *shape = find_shape(o.shape);
-    bool dtype_ok = strcmp(o.dtype, "fp32") == 0 || strcmp(o.dtype, "bf16") == 0;
+    bool dtype_ok =
+        strcmp(o.dtype, "fp32") == 0 || strcmp(o.dtype, "bf16") == 0 || strcmp(o.dtype, "fp8") == 0;
     bool recompute_ok =
         strcmp(o.recompute, "none") == 0 || strcmp(o.recompute, "norm_act") == 0 || strcmp(o.recompute, "block") == 0;
     bool ok = shape != NULL && dtype_ok && recompute_ok && o.steps > 0;
     if (!ok)
         fprintf(stderr,
-                "bench step: expected --shape out of %s; --dtype fp32 or bf16; --recompute none, norm_act or "
+                "bench step: expected --shape out of %s; --dtype fp32, bf16 or fp8; --recompute none, norm_act or "
                 "block; --steps above 0; see --help\n",
                 names);
     free(names);
