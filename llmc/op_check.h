@@ -209,4 +209,23 @@ static inline void op_check_cross_entropy(Tensor nll, Tensor logits, Tensor targ
     if (args->want_grad) op_check_1d("loss_scale", args->loss_scale, DTYPE_F32, 1);
 }
 
+static inline void op_check_attention(Tensor qkv, const AttentionArgs *args) {
+    CHECK(args->B >= 0 && args->T >= 0 && args->HS > 0 && args->NKV > 0 && args->NH > 0 && args->NH % args->NKV == 0,
+          "B=%lld T=%lld NH=%lld NKV=%lld HS=%lld", (long long)args->B, (long long)args->T, (long long)args->NH,
+          (long long)args->NKV, (long long)args->HS);
+    // Positions are 32-bit inside, and a tile may reach past the last one.
+    CHECK(args->window >= 0 && args->T < INT32_MAX / 2 && args->scale > 0, "window=%lld T=%lld scale=%g",
+          (long long)args->window, (long long)args->T, (double)args->scale);
+    op_check_act("qkv", qkv);
+    op_check_2d("qkv", qkv, qkv.dtype, args->B * args->T, (args->NH + 2 * args->NKV) * args->HS);
+    if (!tensor_is_none(args->doc)) op_check_2d("doc", args->doc, DTYPE_I32, args->B, args->T);
+    if (!tensor_is_none(args->prefix)) op_check_2d("prefix", args->prefix, DTYPE_U8, args->B, args->T);
+}
+static inline void op_check_lse(Tensor lse, const AttentionArgs *args) {
+    CHECK(lse.ndim == 3 && lse.dtype == DTYPE_F32 && lse.dim[0] == args->B && lse.dim[1] == args->NH &&
+              lse.dim[2] == args->T,
+          "lse: ndim=%d dtype=%s (%lld,%lld,%lld)", lse.ndim, dtype_name(lse.dtype), (long long)lse.dim[0],
+          (long long)lse.dim[1], (long long)lse.dim[2]);
+}
+
 #endif

@@ -351,40 +351,15 @@ static void decode_rows(Backend *be, Tensor out, const AttentionInput *in) {
 
 // ---- entries ----
 
-static void check_shape(const char *name, Tensor t, DType dtype, int64_t rows, int64_t columns) {
-    CHECK(t.ndim == 2 && t.dtype == dtype && t.dim[0] == rows && t.dim[1] == columns,
-          "%s: ndim=%d dtype=%s (%lld,%lld), expected %s (%lld,%lld)", name, t.ndim, dtype_name(t.dtype),
-          (long long)t.dim[0], (long long)t.dim[1], dtype_name(dtype), (long long)rows, (long long)columns);
-}
-
-static void check_args(Tensor qkv, const AttentionArgs *args) {
-    CHECK(args->B >= 0 && args->T >= 0 && args->HS > 0 && args->NKV > 0 && args->NH > 0 && args->NH % args->NKV == 0,
-          "B=%lld T=%lld NH=%lld NKV=%lld HS=%lld", (long long)args->B, (long long)args->T, (long long)args->NH,
-          (long long)args->NKV, (long long)args->HS);
-    CHECK(args->window >= 0 && args->T < INT32_MAX - BLOCK, "window=%lld T=%lld", (long long)args->window,
-          (long long)args->T);
-    CHECK(qkv.dtype == DTYPE_F32 || qkv.dtype == DTYPE_BF16, "qkv is %s", dtype_name(qkv.dtype));
-    check_shape("qkv", qkv, qkv.dtype, args->B * args->T, (args->NH + 2 * args->NKV) * args->HS);
-    if (!tensor_is_none(args->doc)) check_shape("doc", args->doc, DTYPE_I32, args->B, args->T);
-    if (!tensor_is_none(args->prefix)) check_shape("prefix", args->prefix, DTYPE_U8, args->B, args->T);
-}
-
-static void check_lse(Tensor lse, const AttentionArgs *args) {
-    CHECK(lse.ndim == 3 && lse.dtype == DTYPE_F32 && lse.dim[0] == args->B && lse.dim[1] == args->NH &&
-              lse.dim[2] == args->T,
-          "lse: ndim=%d dtype=%s (%lld,%lld,%lld)", lse.ndim, dtype_name(lse.dtype), (long long)lse.dim[0],
-          (long long)lse.dim[1], (long long)lse.dim[2]);
-}
-
 static AttentionInput packed_input(Tensor qkv, AttentionArgs args) {
     AttentionInput in = {qkv, qkv, qkv, args.NH * args.HS, (args.NH + args.NKV) * args.HS, args.T, args.T, 0, args};
     return in;
 }
 
 static void attention_forward(Backend *be, Tensor out, Tensor lse, Tensor qkv, AttentionArgs args) {
-    check_args(qkv, &args);
-    check_shape("out", out, qkv.dtype, args.B * args.T, args.NH * args.HS);
-    check_lse(lse, &args);
+    op_check_attention(qkv, &args);
+    op_check_2d("out", out, qkv.dtype, args.B * args.T, args.NH * args.HS);
+    op_check_lse(lse, &args);
     if (args.B * args.T == 0) return;
     AttentionInput in = packed_input(qkv, args);
     forward_run(be, out, lse, &in);
@@ -392,11 +367,11 @@ static void attention_forward(Backend *be, Tensor out, Tensor lse, Tensor qkv, A
 
 static void attention_backward(Backend *be, Tensor dqkv, Tensor dout, Tensor qkv, Tensor out, Tensor lse,
                                AttentionArgs args) {
-    check_args(qkv, &args);
-    check_shape("dqkv", dqkv, qkv.dtype, args.B * args.T, qkv.dim[1]);
-    check_shape("dout", dout, qkv.dtype, args.B * args.T, args.NH * args.HS);
-    check_shape("out", out, qkv.dtype, args.B * args.T, args.NH * args.HS);
-    check_lse(lse, &args);
+    op_check_attention(qkv, &args);
+    op_check_2d("dqkv", dqkv, qkv.dtype, args.B * args.T, qkv.dim[1]);
+    op_check_2d("dout", dout, qkv.dtype, args.B * args.T, args.NH * args.HS);
+    op_check_2d("out", out, qkv.dtype, args.B * args.T, args.NH * args.HS);
+    op_check_lse(lse, &args);
     if (args.B * args.T == 0) return;
     AttentionInput in = packed_input(qkv, args);
     backward_run(be, dqkv, dout, out, lse, &in);
@@ -404,13 +379,13 @@ static void attention_backward(Backend *be, Tensor dqkv, Tensor dout, Tensor qkv
 
 static void attention_decode(Backend *be, Tensor out, Tensor k_cache, Tensor v_cache, Tensor qkv, int64_t start,
                              AttentionArgs args) {
-    check_args(qkv, &args);
+    op_check_attention(qkv, &args);
     CHECK(args.B == 1 && tensor_is_none(args.doc) && tensor_is_none(args.prefix),
           "B=%lld: decoding takes one sequence and a causal mask", (long long)args.B);
     int64_t kv_width = args.NKV * args.HS;
-    check_shape("out", out, qkv.dtype, args.T, args.NH * args.HS);
-    check_shape("k_cache", k_cache, qkv.dtype, k_cache.dim[0], kv_width);
-    check_shape("v_cache", v_cache, qkv.dtype, k_cache.dim[0], kv_width);
+    op_check_2d("out", out, qkv.dtype, args.T, args.NH * args.HS);
+    op_check_2d("k_cache", k_cache, qkv.dtype, k_cache.dim[0], kv_width);
+    op_check_2d("v_cache", v_cache, qkv.dtype, k_cache.dim[0], kv_width);
     CHECK(start >= 0 && start + args.T <= k_cache.dim[0], "start=%lld n=%lld Tmax=%lld", (long long)start,
           (long long)args.T, (long long)k_cache.dim[0]);
     AttentionInput in = {qkv, k_cache, v_cache, 0, 0, args.T, start + args.T, start, args};

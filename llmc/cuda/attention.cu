@@ -6,6 +6,7 @@
 #include "llmc/cuda/attention_cudnn.h"
 #include "llmc/cuda/attention_tile.h"
 #include "llmc/cuda/workspace.h"
+#include "llmc/op_check.h"
 
 // Decoding fewer positions than this goes row by row: tiles would mostly compute padding.
 #define DECODE_TILE_QUERIES 16
@@ -18,36 +19,6 @@ typedef struct {
 } AttentionState;
 
 static AttentionState *attention_state(const Backend *be) { return (AttentionState *)cuda_state(be)->attention; }
-
-// ---- checks, as the CPU's ----
-
-static void check_shape(const char *name, Tensor t, DType dtype, int64_t rows, int64_t columns) {
-    CHECK(t.ndim == 2 && t.dtype == dtype && t.dim[0] == rows && t.dim[1] == columns,
-          "%s: ndim=%d dtype=%s (%lld,%lld), expected %s (%lld,%lld)", name, t.ndim, dtype_name(t.dtype),
-          (long long)t.dim[0], (long long)t.dim[1], dtype_name(dtype), (long long)rows, (long long)columns);
-}
-
-static void check_args(Tensor qkv, const AttentionArgs *args) {
-    CHECK(args->B >= 0 && args->T >= 0 && args->HS > 0 && args->NKV > 0 && args->NH > 0 && args->NH % args->NKV == 0,
-          "B=%lld T=%lld NH=%lld NKV=%lld HS=%lld", (long long)args->B, (long long)args->T, (long long)args->NH,
-          (long long)args->NKV, (long long)args->HS);
-    CHECK(args->B <= GRID_LIMIT && args->NH <= GRID_LIMIT, "B=%lld NH=%lld", (long long)args->B, (long long)args->NH);
-    // A tile may reach past the last row.
-    CHECK(args->window >= 0 && args->B * args->T < INT32_MAX / 2 && args->scale > 0,
-          "window=%lld B=%lld T=%lld scale=%g", (long long)args->window, (long long)args->B, (long long)args->T,
-          (double)args->scale);
-    CHECK(qkv.dtype == DTYPE_F32 || qkv.dtype == DTYPE_BF16, "qkv is %s", dtype_name(qkv.dtype));
-    check_shape("qkv", qkv, qkv.dtype, args->B * args->T, (args->NH + 2 * args->NKV) * args->HS);
-    if (!tensor_is_none(args->doc)) check_shape("doc", args->doc, DTYPE_I32, args->B, args->T);
-    if (!tensor_is_none(args->prefix)) check_shape("prefix", args->prefix, DTYPE_U8, args->B, args->T);
-}
-
-static void check_lse(Tensor lse, const AttentionArgs *args) {
-    CHECK(lse.ndim == 3 && lse.dtype == DTYPE_F32 && lse.dim[0] == args->B && lse.dim[1] == args->NH &&
-              lse.dim[2] == args->T,
-          "lse: ndim=%d dtype=%s (%lld,%lld,%lld)", lse.ndim, dtype_name(lse.dtype), (long long)lse.dim[0],
-          (long long)lse.dim[1], (long long)lse.dim[2]);
-}
 
 // ---- the own kernels ----
 
@@ -124,9 +95,9 @@ static void choose_cudnn(Backend *be) {
 }
 
 static void attention_forward(Backend *be, Tensor out, Tensor lse, Tensor qkv, AttentionArgs args) {
-    check_args(qkv, &args);
-    check_shape("out", out, qkv.dtype, args.B * args.T, args.NH * args.HS);
-    check_lse(lse, &args);
+    op_check_attention(qkv, &args);
+    op_check_2d("out", out, qkv.dtype, args.B * args.T, args.NH * args.HS);
+    op_check_lse(lse, &args);
     if (args.B * args.T == 0 || cuda_failed(be)) return;
     AttentionState *state = attention_state(be);
     const int32_t *unserved = NULL;
@@ -141,11 +112,11 @@ static void attention_forward(Backend *be, Tensor out, Tensor lse, Tensor qkv, A
 
 static void attention_backward(Backend *be, Tensor dqkv, Tensor dout, Tensor qkv, Tensor out, Tensor lse,
                                AttentionArgs args) {
-    check_args(qkv, &args);
-    check_shape("dqkv", dqkv, qkv.dtype, args.B * args.T, qkv.dim[1]);
-    check_shape("dout", dout, qkv.dtype, args.B * args.T, args.NH * args.HS);
-    check_shape("out", out, qkv.dtype, args.B * args.T, args.NH * args.HS);
-    check_lse(lse, &args);
+    op_check_attention(qkv, &args);
+    op_check_2d("dqkv", dqkv, qkv.dtype, args.B * args.T, qkv.dim[1]);
+    op_check_2d("dout", dout, qkv.dtype, args.B * args.T, args.NH * args.HS);
+    op_check_2d("out", out, qkv.dtype, args.B * args.T, args.NH * args.HS);
+    op_check_lse(lse, &args);
     if (args.B * args.T == 0 || cuda_failed(be)) return;
     AttentionState *state = attention_state(be);
     const int32_t *unserved = NULL;
@@ -161,13 +132,13 @@ static void attention_backward(Backend *be, Tensor dqkv, Tensor dout, Tensor qkv
 // Decoding is always the own kernels': cuDNN has nothing to gain at a handful of positions.
 static void attention_decode(Backend *be, Tensor out, Tensor k_cache, Tensor v_cache, Tensor qkv, int64_t start,
                              AttentionArgs args) {
-    check_args(qkv, &args);
+    op_check_attention(qkv, &args);
     CHECK(args.B == 1 && tensor_is_none(args.doc) && tensor_is_none(args.prefix),
           "B=%lld: decoding takes one sequence and a causal mask", (long long)args.B);
     int64_t kv_width = args.NKV * args.HS, keys = start + args.T;
-    check_shape("out", out, qkv.dtype, args.T, args.NH * args.HS);
-    check_shape("k_cache", k_cache, qkv.dtype, k_cache.dim[0], kv_width);
-    check_shape("v_cache", v_cache, qkv.dtype, k_cache.dim[0], kv_width);
+    op_check_2d("out", out, qkv.dtype, args.T, args.NH * args.HS);
+    op_check_2d("k_cache", k_cache, qkv.dtype, k_cache.dim[0], kv_width);
+    op_check_2d("v_cache", v_cache, qkv.dtype, k_cache.dim[0], kv_width);
     CHECK(start >= 0 && keys <= k_cache.dim[0] && keys < INT32_MAX / 2, "start=%lld n=%lld Tmax=%lld",
           (long long)start, (long long)args.T, (long long)k_cache.dim[0]);
     AttentionProblem p;
