@@ -355,6 +355,77 @@ static void test_fp8(OpTest *t) {
         }
 }
 
+// What products of an x of up to N rows and C columns need; made before x is written, since anything in between ends
+// a record.
+typedef struct {
+    Tensor weight, copy, out[2];
+} RecordCheck;
+static RecordCheck record_check(OpTest *t, int64_t N, int64_t C) {
+    RecordCheck check = {.weight = random_2d(t, DTYPE_BF16, 16, C), .copy = random_2d(t, DTYPE_BF16, N, C)};
+    for (int i = 0; i < 2; ++i) check.out[i] = op_test_tensor(t, DTYPE_BF16, OP_TEST_DIMS(N, 16));
+    return check;
+}
+// The product of x as it is now, and of a copy of it, of which no record can be: the same bits, or the record is
+// wrong.
+static void check_fp8_record(OpTest *t, const RecordCheck *check, Tensor x, const char *writer) {
+    const MatmulArgs args = {.trans_b = true, .alpha = 1, .fp8 = FP8_FORWARD};
+    Tensor weight = check->weight, copy = check->copy;
+    weight.dim[1] = copy.dim[1] = x.dim[1];
+    t->be->matmul(t->be, check->out[0], x, weight, args);
+    t->be->copy(t->be, copy.data, x.data, tensor_bytes(x));
+    t->be->matmul(t->be, check->out[1], copy, weight, args);
+    op_test_same_bits(t, check->out[0], check->out[1], writer);
+}
+// The operations that record the magnitude of what they write: with packs and without, rows of one warp and of many.
+// Whoever writes x and does not record is among them too.
+static void test_fp8_records(OpTest *t) {
+    if (!device_has_fp8(t)) return;
+    static const int64_t SHAPES[][2] = {{5, 64}, {3, 75}, {37, 1032}, {2, 6000}, {1, 9001}, {300, 96}};
+    for (size_t s = 0; s < sizeof SHAPES / sizeof SHAPES[0]; ++s) {
+        const int64_t N = SHAPES[s][0], C = SHAPES[s][1];
+        Tensor out = random_2d(t, DTYPE_BF16, N, C), x = random_2d(t, DTYPE_BF16, N, C);
+        Tensor pre = random_2d(t, DTYPE_BF16, N, 2 * C), dpre = random_2d(t, DTYPE_BF16, N, 2 * C);
+        Tensor weight = op_test_random(t, DTYPE_BF16, OP_TEST_DIMS(C), 1.0);
+        Tensor mean = op_test_random(t, DTYPE_F32, OP_TEST_DIMS(N), 1.0);
+        Tensor rstd = op_test_random(t, DTYPE_F32, OP_TEST_DIMS(N), 1.0);
+        Tensor dweight = op_test_random(t, DTYPE_F32, OP_TEST_DIMS(C), 1.0);
+        NormArgs norm = {NORM_LAYER, 1e-5f};
+        const RecordCheck check = record_check(t, N, 2 * C);
+        check_fp8_record(t, &check, x, "nobody");
+        t->be->norm_forward(t->be, out, mean, rstd, x, weight, TENSOR_NONE, norm);
+        check_fp8_record(t, &check, out, "norm_forward");
+        for (int accumulate = 0; accumulate < 2; ++accumulate) {
+            t->be->norm_backward(t->be, out, dweight, TENSOR_NONE, x, x, weight, mean, rstd, accumulate, true, norm);
+            check_fp8_record(t, &check, out, "norm_backward");
+        }
+        for (Activation kind = ACT_GELU; kind <= ACT_RELU2; ++kind) {
+            t->be->activation_forward(t->be, out, x, kind);
+            check_fp8_record(t, &check, out, "activation_forward");
+            t->be->activation_backward(t->be, out, x, x, kind);
+            check_fp8_record(t, &check, out, "activation_backward");
+        }
+        t->be->activation_forward(t->be, out, pre, ACT_SWIGLU);
+        check_fp8_record(t, &check, out, "activation_forward, SwiGLU");
+        t->be->activation_backward(t->be, dpre, out, pre, ACT_SWIGLU);
+        check_fp8_record(t, &check, dpre, "activation_backward, SwiGLU");
+        // The record of out is followed by another tensor at its place.
+        t->be->activation_forward(t->be, out, x, ACT_GELU);
+        t->be->add(t->be, out, out, x);
+        check_fp8_record(t, &check, out, "add");
+        // A product that ends in a kernel of ours; its own inputs keep their records.
+        if (C % 16 == 0 && C < 1000) {
+            Tensor b = random_2d(t, DTYPE_BF16, C, C);
+            MatmulArgs args = {.trans_b = true, .alpha = 1, .act = ACT_RELU2, .fp8 = FP8_FORWARD};
+            t->be->norm_forward(t->be, x, mean, rstd, out, weight, TENSOR_NONE, norm);
+            t->be->matmul(t->be, out, x, b, args);
+            check_fp8_record(t, &check, out, "matmul, ReLU^2");
+            t->be->matmul(t->be, out, x, b, args);
+            check_fp8_record(t, &check, x, "matmul's input");
+        }
+        op_test_release(t);
+    }
+}
+
 // The magnitudes that scale inputs are of this call's inputs, whatever was at the same place before, and whoever
 // wrote it.
 static void test_fp8_scales(OpTest *t) {
@@ -411,6 +482,7 @@ int main(void) {
                                 OP_TEST_CASE(test_not_finite), OP_TEST_CASE(test_sums),
                                 OP_TEST_CASE(test_batches),    OP_TEST_CASE(test_views),
                                 OP_TEST_CASE(test_fp8),        OP_TEST_CASE(test_fp8_scales),
+                                OP_TEST_CASE(test_fp8_records),
                                 OP_TEST_CASE(test_threads)};
     return op_test_main(CASES, sizeof CASES / sizeof CASES[0]);
 }

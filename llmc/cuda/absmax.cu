@@ -20,7 +20,7 @@ __global__ void __launch_bounds__(ABSMAX_THREADS) absmax_kernel(uint32_t *slot, 
             most = bits > most ? bits : most;
         }
     }
-    absmax_record(slot, most << 16);  // bf16 is the upper half of an fp32
+    absmax_record<bf16>(slot, most << 16);  // bf16 is the upper half of an fp32
 }
 
 static void measure(Backend *be, uint32_t *slot, Tensor t) {
@@ -64,7 +64,13 @@ const uint32_t *absmax_find(const Backend *be, Tensor t) {
     }
     return NULL;
 }
-void absmax_keep(Backend *be, Tensor t, const uint32_t *slot) { absmax_end(be, t, slot); }
+void absmax_keep(Backend *be, Tensor t, const uint32_t *slot) {
+    Absmax *absmax = absmax_state(be);
+    if (slot == NULL) return;
+    AbsmaxRecord *record = &absmax->record[slot - absmax->slots];
+    // Unless the slot went to another tensor meanwhile.
+    if (record->data == t.data && record->elems == tensor_elems(t)) record->valid_at = now(be);
+}
 
 const uint32_t *absmax_of(Backend *be, Tensor t) {
     const uint32_t *known = absmax_find(be, t);

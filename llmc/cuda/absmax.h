@@ -3,7 +3,7 @@
 // more.
 //
 //     uint32_t *most = absmax_begin(be, out);      // NULL while no product of this run is asked for fp8
-//     GPU_LAUNCH(be, norm_kernel, ..., most);       // whose threads end with absmax_record(most, values)
+//     GPU_LAUNCH(be, norm_kernel, ..., most);       // whose threads end with absmax_record<T>(most, ...)
 //     absmax_end(be, out, most);
 //
 // Magnitudes are compared as the integers that their bits are: the order is that of the values, NaN is above
@@ -52,13 +52,18 @@ static __device__ __forceinline__ uint32_t absmax_add(uint32_t most, float x) {
     const uint32_t bits = __float_as_uint(x) & 0x7fffffffu;
     return bits > most ? bits : most;
 }
-// All lanes of the warp call it. Most warps only look: atomics on one address are done one after the other. What they
-// see may be old, hence smaller, which costs an atomic and nothing else.
-static __device__ __forceinline__ void absmax_record(uint32_t *slot, uint32_t most) {
+// What each lane has found, of fp32 values that were rounded to T when they were stored: the largest of the rounded
+// is the largest rounded. All lanes of the warp call it; slot may be NULL. Most warps only look: atomics on one
+// address are done one after the other. What they see may be old, hence smaller, which costs an atomic and nothing
+// else.
+template <class T>
+__device__ __forceinline__ void absmax_record(uint32_t *slot, uint32_t most) {
+    if (slot == NULL) return;
     for (int distance = WARP / 2; distance > 0; distance /= 2) {
         const uint32_t other = __shfl_xor_sync(FULL_MASK, most, distance);
         most = other > most ? other : most;
     }
+    most = __float_as_uint(to_float(from_float<T>(__uint_as_float(most))));
     if ((int)threadIdx.x % WARP == 0 && most > ptx_load_relaxed(slot)) atomicMax(slot, most);
 }
 

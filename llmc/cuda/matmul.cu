@@ -31,41 +31,41 @@
 #define FINISH_THREADS 256
 
 // acc = from + beta*add + bias; pre_out = acc; out = act(acc) or acc * act_grad'(pre_in). Absent operands are NULL.
-// from may be out or pre_out, add may be out. A thread has one pack, of W elements of one row. Bound by memory: it
-// reads and writes each tensor once.
+// from may be out or pre_out, add may be out. most: where out's largest magnitude is recorded, or NULL. A thread has
+// one pack, of W elements of one row. Bound by memory: it reads and writes each tensor once.
 template <class T, class TB, int W>
 __global__ void __launch_bounds__(FINISH_THREADS)
-    matmul_finish_kernel(T *out, T *pre_out, const T *from, const T *add, const TB *bias, const T *pre_in,
-                         int64_t packs, int64_t N, float beta, Activation act, Activation act_grad) {
-    int64_t pack = (int64_t)blockIdx.x * FINISH_THREADS + threadIdx.x;
-    if (pack >= packs) return;
-    const int64_t at = pack * W;
-    float acc[W];
-    Pack<T, W> x;
-    for (int i = 0; i < W; ++i) acc[i] = 0;
-    if (from != NULL) {
-        x = pack_load<T, W>(from + at);
-        for (int i = 0; i < W; ++i) acc[i] = to_float(x.v[i]);
+    matmul_finish_kernel(T *out, T *pre_out, uint32_t *most, const T *from, const T *add, const TB *bias,
+                         const T *pre_in, int64_t packs, int64_t N, float beta, Activation act,
+                         Activation act_grad) {
+    const int64_t pack = (int64_t)blockIdx.x * FINISH_THREADS + threadIdx.x, at = pack * W;
+    uint32_t largest = 0;
+    if (pack < packs) {
+        float acc[W] = {}, x[W];
+        if (from != NULL) pack_to_floats<W>(acc, pack_load<T, W>(from + at));
+        if (add != NULL) {
+            pack_to_floats<W>(x, pack_load<T, W>(add + at));
+#pragma unroll
+            for (int i = 0; i < W; ++i) acc[i] += beta * x[i];
+        }
+        if (bias != NULL) {
+            const int64_t column = at % N;
+#pragma unroll
+            for (int i = 0; i < W; ++i) acc[i] += to_float(bias[column + i]);
+        }
+        if (pre_out != NULL) pack_store<T, W>(pre_out + at, pack_from_floats<T, W>(acc));
+#pragma unroll
+        for (int i = 0; i < W; ++i) acc[i] = activation_apply(act, acc[i]);
+        if (pre_in != NULL) {
+            pack_to_floats<W>(x, pack_load<T, W>(pre_in + at));
+#pragma unroll
+            for (int i = 0; i < W; ++i) acc[i] *= activation_derivative(act_grad, x[i]);
+        }
+#pragma unroll
+        for (int i = 0; i < W; ++i) largest = absmax_add(largest, acc[i]);
+        pack_store<T, W>(out + at, pack_from_floats<T, W>(acc));
     }
-    if (add != NULL) {
-        x = pack_load<T, W>(add + at);
-        for (int i = 0; i < W; ++i) acc[i] += beta * to_float(x.v[i]);
-    }
-    if (bias != NULL) {
-        const int64_t column = at % N;
-        for (int i = 0; i < W; ++i) acc[i] += to_float(bias[column + i]);
-    }
-    if (pre_out != NULL) {
-        for (int i = 0; i < W; ++i) x.v[i] = from_float<T>(acc[i]);
-        pack_store<T, W>(pre_out + at, x);
-    }
-    for (int i = 0; i < W; ++i) acc[i] = activation_apply(act, acc[i]);
-    if (pre_in != NULL) {
-        x = pack_load<T, W>(pre_in + at);
-        for (int i = 0; i < W; ++i) acc[i] *= activation_derivative(act_grad, to_float(x.v[i]));
-    }
-    for (int i = 0; i < W; ++i) x.v[i] = from_float<T>(acc[i]);
-    pack_store<T, W>(out + at, x);
+    absmax_record<T>(most, largest);
 }
 
 template <class T, class TB>
@@ -79,14 +79,16 @@ static void finish_typed(Backend *be, const MatmulCall *call, const void *from, 
                       gpu_aligned(add);
     const int64_t packs = wide ? elems / PACK<T> : elems;
     const dim3 grid((unsigned)to_i32(div_up(packs, FINISH_THREADS)));
+    uint32_t *most = absmax_begin(be, call->out);
     if (wide)
-        GPU_LAUNCH(be, (matmul_finish_kernel<T, TB, PACK<T>>), grid, dim3(FINISH_THREADS), 0, out, pre_out,
+        GPU_LAUNCH(be, (matmul_finish_kernel<T, TB, PACK<T>>), grid, dim3(FINISH_THREADS), 0, out, pre_out, most,
                    (const T *)from, (const T *)add, (const TB *)bias, pre_in, packs, call->N, args->beta, args->act,
                    args->act_grad);
     else
-        GPU_LAUNCH(be, (matmul_finish_kernel<T, TB, 1>), grid, dim3(FINISH_THREADS), 0, out, pre_out,
+        GPU_LAUNCH(be, (matmul_finish_kernel<T, TB, 1>), grid, dim3(FINISH_THREADS), 0, out, pre_out, most,
                    (const T *)from, (const T *)add, (const TB *)bias, pre_in, packs, call->N, args->beta, args->act,
                    args->act_grad);
+    absmax_end(be, call->out, most);
 }
 // `done`: FUSE_ bits of what `from` holds already.
 static void matmul_finish(Backend *be, const MatmulCall *call, const void *from, const void *add, unsigned done) {

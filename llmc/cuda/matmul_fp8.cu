@@ -60,9 +60,10 @@ __global__ void __launch_bounds__(FP8_THREADS)
 #pragma unroll
         for (int j = 0; j < W; ++j) values[i + j] = 0.0f;
         if (i >= here) continue;
-        const Pack<bf16, W> from = pack_load<bf16, W>(x + at + i);
+        float from[W];
+        pack_to_floats<W>(from, pack_load<bf16, W>(x + at + i));
 #pragma unroll
-        for (int j = 0; j < W; ++j) values[i + j] = to_float(from.v[j]);
+        for (int j = 0; j < W; ++j) values[i + j] = from[j];
     }
     Pack<uint32_t, 4> out;
 #pragma unroll
@@ -85,21 +86,18 @@ __global__ void __launch_bounds__(FP8_THREADS)
     constexpr int COL_PACKS = TILE_COLS / W;
     for (int i = (int)threadIdx.x; i < COL_PACKS * (TILE_ROWS / 4); i += FP8_THREADS) {
         const int tile_col = i % COL_PACKS * W, tile_row = i / COL_PACKS * 4;
-        Pack<bf16, W> from[4];
+        Pack<bf16, W> packs[4] = {};
 #pragma unroll
         for (int r = 0; r < 4; ++r) {
             const int64_t row = first_row + tile_row + r, col = first_col + tile_col;
-            if (row < rows && col < cols) {
-                from[r] = pack_load<bf16, W>(x + row * cols + col);
-            } else {
-#pragma unroll
-                for (int j = 0; j < W; ++j) from[r].v[j] = from_float<bf16>(0.0f);
-            }
+            if (row < rows && col < cols) packs[r] = pack_load<bf16, W>(x + row * cols + col);
         }
+        float from[4][W];
+#pragma unroll
+        for (int r = 0; r < 4; ++r) pack_to_floats<W>(from[r], packs[r]);
 #pragma unroll
         for (int j = 0; j < W; ++j) {
-            const float four[4] = {to_float(from[0].v[j]), to_float(from[1].v[j]), to_float(from[2].v[j]),
-                                   to_float(from[3].v[j])};
+            const float four[4] = {from[0][j], from[1][j], from[2][j], from[3][j]};
             *(uint32_t *)(tile + (tile_col + j) * TILE_STRIDE + tile_row) = round_four(four, scale, FORMAT);
         }
     }

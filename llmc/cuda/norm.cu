@@ -3,6 +3,7 @@
 //
 // A row belongs to row_threads threads (whole warps), which keep it in registers, PER packs each, so that it is read
 // from memory once. Rows wider than the registers hold are read again by the *_wide kernels, which take any shape.
+#include "llmc/cuda/absmax.h"
 #include "llmc/cuda/partials.h"
 #include "llmc/op_check.h"
 
@@ -26,12 +27,12 @@ static __device__ __forceinline__ float row_sum(float x, int row_warps, float *p
 // ---- forward ----
 // The variance is taken around the mean in a second pass over the registers: E[x^2] - mean^2 would cancel. mean_out
 // is NULL for RMSNorm, bias may be NULL. Bound: x read and out written once, 2*N*C elements; weight and bias come
-// from L1.
+// from L1. most: where out's largest magnitude is recorded, or NULL.
 template <class T, int W, int PER>
 static __global__ void __launch_bounds__(NORM_MAX_THREADS)
     norm_forward_kernel(T *__restrict__ out, float *mean_out, float *rstd_out, const T *__restrict__ x,
-                        const T *__restrict__ weight, const T *__restrict__ bias, int64_t N, int C, int row_threads,
-                        float eps) {
+                        const T *__restrict__ weight, const T *__restrict__ bias, uint32_t *most, int64_t N, int C,
+                        int row_threads, float eps) {
     SHARED_ARRAY(float, partial, 2 * WARP);
     int thread = (int)threadIdx.x % row_threads, row_warps = row_threads / WARP, packs = C / W;
     int64_t row = (int64_t)blockIdx.x * (blockDim.x / (unsigned)row_threads) + threadIdx.x / (unsigned)row_threads;
@@ -64,6 +65,7 @@ static __global__ void __launch_bounds__(NORM_MAX_THREADS)
     float rstd = rsqrtf(row_sum(squares, row_warps, partial + WARP) / (float)C + eps);
     if (thread == 0) rstd_out[row] = rstd;
     if (thread == 0 && mean_out != NULL) mean_out[row] = mean;
+    uint32_t largest = 0;
 #pragma unroll
     for (int k = 0; k < PER; ++k) {
         int at = (thread + k * row_threads) * W;
@@ -73,9 +75,13 @@ static __global__ void __launch_bounds__(NORM_MAX_THREADS)
         pack_to_floats<W>(w, pack_load<T, W>(weight + at));
         if (bias != NULL) pack_to_floats<W>(b, pack_load<T, W>(bias + at));
 #pragma unroll
-        for (int i = 0; i < W; ++i) v[i] = (v[i] - mean) * rstd * w[i] + b[i];
+        for (int i = 0; i < W; ++i) {
+            v[i] = (v[i] - mean) * rstd * w[i] + b[i];
+            largest = absmax_add(largest, v[i]);
+        }
         pack_store<T, W>(out + at, pack_from_floats<T, W>(v));
     }
+    absmax_record<T>(most, largest);
 }
 
 // A block a row; x is read three times, from L2 after the first.
@@ -111,10 +117,12 @@ typedef struct {
 template <class T, int W, int PER>
 static void norm_forward_launch(Backend *be, const NormForward *n, int row_threads, int rows_each) {
     int64_t N = n->x.dim[0];
+    uint32_t *most = absmax_begin(be, n->out);
     GPU_LAUNCH(be, (norm_forward_kernel<T, W, PER>), dim3((unsigned)div_up(N, rows_each)),
                dim3((unsigned)(row_threads * rows_each)), 0, (T *)n->out.data, (float *)n->mean.data,
-               (float *)n->rstd.data, (const T *)n->x.data, (const T *)n->weight.data, (const T *)n->bias.data, N,
-               to_i32(n->x.dim[1]), row_threads, n->eps);
+               (float *)n->rstd.data, (const T *)n->x.data, (const T *)n->weight.data, (const T *)n->bias.data,
+               most, N, to_i32(n->x.dim[1]), row_threads, n->eps);
+    absmax_end(be, n->out, most);
 }
 // Few warps a row: more rows are under way at once, and up to 4 packs a lane no barrier is waited at.
 template <class T, int W>
@@ -217,9 +225,10 @@ static __device__ __forceinline__ void groups_sum(float *out, const float (&sum)
 // The row groups of a block walk through its rows side by side; the next row is on its way while the current one is
 // summed, and the parameters' gradients stay in registers until the end. Bound: x and dout read, dx written (and read
 // first, to accumulate) once: 3 (4) * N*C elements; partial rows (C or 2*C floats, CUDA_ROW_BLOCKS of them) besides.
+// most: where dx's largest magnitude is recorded, or NULL.
 template <class T, int W, int PER>
 static __global__ void __launch_bounds__(NORM_BACKWARD_THREADS<PER>)
-    norm_backward_kernel(T *dx, float *partials, const T *__restrict__ dout, const T *__restrict__ x,
+    norm_backward_kernel(T *dx, float *partials, uint32_t *most, const T *__restrict__ dout, const T *__restrict__ x,
                          const T *__restrict__ weight, const float *__restrict__ mean, const float *__restrict__ rstd,
                          int N, int C, int row_threads, bool want_bias, bool accumulate) {
     SHARED_ARRAY(float2, sums, 2 * WARP);
@@ -229,6 +238,7 @@ static __global__ void __launch_bounds__(NORM_BACKWARD_THREADS<PER>)
     int first = (int)partials_first_row(N, blockIdx.x), end = (int)partials_first_row(N, blockIdx.x + 1);
     float dweight[PER][W] = {}, dbias[PER][W] = {}, share = 1.0f / (float)C;
     int row = first + group;
+    uint32_t largest = 0;
     NormRow<T, W, PER> now = norm_row_load<T, W, PER>(dout, x, row, end, C, thread, row_threads);
     for (int turn = 0; first + turn * groups < end; ++turn, row += groups) {
         NormRow<T, W, PER> next = norm_row_load<T, W, PER>(dout, x, row + groups, end, C, thread, row_threads);
@@ -266,11 +276,13 @@ static __global__ void __launch_bounds__(NORM_BACKWARD_THREADS<PER>)
             for (int i = 0; i < W; ++i) {
                 float xhat = (x_now[i] - row_mean) * row_rstd, g = d[i] * w[i];
                 d[i] = old[i] + row_rstd * (g - avg_g - xhat * avg_gx);
+                largest = absmax_add(largest, d[i]);
             }
             pack_store<T, W>(to, pack_from_floats<T, W>(d));
         }
         now = next;
     }
+    absmax_record<T>(most, largest);
     float *partial = partials + (int64_t)blockIdx.x * (want_bias ? 2 * C : C);
 #pragma unroll
     for (int k = 0; k < PER; ++k) {
@@ -338,11 +350,13 @@ static void norm_backward_launch(Backend *be, const NormBackward *n) {
         groups = norm_backward_groups(NORM_BACKWARD_THREADS<PER>, row_threads);
     int64_t blocks = partials_blocks(N, groups);
     float *partials = norm_partials(be, n, blocks);
+    uint32_t *most = absmax_begin(be, n->dx);
     GPU_LAUNCH(be, (norm_backward_kernel<T, W, PER>), dim3((unsigned)blocks), dim3((unsigned)(row_threads * groups)),
-               0, (T *)n->dx.data, partials, (const T *)n->dout.data, (const T *)n->x.data, (const T *)n->weight.data,
-               (const float *)n->mean.data, (const float *)n->rstd.data, to_i32(N), to_i32(C), row_threads,
-               !tensor_is_none(n->dbias), n->accumulate_dx);
+               0, (T *)n->dx.data, partials, most, (const T *)n->dout.data, (const T *)n->x.data,
+               (const T *)n->weight.data, (const float *)n->mean.data, (const float *)n->rstd.data, to_i32(N),
+               to_i32(C), row_threads, !tensor_is_none(n->dbias), n->accumulate_dx);
     norm_finish(be, n, partials, blocks);
+    absmax_end(be, n->dx, most);
 }
 template <class T>
 static void norm_backward_wide_launch(Backend *be, const NormBackward *n) {

@@ -3,6 +3,7 @@
 //
 // All are bound by memory: the comments say what they move. A thread has several packs of 16 bytes on their way
 // before it stores the first; nothing is read after the same thread has stored there, so that outputs may be inputs.
+#include "llmc/cuda/absmax.h"
 #include "llmc/cuda/activation.h"
 #include "llmc/cuda/backend_cuda.h"
 #include "llmc/op_check.h"
@@ -19,28 +20,33 @@ static dim3 pointwise_grid(int64_t packs) {
 }
 
 // ---- activations ----
-// pre read, out written: 2 * elems.
+// most: where the largest magnitude of what is written is recorded, or NULL. pre read, out written: 2 * elems.
 template <class T, int W, Activation KIND>
 static __global__ void __launch_bounds__(POINTWISE_THREADS)
-    activation_forward_kernel(T *out, const T *pre, int64_t packs) {
+    activation_forward_kernel(T *out, uint32_t *most, const T *pre, int64_t packs) {
     Pack<T, W> x[POINTWISE_PACKS];
 #pragma unroll
     for (int k = 0; k < POINTWISE_PACKS; ++k)
         if (pointwise_pack(k) < packs) x[k] = pack_load_once<T, W>(pre + pointwise_pack(k) * W);
+    uint32_t largest = 0;
 #pragma unroll
     for (int k = 0; k < POINTWISE_PACKS; ++k) {
         if (pointwise_pack(k) >= packs) continue;
         float v[W];
         pack_to_floats<W>(v, x[k]);
 #pragma unroll
-        for (int i = 0; i < W; ++i) v[i] = activation_apply(KIND, v[i]);
+        for (int i = 0; i < W; ++i) {
+            v[i] = activation_apply(KIND, v[i]);
+            largest = absmax_add(largest, v[i]);
+        }
         pack_store<T, W>(out + pointwise_pack(k) * W, pack_from_floats<T, W>(v));
     }
+    absmax_record<T>(most, largest);
 }
 // dout and pre read, dpre written: 3 * elems.
 template <class T, int W, Activation KIND>
 static __global__ void __launch_bounds__(POINTWISE_THREADS)
-    activation_backward_kernel(T *dpre, const T *dout, const T *pre, int64_t packs) {
+    activation_backward_kernel(T *dpre, uint32_t *most, const T *dout, const T *pre, int64_t packs) {
     Pack<T, W> x[POINTWISE_PACKS], d[POINTWISE_PACKS];
 #pragma unroll
     for (int k = 0; k < POINTWISE_PACKS; ++k) {
@@ -48,6 +54,7 @@ static __global__ void __launch_bounds__(POINTWISE_THREADS)
         x[k] = pack_load_once<T, W>(pre + pointwise_pack(k) * W);
         d[k] = pack_load_once<T, W>(dout + pointwise_pack(k) * W);
     }
+    uint32_t largest = 0;
 #pragma unroll
     for (int k = 0; k < POINTWISE_PACKS; ++k) {
         if (pointwise_pack(k) >= packs) continue;
@@ -55,49 +62,64 @@ static __global__ void __launch_bounds__(POINTWISE_THREADS)
         pack_to_floats<W>(v, x[k]);
         pack_to_floats<W>(dy, d[k]);
 #pragma unroll
-        for (int i = 0; i < W; ++i) v[i] = dy[i] * activation_derivative(KIND, v[i]);
+        for (int i = 0; i < W; ++i) {
+            v[i] = dy[i] * activation_derivative(KIND, v[i]);
+            largest = absmax_add(largest, v[i]);
+        }
         pack_store<T, W>(dpre + pointwise_pack(k) * W, pack_from_floats<T, W>(v));
     }
+    absmax_record<T>(most, largest);
 }
 
 // A pre-activation row is [gate(F) | up(F)]: out = gate sigmoid(gate) up. `blocks` blocks share a row, so that no
 // thread divides. Reads 2, writes 1 * N*F.
 template <class T, int W>
 static __global__ void __launch_bounds__(POINTWISE_THREADS)
-    swiglu_forward_kernel(T *out, const T *pre, int64_t F, unsigned blocks) {
+    swiglu_forward_kernel(T *out, uint32_t *most, const T *pre, int64_t F, unsigned blocks) {
     int64_t row = blockIdx.x / blocks, f = ((int64_t)(blockIdx.x % blocks) * blockDim.x + threadIdx.x) * W;
-    if (f >= F) return;
-    float gate[W], up[W];
-    pack_to_floats<W>(gate, pack_load_once<T, W>(pre + row * 2 * F + f));
-    pack_to_floats<W>(up, pack_load_once<T, W>(pre + row * 2 * F + F + f));
+    uint32_t largest = 0;
+    if (f < F) {
+        float gate[W], up[W];
+        pack_to_floats<W>(gate, pack_load_once<T, W>(pre + row * 2 * F + f));
+        pack_to_floats<W>(up, pack_load_once<T, W>(pre + row * 2 * F + F + f));
 #pragma unroll
-    for (int i = 0; i < W; ++i) up[i] *= gate[i] * sigmoid(gate[i]);
-    pack_store<T, W>(out + row * F + f, pack_from_floats<T, W>(up));
+        for (int i = 0; i < W; ++i) {
+            up[i] *= gate[i] * sigmoid(gate[i]);
+            largest = absmax_add(largest, up[i]);
+        }
+        pack_store<T, W>(out + row * F + f, pack_from_floats<T, W>(up));
+    }
+    absmax_record<T>(most, largest);
 }
 // Reads 3, writes 2 * N*F.
 template <class T, int W>
 static __global__ void __launch_bounds__(POINTWISE_THREADS)
-    swiglu_backward_kernel(T *dpre, const T *dout, const T *pre, int64_t F, unsigned blocks) {
+    swiglu_backward_kernel(T *dpre, uint32_t *most, const T *dout, const T *pre, int64_t F, unsigned blocks) {
     int64_t row = blockIdx.x / blocks, f = ((int64_t)(blockIdx.x % blocks) * blockDim.x + threadIdx.x) * W;
-    if (f >= F) return;
-    float gate[W], up[W], d[W];
-    pack_to_floats<W>(gate, pack_load_once<T, W>(pre + row * 2 * F + f));
-    pack_to_floats<W>(up, pack_load_once<T, W>(pre + row * 2 * F + F + f));
-    pack_to_floats<W>(d, pack_load_once<T, W>(dout + row * F + f));
+    uint32_t largest = 0;
+    if (f < F) {
+        float gate[W], up[W], d[W];
+        pack_to_floats<W>(gate, pack_load_once<T, W>(pre + row * 2 * F + f));
+        pack_to_floats<W>(up, pack_load_once<T, W>(pre + row * 2 * F + F + f));
+        pack_to_floats<W>(d, pack_load_once<T, W>(dout + row * F + f));
 #pragma unroll
-    for (int i = 0; i < W; ++i) {
-        float s = sigmoid(gate[i]), dup = d[i] * gate[i] * s;
-        gate[i] = d[i] * up[i] * s * (1.0f + gate[i] * (1.0f - s));
-        up[i] = dup;
+        for (int i = 0; i < W; ++i) {
+            float s = sigmoid(gate[i]), dup = d[i] * gate[i] * s;
+            gate[i] = d[i] * up[i] * s * (1.0f + gate[i] * (1.0f - s));
+            up[i] = dup;
+            largest = absmax_add(absmax_add(largest, gate[i]), up[i]);
+        }
+        pack_store<T, W>(dpre + row * 2 * F + f, pack_from_floats<T, W>(gate));
+        pack_store<T, W>(dpre + row * 2 * F + F + f, pack_from_floats<T, W>(up));
     }
-    pack_store<T, W>(dpre + row * 2 * F + f, pack_from_floats<T, W>(gate));
-    pack_store<T, W>(dpre + row * 2 * F + F + f, pack_from_floats<T, W>(up));
+    absmax_record<T>(most, largest);
 }
 
 // What an activation call works on; dout is absent in the forward.
 typedef struct {
     Tensor out, dout, pre;
     Activation kind;
+    uint32_t *most;  // out's
 } ActivationCall;
 
 template <class T, int W, Activation KIND>
@@ -105,10 +127,10 @@ static void activation_launch(Backend *be, const ActivationCall *c) {
     int64_t packs = tensor_elems(c->out) / W;
     if (tensor_is_none(c->dout))
         GPU_LAUNCH(be, (activation_forward_kernel<T, W, KIND>), pointwise_grid(packs), dim3(POINTWISE_THREADS), 0,
-                   (T *)c->out.data, (const T *)c->pre.data, packs);
+                   (T *)c->out.data, c->most, (const T *)c->pre.data, packs);
     else
         GPU_LAUNCH(be, (activation_backward_kernel<T, W, KIND>), pointwise_grid(packs), dim3(POINTWISE_THREADS), 0,
-                   (T *)c->out.data, (const T *)c->dout.data, (const T *)c->pre.data, packs);
+                   (T *)c->out.data, c->most, (const T *)c->dout.data, (const T *)c->pre.data, packs);
 }
 template <class T, int W>
 static void swiglu_launch(Backend *be, const ActivationCall *c) {
@@ -117,10 +139,11 @@ static void swiglu_launch(Backend *be, const ActivationCall *c) {
     int64_t blocks = div_up(F / W, POINTWISE_THREADS), threads = round_up(div_up(F / W, blocks), WARP);
     if (tensor_is_none(c->dout))
         GPU_LAUNCH(be, (swiglu_forward_kernel<T, W>), dim3((unsigned)(N * blocks)), dim3((unsigned)threads), 0,
-                   (T *)c->out.data, (const T *)c->pre.data, F, (unsigned)blocks);
+                   (T *)c->out.data, c->most, (const T *)c->pre.data, F, (unsigned)blocks);
     else
         GPU_LAUNCH(be, (swiglu_backward_kernel<T, W>), dim3((unsigned)(N * blocks)), dim3((unsigned)threads), 0,
-                   (T *)c->out.data, (const T *)c->dout.data, (const T *)c->pre.data, F, (unsigned)blocks);
+                   (T *)c->out.data, c->most, (const T *)c->dout.data, (const T *)c->pre.data, F,
+                   (unsigned)blocks);
 }
 template <class T, int W>
 static void activation_kind(Backend *be, const ActivationCall *c) {
@@ -138,17 +161,21 @@ static void activation_any(Backend *be, const ActivationCall *c) {
     else activation_kind<T, 1>(be, c);
 }
 
+static void activation_run(Backend *be, ActivationCall *call) {
+    call->most = absmax_begin(be, call->out);
+    if (call->pre.dtype == DTYPE_F32) activation_any<float>(be, call);
+    else activation_any<bf16>(be, call);
+    absmax_end(be, call->out, call->most);
+}
 static void activation_forward(Backend *be, Tensor out, Tensor pre, Activation kind) {
     op_check_activation(out, pre, kind);
-    ActivationCall call = {out, TENSOR_NONE, pre, kind};
-    if (pre.dtype == DTYPE_F32) activation_any<float>(be, &call);
-    else activation_any<bf16>(be, &call);
+    ActivationCall call = {out, TENSOR_NONE, pre, kind, NULL};
+    activation_run(be, &call);
 }
 static void activation_backward(Backend *be, Tensor dpre, Tensor dout, Tensor pre, Activation kind) {
     op_check_activation_backward(dpre, dout, pre, kind);
-    ActivationCall call = {dpre, dout, pre, kind};
-    if (pre.dtype == DTYPE_F32) activation_any<float>(be, &call);
-    else activation_any<bf16>(be, &call);
+    ActivationCall call = {dpre, dout, pre, kind, NULL};
+    activation_run(be, &call);
 }
 
 // ---- add, cast, soft-cap ----
