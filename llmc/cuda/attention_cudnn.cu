@@ -284,6 +284,7 @@ static void binding_execute(Backend *be, const CudnnAttention *cudnn, const Choi
     if (status == CUDNN_STATUS_SUCCESS)
         status = api->set(pack, CUDNN_ATTR_VARIANT_PACK_WORKSPACE, CUDNN_TYPE_VOID_PTR, 1, &b->workspace);
     if (status == CUDNN_STATUS_SUCCESS) status = api->finalize(pack);
+    (void)cuda_stream(be);  // the library holds it; taking it says that work is issued
     if (status == CUDNN_STATUS_SUCCESS) status = api->execute(cudnn->device.handle, choice->plan.plan, pack);
     if (status != CUDNN_STATUS_SUCCESS) {
         char text[512];

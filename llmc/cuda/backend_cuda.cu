@@ -131,7 +131,7 @@ static Ticket cuda_upload_after(Backend *be, void *device, const void *host, siz
     cuda_ok(be, cudaMemcpyAsync(device, host, bytes, cudaMemcpyHostToDevice, state->copy), "cudaMemcpyAsync");
     Ticket sent = record_on(be, state->copy);
     if (!cuda_failed(be))
-        cuda_ok(be, cudaStreamWaitEvent(state->compute, event_of(be, sent), 0), "cudaStreamWaitEvent");
+        cuda_ok(be, cudaStreamWaitEvent(cuda_stream(be), event_of(be, sent), 0), "cudaStreamWaitEvent");
     return sent;
 }
 static Ticket cuda_download_begin(Backend *be, void *host, const void *device, size_t bytes) {
