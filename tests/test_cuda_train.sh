@@ -78,6 +78,8 @@ fi
 
 if [ "$device" = cudaemu ] || nvidia-smi --query-gpu=compute_cap --format=csv,noheader 2>/dev/null | awk '{exit !($1 >= 8.9)}'; then
     check fp8_near_bf16 fp8_near_bf16
+    gpt2_fp8() { straight gpt2-fp8 "$device" $gpt2 dtype=bf16 fp8=true && near gpt2-fp8 gpt2-bf16-gpu 2e-3; }
+    check gpt2_fp8_near_bf16 gpt2_fp8
     check fp8_graphs_off_same_bits variant fp8-no-graphs fp8 $llama dtype=bf16 fp8=true graphs=false
     check fp8_recompute_same_bits variant fp8-block fp8 $llama dtype=bf16 fp8=true recompute=block
 fi
