@@ -391,6 +391,15 @@ static bool explain_failure(const Run *run, int64_t step, Error *err) {
     return false;
 }
 
+// Known once a step has asked for attention; another shape, or the other direction, may be served by another kernel.
+static void report_attention(Run *run) {
+    const char *now = run->be->attention_choice;
+    if (strcmp(run->attention[0], now) == 0 || strcmp(run->attention[1], now) == 0) return;
+    memcpy(run->attention[1], run->attention[0], sizeof run->attention[1]);
+    snprintf(run->attention[0], sizeof run->attention[0], "%s", now);
+    logger_message(run->logger, "attention: %s", now);
+}
+
 bool run_report_steps(Run *run, int64_t may_be_pending, Error *err) {
     Backend *be = run->be;
     while (run->reported < run->issued) {
@@ -398,6 +407,7 @@ bool run_report_steps(Run *run, int64_t may_be_pending, Error *err) {
         if (run->issued - run->reported <= may_be_pending && !be->has_passed(be, pending->read)) return true;
         if (!be->wait(be, pending->read, err)) return explain_failure(run, pending->step, err);
         ++run->reported;
+        report_attention(run);
         double now = now_seconds();
         double began = pending->started > run->reported_at ? pending->started : run->reported_at;
         run->reported_at = now;

@@ -63,6 +63,7 @@ typedef struct {
     PendingStep pending[RUN_PENDING_STEPS];
     int64_t issued, reported;  // steps of this process
     double reported_at;        // now_seconds() of the last report
+    char attention[2][160];    // what was said last of the backend's choice of attention
 } Run;
 
 // Everything before the first step: schedule, tokenizer, shards (checked), memory (planned, then taken), weights

@@ -90,6 +90,9 @@ resumed() {
 }
 check resume_same_bits resumed
 
+says_which_attention() { grep -q '^attention: own kernels' "$work/llama-gpu.log"; }
+check attention_is_named says_which_attention
+
 evaluates() {
     local checkpoint=$work/llama-gpu/step_00000010 one two
     one=$("$train_gpt" eval ckpt="$checkpoint" data="$val" seq_len=32 batch_rows=2 tokens=512 device="$device" 2>&1) || { echo "$one"; return 1; }
