@@ -227,7 +227,7 @@ static __device__ __forceinline__ void groups_sum(float *out, const float (&sum)
 // first, to accumulate) once: 3 (4) * N*C elements; partial rows (C or 2*C floats, CUDA_ROW_BLOCKS of them) besides.
 // most: where dx's largest magnitude is recorded, or NULL.
 template <class T, int W, int PER>
-static __global__ void __launch_bounds__(NORM_BACKWARD_THREADS<PER>)
+static __global__ void __launch_bounds__(NORM_BACKWARD_THREADS<PER>, 1)
     norm_backward_kernel(T *dx, float *partials, uint32_t *most, const T *__restrict__ dout, const T *__restrict__ x,
                          const T *__restrict__ weight, const float *__restrict__ mean, const float *__restrict__ rstd,
                          int N, int C, int row_threads, bool want_bias, bool accumulate) {
