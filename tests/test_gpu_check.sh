@@ -4,6 +4,11 @@
 set -u
 cd "$(dirname "$0")/.." || exit 1
 . tests/lib.sh
+# What the script runs is tested under sanitizers by itself.
+if grep -q fsanitize=address "$BUILD/flags" 2>/dev/null; then
+    printf '[ RUN      ] gpu_check\nthe ordinary build tests the script\n[  SKIPPED ] gpu_check\n'
+    exit 0
+fi
 gpu_check="scripts/gpu_check.sh --build $BUILD --python none"
 report=$work/report.md
 says() { # TEXT...: lines of the report
