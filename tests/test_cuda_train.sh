@@ -132,6 +132,8 @@ check no_plugin fails 'the plug-in .*nowhere/libllmc_cudaemu\.so is not there: r
 mkdir "$work/broken" && echo 'not a library' >"$work/broken/libllmc_cudaemu.so"
 check broken_plugin fails 'cannot open .*libllmc_cudaemu\.so' TOKAMAK_PLUGIN_DIR="$work/broken" -- device=cudaemu
 if [ "$device" = cudaemu ]; then
+    check old_driver fails 'driver is too old: it supports CUDA 11\.8, this build needs CUDA [0-9.]+ .*update the driver' \
+        TOKAMAK_EMU_DRIVER=11080 -- device=cudaemu
     check no_gpu fails 'there is no GPU' TOKAMAK_EMU_DEVICES=0 -- device=cudaemu
     check old_gpu fails 'compute capability 7\.5; 8\.0 .Ampere. or later' TOKAMAK_EMU_CC=75 -- device=cudaemu
     check out_of_memory fails 'needs [0-9.]+ MiB of memory and [0-9.]+ MiB are free.*what would fit: .*MiB\)' \
