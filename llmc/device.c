@@ -22,9 +22,10 @@ static char *program_dir(void) {
 static char *plugin_path(const char *device) {
     char *name = xasprintf("libllmc_%s.so", device);
     const char *given = getenv("TOKAMAK_PLUGIN_DIR");
-    char *dir = given != NULL && given[0] != '\0' ? xstrdup(given) : program_dir();
+    bool named = given != NULL && given[0] != '\0';
+    char *dir = named ? xstrdup(given) : program_dir();
     char *path = path_join(dir, name);
-    if (given == NULL && !file_exists(path)) {
+    if (!named && !file_exists(path)) {
         char *above = xasprintf("%s/../%s", dir, name);
         if (file_exists(above)) {
             free(path);

@@ -7,6 +7,7 @@
 #include <stdlib.h>
 
 #include "llmc/rng.h"
+#include "llmc/tensor_host.h"
 
 // ---------------------------------------------------------------------------------------------------------------
 // Layout
@@ -113,7 +114,7 @@ static void layout_inputs(Model *m, Arena *arena) {
     const ModelConfig *c = &m->config;
     const char *tag = "inputs";
     int64_t N = m->shape.max_rows;
-    // Consecutive allocations: input_block relies on it.
+    // Consecutive allocations: input_span relies on it.
     for (int i = 0; i < 2; ++i) {
         InputSet *in = &m->inputs[i];
         in->loss_scale = arena_tensor(arena, tag, DTYPE_F32, 1, 1, 0, 0, 0);
@@ -588,10 +589,7 @@ static void download_logits(Model *m, Tensor logits, float *out) {
     unsigned char *raw = xmalloc(tensor_bytes(logits));
     be->download(be, raw, logits.data, tensor_bytes(logits));
     for (int64_t r = 0; r < rows; ++r)
-        for (int64_t v = 0; v < V; ++v)
-            out[r * V + v] = logits.dtype == DTYPE_F32
-                                 ? ((const float *)(const void *)raw)[r * Vp + v]
-                                 : bf16_to_f32(((const uint16_t *)(const void *)raw)[r * Vp + v]);
+        for (int64_t v = 0; v < V; ++v) out[r * V + v] = (float)tensor_host_load(raw, logits.dtype, r * Vp + v);
     free(raw);
 }
 

@@ -11,6 +11,7 @@
 #include <unistd.h>
 
 #include "llmc/rng.h"
+#include "llmc/tensor_host.h"
 
 #define OP_TEST_SEED 20240520
 #define OP_TEST_THREADS 2
@@ -191,33 +192,9 @@ void op_test_poison(OpTest *t, Tensor tensor) {
 }
 
 // ---- values ----
-static void store_element(void *out, DType dtype, int64_t i, double value) {
-    switch (dtype) {
-    case DTYPE_F32: ((float *)out)[i] = (float)value; return;
-    case DTYPE_BF16: ((uint16_t *)out)[i] = bf16_from_f32((float)value); return;
-    case DTYPE_I32: ((int32_t *)out)[i] = (int32_t)value; return;
-    case DTYPE_U8: ((uint8_t *)out)[i] = (uint8_t)value; return;
-    case DTYPE_F64: ((double *)out)[i] = value; return;
-    case DTYPE_COUNT: break;
-    }
-    CHECK(false, "dtype=%d", (int)dtype);
-}
-static double load_element(const void *in, DType dtype, int64_t i) {
-    switch (dtype) {
-    case DTYPE_F32: return (double)((const float *)in)[i];
-    case DTYPE_BF16: return (double)bf16_to_f32(((const uint16_t *)in)[i]);
-    case DTYPE_I32: return (double)((const int32_t *)in)[i];
-    case DTYPE_U8: return (double)((const uint8_t *)in)[i];
-    case DTYPE_F64: return ((const double *)in)[i];
-    case DTYPE_COUNT: break;
-    }
-    CHECK(false, "dtype=%d", (int)dtype);
-    return 0;
-}
-
 void op_test_upload(OpTest *t, Tensor tensor, const double *values) {
     void *host = xmalloc(tensor_bytes(tensor));
-    for (int64_t i = 0; i < tensor_elems(tensor); ++i) store_element(host, tensor.dtype, i, values[i]);
+    for (int64_t i = 0; i < tensor_elems(tensor); ++i) tensor_host_store(host, tensor.dtype, i, values[i]);
     t->be->upload(t->be, tensor.data, host, tensor_bytes(tensor));
     free(host);
 }
@@ -228,7 +205,7 @@ double *op_test_host(OpTest *t, Tensor tensor) {
     for (size_t i = 0; i < tensor_bytes(tensor); ++i)  // FNV-1a
         t->seen = (t->seen ^ ((const unsigned char *)host)[i]) * 1099511628211u;
     double *values = op_test_doubles(t, tensor_elems(tensor));
-    for (int64_t i = 0; i < tensor_elems(tensor); ++i) values[i] = load_element(host, tensor.dtype, i);
+    for (int64_t i = 0; i < tensor_elems(tensor); ++i) values[i] = tensor_host_load(host, tensor.dtype, i);
     free(host);
     return values;
 }

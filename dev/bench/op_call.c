@@ -9,6 +9,7 @@
 #include "dev/bench/registry.h"
 #include "llmc/arena.h"
 #include "llmc/rng.h"
+#include "llmc/tensor_host.h"
 
 // Operands repeat a pattern of random numbers: a gigabyte is then filled in no time, and a reference knows any
 // element without asking the device. The length has few divisors, so that rows of a matrix differ.
@@ -53,30 +54,6 @@ static float pattern_value(const OpCall *call, const OpOperand *o, int64_t i) {
     return 0;
 }
 
-static void store(void *out, DType dtype, int64_t i, float value) {
-    switch (dtype) {
-    case DTYPE_F32: ((float *)out)[i] = value; return;
-    case DTYPE_BF16: ((uint16_t *)out)[i] = bf16_from_f32(value); return;
-    case DTYPE_I32: ((int32_t *)out)[i] = (int32_t)value; return;
-    case DTYPE_U8: ((uint8_t *)out)[i] = (uint8_t)value; return;
-    case DTYPE_F64: ((double *)out)[i] = (double)value; return;
-    case DTYPE_COUNT: break;
-    }
-    CHECK(false, "dtype=%d", (int)dtype);
-}
-static double load(const void *in, DType dtype, int64_t i) {
-    switch (dtype) {
-    case DTYPE_F32: return (double)((const float *)in)[i];
-    case DTYPE_BF16: return (double)bf16_to_f32(((const uint16_t *)in)[i]);
-    case DTYPE_I32: return (double)((const int32_t *)in)[i];
-    case DTYPE_U8: return (double)((const uint8_t *)in)[i];
-    case DTYPE_F64: return ((const double *)in)[i];
-    case DTYPE_COUNT: break;
-    }
-    CHECK(false, "dtype=%d", (int)dtype);
-    return 0;
-}
-
 static void make_pattern(OpCall *call, OpOperand *o) {
     int64_t elems = tensor_elems(o->shape), period = PATTERN_ELEMS;
     if (o->fill == FILL_RAMP || o->fill == FILL_STEPS) period = max_i64(elems, 1);
@@ -113,7 +90,7 @@ static void upload_operand(OpCall *call, const OpOperand *o) {
     size_t first = to_size(o->pattern_elems) * dtype_bytes(o->shape.dtype);
     void *host = xmalloc(first);
 #pragma omp parallel for schedule(static) if (o->pattern_elems > 65536)
-    for (int64_t i = 0; i < o->pattern_elems; ++i) store(host, o->shape.dtype, i, o->pattern[i]);
+    for (int64_t i = 0; i < o->pattern_elems; ++i) tensor_host_store(host, o->shape.dtype, i, (double)o->pattern[i]);
     call->be->upload(call->be, to, host, first);
     free(host);
     repeat_bytes(call->be, to, first, bytes);
@@ -188,7 +165,7 @@ void op_download(const OpCall *call, int operand, int64_t first, int64_t count, 
     void *host = xmalloc(to_size(count) * bytes + 1);
     call->be->download(call->be, host, (const unsigned char *)t.data + to_size(first) * bytes,
                        to_size(count) * bytes);
-    for (int64_t i = 0; i < count; ++i) out[i] = load(host, t.dtype, i);
+    for (int64_t i = 0; i < count; ++i) out[i] = tensor_host_load(host, t.dtype, i);
     free(host);
 }
 
