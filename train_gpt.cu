@@ -30,15 +30,12 @@ static bool train_step(Run *run, Error *err) {
     if (step == NULL) return false;
 
     Model *model = &run->model;
-    double weight_sum = comm_sum_scalar(&run->comm, step->weight_sum);
-    double loss_scale = weight_sum > 0 ? 1.0 / weight_sum : 0;
+    double loss_scale = step->weight_sum > 0 ? 1.0 / step->weight_sum : 0;
     model_begin_step(model);
     for (int64_t i = 0; i < step->micro_batches; ++i) {
         model_forward(model, &step->batch[i], loss_scale, true);
         model_backward(model);
     }
-    comm_all_reduce_sum(&run->comm, tensor_1d(model->grads, DTYPE_F32, model->params.total_elems));
-    comm_all_reduce_sum(&run->comm, model->loss_sum);
 
     int64_t t = run->progress.step + 1;
     double lr = schedule_lr(&run->schedule, run->progress.step);

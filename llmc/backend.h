@@ -25,6 +25,8 @@ extern "C" {
 #endif
 
 typedef struct Backend Backend;
+struct Comm;
+struct CommOptions;
 
 // A point on the compute stream: it has passed when everything issued before it is done. 0 has always passed.
 typedef int64_t Ticket;
@@ -189,6 +191,8 @@ struct Backend {
     bool (*sequence_begin)(Backend *be, uint64_t key);
     void (*sequence_end)(Backend *be, uint64_t key);
 
+    // A group of ranks whose tensors are in this backend's memory (comm.h); NULL: host memory, any transport will do.
+    bool (*comm_open)(struct Comm **out, Backend *be, const struct CommOptions *options, Error *err);
     void (*close)(Backend *be);                    // frees the backend itself
     // Bytes that operations within these bounds may keep beyond their operands (packing buffers, partial sums). A run
     // sets workspace_limit_bytes to it, and an operation that would need more aborts.
@@ -283,7 +287,7 @@ struct Backend {
 };
 
 // What a plug-in is opened with.
-#define BACKEND_ABI 1
+#define BACKEND_ABI 2
 typedef struct {
     int abi;                // BACKEND_ABI of the caller; a plug-in of another age refuses
     size_t backend_bytes;   // sizeof(Backend), likewise

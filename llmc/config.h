@@ -36,6 +36,8 @@ extern "C" {
 typedef enum { SCHEDULE_CONSTANT, SCHEDULE_LINEAR, SCHEDULE_COSINE, SCHEDULE_WSD } ScheduleKind;
 typedef enum { OPTIMIZER_ADAMW, OPTIMIZER_MUON } OptimizerKind;
 typedef enum { ON_SAVE_ERROR_CONTINUE, ON_SAVE_ERROR_STOP } OnSaveError;
+typedef enum { DETERMINISTIC_RUN, DETERMINISTIC_LANES } Deterministic;
+typedef enum { ON_SPIKE_SKIP, ON_SPIKE_REWIND } OnSpike;
 
 typedef struct {
     char name[CONFIG_NAME_BYTES];
@@ -84,6 +86,15 @@ typedef struct {
     bool graphs;         // GPU: replay captured steps
     Recompute recompute;
     int64_t loss_chunk_rows;  // rows of logits alive at a time; 0: chosen by the engine
+    // ranks
+    char launch[16];                     // auto, single, mpi, tcp, directory
+    char rendezvous[CONFIG_PATH_BYTES];  // directory where ranks meet
+    int64_t zero;                        // ZeRO stage 0..3
+    Deterministic deterministic;
+    DType reduce_dtype;     // fp32, bf16: in which gradients travel
+    double comm_timeout;    // seconds until a missing rank ends the run
+    int64_t compare_every;  // steps between comparisons of the replicas' weights; 0: never
+    int64_t hash_every;     // steps between links of the hash chain; 0: none
     // model
     char model[64];  // preset; "": that of init_from; then overridden by the options that follow
     ModelConfig arch;
@@ -95,11 +106,15 @@ typedef struct {
     double muon_lr, muon_momentum;  // hidden matrices; muon_lr follows the same schedule shape as lr
     int64_t muon_steps;             // Newton-Schulz iterations
     bool muon_nesterov;
-    int64_t max_bad_steps;  // consecutive non-finite gradients before the run stops
+    int64_t max_bad_steps;  // consecutive skipped steps before the run stops
+    double spike_z;         // > 0: steps whose loss or gradient norm lies so many deviations above the recent ones
+    int64_t spike_window;   //      (this many) are spikes
+    OnSpike on_spike;
     // cadence, in steps
     int64_t log_every, val_every, val_tokens, sample_every, sample_tokens;
     char sample_prompt[256];
-    int64_t save_every, keep_last;
+    int64_t save_every, keep_last, keep_every;
+    bool async_save;  // a thread writes a copy while training goes on
     OnSaveError on_save_error;
     bool progress_bar;  // live line when stderr is a terminal
     // data

@@ -52,6 +52,30 @@ const Option OPTIONS[] = {
     {"loss_chunk_rows", RUN(loss_chunk_rows), OPTION_INT, 0, MOST, .fallback = "0",
      .help = "rows of logits in memory at a time; 0: chosen by the engine"},
 
+    {"launch", RUN(launch), OPTION_TEXT, .names = "auto single mpi tcp directory", .fallback = "auto",
+     .group = "Ranks",
+     .help = "how the ranks were started and meet: mpi (mpirun, srun --mpi=pmix); tcp (RANK, WORLD_SIZE, MASTER_ADDR and "
+             "MASTER_PORT, as torchrun sets them); directory (RANK, WORLD_SIZE and rendezvous); auto: what the "
+             "environment says"},
+    {"rendezvous", RUN(rendezvous), OPTION_TEXT, .fallback = "",
+     .help = "directory that all ranks share, for launch=directory; empty: $TOKAMAK_RENDEZVOUS"},
+    {"zero", RUN(zero), OPTION_INT, 0, 3, .fallback = "1",
+     .help = "ZeRO stage: what each rank keeps its share of only: 0 nothing, 1 optimizer state, 2 and gradients, 3 and "
+             "weights"},
+    {"deterministic", RUN(deterministic), OPTION_ENUM, .names = "run lanes", .fallback = "run",
+     .help = "run: the same bits in every run with the same ranks; lanes: also with 1, 2, 4, 8 or 16 ranks and any zero: "
+             "micro-batches are added in one fixed binary tree"},
+    {"reduce_dtype", RUN(reduce_dtype), OPTION_ENUM, .names = "fp32 bf16", .fallback = "fp32",
+     .help = "in which gradients travel between ranks; they are added in fp32"},
+    {"comm_timeout", RUN(comm_timeout), OPTION_REAL, 0.5, 1e6, .fallback = "600",
+     .help = "seconds that ranks wait for one that says nothing, or does not come to where the others are, before the run "
+             "ends; more than the longest step"},
+    {"compare_every", RUN(compare_every), OPTION_INT, 0, MOST_STEPS, .fallback = "100",
+     .help = "steps between comparisons of the ranks' weights (zero below 3): one that has drifted ends the run; 0: never"},
+    {"hash_every", RUN(hash_every), OPTION_INT, 0, MOST_STEPS, .fallback = "0",
+     .help = "steps between links of the hash chain (data, weights, optimizer state) in hashes.jsonl, for train_gpt "
+             "verify; 0: none"},
+
     {"model", RUN(model), OPTION_TEXT, .fallback = "gpt2:124M", .group = "Model",
      .help = "preset: gpt2:124M|355M|774M|1558M, gpt2:dN (N layers, 64 N wide), gpt3:125M..13B, llama:dN, "
              "llama3:1B|3B|8B, qwen2:0.5B.., qwen3:0.6B.., stories:260K|15M; the options below override it. Empty "
@@ -138,7 +162,14 @@ const Option OPTIONS[] = {
     {"muon_nesterov", RUN(muon_nesterov), OPTION_BOOL, .fallback = "true",
      .help = "Muon: look ahead by one momentum step"},
     {"max_bad_steps", RUN(max_bad_steps), OPTION_INT, 1, MOST_STEPS, .fallback = "10",
-     .help = "consecutive steps with a non-finite gradient (each is skipped) before the run stops"},
+     .help = "consecutive skipped steps (a non-finite gradient, a spike) before the run stops"},
+    {"spike_z", RUN(spike_z), OPTION_REAL, 0, 1e6, .fallback = "0",
+     .help = "a step whose loss or gradient norm lies more than this many standard deviations above the mean of the last "
+             "spike_window steps is a spike; 0: none is"},
+    {"spike_window", RUN(spike_window), OPTION_INT, 8, 1024, .fallback = "128",
+     .help = "steps that spike_z compares with"},
+    {"on_spike", RUN(on_spike), OPTION_ENUM, .names = "skip rewind", .fallback = "skip",
+     .help = "skip: a spike updates nothing; rewind: go back to the last checkpoint and leave out the data since then"},
 
     {"log_every", RUN(log_every), OPTION_INT, 1, MOST_STEPS, .fallback = "1",
      .group = "Reports and checkpoints, in steps",
@@ -153,6 +184,11 @@ const Option OPTIONS[] = {
     {"save_every", RUN(save_every), OPTION_INT, 0, MOST_STEPS, .fallback = "1000",
      .help = "checkpoints; 0: only at the end"},
     {"keep_last", RUN(keep_last), OPTION_INT, 0, 1e6, .fallback = "3", .help = "checkpoints that stay; 0: all"},
+    {"keep_every", RUN(keep_every), OPTION_INT, 0, MOST_STEPS, .fallback = "0",
+     .help = "checkpoints of every so many steps stay for good; 0: only keep_last counts"},
+    {"async_save", RUN(async_save), OPTION_BOOL, .fallback = "true",
+     .help = "checkpoints are copied to host memory and written beside training; false: training waits, and the copy's "
+             "memory is saved"},
     {"on_save_error", RUN(on_save_error), OPTION_ENUM, .names = "continue stop", .fallback = "continue",
      .help = "what a checkpoint that cannot be written (disk full, ...) does to the run"},
     {"progress_bar", RUN(progress_bar), OPTION_BOOL, .fallback = "true",

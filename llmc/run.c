@@ -130,7 +130,7 @@ static bool check_fp8(const RunConfig *config, const Backend *be, Error *err) {
 static bool open_data(Run *run, Error *err) {
     const RunConfig *config = &run->config;
     int32_t eot = run->tokenizer == NULL ? -1 : tokenizer_eot(run->tokenizer);
-    if (!loader_open(&run->loader, config, &run->schedule, config->arch.V, eot, run->comm.rank, run->comm.world, err))
+    if (!loader_open(&run->loader, config, &run->schedule, config->arch.V, eot, 0, 1, err))
         return false;
     const PhaseSpan *first = &run->schedule.phase[0];
     for (int s = 0; s < config->source_count; ++s) {
@@ -238,11 +238,10 @@ static bool open_logger(Run *run, const char *resumed_from, Error *err) {
 
 static bool open_all(Run *run, Error *err) {
     RunConfig *config = &run->config;
-    comm_init(&run->comm);
     if (!config_check_training(config, err)) return false;
     if (!run_find_tokenizer(&run->tokenizer, config, err)) return false;
     if (!run_resolve_model(config, run->tokenizer, err)) return false;
-    if (!schedule_build(&run->schedule, config, run->comm.world, err)) return false;
+    if (!schedule_build(&run->schedule, config, 1, err)) return false;
     if (!check_lengths(config, &run->schedule, err)) return false;
     if (!open_data(run, err)) return false;
     run->be = run_open_backend(config, run->device_note, sizeof run->device_note, err);

@@ -43,7 +43,6 @@ typedef struct {
 typedef struct {
     RunConfig config;
     Schedule schedule;
-    Comm comm;
     Backend *be;
     char device_note[RUN_NOTE_BYTES];  // why device=auto took the CPU; "": it did not
     double peak_flops;                 // of the matmul dtype
