@@ -1,7 +1,9 @@
 #!/bin/bash
 # Installs what building, testing (procps: pkill) and the quickstart (bible-kjv: its text) need, with apt, as root or
 # through sudo. Does nothing, in well under a second, when everything is there.
-#     scripts/setup.sh [--fuzz] [--cuda] [--help]
+#     scripts/setup.sh [--fuzz] [--cuda] [--mpi] [--slurm] [--help]
+#         --mpi    also Open MPI, for runs of several processes (libllmc_mpi.so is built where mpicc is found)
+#         --slurm  also Slurm and munge, for tests/test_slurm.sh, which runs a private cluster; no service is set up
 #         --fuzz   also clang and its libraries, for `make fuzz` and the emulator's race detector
 #         --cuda   also, where no CUDA toolkit is found, NVIDIA's wheels from PyPI, into .cuda (1.5 GB; no root needed)
 set -u
@@ -11,14 +13,17 @@ cuda=
 for word in "$@"; do
     case $word in
     --cuda) cuda=1 ;;
+    --mpi) packages+=(libopenmpi-dev openmpi-bin) ;;
+    # slurmd opens libpmix.so by that name, which only the development package has: srun --mpi=pmix needs it.
+    --slurm) packages+=(slurmctld slurmd slurm-client munge libpmix-dev) ;;
     --fuzz) packages+=(clang libclang-rt-dev libomp-dev) ;;
     --help | -h)
-        sed -n '2,6s/^# \{0,1\}//p' "$0"
+        sed -n '2,8s/^# \{0,1\}//p' "$0"
         echo "packages: ${packages[*]}"
         exit 0
         ;;
     *)
-        echo "scripts/setup.sh: unknown option '$word': expected --fuzz, --cuda or --help" >&2
+        echo "scripts/setup.sh: unknown option '$word': expected --fuzz, --cuda, --mpi, --slurm or --help" >&2
         exit 2
         ;;
     esac
