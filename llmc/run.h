@@ -9,18 +9,11 @@
 #include "llmc/logger.h"
 #include "llmc/plan.h"
 #include "llmc/sample.h"
+#include "llmc/state_file.h"
 
 #ifdef __cplusplus
 extern "C" {
 #endif
-
-// What a checkpoint keeps besides tensors. The data position and the learning rate are functions of step.
-typedef struct {
-    int64_t step;       // optimizer steps done
-    int64_t bad_steps;  // of them skipped for a non-finite gradient
-    int64_t bad_in_row;
-    double seconds;  // time spent in the loop, earlier runs included
-} RunProgress;
 
 // What a step leaves behind on the device, read back beside the steps that follow.
 typedef struct {

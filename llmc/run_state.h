@@ -16,17 +16,6 @@ bool run_state_save(Run *run, Error *err);
 // come from masters, else from the weights; bf16 weights are what they were, or rounded to nearest. Errors when the checkpoint's architecture, optimizer or tokenizer is another one.
 bool run_state_load(Run *run, const char *dir, Error *err);
 
-// state.json, apart from tensors: untrusted when read.
-typedef struct {
-    RunProgress progress;
-    char optimizer[16];
-    char dtype[8];
-    bool master_weights;  // bf16: optimizer.safetensors has them. Not in files older than the option: then true
-    uint64_t tokenizer_fingerprint;  // 0: no tokenizer
-} StateFile;
-char *state_file_write(const StateFile *state, const char *config_json);  // caller frees
-bool state_file_parse(StateFile *out, const char *json, const char *path, Error *err);
-
 #ifdef __cplusplus
 }
 #endif

@@ -64,3 +64,9 @@ void file_test_limit_file_size(size_t bytes) {
     assert_int_equal(setrlimit(RLIMIT_FSIZE, &limit), 0);
     signal(SIGXFSZ, bytes == 0 ? SIG_DFL : SIG_IGN);
 }
+
+char *file_test_replaced(const char *text, const char *from, const char *to) {
+    const char *at = strstr(text, from);
+    if (at == NULL) fail_msg("'%s' is not in: %s", from, text);
+    return xasprintf("%.*s%s%s", (int)(at - text), text, to, at + strlen(from));
+}
