@@ -6,13 +6,15 @@
 //   * every rank calls the same operations in the same order, with the same segments; they run in that order beside
 //     the computation;
 //   * an operation sees what compute operations issued before it leave in its tensors, and its tensors must not be
-//     touched until the compute stream has waited for its event (or, for reads of `in`, likewise);
+//     touched until the compute stream has waited for its event (or, for reads of `in`, likewise); the list of
+//     segments stays until then too;
 //   * tensors are in the memory of the backend that the group was opened for; fp32 sums unless said otherwise;
 //   * results have the same bits on every rank that receives them and in every run with the same world; with
-//     CommSum.tree they are sums in one fixed binary tree over ranks, ((0+1)+(2+3))+..., which for world = 2^k is what
-//     2^k lanes on one rank give when they are added in the same tree. mpi always sums so;
-//   * failures: a process that dies or hangs is control.h's business (it ends this process); an error of the library is
-//     kept and returned by synchronize, and later operations do nothing.
+//     CommSum.tree they are sums in one fixed binary tree over ranks, ((0+1)+(2+3))+... (neighbours in pairs, then
+//     neighbouring sums; an odd one waits for the next round), which for world = 2^k is what 2^k lanes on one rank
+//     give when they are added in the same tree. mpi always sums so;
+//   * failures: a process that dies or hangs is control.h's business (it ends this process); an error of the library
+//     is kept and returned by synchronize, and later operations do nothing.
 #ifndef LLMC_COMM_H
 #define LLMC_COMM_H
 
@@ -39,8 +41,8 @@ typedef struct {
     DType wire;       // fp32, or bf16: each rank's contribution is rounded to bf16 before it travels; sums stay fp32
 } CommSum;
 
-// Since the group was opened. busy: operations were in progress; exposed: the computation waited for them. 1 - exposed
-// / busy is the share that was hidden. On a GPU: measured by events of operations that have passed.
+// Since the group was opened. busy: operations were in progress; exposed: the computation waited for them.
+// 1 - exposed / busy is the share that was hidden. On a GPU: measured by events of operations that have passed.
 typedef struct {
     double busy_seconds, exposed_seconds;
     int64_t operations;
@@ -54,9 +56,9 @@ struct Comm {
     Backend *be;
     void *impl;
 
-    // in fp32 (elems): each rank's contribution. out (total of own segments) fp32, packed in segment order, {=, +=} the
-    // sum over ranks of this rank's own segments; `in` is left as it was. out.data may instead be in.data: then the
-    // sums (= only) are written in place at the own segments, and out's shape is in's.
+    // in fp32 (elems): each rank's contribution. out (total of own segments) fp32, packed in segment order, {=, +=}
+    // the sum over ranks of this rank's own segments; `in` is left as it was. out.data may instead be in.data: then
+    // the sums (= only) are written in place at the own segments, and out's shape is in's.
     CommEvent (*reduce_scatter)(Comm *comm, const char *what, Tensor out, Tensor in, const CommSegment *segments,
                                 int count, CommSum how);
     // x (elems, any dtype), in place: every segment as its owner has it.
@@ -77,11 +79,6 @@ struct Comm {
     void (*status)(Comm *comm, ControlStatus *out);
     void (*close)(Comm *comm);  // after synchronize; frees the group itself
 };
-
-// Device memory that operations use beyond their operands, planned with the run: a receive buffer for reduce_scatter.
-// elems: of the largest `in`; owned_elems: the most elements of one rank's own segments in any call. Each is the size
-// that comm_open wants as `scratch`; kind as in Comm.kind; world 1: 0 for every kind but for wire bf16 on nccl.
-size_t comm_scratch_bytes(const char *kind, int world, int64_t elems, int64_t owned_elems, CommSum how);
 
 // ---- MPI: a plug-in, so that a process that needs none starts without it ----
 typedef struct CommMpi CommMpi;
@@ -114,8 +111,9 @@ struct CommOptions {
     Control *control;          // nccl: hands the group's id from rank 0 to all; NULL for one rank
     const CommMpiPlugin *mpi;  // mpi; else NULL
 };
-// Device memory that operations use beyond their operands, planned with the run. elems: of the largest `in` of a
-// reduce_scatter or all_reduce; owned_elems: the most elements that one rank owns of any of them. kind as in Comm.kind.
+// Device memory that operations use beyond their operands, planned with the run: the size that comm_open wants as
+// `scratch`. elems: of the largest `in` of a reduce_scatter or all_reduce, of fp64 counted twice; owned_elems: the
+// most that one rank owns of any of them. kind as in Comm.kind; world 1: 0 for every kind but for wire bf16 on nccl.
 size_t comm_scratch_bytes(const char *kind, int world, int64_t elems, int64_t owned_elems, CommSum how);
 // The kind that a backend's ranks use: "none" (world 1), "nccl" (GPUs, the emulated one too), "mpi" (CPU).
 const char *comm_kind(const Backend *be, int world);

@@ -19,14 +19,14 @@ static char *program_dir(void) {
 }
 
 // Tests are programs one directory below the plug-ins.
-static char *plugin_path(const char *device) {
-    char *name = xasprintf("libllmc_%s.so", device);
+char *device_plugin_path(const char *name) {
+    char *file = xasprintf("libllmc_%s.so", name);
     const char *given = getenv("TOKAMAK_PLUGIN_DIR");
     bool named = given != NULL && given[0] != '\0';
     char *dir = named ? xstrdup(given) : program_dir();
-    char *path = path_join(dir, name);
+    char *path = path_join(dir, file);
     if (!named && !file_exists(path)) {
-        char *above = xasprintf("%s/../%s", dir, name);
+        char *above = xasprintf("%s/../%s", dir, file);
         if (file_exists(above)) {
             free(path);
             path = above;
@@ -35,12 +35,12 @@ static char *plugin_path(const char *device) {
         }
     }
     free(dir);
-    free(name);
+    free(file);
     return path;
 }
 
 Backend *backend_plugin_open(const char *device, const BackendOptions *options, Error *err) {
-    char *path = plugin_path(device);
+    char *path = device_plugin_path(device);
     Backend *be = NULL;
     void *library = file_exists(path) ? dlopen(path, RTLD_NOW | RTLD_LOCAL) : NULL;
     void *symbol = library == NULL ? NULL : dlsym(library, "backend_plugin_entry");
