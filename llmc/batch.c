@@ -6,7 +6,7 @@
 
 size_t batch_buffer_bytes(BatchCapacity capacity) {
     size_t token_bytes = 2 * sizeof(int32_t) + sizeof(float) + (capacity.doc ? sizeof(int32_t) : 0);
-    return to_size(capacity.tokens) * token_bytes + to_size(capacity.rows) * sizeof(int32_t) +
+    return to_size(capacity.tokens) * token_bytes + to_size(capacity.rows) * (sizeof(int32_t) + sizeof(int64_t)) +
            to_size(capacity.batches) * sizeof(Batch);
 }
 
@@ -18,6 +18,7 @@ void batch_buffer_init(BatchBuffer *buffer, BatchCapacity capacity) {
     buffer->weights = xcalloc(tokens, sizeof *buffer->weights);
     if (capacity.doc) buffer->doc = xcalloc(tokens, sizeof *buffer->doc);
     buffer->source = xcalloc(to_size(capacity.rows), sizeof *buffer->source);
+    buffer->row_index = xcalloc(to_size(capacity.rows), sizeof *buffer->row_index);
     buffer->batch = xcalloc(to_size(capacity.batches), sizeof *buffer->batch);
 }
 
@@ -27,6 +28,7 @@ void batch_buffer_free(BatchBuffer *buffer) {
     free(buffer->weights);
     free(buffer->doc);
     free(buffer->source);
+    free(buffer->row_index);
     free(buffer->batch);
     *buffer = (BatchBuffer){0};
 }
@@ -40,7 +42,7 @@ void batch_buffer_shape(BatchBuffer *buffer, int64_t batches, int64_t B, int64_t
         int64_t at = m * B * T;
         buffer->batch[m] = (Batch){.B = B, .T = T, .tokens = buffer->tokens + at, .targets = buffer->targets + at,
                                    .weights = buffer->weights + at, .doc = with_doc ? buffer->doc + at : NULL,
-                                   .source = buffer->source + m * B};
+                                   .source = buffer->source + m * B, .row_index = buffer->row_index + m * B};
     }
 }
 
@@ -51,7 +53,7 @@ BatchRow batch_buffer_row(BatchBuffer *buffer, int64_t row) {
           (long long)row);
     return (BatchRow){.T = first->T, .tokens = buffer->tokens + at, .targets = buffer->targets + at,
                       .weights = buffer->weights + at, .doc = first->doc != NULL ? buffer->doc + at : NULL,
-                      .source = buffer->source + row};
+                      .source = buffer->source + row, .row_index = buffer->row_index + row};
 }
 
 double batch_row_fill(const BatchRow *row, const int32_t *stream, int64_t count, int32_t eot) {

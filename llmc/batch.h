@@ -18,6 +18,7 @@ typedef struct {
     const int32_t *doc;      // (B,T) segment id within the row, from 0, non-decreasing; NULL: no document mask
     const uint8_t *prefix;   // (B,T) 1: visible to the whole segment; NULL: causal
     const int32_t *source;   // (B) which source the row is from
+    const int64_t *row_index;  // (B) which of its rows, as cut to T tokens each; -1: padding
 } Batch;
 
 // The largest that a buffer has to hold: the micro-batches of one step, all rows one after the other.
@@ -29,6 +30,7 @@ typedef struct {
 typedef struct {
     BatchCapacity capacity;
     int32_t *tokens, *targets, *doc, *source;
+    int64_t *row_index;
     float *weights;
     Batch *batch;  // [capacity.batches]
 } BatchBuffer;
@@ -48,6 +50,7 @@ typedef struct {
     float *weights;
     int32_t *doc;     // NULL when the batch has no segment ids
     int32_t *source;  // one number
+    int64_t *row_index;  // likewise
 } BatchRow;
 
 BatchRow batch_buffer_row(BatchBuffer *buffer, int64_t row);

@@ -68,6 +68,7 @@ const Batch *heldout_batch(HeldOut *heldout, int64_t k, Error *err) {
         BatchRow row = batch_buffer_row(&heldout->buffer, b);
         batch_row_fill(&row, heldout->stream, count, heldout->eot);
         *row.source = 0;
+        *row.row_index = count > 0 ? first / heldout->T : -1;
     }
     return &heldout->buffer.batch[0];
 }

@@ -24,6 +24,7 @@ typedef struct {
 
 typedef struct {
     BatchBuffer buffer;
+    double *lane_weight;
     StepBatch step;
 } Slot;
 
@@ -44,6 +45,8 @@ struct Loader {
     Source source[CONFIG_MAX_SOURCES];
     PhaseData phase[CONFIG_MAX_PHASES];
     int32_t *stream;  // the thread's: T+1 tokens of a row
+    DataSkip skip[DATA_SKIPS_MAX];  // changed only while no job runs
+    int skip_count;
     Slot slot[2];
     int64_t next_step;
     pthread_t thread;
@@ -56,8 +59,15 @@ struct Loader {
 
 // ---- filling a step: on the prefetch thread ----
 
+// sample < 0: padding.
 static bool fill_row(Loader *loader, BatchRow row, const PhaseData *phase, int64_t sample, double *weight_sum,
                      Error *err) {
+    if (sample < 0) {
+        batch_row_fill(&row, loader->stream, 0, -1);
+        *row.source = 0;
+        *row.row_index = -1;
+        return true;
+    }
     MixturePick pick = mixture_pick(&phase->mixture, sample);
     const Source *source = &loader->source[pick.source];
     int64_t rows = (source->set.token_count - 1) / row.T;
@@ -65,6 +75,7 @@ static bool fill_row(Loader *loader, BatchRow row, const PhaseData *phase, int64
     if (!shard_set_read(loader->stream, &source->set, index * row.T, row.T + 1, loader->vocab, err)) return false;
     *weight_sum += batch_row_fill(&row, loader->stream, row.T, source->doc_mask ? loader->eot : -1);
     *row.source = pick.source;
+    *row.row_index = index;
     return true;
 }
 
@@ -72,13 +83,19 @@ static bool fill_step(Loader *loader, Slot *slot, int64_t step, Error *err) {
     const PhaseSpan *span = schedule_phase(&loader->schedule, step);
     const PhaseData *phase = &loader->phase[span->index];
     batch_buffer_shape(&slot->buffer, span->micro_batches, span->B, span->T, phase->with_doc);
-    int64_t first_sample = (step - span->first_step) * span->rows_per_step;
-    slot->step = (StepBatch){.step = step, .micro_batches = span->micro_batches, .batch = slot->buffer.batch};
-    for (int64_t row = 0; row < span->micro_batches * span->B; ++row) {
-        int64_t m = row / span->B, b = row % span->B;
-        int64_t sample = first_sample + (m * loader->world + loader->rank) * span->B + b;
-        BatchRow out = batch_buffer_row(&slot->buffer, row);
-        if (!fill_row(loader, out, phase, sample, &slot->step.weight_sum, err)) return false;
+    int64_t data_step = data_skip_step(loader->skip, loader->skip_count, step);
+    int64_t first_sample = (data_step - span->first_step) * span->rows_per_step;
+    slot->step = (StepBatch){.step = step, .micro_batches = span->micro_batches, .batch = slot->buffer.batch,
+                             .lane_weight = slot->lane_weight};
+    for (int64_t m = 0; m < span->micro_batches; ++m) {
+        int64_t lane = m * loader->world + loader->rank;
+        slot->lane_weight[m] = 0;
+        for (int64_t b = 0; b < span->B; ++b) {
+            int64_t sample = lane < span->lanes ? first_sample + lane * span->B + b : -1;
+            BatchRow row = batch_buffer_row(&slot->buffer, m * span->B + b);
+            if (!fill_row(loader, row, phase, sample, &slot->lane_weight[m], err)) return false;
+        }
+        slot->step.weight_sum += slot->lane_weight[m];
     }
     return true;
 }
@@ -198,7 +215,10 @@ static BatchCapacity capacity_of(const Schedule *schedule) {
     return capacity;
 }
 
-size_t loader_plan_bytes(const Schedule *schedule) { return 2 * batch_buffer_bytes(capacity_of(schedule)); }
+size_t loader_plan_bytes(const Schedule *schedule) {
+    BatchCapacity capacity = capacity_of(schedule);
+    return 2 * (batch_buffer_bytes(capacity) + to_size(capacity.batches) * sizeof(double));
+}
 
 // Signals belong to the main thread: Ctrl-C must interrupt the loop, not this thread's read.
 static bool start_thread(Loader *loader, Error *err) {
@@ -213,7 +233,7 @@ static bool start_thread(Loader *loader, Error *err) {
 bool loader_open(Loader **out, const RunConfig *config, const Schedule *schedule, int64_t vocab, int32_t eot,
                  int rank, int world, Error *err) {
     CHECK(rank >= 0 && rank < world && config->source_count <= CONFIG_MAX_SOURCES, "rank=%d world=%d", rank, world);
-    CHECK(schedule->phase[0].rows_per_step == schedule->phase[0].micro_batches * schedule->phase[0].B * world,
+    CHECK(schedule->phase[0].micro_batches == div_up(schedule->phase[0].lanes, world),
           "the schedule is of another world than %d", world);
     Loader *loader = xcalloc(1, sizeof *loader);
     loader->schedule = *schedule;
@@ -230,7 +250,11 @@ bool loader_open(Loader **out, const RunConfig *config, const Schedule *schedule
     bool ok = open_sources(loader, config, err) && init_phases(loader, config, err);
     if (ok) {
         loader->stream = xcalloc(to_size(longest + 1), sizeof *loader->stream);
-        for (int i = 0; i < 2; ++i) batch_buffer_init(&loader->slot[i].buffer, capacity_of(schedule));
+        BatchCapacity capacity = capacity_of(schedule);
+        for (int i = 0; i < 2; ++i) {
+            batch_buffer_init(&loader->slot[i].buffer, capacity);
+            loader->slot[i].lane_weight = xcalloc(to_size(capacity.batches), sizeof(double));
+        }
         ok = start_thread(loader, err);
     }
     loader->schedule.config = NULL;  // not ours to keep
@@ -252,7 +276,10 @@ void loader_close(Loader *loader) {
     }
     pthread_cond_destroy(&loader->changed);
     pthread_mutex_destroy(&loader->mutex);
-    for (int i = 0; i < 2; ++i) batch_buffer_free(&loader->slot[i].buffer);
+    for (int i = 0; i < 2; ++i) {
+        batch_buffer_free(&loader->slot[i].buffer);
+        free(loader->slot[i].lane_weight);
+    }
     for (int s = 0; s < loader->source_count; ++s)
         if (loader->source[s].used) shard_set_close(&loader->source[s].set);
     free(loader->stream);
@@ -273,6 +300,16 @@ static void wait_idle(Loader *loader) {
 void loader_seek(Loader *loader, int64_t step) {
     CHECK(step >= 0, "step=%lld", (long long)step);
     loader->next_step = step;
+}
+
+void loader_set_skips(Loader *loader, const DataSkip *skips, int count) {
+    CHECK(count >= 0 && count <= DATA_SKIPS_MAX, "count=%d", count);
+    pthread_mutex_lock(&loader->mutex);
+    wait_idle(loader);
+    for (int i = 0; i < count; ++i) loader->skip[i] = skips[i];
+    loader->skip_count = count;
+    loader->job.step = -1;  // what was prepared may be other data
+    pthread_mutex_unlock(&loader->mutex);
 }
 
 const StepBatch *loader_next(Loader *loader, Error *err) {

@@ -4,15 +4,18 @@
 //
 // A source is the stream of its shards' tokens. With rows of T tokens, row k predicts stream[kT+1 .. kT+T] from
 // stream[kT .. kT+T-1]; a source of n tokens has (n-1)/T rows, which may cross shards. Row r of step s is sample
-// (s - first step of the phase) * rows_per_step + r of the phase; mixture.h says which source and row that is. Micro-
-// batch m of a rank holds rows m*B*world + rank*B + [0, B) of the step, so that all ranks together see the same rows
-// whatever the world size.
+// (s - first step of the phase) * rows_per_step + r of the phase; mixture.h says which source and row that is. Lane k of
+// a step is its rows k*B + [0, B); micro-batch m of a rank is lane m*world + rank, so that all ranks together see the
+// same rows whatever the world size. Where the world does not divide the lanes, the last micro-batch of some ranks lies
+// past the last lane: it is padding, token 0 with weight 0, and no sample. Data that is left out (loader_set_skips)
+// moves s, within the phase's own sequence of samples.
 // A source goes on through the phases where it stopped. When T changes its rows are cut anew, so it goes on at
 // ordinal (tokens given so far) / T of the new cut: in the epoch of the change some text may come twice, some not.
 #ifndef LLMC_LOADER_H
 #define LLMC_LOADER_H
 
 #include "llmc/batch.h"
+#include "llmc/data_skip.h"
 #include "llmc/schedule.h"
 
 #ifdef __cplusplus
@@ -28,6 +31,7 @@ typedef struct {
     double weight_sum;       // sum of weights over the micro-batches of THIS rank. The loss divides by the sum over
                              // all ranks, which comm reduces: weights may depend on the text, and a rank reads only
                              // its own rows.
+    const double *lane_weight;  // [micro_batches] the same of each of them
     double wait_ms;          // how long the caller waited for the prefetch thread
 } StepBatch;
 
@@ -40,6 +44,8 @@ bool loader_open(Loader **out, const RunConfig *config, const Schedule *schedule
                  int rank, int world, Error *err);
 void loader_close(Loader *loader);
 void loader_seek(Loader *loader, int64_t step);  // the next loader_next returns this step
+// Step s reads the samples of step data_skip_step(skips, count, s) from now on. count <= DATA_SKIPS_MAX; copied.
+void loader_set_skips(Loader *loader, const DataSkip *skips, int count);
 // Valid until the next call. NULL and err when a shard cannot be read or holds an id >= vocab; a further call tries
 // the same step again. Steps past the end go on with the last phase. Allocates nothing.
 const StepBatch *loader_next(Loader *loader, Error *err);

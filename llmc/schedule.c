@@ -9,14 +9,14 @@ static bool phase_shape(PhaseSpan *span, const PhaseConfig *phase, int world, Er
     if (span->T <= 0 || span->B <= 0 || phase->batch_tokens <= 0)
         return error_set(err, "phase %s: expected seq_len, batch_rows and batch_tokens above 0, found %lld, %lld and "
                          "%lld", phase->name, (long long)span->T, (long long)span->B, (long long)phase->batch_tokens);
-    int64_t micro_tokens;  // of all ranks together
-    if (__builtin_mul_overflow(span->T, span->B, &micro_tokens) ||
-        __builtin_mul_overflow(micro_tokens, world, &micro_tokens) || phase->batch_tokens % micro_tokens != 0)
-        return error_set(err, "phase %s: expected batch_tokens to be a multiple of batch_rows * seq_len * ranks = "
-                         "%lld * %lld * %d, found %lld", phase->name, (long long)span->B, (long long)span->T, world,
+    int64_t micro_tokens;
+    if (__builtin_mul_overflow(span->T, span->B, &micro_tokens) || phase->batch_tokens % micro_tokens != 0)
+        return error_set(err, "phase %s: expected batch_tokens to be a multiple of batch_rows * seq_len = %lld * %lld, "
+                         "found %lld", phase->name, (long long)span->B, (long long)span->T,
                          (long long)phase->batch_tokens);
     span->rows_per_step = phase->batch_tokens / span->T;
-    span->micro_batches = phase->batch_tokens / micro_tokens;
+    span->lanes = span->rows_per_step / span->B;
+    span->micro_batches = div_up(span->lanes, world);
     return true;
 }
 

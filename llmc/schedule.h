@@ -24,7 +24,8 @@ typedef struct {
     int64_t first_tokens;    // tokens of all phases before
     int64_t T, B;            // row length; rows of a micro-batch on one rank
     int64_t rows_per_step;   // over all ranks
-    int64_t micro_batches;   // per rank and step: rows_per_step / (B * world)
+    int64_t lanes;           // micro-batches of a step over all ranks: rows_per_step / B
+    int64_t micro_batches;   // per rank and step: lanes / world, rounded up; those past the last lane are padding
 } PhaseSpan;
 
 typedef struct {
@@ -41,7 +42,7 @@ typedef struct {
 // warms up but does not decay yet.
 #define SCHEDULE_OPEN_STEPS ((int64_t)1 << 32)
 
-// Errors: sizes that are not positive, batch_tokens not a multiple of B*T*world, a budget smaller than one step, a
+// Errors: sizes that are not positive, batch_tokens not a multiple of B*T, a budget smaller than one step, a
 // run bounded by time with more than one phase.
 bool schedule_build(Schedule *schedule, const RunConfig *config, int world, Error *err);
 // The phase of step (0-based); the last one for steps at or past the end.

@@ -24,8 +24,10 @@ static void check_row(int64_t count, int32_t eot, const int32_t *expected_doc) {
     BatchRow row = batch_buffer_row(&buffer, 3);  // row 1 of batch 1
     assert_true(batch_row_fill(&row, stream, count, eot) == (double)count);
     *row.source = 6;
+    *row.row_index = (int64_t)5 << 40;
     const Batch *batch = &buffer.batch[1];
     assert_true(batch->B == 2 && batch->T == 4 && batch->prefix == NULL && batch->source[1] == 6);
+    assert_true(batch->row_index[1] == (int64_t)5 << 40 && batch->row_index[0] == 0);
     assert_true((batch->doc != NULL) == (expected_doc != NULL));
     for (int i = 0; i < 4; ++i) {
         assert_int_equal(batch->tokens[4 + i], i < count ? stream[i] : 0);
@@ -64,7 +66,7 @@ static void test_batches_stand_in_line(void **state) {
         const Batch *batch = &buffer.batch[m];
         assert_true(batch->tokens == buffer.tokens + 8 * m && batch->targets == buffer.targets + 8 * m);
         assert_true(batch->weights == buffer.weights + 8 * m && batch->doc == buffer.doc + 8 * m);
-        assert_true(batch->source == buffer.source + 2 * m);
+        assert_true(batch->source == buffer.source + 2 * m && batch->row_index == buffer.row_index + 2 * m);
     }
     batch_buffer_shape(&buffer, 1, 5, 10, false);  // another phase: same memory, other shape
     assert_true(buffer.batch[0].B == 5 && buffer.batch[0].T == 10 && buffer.batch[0].doc == NULL);
@@ -76,9 +78,9 @@ static void test_batches_stand_in_line(void **state) {
 static void test_bytes(void **state) {
     (void)state;
     BatchCapacity capacity = {.batches = 4, .rows = 10, .tokens = 50};
-    assert_int_equal(batch_buffer_bytes(capacity), 50 * 12 + 10 * 4 + 4 * sizeof(Batch));
+    assert_int_equal(batch_buffer_bytes(capacity), 50 * 12 + 10 * 12 + 4 * sizeof(Batch));
     capacity.doc = true;
-    assert_int_equal(batch_buffer_bytes(capacity), 50 * 16 + 10 * 4 + 4 * sizeof(Batch));
+    assert_int_equal(batch_buffer_bytes(capacity), 50 * 16 + 10 * 12 + 4 * sizeof(Batch));
 }
 
 int main(void) {

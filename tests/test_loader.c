@@ -125,6 +125,15 @@ static void test_each_row_once_per_epoch(void **state) {
     free(config);
 }
 
+// A micro-batch past the last lane.
+static void check_padding(const StepBatch *step, int64_t m) {
+    const Batch *batch = &step->batch[m];
+    assert_true(step->lane_weight[m] == 0 && m == step->micro_batches - 1);
+    for (int64_t b = 0; b < batch->B; ++b) assert_true(batch->row_index[b] == -1 && batch->source[b] == 0);
+    for (int64_t i = 0; i < batch->B * batch->T; ++i)
+        assert_true(batch->tokens[i] == 0 && batch->targets[i] == 0 && batch->weights[i] == 0);
+}
+
 // The samples of a step in order of its global rows: source * 1000000 + first token.
 static void collect(int32_t *out, const RunConfig *config, int world, int64_t steps) {
     for (int rank = 0; rank < world; ++rank) {
@@ -133,9 +142,16 @@ static void collect(int32_t *out, const RunConfig *config, int world, int64_t st
             const StepBatch *step = next_ok(loader);
             for (int64_t m = 0; m < step->micro_batches; ++m) {
                 const Batch *batch = &step->batch[m];
-                int32_t *to = out + s * 8 + (m * world + rank) * batch->B;
-                for (int64_t b = 0; b < batch->B; ++b)
-                    to[b] = batch->source[b] * 1000000 + batch->tokens[b * batch->T];
+                int64_t first = (m * world + rank) * batch->B;
+                if (first >= 8) {
+                    check_padding(step, m);
+                    continue;
+                }
+                assert_true(step->lane_weight[m] == (double)(batch->B * batch->T));
+                for (int64_t b = 0; b < batch->B; ++b) {
+                    assert_int_equal(batch->tokens[b * batch->T], batch->row_index[b] * batch->T);
+                    out[s * 8 + first + b] = batch->source[b] * 1000000 + batch->tokens[b * batch->T];
+                }
             }
         }
         loader_close(loader);
@@ -152,7 +168,7 @@ static void test_world_size_changes_nothing(void **state) {
     memset(one, 0xFF, sizeof one);
     collect(one, config, 1, STEPS);
     for (int s = 0; s < STEPS * 8; ++s) assert_true(one[s] >= 0);
-    for (int world = 2; world <= 4; world *= 2) {
+    for (int world = 2; world <= 5; ++world) {  // 4 lanes: some ranks, and with 5 a whole one, have padding
         memset(other, 0xFF, sizeof other);
         collect(other, config, world, STEPS);
         assert_memory_equal(one, other, sizeof one);
@@ -192,6 +208,80 @@ static void test_seek_equals_sequential(void **state) {
     assert_memory_equal(next_ok(loader)->batch[0].tokens, expected[27], sizeof expected[27]);
     loader_close(loader);
     loader = open_ok(config, 0, -1, 0, 1);  // closing before, and while, a step is prepared
+    loader_close(loader);
+    free(config);
+}
+
+// The padding of documents is one segment, and what a slot held before does not show through it.
+static void test_padding_is_empty(void **state) {
+    (void)state;
+    int32_t tokens[1000];
+    for (int i = 0; i < 1000; ++i) tokens[i] = i % 3 == 0 ? 9 : 5;
+    write_shard("a_0.bin", 2, 10, 9, tokens, 1000);
+    RunConfig *config = config_new(1, 2, 3);
+    config->source[0].doc_mask = true;
+    config->phase[0].batch_rows = 8;  // one lane, then 4 with 3 ranks: rank 1 has work, then work and padding
+    for (int rank = 0; rank < 3; ++rank) {
+        Loader *loader = open_ok(config, 0, -1, rank, 3);
+        for (int s = 0; s < 6; ++s) {
+            const StepBatch *step = next_ok(loader);
+            int64_t lanes = s < 3 ? 1 : 4;
+            assert_int_equal(step->micro_batches, s < 3 ? 1 : 2);
+            double sum = 0;
+            for (int64_t m = 0; m < step->micro_batches; ++m) {
+                const Batch *batch = &step->batch[m];
+                sum += step->lane_weight[m];
+                if (m * 3 + rank < lanes) continue;
+                check_padding(step, m);
+                for (int64_t i = 0; i < batch->B * batch->T; ++i) assert_int_equal(batch->doc[i], 0);
+            }
+            assert_true(sum == step->weight_sum);
+        }
+        loader_close(loader);
+    }
+    free(config);
+}
+
+// ---- data that is left out ----
+
+// The first token of row r of step s: which data it is.
+static void first_tokens(int32_t out[8], Loader *loader, int64_t s) {
+    loader_seek(loader, s);
+    const StepBatch *step = next_ok(loader);
+    for (int row = 0; row < 8; ++row) out[row] = step->batch[row / 2].tokens[row % 2 * 8];
+}
+
+static void test_skips(void **state) {
+    (void)state;
+    write_counting_shard("a_0.bin", 30000, 0, 8 * 8 * 200 + 1);
+    RunConfig *config = config_new(1, 2, 20);
+    const DataSkip skips[2] = {{5, 3}, {30, 2}};  // the second one in the second phase
+    Loader *plain = open_ok(config, 0, -1, 0, 1), *loader = open_ok(config, 0, -1, 0, 1);
+    int32_t got[8], want[8];
+    first_tokens(got, loader, 4);  // step 5 is prepared without knowing of skips
+    loader_set_skips(loader, skips, 2);
+    for (int64_t s = 0; s < 40; ++s) {
+        int64_t data_step = s < 5 ? s : s < 30 ? s + 3 : s + 5;
+        assert_int_equal(data_skip_step(skips, 2, s), data_step);
+        // Both phases are alike, so that steps past the end of the first are the first ones of the second.
+        first_tokens(got, loader, s);
+        first_tokens(want, plain, data_step);
+        if (s < 35) assert_memory_equal(got, want, sizeof got);
+    }
+    loader_seek(loader, 0);
+    for (int64_t s = 0; s < 40; ++s) {  // in sequence, as training reads them
+        const StepBatch *step = next_ok(loader);
+        assert_int_equal(step->step, s);
+        first_tokens(want, plain, data_skip_step(skips, 2, s));
+        if (s < 35) assert_int_equal(step->batch[0].tokens[0], want[0]);
+    }
+    loader_set_skips(loader, NULL, 0);
+    for (int64_t s = 3; s < 8; ++s) {
+        first_tokens(got, loader, s);
+        first_tokens(want, plain, s);
+        assert_memory_equal(got, want, sizeof got);
+    }
+    loader_close(plain);
     loader_close(loader);
     free(config);
 }
@@ -468,19 +558,21 @@ static void test_shards_past_4_gib(void **state) {
 
 static void test_plan_bytes(void **state) {
     (void)state;
-    // Per slot: 64 tokens x (token, target, weight [, segment]), 8 row sources, 4 batches.
+    // Per slot: 64 tokens x (token, target, weight [, segment]), 8 rows x (source, index), 4 batches with their weights.
     RunConfig *config = config_new(1, 2, 1);
     config->phase[1].seq_len = 16;
     Schedule schedule;
     assert_true(schedule_build(&schedule, config, 1, NULL));
-    assert_int_equal(loader_plan_bytes(&schedule), 2 * (64 * 12 + 8 * 4 + 4 * sizeof(Batch)));
+    assert_int_equal(loader_plan_bytes(&schedule), 2 * (64 * 12 + 8 * 12 + 4 * (sizeof(Batch) + sizeof(double))));
     config->source[0].doc_mask = true;
-    assert_int_equal(loader_plan_bytes(&schedule), 2 * (64 * 16 + 8 * 4 + 4 * sizeof(Batch)));
+    assert_int_equal(loader_plan_bytes(&schedule), 2 * (64 * 16 + 8 * 12 + 4 * (sizeof(Batch) + sizeof(double))));
     config->phase[0].weight[0] = config->phase[1].weight[0] = 0;
-    assert_int_equal(loader_plan_bytes(&schedule), 2 * (64 * 12 + 8 * 4 + 4 * sizeof(Batch)));
+    assert_int_equal(loader_plan_bytes(&schedule), 2 * (64 * 12 + 8 * 12 + 4 * (sizeof(Batch) + sizeof(double))));
     config->phase[0].weight[0] = config->phase[1].weight[0] = 1;
     assert_true(schedule_build(&schedule, config, 2, NULL));
-    assert_int_equal(loader_plan_bytes(&schedule), 2 * (32 * 16 + 4 * 4 + 2 * sizeof(Batch)));
+    assert_int_equal(loader_plan_bytes(&schedule), 2 * (32 * 16 + 4 * 12 + 2 * (sizeof(Batch) + sizeof(double))));
+    assert_true(schedule_build(&schedule, config, 3, NULL));  // 2 lanes at most, one of them padding
+    assert_int_equal(loader_plan_bytes(&schedule), 2 * (32 * 16 + 4 * 12 + 2 * (sizeof(Batch) + sizeof(double))));
     free(config);
 }
 
@@ -569,6 +661,8 @@ int main(void) {
         cmocka_unit_test_setup_teardown(test_each_row_once_per_epoch, setup, teardown),
         cmocka_unit_test_setup_teardown(test_world_size_changes_nothing, setup, teardown),
         cmocka_unit_test_setup_teardown(test_seek_equals_sequential, setup, teardown),
+        cmocka_unit_test_setup_teardown(test_padding_is_empty, setup, teardown),
+        cmocka_unit_test_setup_teardown(test_skips, setup, teardown),
         cmocka_unit_test_setup_teardown(test_seek_into_a_running_job, setup, teardown),
         cmocka_unit_test_setup_teardown(test_held_step_is_stable, setup, teardown),
         cmocka_unit_test_setup_teardown(test_phases_go_on_where_the_last_stopped, setup, teardown),

@@ -34,12 +34,13 @@ static void test_spans(void **state) {
     Error err = {""};
     assert_true(schedule_build(&schedule, config, 1, &err));
     const PhaseSpan expected[3] = {
-        {0, 0, 10, 0, 8, 2, 8, 4}, {1, 10, 11, 640, 8, 2, 8, 4}, {2, 21, 5, 1344, 16, 2, 8, 4}};
+        {0, 0, 10, 0, 8, 2, 8, 4, 4}, {1, 10, 11, 640, 8, 2, 8, 4, 4}, {2, 21, 5, 1344, 16, 2, 8, 4, 4}};
     for (int p = 0; p < 3; ++p) {
         const PhaseSpan *span = &schedule.phase[p], *want = &expected[p];
         assert_true(span->index == want->index && span->first_step == want->first_step && span->steps == want->steps);
         assert_true(span->first_tokens == want->first_tokens && span->T == want->T && span->B == want->B);
-        assert_true(span->rows_per_step == want->rows_per_step && span->micro_batches == want->micro_batches);
+        assert_true(span->rows_per_step == want->rows_per_step && span->lanes == want->lanes);
+        assert_int_equal(span->micro_batches, want->micro_batches);
     }
     assert_true(schedule.total_steps == 26 && schedule.horizon_steps == 26);
     const int64_t steps[] = {0, 9, 10, 20, 21, 25, 26, 1000};
@@ -51,9 +52,12 @@ static void test_spans(void **state) {
         tokens += step < 21 ? 64 : 128;
     }
     // More ranks: the same steps and rows, fewer micro-batches each.
-    assert_true(schedule_build(&schedule, config, 4, &err));
-    assert_true(schedule.total_steps == 26 && schedule.phase[0].rows_per_step == 8);
-    assert_true(schedule.phase[0].micro_batches == 1);
+    const int64_t micro_batches[6] = {0, 4, 2, 2, 1, 1};
+    for (int world = 1; world <= 5; ++world) {
+        assert_true(schedule_build(&schedule, config, world, &err));
+        assert_true(schedule.total_steps == 26 && schedule.phase[0].rows_per_step == 8);
+        assert_true(schedule.phase[0].lanes == 4 && schedule.phase[0].micro_batches == micro_batches[world]);
+    }
     free(config);
 }
 
@@ -157,13 +161,13 @@ static void test_runs_bounded_by_time(void **state) {
     free(config);
 }
 
-static void expect_refused(const PhaseConfig *phase, int world, const char *fragment) {
+static void expect_refused(const PhaseConfig *phase, const char *fragment) {
     RunConfig *config = config_new(2);
     config->phase[1] = *phase;
     strcpy(config->phase[1].name, "cooldown");
     Schedule schedule;
     Error err = {""};
-    assert_false(schedule_build(&schedule, config, world, &err));
+    assert_false(schedule_build(&schedule, config, 1, &err));
     if (strstr(err.message, "phase cooldown") == NULL || strstr(err.message, fragment) == NULL)
         fail_msg("expected \"%s\" in: %s", fragment, err.message);
     free(config);
@@ -174,28 +178,28 @@ static void test_refusals(void **state) {
     PhaseConfig good = config->phase[0], bad = good;
     free(config);
     bad.batch_tokens = 65;
-    expect_refused(&bad, 1, "multiple of batch_rows * seq_len * ranks = 2 * 8 * 1, found 65");
+    expect_refused(&bad, "multiple of batch_rows * seq_len = 2 * 8, found 65");
     bad = good;
-    bad.batch_rows = 8;
-    expect_refused(&bad, 2, "8 * 8 * 2, found 64");
+    bad.batch_rows = 16;
+    expect_refused(&bad, "16 * 8, found 64");
     bad = good;
     bad.tokens = 63;
-    expect_refused(&bad, 1, "at least the 64 tokens of one step, found tokens = 63");
+    expect_refused(&bad, "at least the 64 tokens of one step, found tokens = 63");
     bad = good;
     bad.seq_len = 0;
-    expect_refused(&bad, 1, "above 0");
+    expect_refused(&bad, "above 0");
     bad = good;
     bad.batch_rows = -1;
-    expect_refused(&bad, 1, "above 0");
+    expect_refused(&bad, "above 0");
     bad = good;
     bad.batch_tokens = 0;
-    expect_refused(&bad, 1, "above 0");
+    expect_refused(&bad, "above 0");
     bad = good;
     bad.seq_len = INT64_MAX;
-    expect_refused(&bad, 1, "multiple");
+    expect_refused(&bad, "multiple");
     bad = good;
     bad.tokens = INT64_MAX;
-    expect_refused(&bad, 1, "64 bits");
+    expect_refused(&bad, "64 bits");
 }
 
 int main(void) {
