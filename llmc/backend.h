@@ -92,9 +92,22 @@ typedef struct {
     double sum_squares;  // of the unclipped gradient
     float norm;          // sqrt(sum_squares)
     float scale;         // what every gradient element is multiplied with: min(1, max_norm/norm), 1 if max_norm <= 0
-    int32_t skip;        // 1: the norm is not finite; updates leave everything untouched
+    int32_t skip;        // SkipReason; unless SKIP_NOT, updates leave everything untouched
     int32_t pad;
 } GradStats;
+typedef enum {
+    SKIP_NOT,
+    SKIP_NOT_FINITE,  // the norm or the loss is not finite
+    SKIP_NORM,        // norm > ClipArgs.skip_norm
+    SKIP_LOSS         // loss > ClipArgs.skip_loss
+} SkipReason;
+
+typedef struct {
+    float max_norm;     // of the clipped gradient; <= 0: it is not clipped
+    double skip_norm;   // INFINITY: no bound
+    double skip_loss;   // INFINITY: no bound
+    double loss_scale;  // loss = sum of the loss sums * loss_scale
+} ClipArgs;
 
 // One parameter tensor, or a matrix that is part of one, as the optimizer sees it. The value that is updated is
 // fp32 `master` where there is one, else bf16 `weight`: then the update is computed in fp32 and rounded
@@ -267,8 +280,14 @@ struct Backend {
     void (*cast)(Backend *be, Tensor out, Tensor in);          // fp32 <-> bf16, or a copy; no overlap
 
     // ---- optimizer ----
-    // *stats (device memory) = norm and clip scale of the flat fp32 gradient.
-    void (*grad_clip)(Backend *be, GradStats *stats, Tensor grad, float max_norm);
+    // out (1) fp64 = sum of squares of x, fp32, in a fixed order that depends on its length alone; 0 of no elements.
+    void (*sum_squares)(Backend *be, Tensor out, Tensor x);
+    // *stats (device memory) = norm, clip scale and whether to skip, of a gradient whose sum of squares is the sum, in
+    // order, of sums (n) fp64; loss_sums (m) fp64, added in order, or TENSOR_NONE: the loss is not looked at.
+    void (*grad_clip)(Backend *be, GradStats *stats, Tensor sums, Tensor loss_sums, ClipArgs args);
+    // *out (device memory) {=, += if accumulate} sum mod 2^64 over i of hash_element(first_elem + i, bits of x[i]),
+    // llmc/hash_element.h; x fp32 or bf16. It does not depend on how the elements are divided among calls or ranks.
+    void (*hash_sum)(Backend *be, uint64_t *out, Tensor x, int64_t first_elem, bool accumulate);
     // One call for all tensors. Does nothing when stats->skip. (Loshchilov & Hutter, "Decoupled weight decay".)
     //   g = grad*scale; m = b1 m + (1-b1) g; v = b2 v + (1-b2) g^2;
     //   value -= lr * (m/(1-b1^t) / (sqrt(v/(1-b2^t)) + eps) + weight_decay * value)

@@ -11,12 +11,18 @@
 #define HASH_INLINE static inline
 #endif
 
+#define HASH_PLACE 0x9e3779b97f4a7c15u
+#define HASH_FACTOR1 0xff51afd7ed558ccdu
+#define HASH_FACTOR2 0xc4ceb9fe1a85ec53u
+
 // The finalizer of MurmurHash3 (Appleby) over index and bits, so that equal values at other places count differently.
-HASH_INLINE uint64_t hash_element(uint64_t index, uint32_t bits) {
-    uint64_t h = index * 0x9e3779b97f4a7c15u + bits;
-    h = (h ^ (h >> 33)) * 0xff51afd7ed558ccdu;
-    h = (h ^ (h >> 33)) * 0xc4ceb9fe1a85ec53u;
+// place is index * HASH_PLACE: a loop over elements adds HASH_PLACE instead of multiplying.
+HASH_INLINE uint64_t hash_at_place(uint64_t place, uint32_t bits) {
+    uint64_t h = place + bits;
+    h = (h ^ (h >> 33)) * HASH_FACTOR1;
+    h = (h ^ (h >> 33)) * HASH_FACTOR2;
     return h ^ (h >> 33);
 }
+HASH_INLINE uint64_t hash_element(uint64_t index, uint32_t bits) { return hash_at_place(index * HASH_PLACE, bits); }
 
 #endif

@@ -209,6 +209,22 @@ static inline void op_check_cross_entropy(Tensor nll, Tensor logits, Tensor targ
     if (args->want_grad) op_check_1d("loss_scale", args->loss_scale, DTYPE_F32, 1);
 }
 
+// ---- optimizer ----
+static inline void op_check_sum_squares(Tensor out, Tensor x) {
+    op_check_1d("out", out, DTYPE_F64, 1);
+    CHECK(x.dtype == DTYPE_F32, "x: expected fp32, found %s", dtype_name(x.dtype));
+}
+static inline void op_check_grad_clip(const GradStats *stats, Tensor sums, Tensor loss_sums) {
+    CHECK(stats != NULL, "stats is NULL%s", "");
+    op_check_1d("sums", sums, DTYPE_F64, sums.dim[0]);
+    if (!tensor_is_none(loss_sums)) op_check_1d("loss_sums", loss_sums, DTYPE_F64, loss_sums.dim[0]);
+}
+static inline void op_check_hash_sum(const uint64_t *out, Tensor x, int64_t first_elem) {
+    CHECK(out != NULL && ((uintptr_t)out & 7) == 0 && first_elem >= 0, "out=%p first_elem=%lld", (const void *)out,
+          (long long)first_elem);
+    op_check_act("x", x);
+}
+
 static inline void op_check_attention(Tensor qkv, const AttentionArgs *args) {
     CHECK(args->B >= 0 && args->T >= 0 && args->HS > 0 && args->NKV > 0 && args->NH > 0 && args->NH % args->NKV == 0,
           "B=%lld T=%lld NH=%lld NKV=%lld HS=%lld", (long long)args->B, (long long)args->T, (long long)args->NH,

@@ -69,6 +69,7 @@ void optimizer_init(Optimizer *opt, const RunConfig *config, const Model *model,
     opt->m = (float *)arena_alloc(arena, to_size(params->total_elems) * sizeof(float), "optimizer moments");
     opt->v = (float *)arena_alloc(arena, to_size(opt->v_elems) * sizeof(float), "optimizer moments");
     opt->stats = (GradStats *)arena_alloc(arena, sizeof(GradStats), "optimizer workspace");
+    opt->sums = arena_tensor(arena, "optimizer workspace", DTYPE_F64, 1, 1, 0, 0, 0);
     layout_muon(opt, params, model->shape.dtype, arena);
 }
 
@@ -203,7 +204,9 @@ void optimizer_step(Optimizer *opt, Model *model, const RunConfig *config, doubl
     for (int i = 0; i < params->count; ++i)
         if (!opt->trainable[i])
             be->zero(be, model->grads + params->spec[i].offset, to_size(params->spec[i].elems) * sizeof(float));
-    be->grad_clip(be, opt->stats, tensor_1d(model->grads, DTYPE_F32, params->total_elems), (float)config->grad_clip);
+    be->sum_squares(be, opt->sums, tensor_1d(model->grads, DTYPE_F32, params->total_elems));
+    be->grad_clip(be, opt->stats, opt->sums, TENSOR_NONE,
+                  (ClipArgs){.max_norm = (float)config->grad_clip, .skip_norm = INFINITY, .skip_loss = INFINITY});
 
     muon_step(opt, model, config, config->muon_lr * lr_factor, t);
     int64_t count = 0;

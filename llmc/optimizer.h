@@ -26,7 +26,8 @@ typedef struct {
     int64_t v_elems;
     int64_t *v_offset;  // [params.count], -1 for Muon tensors
     bool *trainable;    // [params.count] in the present phase
-    GradStats *stats;   // on the device
+    GradStats *stats;   // on the device, as sums
+    Tensor sums;        // fp64 (1): sums of squares of the gradient's pieces
     OptimTensor *list;  // [params.count * PARAM_MAX_PARTS] scratch of a step, like the next
     MuonMatrix *matrix;
     // Muon takes equally shaped matrices together, as many as have group_elems elements, at least one: more work for

@@ -1,9 +1,11 @@
-// test_ops_optim.c: gradient norm, AdamW and Muon's elementwise steps against double precision; stochastic rounding
-// to the bit and in the mean.
+// test_ops_optim.c: gradient norm and skipping, AdamW and Muon's elementwise steps against double precision;
+// stochastic rounding to the bit and in the mean; hashes to the bit.
 #include "tests/op_test.h"
 
 #include <math.h>
+#include <string.h>
 
+#include "llmc/hash_element.h"
 #include "llmc/rng.h"
 
 static Tensor stats_tensor(OpTest *t, double scale, bool skip) {
@@ -15,19 +17,26 @@ static Tensor stats_tensor(OpTest *t, double scale, bool skip) {
 
 // ---- gradient norm ----
 typedef struct {
-    Tensor grad, stats;
+    Tensor grad, sums, stats;
     float max_norm;
 } ClipCase;
+static ClipArgs clip_args(float max_norm) {
+    return (ClipArgs){.max_norm = max_norm, .skip_norm = INFINITY, .skip_loss = INFINITY};
+}
 static void run_clip(OpTest *t, void *user) {
     const ClipCase *c = user;
-    t->be->grad_clip(t->be, c->stats.data, c->grad, c->max_norm);
+    t->be->sum_squares(t->be, c->sums, c->grad);
+    t->be->grad_clip(t->be, c->stats.data, c->sums, TENSOR_NONE, clip_args(c->max_norm));
+}
+static GradStats read_stats(OpTest *t, Tensor memory) {
+    GradStats stats;
+    t->be->download(t->be, &stats, memory.data, sizeof stats);
+    return stats;
 }
 static GradStats clip(OpTest *t, Tensor grad, float max_norm) {
-    ClipCase c = {grad, stats_tensor(t, NAN, true), max_norm};
+    ClipCase c = {grad, op_test_tensor(t, DTYPE_F64, OP_TEST_DIMS(1)), stats_tensor(t, NAN, true), max_norm};
     run_clip(t, &c);
-    GradStats stats;
-    t->be->download(t->be, &stats, c.stats.data, sizeof stats);
-    return stats;
+    return read_stats(t, c.stats);
 }
 
 static void test_grad_clip(OpTest *t) {
@@ -40,7 +49,7 @@ static void test_grad_clip(OpTest *t) {
         GradStats stats = clip(t, grad, 0.25f), wide = clip(t, grad, 1e6f), off = clip(t, grad, 0.0f);
         assert_true(fabs(stats.sum_squares - sum) <= 1e-13 * sum);  // double all the way
         assert_true(fabs((double)stats.norm - sqrt(sum)) <= 1e-7 * sqrt(sum));
-        assert_int_equal(stats.skip, 0);
+        assert_int_equal(stats.skip, SKIP_NOT);
         double expected = sqrt(sum) > 0.25 ? 0.25 / sqrt(sum) : 1;
         assert_true(fabs((double)stats.scale - expected) <= 1e-7 * expected);
         assert_true(wide.scale == 1 && off.scale == 1);
@@ -52,20 +61,145 @@ static void test_grad_clip_not_finite(OpTest *t) {
     double *values = op_test_doubles(t, N);
     values[5] = 1e25;
     GradStats large = clip(t, op_test_from(t, DTYPE_F32, OP_TEST_DIMS(N), values), 1.0f);
-    assert_true(large.skip == 0 && fabs((double)large.norm / 1e25 - 1) < 1e-6);
+    assert_true(large.skip == SKIP_NOT && fabs((double)large.norm / 1e25 - 1) < 1e-6);
     assert_true(fabs((double)large.scale / 1e-25 - 1) < 1e-6);
     const double bad[3] = {NAN, INFINITY, -INFINITY};
     for (int kind = 0; kind < 3; ++kind)
         for (int64_t at = 0; at < N; at += 4001) {
             values[at] = bad[kind];
             GradStats stats = clip(t, op_test_from(t, DTYPE_F32, OP_TEST_DIMS(N), values), 1.0f);
-            assert_true(stats.skip == 1 && stats.scale == 0);
+            assert_true(stats.skip == SKIP_NOT_FINITE && stats.scale == 0);
             values[at] = 0;
         }
 }
 static void test_grad_clip_threads(OpTest *t) {
-    ClipCase c = {op_test_random(t, DTYPE_F32, OP_TEST_DIMS(30001), 1.0), stats_tensor(t, 0, false), 1.0f};
-    op_test_thread_invariant(t, run_clip, &c, &c.stats, 1, "grad_clip");
+    Tensor grad = op_test_random(t, DTYPE_F32, OP_TEST_DIMS(30001), 1.0);
+    ClipCase c = {grad, op_test_tensor(t, DTYPE_F64, OP_TEST_DIMS(1)), stats_tensor(t, 0, false), 1.0f};
+    op_test_thread_invariant(t, run_clip, &c, (Tensor[]){c.stats, c.sums}, 2, "grad_clip");
+}
+// The order of additions depends on the length alone: not on where the elements lie.
+static void test_sum_squares_place(OpTest *t) {
+    const int64_t N = 12347, MOST = N + 8;
+    Tensor memory = op_test_random(t, DTYPE_F32, OP_TEST_DIMS(MOST), 1.0), grad = memory;
+    const double *host = op_test_host(t, memory);
+    double *values = op_test_doubles(t, MOST), first = 0;
+    grad.dim[0] = N;
+    for (int64_t offset = 0; offset < 6; ++offset) {
+        for (int64_t i = 0; i < N; ++i) values[offset + i] = host[i];
+        op_test_upload(t, memory, values);
+        grad.data = (float *)memory.data + offset;
+        Tensor out = op_test_tensor(t, DTYPE_F64, OP_TEST_DIMS(1));
+        t->be->sum_squares(t->be, out, grad);
+        double sum = *op_test_host(t, out);
+        if (offset == 0) first = sum;
+        assert_true(first > 0 && sum == first);
+    }
+}
+
+static GradStats clip_sums(OpTest *t, const double *sums, int64_t count, const double *losses, int64_t loss_count,
+                           ClipArgs args) {
+    Tensor memory = stats_tensor(t, NAN, true), loss_sums = TENSOR_NONE;
+    if (loss_count > 0) loss_sums = op_test_from(t, DTYPE_F64, OP_TEST_DIMS(loss_count), losses);
+    t->be->grad_clip(t->be, memory.data, op_test_from(t, DTYPE_F64, OP_TEST_DIMS(count), sums), loss_sums, args);
+    return read_stats(t, memory);
+}
+// Pieces of the gradient, each with its sum, are added from the first to the last: 1 is lost beside 2^60 until it
+// comes in company.
+static void test_grad_clip_order(OpTest *t) {
+    const int64_t N = 700;
+    double *sums = op_test_doubles(t, N);
+    for (int64_t i = 0; i < N; ++i) sums[i] = i == 0 || i == 300 ? 0x1p60 : 1;
+    assert_true(clip_sums(t, sums, N, NULL, 0, clip_args(1)).sum_squares == 0x1p61);
+    for (int64_t i = 0; i < N; ++i) sums[i] = i == N - 1 ? 0x1p60 : 1;
+    double expected = 0;
+    for (int64_t i = 0; i < N; ++i) expected += sums[i];
+    GradStats stats = clip_sums(t, sums, N, NULL, 0, clip_args(1));
+    assert_true(expected > 0x1p60 && stats.sum_squares == expected && stats.norm == (float)sqrt(expected));
+}
+// Why a step is skipped. Of a skipped step nothing of the gradient is used: its scale is 0.
+static void test_grad_clip_skip(OpTest *t) {
+    const double sums[2] = {9, 16}, losses[3] = {2, 3, 5};  // norm 5, loss 2.5
+    const struct {
+        double skip_norm, skip_loss, last_loss;
+        SkipReason skip;
+    } CASES[] = {{5, 2.5, 5, SKIP_NOT},
+                 {4.999, 2.5, 5, SKIP_NORM},
+                 {5, 2.499, 5, SKIP_LOSS},
+                 {4.999, 2.499, 5, SKIP_NORM},
+                 {INFINITY, INFINITY, NAN, SKIP_NOT_FINITE},
+                 {INFINITY, INFINITY, INFINITY, SKIP_NOT_FINITE},
+                 {1, 1, NAN, SKIP_NOT_FINITE},
+                 {INFINITY, INFINITY, 5, SKIP_NOT}};
+    for (size_t i = 0; i < sizeof CASES / sizeof CASES[0]; ++i) {
+        const double now[3] = {losses[0], losses[1], CASES[i].last_loss};
+        GradStats stats = clip_sums(t, sums, 2, now, 3,
+                                    (ClipArgs){.max_norm = 2, .skip_norm = CASES[i].skip_norm,
+                                               .skip_loss = CASES[i].skip_loss, .loss_scale = 0.25});
+        assert_int_equal(stats.skip, CASES[i].skip);
+        assert_true(stats.norm == 5 && stats.sum_squares == 25);
+        assert_true(stats.scale == (CASES[i].skip == SKIP_NOT ? 0.4f : 0.0f));
+    }
+}
+
+// ---- hashes ----
+static uint64_t hash_of(OpTest *t, Tensor x, int64_t first_elem) {
+    Tensor out = op_test_tensor(t, DTYPE_F64, OP_TEST_DIMS(1));
+    uint64_t hash;
+    t->be->hash_sum(t->be, out.data, x, first_elem, false);
+    t->be->download(t->be, &hash, out.data, sizeof hash);
+    return hash;
+}
+static uint64_t hash_expected(OpTest *t, Tensor x, int64_t first_elem) {
+    size_t bytes = tensor_bytes(x);
+    unsigned char *host = op_test_bytes(t, bytes + 1);
+    uint64_t sum = 0;
+    t->be->download(t->be, host, x.data, bytes);
+    for (int64_t i = 0; i < tensor_elems(x); ++i) {
+        uint32_t bits = 0;
+        memcpy(&bits, host + i * (int64_t)dtype_bytes(x.dtype), dtype_bytes(x.dtype));
+        sum += hash_element((uint64_t)(first_elem + i), bits);
+    }
+    return sum;
+}
+static void test_hash_sum(OpTest *t) {
+    const int64_t COUNTS[] = {0, 1, 7, 16, 33, 4099, 150001}, FIRST[] = {0, 5, (int64_t)1 << 40};
+    for (int dtype = 0; dtype < 2; ++dtype)
+        for (size_t i = 0; i < sizeof COUNTS / sizeof COUNTS[0]; ++i) {
+            Tensor x = op_test_random(t, dtype == 0 ? DTYPE_F32 : DTYPE_BF16, OP_TEST_DIMS(COUNTS[i]), 1.0);
+            for (size_t f = 0; f < sizeof FIRST / sizeof FIRST[0]; ++f)
+                assert_true(hash_of(t, x, FIRST[f]) == hash_expected(t, x, FIRST[f]));
+            op_test_release(t);
+        }
+}
+// Pieces at any place, in any order, add up to the whole; NaN and -0 are bits like others.
+static void test_hash_sum_pieces(OpTest *t) {
+    const int64_t N = 5003, cut[] = {0, 3, 3, 1030, 4096, N};
+    double *values = op_test_doubles(t, N);
+    for (int64_t i = 0; i < N; ++i) values[i] = i % 7 == 0 ? NAN : i % 7 == 1 ? -0.0 : (double)i;
+    for (int dtype = 0; dtype < 2; ++dtype) {
+        Tensor x = op_test_from(t, dtype == 0 ? DTYPE_F32 : DTYPE_BF16, OP_TEST_DIMS(N), values);
+        Tensor out = op_test_tensor(t, DTYPE_F64, OP_TEST_DIMS(1));
+        uint64_t sum;
+        for (int piece = 4; piece >= 0; --piece) {
+            Tensor part = tensor_1d((char *)x.data + cut[piece] * (int64_t)dtype_bytes(x.dtype), x.dtype,
+                                    cut[piece + 1] - cut[piece]);
+            t->be->hash_sum(t->be, out.data, part, 100 + cut[piece], piece != 4);
+        }
+        t->be->download(t->be, &sum, out.data, sizeof sum);
+        assert_true(sum == hash_expected(t, x, 100));
+        // One bit, or two elements that change places, give another sum.
+        values[1] = 0.0;
+        op_test_upload(t, x, values);
+        assert_true(hash_of(t, x, 100) != sum);
+        values[1] = values[2];
+        values[2] = -0.0;
+        op_test_upload(t, x, values);
+        assert_true(hash_of(t, x, 100) != sum);
+        values[2] = values[1];
+        values[1] = -0.0;
+        op_test_upload(t, x, values);
+        assert_true(hash_of(t, x, 100) == sum);
+    }
 }
 
 // ---- parameters ----
@@ -442,7 +576,10 @@ static void test_rounding_not_finite(OpTest *t) {
 
 int main(void) {
     const OpTestCase CASES[] = {OP_TEST_CASE(test_grad_clip),           OP_TEST_CASE(test_grad_clip_not_finite),
-                                OP_TEST_CASE(test_grad_clip_threads),   OP_TEST_CASE(test_adamw),
+                                OP_TEST_CASE(test_grad_clip_threads),   OP_TEST_CASE(test_sum_squares_place),
+                                OP_TEST_CASE(test_grad_clip_order),     OP_TEST_CASE(test_grad_clip_skip),
+                                OP_TEST_CASE(test_hash_sum),            OP_TEST_CASE(test_hash_sum_pieces),
+                                OP_TEST_CASE(test_adamw),
                                 OP_TEST_CASE(test_adamw_skip),          OP_TEST_CASE(test_adamw_threads),
                                 OP_TEST_CASE(test_adamw_many),          OP_TEST_CASE(test_muon),
                                 OP_TEST_CASE(test_muon_skip),           OP_TEST_CASE(test_muon_many),

@@ -1,8 +1,10 @@
-// ops_optim.c: the gradient's norm, AdamW and Muon's elementwise steps over one large parameter.
+// ops_optim.c: the gradient's norm, AdamW and Muon's elementwise steps, and hashes, over one large parameter.
 #include <math.h>
 #include <stdlib.h>
+#include <string.h>
 
 #include "dev/bench/registry.h"
+#include "llmc/hash_element.h"
 
 #define LR 0.01f
 #define DECAY 0.1f
@@ -37,10 +39,16 @@ static void upload_stats(OpCall *call) {
 
 // ---- gradient norm ----
 
-static void clip_lay_out(OpCall *call) { grad_and_stats(call, OP_WRITE); }
+enum { SUMS = MASTER };
+static void clip_lay_out(OpCall *call) {
+    grad_and_stats(call, OP_WRITE);
+    op_operand(call, OP_WRITE, FILL_CONSTANT, 0, DTYPE_F64, OP_DIMS(1));
+}
 static void clip_run(Backend *be, const OpCase *c, const Tensor *t) {
     (void)c;
-    be->grad_clip(be, t[STATS_BYTES].data, t[GRAD], 1.0f);
+    be->sum_squares(be, t[SUMS], t[GRAD]);
+    be->grad_clip(be, t[STATS_BYTES].data, t[SUMS], TENSOR_NONE,
+                  (ClipArgs){.max_norm = 1, .skip_norm = INFINITY, .skip_loss = INFINITY});
 }
 static void clip_check(OpCall *call, OpCheck *check) {
     const OpOperand *grad = &call->operand[GRAD];
@@ -58,6 +66,32 @@ static void clip_check(OpCall *call, OpCheck *check) {
     op_compare(check, "sum of squares", &stats.sum_squares, &sum, 1, 1e-12);
     op_compare(check, "norm", &got[0], &norm, 1, 1e-6);
     op_compare(check, "scale", &got[1], &scale, 1, 1e-6);
+}
+
+// ---- hashes ----
+
+enum { HASHED, HASH };
+static void hash_lay_out(OpCall *call) {
+    op_operand(call, OP_READ, FILL_NORMAL, 1, call->c->dtype, OP_DIMS(elems_of(call->c)));
+    op_operand(call, OP_WRITE, FILL_CONSTANT, 0, DTYPE_F64, OP_DIMS(1));
+}
+static void hash_run(Backend *be, const OpCase *c, const Tensor *t) {
+    (void)c;
+    be->hash_sum(be, t[HASH].data, t[HASHED], 0, false);
+}
+static void hash_check(OpCall *call, OpCheck *check) {
+    const OpOperand *x = &call->operand[HASHED];
+    uint64_t sum = 0, got;
+    for (int64_t i = 0, elems = elems_of(call->c); i < elems; ++i) {
+        uint32_t bits;
+        memcpy(&bits, &x->pattern[i % x->pattern_elems], sizeof bits);
+        sum += hash_element((uint64_t)i, call->c->dtype == DTYPE_F32 ? bits : bits >> 16);
+    }
+    call->be->download(call->be, &got, call->t[0][HASH].data, sizeof got);
+    // A double holds half of the bits exactly; one of them would be 2^-32 of it or more.
+    double expected[2] = {(double)(uint32_t)sum, (double)(sum >> 32)};
+    double found[2] = {(double)(uint32_t)got, (double)(got >> 32)};
+    op_compare(check, "hash", found, expected, 2, 0x1p-40);
 }
 
 // ---- AdamW ----
@@ -239,6 +273,14 @@ static const OpKind KINDS[] = {
      .lay_out = clip_lay_out,
      .run = clip_run,
      .check = clip_check},
+    {.op = "hash sum",
+     .variant = "plain",
+     .fp32 = true,
+     .bf16 = true,
+     .shapes = flat_shapes,
+     .lay_out = hash_lay_out,
+     .run = hash_run,
+     .check = hash_check},
     {.op = "AdamW",
      .variant = "plain",
      .fp32 = true,

@@ -54,7 +54,11 @@ PROFILE_OP(PROFILE_LOSS, softcap, (Backend * be, Tensor a, float b), (inner, a, 
 PROFILE_OP(PROFILE_LOSS, weighted_sum, (Backend * be, Tensor a, Tensor b, Tensor c, bool d), (inner, a, b, c, d))
 PROFILE_OP(PROFILE_POINTWISE, add, (Backend * be, Tensor a, Tensor b, Tensor c), (inner, a, b, c))
 PROFILE_OP(PROFILE_POINTWISE, cast, (Backend * be, Tensor a, Tensor b), (inner, a, b))
-PROFILE_OP(PROFILE_OPTIMIZER, grad_clip, (Backend * be, GradStats *a, Tensor b, float c), (inner, a, b, c))
+PROFILE_OP(PROFILE_OPTIMIZER, sum_squares, (Backend * be, Tensor a, Tensor b), (inner, a, b))
+PROFILE_OP(PROFILE_OPTIMIZER, grad_clip, (Backend * be, GradStats *a, Tensor b, Tensor c, ClipArgs args),
+           (inner, a, b, c, args))
+PROFILE_OP(PROFILE_OPTIMIZER, hash_sum, (Backend * be, uint64_t *a, Tensor b, int64_t c, bool d),
+           (inner, a, b, c, d))
 PROFILE_OP(PROFILE_OPTIMIZER, adamw,
            (Backend * be, const OptimTensor *a, int64_t b, const GradStats *c, AdamwArgs args),
            (inner, a, b, c, args))
@@ -117,7 +121,9 @@ void profile_init(Profile *profile, Backend *inner) {
     be->weighted_sum = timed_weighted_sum;
     be->add = timed_add;
     be->cast = timed_cast;
+    be->sum_squares = timed_sum_squares;
     be->grad_clip = timed_grad_clip;
+    be->hash_sum = timed_hash_sum;
     be->adamw = timed_adamw;
     be->muon_momentum = timed_muon_momentum;
     be->frobenius_normalize = timed_frobenius_normalize;

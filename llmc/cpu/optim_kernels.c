@@ -52,13 +52,28 @@ static double sum_squares(Backend *be, const void *x, int64_t elems, DType dtype
     return total;
 }
 
-static void grad_clip(Backend *be, GradStats *stats, Tensor grad, float max_norm) {
-    int64_t elems = tensor_elems(grad);
-    CHECK(grad.dtype == DTYPE_F32, "grad: expected fp32, found %s", dtype_name(grad.dtype));
-    double sum = sum_squares(be, grad.data, elems, DTYPE_F32), norm = sqrt(sum);
-    bool finite = isfinite((float)norm);
-    float scale = max_norm > 0 && norm > (double)max_norm ? (float)((double)max_norm / norm) : 1.0f;
-    *stats = (GradStats){.sum_squares = sum, .norm = (float)norm, .scale = finite ? scale : 0.0f, .skip = !finite};
+static void sum_squares_flat(Backend *be, Tensor out, Tensor x) {
+    op_check_sum_squares(out, x);
+    *(double *)out.data = sum_squares(be, x.data, tensor_elems(x), DTYPE_F32);
+}
+
+static double sum_in_order(Tensor sums) {
+    double sum = 0;
+    for (int64_t i = 0; i < sums.dim[0]; ++i) sum += ((const double *)sums.data)[i];
+    return sum;
+}
+static void grad_clip(Backend *be, GradStats *stats, Tensor sums, Tensor loss_sums, ClipArgs args) {
+    (void)be;
+    op_check_grad_clip(stats, sums, loss_sums);
+    double sum = sum_in_order(sums), norm = sqrt(sum), max_norm = (double)args.max_norm;
+    double loss = tensor_is_none(loss_sums) ? 0 : sum_in_order(loss_sums) * args.loss_scale;
+    SkipReason skip = !isfinite((float)norm) || !isfinite(loss) ? SKIP_NOT_FINITE
+                      : norm > args.skip_norm                  ? SKIP_NORM
+                      : loss > args.skip_loss                  ? SKIP_LOSS
+                                                               : SKIP_NOT;
+    float scale = max_norm > 0 && norm > max_norm ? (float)(max_norm / norm) : 1.0f;
+    if (skip != SKIP_NOT) scale = 0;
+    *stats = (GradStats){.sum_squares = sum, .norm = (float)norm, .scale = scale, .skip = (int32_t)skip};
 }
 
 // Each matrix of x (G, r, c).
@@ -242,6 +257,7 @@ static void muon_apply(Backend *be, const OptimTensor *tensors, int64_t count, T
 }
 
 void ISA_NAME(optim_register)(Backend *be) {
+    be->sum_squares = sum_squares_flat;
     be->grad_clip = grad_clip;
     be->adamw = adamw;
     be->muon_momentum = muon_momentum;

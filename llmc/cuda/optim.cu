@@ -19,19 +19,24 @@ static int sum_blocks(int64_t elems, int most) {
     return (int)min_i64(max_i64(div_up(elems, SUM_BLOCK_ELEMS), 1), most);
 }
 
-// partial[matrix * blocks + block] of `elems` elements each matrix, `blocks` blocks each matrix.
-template <class T, int W>
+// partial[matrix * blocks + block] of `elems` elements each matrix, `blocks` blocks each matrix. A thread has the same
+// elements whether they may be moved together or not.
+template <class T, bool PACKED>
 __global__ __launch_bounds__(THREADS) void sum_squares_kernel(double *partial, const T *x, int64_t elems,
                                                               int blocks) {
     SHARED_ARRAY(double, warp_partial, WARP);
-    const int IN_FLIGHT = 4;
+    const int IN_FLIGHT = 4, W = PACK<T>;
     x += (int64_t)(blockIdx.x / (unsigned)blocks) * elems;
     int64_t stride = (int64_t)blocks * THREADS * W;
     int64_t i = ((int64_t)(blockIdx.x % (unsigned)blocks) * THREADS + (int64_t)threadIdx.x) * W;
     double sum[IN_FLIGHT] = {0, 0, 0, 0};
     for (; i + (IN_FLIGHT - 1) * stride + W <= elems; i += IN_FLIGHT * stride) {
         Pack<T, W> packs[IN_FLIGHT];
-        for (int k = 0; k < IN_FLIGHT; ++k) packs[k] = pack_load<T, W>(x + i + k * stride);
+        for (int k = 0; k < IN_FLIGHT; ++k) {
+            if constexpr (PACKED) packs[k] = pack_load<T, W>(x + i + k * stride);
+            else
+                for (int w = 0; w < W; ++w) packs[k].v[w] = x[i + k * stride + w];
+        }
         for (int k = 0; k < IN_FLIGHT; ++k)
             for (int w = 0; w < W; ++w) {
                 double value = (double)to_float(packs[k].v[w]);
@@ -58,30 +63,61 @@ static void sum_squares(Backend *be, double *partial, const T *x, int64_t matric
     dim3 grid((unsigned)(matrices * blocks));
     // Every matrix begins on 16 bytes.
     bool packed = gpu_aligned(x) && (matrices == 1 || elems % PACK<T> == 0);
-    if (packed) GPU_LAUNCH(be, (sum_squares_kernel<T, PACK<T>>), grid, dim3(THREADS), 0, partial, x, elems, blocks);
-    else GPU_LAUNCH(be, (sum_squares_kernel<T, 1>), grid, dim3(THREADS), 0, partial, x, elems, blocks);
+    if (packed) GPU_LAUNCH(be, (sum_squares_kernel<T, true>), grid, dim3(THREADS), 0, partial, x, elems, blocks);
+    else GPU_LAUNCH(be, (sum_squares_kernel<T, false>), grid, dim3(THREADS), 0, partial, x, elems, blocks);
 }
 
-static __global__ __launch_bounds__(THREADS) void grad_clip_kernel(GradStats *stats, const double *partial,
-                                                                   int blocks, float max_norm) {
+static __global__ __launch_bounds__(THREADS) void sum_squares_finish_kernel(double *out, const double *partial,
+                                                                            int blocks) {
     SHARED_ARRAY(double, warp_partial, WARP);
-    double sum = sum_partials(partial, blocks, warp_partial), norm = sqrt(sum);
-    if (threadIdx.x != 0) return;
-    bool finite = isfinite((float)norm);
-    float scale = max_norm > 0 && norm > (double)max_norm ? (float)((double)max_norm / norm) : 1.0f;
-    stats->sum_squares = sum;
-    stats->norm = (float)norm;
-    stats->scale = finite ? scale : 0.0f;
-    stats->skip = !finite;
-    stats->pad = 0;
+    double sum = sum_partials(partial, blocks, warp_partial);
+    if (threadIdx.x == 0) *out = sum;
 }
-static void cuda_grad_clip(Backend *be, GradStats *stats, Tensor grad, float max_norm) {
-    CHECK(grad.dtype == DTYPE_F32, "grad: expected fp32, found %s", dtype_name(grad.dtype));
-    int64_t elems = tensor_elems(grad);
+static void cuda_sum_squares(Backend *be, Tensor out, Tensor x) {
+    op_check_sum_squares(out, x);
+    int64_t elems = tensor_elems(x);
     int blocks = sum_blocks(elems, CUDA_NORM_BLOCKS);
     double *partial = (double *)cuda_scratch(be, to_size(blocks) * sizeof(double));
-    sum_squares(be, partial, (const float *)grad.data, 1, elems, blocks);
-    GPU_LAUNCH(be, grad_clip_kernel, dim3(1), dim3(THREADS), 0, stats, partial, blocks, max_norm);
+    sum_squares(be, partial, (const float *)x.data, 1, elems, blocks);
+    GPU_LAUNCH(be, sum_squares_finish_kernel, dim3(1), dim3(THREADS), 0, (double *)out.data, partial, blocks);
+}
+
+// The sum of sums (count), added in order by one thread; the others bring the numbers near. `staged`: shared memory
+// of THREADS elements.
+static __device__ __forceinline__ double sum_in_order(const double *sums, int64_t count, double *staged) {
+    double sum = 0;
+    for (int64_t first = 0; first < count; first += THREADS) {
+        int64_t left = count - first < THREADS ? count - first : THREADS;
+        if ((int64_t)threadIdx.x < left) staged[threadIdx.x] = sums[first + threadIdx.x];
+        __syncthreads();
+        if (threadIdx.x == 0)
+            for (int64_t i = 0; i < left; ++i) sum += staged[i];
+        __syncthreads();
+    }
+    return sum;
+}
+static __global__ __launch_bounds__(THREADS) void grad_clip_kernel(GradStats *stats, const double *sums,
+                                                                   int64_t count, const double *loss_sums,
+                                                                   int64_t loss_count, ClipArgs args) {
+    SHARED_ARRAY(double, staged, THREADS);
+    double sum = sum_in_order(sums, count, staged), norm = sqrt(sum), max_norm = (double)args.max_norm;
+    double loss = loss_sums == NULL ? 0 : sum_in_order(loss_sums, loss_count, staged) * args.loss_scale;
+    if (threadIdx.x != 0) return;
+    SkipReason skip = !isfinite((float)norm) || !isfinite(loss) ? SKIP_NOT_FINITE
+                      : norm > args.skip_norm                  ? SKIP_NORM
+                      : loss > args.skip_loss                  ? SKIP_LOSS
+                                                               : SKIP_NOT;
+    float scale = max_norm > 0 && norm > max_norm ? (float)(max_norm / norm) : 1.0f;
+    stats->sum_squares = sum;
+    stats->norm = (float)norm;
+    stats->scale = skip == SKIP_NOT ? scale : 0.0f;
+    stats->skip = (int32_t)skip;
+    stats->pad = 0;
+}
+static void cuda_grad_clip(Backend *be, GradStats *stats, Tensor sums, Tensor loss_sums, ClipArgs args) {
+    op_check_grad_clip(stats, sums, loss_sums);
+    GPU_LAUNCH(be, grad_clip_kernel, dim3(1), dim3(THREADS), 0, stats, (const double *)sums.data, sums.dim[0],
+               (const double *)loss_sums.data, loss_sums.dim[0], args);
 }
 
 // x *= 1 / (norm + eps), NORMALIZE_ELEMS elements a block, matrix_blocks blocks a matrix.
@@ -370,6 +406,7 @@ static void cuda_muon_apply(Backend *be, const OptimTensor *tensors, int64_t cou
 }
 
 void optim_register_cuda(Backend *be) {
+    be->sum_squares = cuda_sum_squares;
     be->grad_clip = cuda_grad_clip;
     be->adamw = cuda_adamw;
     be->muon_momentum = cuda_muon_momentum;

@@ -1,6 +1,7 @@
 // reduce.cu: sums over rows: bias gradients, the second stage of all parameter gradients (partials.h) and the
-// weighted loss. Reached through backend.h and partials.h; knows nothing of models.
+// weighted loss; sums of hashes over elements. Reached through backend.h and partials.h; knows nothing of models.
 #include "llmc/cuda/partials.h"
+#include "llmc/hash_element.h"
 #include "llmc/op_check.h"
 
 // ---- second stage ----
@@ -134,7 +135,68 @@ static void weighted_sum(Backend *be, Tensor out, Tensor nll, Tensor weights, bo
                (int)blocks, accumulate);
 }
 
+// ---- hashes ----
+#define HASH_THREADS 256
+#define HASH_MAX_BLOCKS 2048
+#define HASH_FLIGHT 4  // packs that a thread has on their way
+
+static __device__ __forceinline__ uint32_t bits_of(float x) { return __float_as_uint(x); }
+static __device__ __forceinline__ uint32_t bits_of(bf16 x) { return __bfloat16_as_ushort(x); }
+
+// *out += the block's share. Sums mod 2^64 are the same in any order, so atomic ones are. Bound: one read; two 64-bit
+// products an element are about what a GPU has time for meanwhile.
+template <class T, int W>
+__global__ void __launch_bounds__(HASH_THREADS)
+    hash_sum_kernel(unsigned long long *out, const T *__restrict__ x, int64_t elems, uint64_t first_elem) {
+    SHARED_ARRAY(unsigned long long, shared, WARP);
+    int64_t stride = (int64_t)gridDim.x * HASH_THREADS * W;
+    int64_t i = ((int64_t)blockIdx.x * HASH_THREADS + (int64_t)threadIdx.x) * W;
+    uint64_t sum = 0;
+    for (; i + (HASH_FLIGHT - 1) * stride + W <= elems; i += HASH_FLIGHT * stride) {
+        Pack<T, W> packs[HASH_FLIGHT];
+#pragma unroll
+        for (int k = 0; k < HASH_FLIGHT; ++k) packs[k] = pack_load<T, W>(x + i + k * stride);
+#pragma unroll
+        for (int k = 0; k < HASH_FLIGHT; ++k) {
+            uint64_t place = (first_elem + (uint64_t)(i + k * stride)) * HASH_PLACE;
+#pragma unroll
+            for (int w = 0; w < W; ++w, place += HASH_PLACE) sum += hash_at_place(place, bits_of(packs[k].v[w]));
+        }
+    }
+    for (; i < elems; i += stride)
+        for (int w = 0; w < W && i + w < elems; ++w)
+            sum += hash_element(first_elem + (uint64_t)(i + w), bits_of(x[i + w]));
+    for (int distance = WARP / 2; distance > 0; distance /= 2)
+        sum += __shfl_xor_sync(FULL_MASK, (unsigned long long)sum, distance);
+    if (threadIdx.x % WARP == 0) shared[threadIdx.x / WARP] = sum;
+    __syncthreads();
+    if (threadIdx.x != 0) return;
+    unsigned long long total = 0;
+    for (int warp = 0; warp < HASH_THREADS / WARP; ++warp) total += shared[warp];
+    atomicAdd(out, total);
+}
+
+template <class T>
+static void hash_sum_any(Backend *be, uint64_t *out, Tensor x, int64_t first_elem) {
+    int64_t elems = tensor_elems(x);
+    dim3 grid((unsigned)min_i64(div_up(elems, HASH_THREADS * PACK<T>), HASH_MAX_BLOCKS));
+    if (gpu_aligned(x.data))
+        GPU_LAUNCH(be, (hash_sum_kernel<T, PACK<T>>), grid, dim3(HASH_THREADS), 0, (unsigned long long *)out,
+                   (const T *)x.data, elems, (uint64_t)first_elem);
+    else
+        GPU_LAUNCH(be, (hash_sum_kernel<T, 1>), grid, dim3(HASH_THREADS), 0, (unsigned long long *)out,
+                   (const T *)x.data, elems, (uint64_t)first_elem);
+}
+static void hash_sum(Backend *be, uint64_t *out, Tensor x, int64_t first_elem, bool accumulate) {
+    op_check_hash_sum(out, x, first_elem);
+    if (!accumulate) be->zero(be, out, sizeof *out);
+    if (tensor_elems(x) == 0) return;
+    if (x.dtype == DTYPE_F32) hash_sum_any<float>(be, out, x, first_elem);
+    else hash_sum_any<bf16>(be, out, x, first_elem);
+}
+
 void reduce_register_cuda(Backend *be) {
     be->bias_backward = bias_backward;
     be->weighted_sum = weighted_sum;
+    be->hash_sum = hash_sum;
 }
