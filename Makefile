@@ -46,7 +46,7 @@ PROGRAMS    := $(if $(TRAIN_SRC),$(BUILD)/train_gpt) $(if $(PREP_SRC),$(BUILD)/p
 JOBS         = $(if $(filter -j%,$(MAKEFLAGS)),,-j$(shell nproc 2>/dev/null || echo 2))
 
 .PHONY: all help config clean tests test test-asan fuzz quickstart bench-cpu gpu-check setup
-all: $(PROGRAMS) cuda-if-found ## build train_gpt, prep and bench, and the CUDA plug-in where nvcc is found (the default)
+all: $(PROGRAMS) mpi-if-found cuda-if-found ## build train_gpt, prep and bench, and the plug-ins where nvcc and mpicc are found (the default)
 	@$(if $(PROGRAMS),:,echo 'nothing to build: train_gpt.cu, data/*.c and dev/bench/*.c are absent')
 
 quickstart: ## from nothing to a trained model: install, build, get text, train 90 s, sample
@@ -87,12 +87,13 @@ setup: ## only install what is missing
 clean: ## remove everything that was built
 	$(Q)rm -rf $(BUILD) build-asan build-fuzz
 
-config: ## say which CUDA toolkit, cuBLASLt, cuDNN, NCCL and GPU are found
+config: ## say which CUDA toolkit, cuBLASLt, cuDNN, NCCL, GPU and MPI are found
 	@scripts/find_cuda.sh
+	@scripts/find_mpi.sh
 
 help: ## list the targets
-	@awk -F':.*## ' '/^[a-z][a-z-]*:.*## /{printf "  make %-12s %s\n", $$1, $$2}' Makefile llmc/cuda/cuda.mk dev/emu/emu.mk
-	@echo '  Variables: CC, CFLAGS, CUDA=0 (no plug-in), CUDA_ARCHS, CUDA_HOME, OPT=-O3, SANITIZE, BUILD=build (where), V=1 (show the commands)'
+	@awk -F':.*## ' '/^[a-z][a-z-]*:.*## /{printf "  make %-12s %s\n", $$1, $$2}' Makefile llmc/cuda/cuda.mk llmc/mpi/mpi.mk dev/emu/emu.mk
+	@echo '  Variables: CC, CFLAGS, CUDA=0 and MPI=0 (no plug-in), CUDA_ARCHS, CUDA_HOME, OPT=-O3, SANITIZE, BUILD=build (where), V=1 (show the commands)'
 
 $(LIB): $(LIB_OBJ)
 	@rm -f $@
@@ -137,6 +138,7 @@ endef
 $(foreach isa,$(ISAS),$(eval $(call isa_rule,$(isa))))
 
 include llmc/cuda/cuda.mk
+include llmc/mpi/mpi.mk
 include dev/emu/emu.mk
 
 .SECONDARY:

@@ -10,7 +10,7 @@
 #include "llmc/comm_host.h"
 #include "llmc/device.h"
 
-// ---- none: one rank. What needs a copy is an ordinary operation of the backend, so that there is nothing to wait for;
+// ---- none: one rank. What needs a copy is an ordinary operation of the backend, so there is nothing to wait for;
 // nothing travels, so nothing is rounded to the wire's dtype ----
 static CommEvent none_reduce_scatter(Comm *comm, const char *what, Tensor out, Tensor in, const CommSegment *segments,
                                      int count, CommSum how) {

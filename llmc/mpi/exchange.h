@@ -1,0 +1,48 @@
+// exchange.h: how the ranks of a group trade elements over MPI: every rank sends each other rank what that one should
+// have, in pieces, and receives likewise; reduce_scatter adds what arrives, the others receive it where it belongs.
+// Called by one thread of comm_mpi.c, which orders operations; knows nothing of queues, events or threads.
+#ifndef LLMC_MPI_EXCHANGE_H
+#define LLMC_MPI_EXCHANGE_H
+
+#include <mpi.h>
+
+#include "llmc/comm_host.h"
+
+// Requests are in lanes, one for each other rank: COMM_WINDOW receives, then COMM_WINDOW sends.
+typedef struct {
+    int peer;
+    CommCursor send, receive;
+    int64_t sent, received;  // pieces for which a request was made
+} Lane;
+
+typedef struct {
+    MPI_Comm comm;
+    int rank, world;
+    int lanes;                  // world - 1
+    Lane *lane;
+    MPI_Request *request;       // (lanes, 2, COMM_WINDOW)
+    MPI_Status *status;         // of the completed ones
+    int *completed;
+    unsigned char *slot;        // (lanes, COMM_WINDOW, slot_bytes): pieces that arrived and are not added yet
+    int64_t slot_bytes;         // the same on every rank
+    CommSegment *even;          // (world)
+    CommTerm *term;             // (world)
+    int64_t bytes_sent;
+} Exchange;
+
+// Everybody's MPI calls come here: false and the library's words unless code is MPI_SUCCESS.
+bool mpi_ok(int code, const char *call, Error *err);
+
+// Collective. scratch (bytes) is the exchange's until close; its size may differ between ranks.
+bool exchange_open(Exchange *out, MPI_Comm comm, void *scratch, size_t bytes, Error *err);
+void exchange_close(Exchange *x);  // not the communicator
+
+// As comm.h says; they return when the tensors may be touched. After a failure nothing may follow but close.
+bool exchange_reduce_scatter(Exchange *x, Tensor out, Tensor in, const CommSegment *segments, int count, CommSum how,
+                             Error *err);
+bool exchange_all_gather(Exchange *x, Tensor t, const CommSegment *segments, int count, Error *err);
+bool exchange_all_reduce(Exchange *x, Tensor t, CommSum how, Error *err);
+bool exchange_broadcast(Exchange *x, Tensor t, int root, Error *err);
+bool exchange_barrier(Exchange *x, Error *err);
+
+#endif
