@@ -2,7 +2,6 @@
 // the directory's sync, and only then the name under which anybody looks.
 #include "llmc/checkpoint.h"
 
-#include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <inttypes.h>
@@ -21,39 +20,13 @@
 #define MANIFEST_FORMAT "tokamak-manifest-1"
 #define MAX_MANIFEST_BYTES ((size_t)1 << 26)
 #define READ_CHUNK_BYTES ((size_t)1 << 20)
+#define PART_PREFIX "MANIFEST.part-"
+#define ATTACH_POLL_SECONDS 0.05
 #define HASH_CHARS (2 * sizeof(XXH128_canonical_t))
 
 // ---- names and directories ----
 
 static bool starts_with(const char *text, const char *start) { return strncmp(text, start, strlen(start)) == 0; }
-
-typedef struct {
-    char **name;
-    int count;
-} NameList;
-
-static int compare_names(const void *a, const void *b) {
-    return strcmp(*(char *const *)a, *(char *const *)b);
-}
-
-// Everything in dir but . and .., sorted, so that errors and manifests do not depend on the file system's order.
-static bool list_dir(NameList *out, const char *dir, Error *err) {
-    *out = (NameList){0};
-    DIR *stream = opendir(dir);
-    if (stream == NULL) return error_set(err, "%s: cannot open directory: %s", dir, strerror(errno));
-    for (struct dirent *entry; (entry = readdir(stream)) != NULL;) {
-        if (strcmp(entry->d_name, ".") == 0 || strcmp(entry->d_name, "..") == 0) continue;
-        out->name = xrealloc(out->name, (size_t)(out->count + 1) * sizeof *out->name);
-        out->name[out->count++] = xstrdup(entry->d_name);
-    }
-    closedir(stream);
-    if (out->count > 0) qsort(out->name, (size_t)out->count, sizeof *out->name, compare_names);
-    return true;
-}
-static void free_names(NameList *list) {
-    for (int i = 0; i < list->count; ++i) free(list->name[i]);
-    free(list->name);
-}
 
 // The parent of a path and its last part; trailing slashes do not count. Caller frees both.
 static void split_path(char **parent, char **name, const char *path) {
@@ -113,17 +86,60 @@ static bool sync_file(const char *path, Error *err) {
     return ok ? true : error_set(err, "%s: cannot sync: %s", path, strerror(reason));
 }
 
+// ---- reading manifests ----
+
+// With its format checked and an object "files"; NULL: error.
+static cJSON *read_manifest(const char *dir, const char *name, Error *err) {
+    char *path = path_join(dir, name);
+    cJSON *root = NULL;
+    if (!file_exists(path)) error_set(err, "%s: missing: the checkpoint is incomplete", path);
+    else root = json_parse_file(path, MAX_MANIFEST_BYTES, err);
+    const cJSON *files = json_find(root, "files"), *format = json_find(root, "format");
+    if (root != NULL &&
+        (!cJSON_IsObject(files) || !cJSON_IsString(format) || strcmp(format->valuestring, MANIFEST_FORMAT) != 0)) {
+        error_set(err, "%s: expected an object with format '%s' and files", path, MANIFEST_FORMAT);
+        cJSON_Delete(root);
+        root = NULL;
+    }
+    free(path);
+    return root;
+}
+
+// manifest: the name of the file that the entry is from.
+static bool verify_file(const char *dir, const char *manifest, const cJSON *entry, bool deep, Error *err) {
+    const char *name = entry->string;
+    int64_t expected, found;
+    const cJSON *hash = json_find(entry, "xxh3_128");
+    if (name[0] == '\0' || strchr(name, '/') != NULL || !json_as_i64(json_find(entry, "bytes"), &expected) ||
+        !cJSON_IsString(hash) || strlen(hash->valuestring) != HASH_CHARS)
+        return error_set(err, "%s/%s: entry '%s' is malformed", dir, manifest, name);
+    char *path = path_join(dir, name), actual[HASH_CHARS + 1];
+    struct stat info;
+    bool ok = true;
+    if (stat(path, &info) != 0 || !S_ISREG(info.st_mode)) ok = error_set(err, "%s: missing", path);
+    else if (info.st_size != expected)
+        ok = error_set(err, "%s: expected %" PRId64 " bytes, found %lld", path, expected, (long long)info.st_size);
+    else if (deep) {
+        ok = hash_file(actual, &found, path, err);
+        if (ok && strcmp(actual, hash->valuestring) != 0)
+            ok = error_set(err, "%s: changed since it was written: expected XXH3-128 %s, found %s", path,
+                           hash->valuestring, actual);
+    }
+    free(path);
+    return ok;
+}
+
 // ---- writing ----
 
 static void release(CheckpointWriter *writer) {
     free(writer->dir);
     free(writer->final_dir);
-    *writer = (CheckpointWriter){NULL, NULL};
+    *writer = (CheckpointWriter){0};
 }
 
 static bool remove_leftovers(const char *run_dir, Error *err) {
     NameList names;
-    if (!list_dir(&names, run_dir, err)) return false;
+    if (!dir_list(&names, run_dir, err)) return false;
     bool ok = true;
     for (int i = 0; i < names.count && ok; ++i) {
         if (!starts_with(names.name[i], TEMPORARY_PREFIX STEP_PREFIX) &&
@@ -133,18 +149,29 @@ static bool remove_leftovers(const char *run_dir, Error *err) {
         ok = remove_tree(path, err);
         free(path);
     }
-    free_names(&names);
+    name_list_free(&names);
     return ok;
 }
 
-bool checkpoint_begin_at(CheckpointWriter *writer, const char *final_dir, Error *err) {
+static void name_directories(CheckpointWriter *writer, const char *final_dir) {
     char *parent, *name;
     split_path(&parent, &name, final_dir);
     char *temporary_name = xasprintf(TEMPORARY_PREFIX "%s", name);
-    *writer = (CheckpointWriter){path_join(parent, temporary_name), path_join(parent, name)};
+    *writer = (CheckpointWriter){.dir = path_join(parent, temporary_name), .final_dir = path_join(parent, name)};
     free(temporary_name);
     free(parent);
     free(name);
+}
+
+static char *step_path(const char *run_dir, int64_t step) {
+    CHECK(step >= 0, "step=%" PRId64, step);
+    char *name = xasprintf(STEP_PREFIX "%08" PRId64, step), *path = path_join(run_dir, name);
+    free(name);
+    return path;
+}
+
+bool checkpoint_begin_at(CheckpointWriter *writer, const char *final_dir, Error *err) {
+    name_directories(writer, final_dir);
     bool ok = remove_tree(writer->dir, err);
     if (ok && mkdir(writer->dir, 0777) != 0)
         ok = error_set(err, "%s: cannot create directory: %s", writer->dir, strerror(errno));
@@ -153,14 +180,34 @@ bool checkpoint_begin_at(CheckpointWriter *writer, const char *final_dir, Error 
 }
 
 bool checkpoint_begin(CheckpointWriter *writer, const char *run_dir, int64_t step, Error *err) {
-    CHECK(step >= 0, "step=%" PRId64, step);
     if (!make_dirs(run_dir, err) || !remove_leftovers(run_dir, err)) return false;
-    char *name = xasprintf(STEP_PREFIX "%08" PRId64, step), *path = path_join(run_dir, name);
+    char *path = step_path(run_dir, step);
     bool ok = checkpoint_begin_at(writer, path, err);
     free(path);
-    free(name);
     return ok;
 }
+
+bool checkpoint_attach(CheckpointWriter *writer, const char *run_dir, int64_t step, double wait_seconds, Error *err) {
+    char *path = step_path(run_dir, step);
+    name_directories(writer, path);
+    free(path);
+    double until = now_seconds() + wait_seconds;
+    bool there = dir_exists(writer->dir);
+    while (!there && now_seconds() < until) {
+        // A network file system remembers for a while what was not there; reading the parent makes it look again.
+        NameList names = {0};
+        if (dir_list(&names, run_dir, NULL)) name_list_free(&names);
+        usleep((useconds_t)(ATTACH_POLL_SECONDS * 1e6));
+        there = dir_exists(writer->dir);
+    }
+    if (there) return true;
+    error_set(err, "%s: rank 0 has made this directory, but it is not here: out_dir must be on a file system that all "
+                   "ranks share", writer->dir);
+    release(writer);
+    return false;
+}
+
+void checkpoint_detach(CheckpointWriter *writer) { release(writer); }
 
 bool checkpoint_write_text(CheckpointWriter *writer, const char *name, const char *text, Error *err) {
     char *path = path_join(writer->dir, name);
@@ -183,24 +230,70 @@ static bool add_to_manifest(cJSON *files, const char *dir, const char *name, Err
     return ok;
 }
 
-static bool write_manifest(CheckpointWriter *writer, Error *err) {
-    NameList names;
-    if (!list_dir(&names, writer->dir, err)) return false;
+static char *part_name(int part) { return xasprintf(PART_PREFIX "%05d.json", part + 1); }
+
+// {"format": ..., "files": {}}; *files is owned by the root.
+static cJSON *new_manifest(cJSON **files) {
     cJSON *root = cJSON_CreateObject();
     cJSON_AddStringToObject(root, "format", MANIFEST_FORMAT);
-    cJSON *files = cJSON_AddObjectToObject(root, "files");
+    *files = cJSON_AddObjectToObject(root, "files");
+    return root;
+}
+
+static bool write_json(CheckpointWriter *writer, const char *name, const cJSON *root, Error *err) {
+    char *text = cJSON_Print(root);
+    CHECK(text != NULL, "%s", name);
+    bool ok = checkpoint_write_text(writer, name, text, err);  // synced, and its name with it
+    cJSON_free(text);
+    return ok;
+}
+
+bool checkpoint_write_part(CheckpointWriter *writer, int part, const char *const *names, int count, Error *err) {
+    cJSON *files, *root = new_manifest(&files);
     bool ok = true;
-    for (int i = 0; i < names.count && ok; ++i)
-        if (strcmp(names.name[i], CHECKPOINT_MANIFEST) != 0)
-            ok = add_to_manifest(files, writer->dir, names.name[i], err);
-    if (ok) {
-        char *text = cJSON_Print(root);
-        CHECK(text != NULL, "manifest of %d files", names.count);
-        ok = checkpoint_write_text(writer, CHECKPOINT_MANIFEST, text, err);  // synced, and its name with it
-        cJSON_free(text);
+    for (int i = 0; i < count && ok; ++i) ok = add_to_manifest(files, writer->dir, names[i], err);
+    char *name = part_name(part);
+    ok = ok && write_json(writer, name, root, err);
+    free(name);
+    cJSON_Delete(root);
+    return ok;
+}
+
+// What the part says of its files goes into `files`, and the part itself goes away. Its files must be there, of the
+// size that it names: then this host sees what the other one wrote.
+static bool merge_part(cJSON *files, const char *dir, int part, Error *err) {
+    char *name = part_name(part);
+    cJSON *root = read_manifest(dir, name, err);
+    bool ok = root != NULL;
+    cJSON *theirs = ok ? cJSON_GetObjectItemCaseSensitive(root, "files") : NULL;
+    for (cJSON *entry = ok ? theirs->child : NULL; entry != NULL && ok;) {
+        cJSON *next = entry->next;
+        ok = verify_file(dir, name, entry, false, err);
+        if (ok && json_find(files, entry->string) != NULL)
+            ok = error_set(err, "%s/%s: '%s' is in another part too", dir, name, entry->string);
+        if (ok) cJSON_AddItemToObject(files, entry->string, cJSON_DetachItemViaPointer(theirs, entry));
+        entry = next;
     }
     cJSON_Delete(root);
-    free_names(&names);
+    char *path = path_join(dir, name);
+    if (ok && unlink(path) != 0) ok = error_set(err, "%s: cannot remove: %s", path, strerror(errno));
+    free(path);
+    free(name);
+    return ok;
+}
+
+static bool write_manifest(CheckpointWriter *writer, Error *err) {
+    cJSON *files, *root = new_manifest(&files);
+    NameList names = {0};
+    bool ok = true;
+    for (int part = 0; part < writer->parts && ok; ++part) ok = merge_part(files, writer->dir, part, err);
+    ok = ok && dir_list(&names, writer->dir, err);
+    for (int i = 0; i < names.count && ok; ++i)
+        if (strcmp(names.name[i], CHECKPOINT_MANIFEST) != 0 && json_find(files, names.name[i]) == NULL)
+            ok = add_to_manifest(files, writer->dir, names.name[i], err);
+    ok = ok && write_json(writer, CHECKPOINT_MANIFEST, root, err);
+    cJSON_Delete(root);
+    name_list_free(&names);
     return ok;
 }
 
@@ -247,47 +340,13 @@ void checkpoint_abort(CheckpointWriter *writer) {
 
 // ---- verifying ----
 
-static bool verify_file(const char *dir, const cJSON *entry, bool deep, Error *err) {
-    const char *name = entry->string;
-    int64_t expected, found;
-    const cJSON *hash = json_find(entry, "xxh3_128");
-    if (name[0] == '\0' || strchr(name, '/') != NULL || !json_as_i64(json_find(entry, "bytes"), &expected) ||
-        !cJSON_IsString(hash) || strlen(hash->valuestring) != HASH_CHARS)
-        return error_set(err, "%s/%s: entry '%s' is malformed", dir, CHECKPOINT_MANIFEST, name);
-    char *path = path_join(dir, name), actual[HASH_CHARS + 1];
-    struct stat info;
-    bool ok = true;
-    if (stat(path, &info) != 0 || !S_ISREG(info.st_mode)) ok = error_set(err, "%s: missing", path);
-    else if (info.st_size != expected)
-        ok = error_set(err, "%s: expected %" PRId64 " bytes, found %lld", path, expected, (long long)info.st_size);
-    else if (deep) {
-        ok = hash_file(actual, &found, path, err);
-        if (ok && strcmp(actual, hash->valuestring) != 0)
-            ok = error_set(err, "%s: changed since it was written: expected XXH3-128 %s, found %s", path,
-                           hash->valuestring, actual);
-    }
-    free(path);
-    return ok;
-}
-
 bool checkpoint_verify(const char *dir, bool deep, Error *err) {
     if (!dir_exists(dir)) return error_set(err, "%s: no such directory", dir);
-    char *path = path_join(dir, CHECKPOINT_MANIFEST);
-    cJSON *root = NULL;
-    bool ok = file_exists(path) || error_set(err, "%s: missing: the checkpoint is incomplete", path);
-    if (ok) {
-        root = json_parse_file(path, MAX_MANIFEST_BYTES, err);
-        ok = root != NULL;
-    }
-    const cJSON *files = json_find(root, "files"), *format = json_find(root, "format");
-    if (ok &&
-        (!cJSON_IsObject(files) || !cJSON_IsString(format) || strcmp(format->valuestring, MANIFEST_FORMAT) != 0))
-        ok = error_set(err, "%s: expected an object with format '%s' and files", path, MANIFEST_FORMAT);
-    if (ok)
-        for (const cJSON *entry = files->child; entry != NULL && ok; entry = entry->next)
-            ok = verify_file(dir, entry, deep, err);
+    cJSON *root = read_manifest(dir, CHECKPOINT_MANIFEST, err);
+    bool ok = root != NULL;
+    for (const cJSON *entry = ok ? json_find(root, "files")->child : NULL; entry != NULL && ok; entry = entry->next)
+        ok = verify_file(dir, CHECKPOINT_MANIFEST, entry, deep, err);
     cJSON_Delete(root);
-    free(path);
     return ok;
 }
 
@@ -298,19 +357,18 @@ static int compare_steps_down(const void *a, const void *b) {
     return (x < y) - (x > y);
 }
 
-// Paths of the step directories, newest first. A run directory that does not exist has none.
-static bool list_steps(NameList *out, const char *run_dir, Error *err) {
+bool checkpoint_list(NameList *out, const char *run_dir, Error *err) {
     *out = (NameList){0};
     if (!dir_exists(run_dir)) return true;
     NameList all;
-    if (!list_dir(&all, run_dir, err)) return false;
+    if (!dir_list(&all, run_dir, err)) return false;
     out->name = xcalloc((size_t)all.count, sizeof *out->name);
     for (int i = 0; i < all.count; ++i) {
         char *path = path_join(run_dir, all.name[i]);
         if (checkpoint_step(path) >= 0 && dir_exists(path)) out->name[out->count++] = path;
         else free(path);
     }
-    free_names(&all);
+    name_list_free(&all);
     if (out->count > 0) qsort(out->name, (size_t)out->count, sizeof *out->name, compare_steps_down);
     return true;
 }
@@ -319,7 +377,7 @@ char *checkpoint_newest(const char *run_dir, char **skipped) {
     *skipped = NULL;
     NameList steps;
     Error err = {""};
-    if (!list_steps(&steps, run_dir, &err)) {
+    if (!checkpoint_list(&steps, run_dir, &err)) {
         *skipped = xstrdup(err.message);
         return NULL;
     }
@@ -333,7 +391,7 @@ char *checkpoint_newest(const char *run_dir, char **skipped) {
         free(*skipped);
         *skipped = longer;
     }
-    free_names(&steps);
+    name_list_free(&steps);
     return newest;
 }
 
@@ -350,21 +408,24 @@ static bool delete_checkpoint(const char *dir, Error *err) {
     return ok;
 }
 
-bool checkpoint_prune(const char *run_dir, int64_t keep_last, Error *err) {
-    CHECK(keep_last >= 0, "keep_last=%" PRId64, keep_last);
+bool checkpoint_prune(const char *run_dir, const CheckpointRetention *retention, Error *err) {
+    int64_t keep_last = retention->keep_last, keep_every = retention->keep_every;
+    CHECK(keep_last >= 0 && keep_every >= 0, "keep_last=%" PRId64 " keep_every=%" PRId64, keep_last, keep_every);
     if (keep_last == 0) return true;
     NameList steps;
-    if (!list_steps(&steps, run_dir, err)) return false;
+    if (!checkpoint_list(&steps, run_dir, err)) return false;
     int64_t kept = 0;
     bool ok = true, deep_found = false;
     for (int i = 0; i < steps.count && ok; ++i) {
+        int64_t step = checkpoint_step(steps.name[i]);
+        bool known = step == retention->whole_step, stays = keep_every > 0 && step % keep_every == 0;
         // Hashing them all would read the disk at each save: only until one is known whole are the hashes checked.
-        bool whole = kept < keep_last && checkpoint_verify(steps.name[i], !deep_found, NULL);
+        bool whole = kept < keep_last && checkpoint_verify(steps.name[i], !deep_found && !known, NULL);
         if (whole) {
             ++kept;
             deep_found = true;
-        } else if (kept == keep_last) ok = delete_checkpoint(steps.name[i], err);
+        } else if (kept == keep_last && !stays) ok = delete_checkpoint(steps.name[i], err);
     }
-    free_names(&steps);
+    name_list_free(&steps);
     return ok;
 }

@@ -102,42 +102,49 @@ static void widen_bf16(float *values, int64_t count) {
     }
 }
 
-static bool read_tensors(FILE *file, int width, const char *path, const ModelConfig *config, const ParamTable *params,
-                         ModelFilePut put, void *context, Error *err) {
-    int64_t total = 0, largest = 0;
-    for (int i = 0; i < params->count; ++i) {
-        total += params->spec[i].elems;
-        largest = max_i64(largest, params->spec[i].elems);
-    }
-    int64_t expected = HEADER_INTS * 4 + total * width;
-    if (fseeko(file, 0, SEEK_END) != 0 || ftello(file) != expected)
-        return error_set(err, "%s: expected %lld bytes for this model, found %lld", path, (long long)expected,
-                         (long long)ftello(file));
-    float *values = xmalloc(to_size(largest) * sizeof *values);
-    bool ok = true;
-    for (int i = 0; i < params->count && ok; ++i) {
-        const ParamSpec *spec = &params->spec[i];
-        off_t at = HEADER_INTS * 4 + file_offset(params, spec, config) * width;
-        if (fseeko(file, at, SEEK_SET) != 0 || fread(values, (size_t)width, to_size(spec->elems), file) !=
-                                                   to_size(spec->elems)) {
-            ok = error_set(err, "%s: cannot read tensor %s: %s", path, spec->name, strerror(errno));
-            break;
-        }
-        if (width == 2) widen_bf16(values, spec->elems);
-        int64_t real = spec->real_rows * spec->dim[1];
-        memset(values + real, 0, to_size(spec->elems - real) * sizeof *values);
-        ok = put(context, spec, values, err);
-    }
-    free(values);
-    return ok;
+struct ModelBin {
+    FILE *file;
+    char *path;
+    ModelConfig config;
+    const ParamTable *params;
+    int width;  // bytes of an element
+};
+
+static bool check_size(const ModelBin *bin, Error *err) {
+    int64_t total = 0;
+    for (int i = 0; i < bin->params->count; ++i) total += bin->params->spec[i].elems;
+    int64_t expected = HEADER_INTS * 4 + total * bin->width;
+    if (fseeko(bin->file, 0, SEEK_END) != 0 || ftello(bin->file) != expected)
+        return error_set(err, "%s: expected %lld bytes for this model, found %lld", bin->path, (long long)expected,
+                         (long long)ftello(bin->file));
+    return true;
 }
 
-bool model_bin_read(const char *path, const ModelConfig *config, const ParamTable *params, ModelFilePut put,
-                    void *context, Error *err) {
+bool model_bin_read(ModelBin *bin, const ParamSpec *spec, float *values, Error *err) {
+    off_t at = HEADER_INTS * 4 + file_offset(bin->params, spec, &bin->config) * bin->width;
+    if (fseeko(bin->file, at, SEEK_SET) != 0 ||
+        fread(values, (size_t)bin->width, to_size(spec->elems), bin->file) != to_size(spec->elems))
+        return error_set(err, "%s: cannot read tensor %s: %s", bin->path, spec->name, strerror(errno));
+    if (bin->width == 2) widen_bf16(values, spec->elems);
+    int64_t real = spec->real_rows * spec->dim[1];
+    memset(values + real, 0, to_size(spec->elems - real) * sizeof *values);
+    return true;
+}
+
+void model_bin_close(ModelBin *bin) {
+    if (bin == NULL) return;
+    fclose(bin->file);
+    free(bin->path);
+    free(bin);
+}
+
+bool model_bin_open(ModelBin **out, const char *path, const ModelConfig *config, const ParamTable *params, Error *err) {
     if (!check_architecture(config, path, err)) return false;
     int32_t header[HEADER_INTS];
     FILE *file = open_and_read_header(header, path, err);
     if (file == NULL) return false;
+    ModelBin *bin = xcalloc(1, sizeof *bin);
+    *bin = (ModelBin){file, xstrdup(path), *config, params, header[H_VERSION] == VERSION_F32 ? 4 : 2};
     bool ok = header[H_L] == config->L && header[H_C] == config->C && header[H_NH] == config->NH &&
               header[H_V] == config->V && header[H_VP] == config->Vp && header[H_MAX_T] == config->max_seq_len;
     if (!ok)
@@ -147,9 +154,9 @@ bool model_bin_read(const char *path, const ModelConfig *config, const ParamTabl
                   path, (long long)config->L, (long long)config->C, (long long)config->NH, (long long)config->V,
                   (long long)config->max_seq_len, header[H_L], header[H_C], header[H_NH], header[H_V],
                   header[H_MAX_T]);
-    int width = header[H_VERSION] == VERSION_F32 ? 4 : 2;
-    ok = ok && read_tensors(file, width, path, config, params, put, context, err);
-    fclose(file);
+    ok = ok && check_size(bin, err);
+    if (ok) *out = bin;
+    else model_bin_close(bin);
     return ok;
 }
 

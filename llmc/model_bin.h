@@ -9,8 +9,11 @@ extern "C" {
 #endif
 
 bool model_bin_read_config(ModelConfig *out, const char *path, Error *err);
-bool model_bin_read(const char *path, const ModelConfig *config, const ParamTable *params, ModelFilePut put,
-                    void *context, Error *err);
+// For reading parameter by parameter, in any order.
+typedef struct ModelBin ModelBin;
+bool model_bin_open(ModelBin **out, const char *path, const ModelConfig *config, const ParamTable *params, Error *err);
+bool model_bin_read(ModelBin *bin, const ParamSpec *spec, float *values, Error *err);
+void model_bin_close(ModelBin *bin);
 
 #ifdef __cplusplus
 }

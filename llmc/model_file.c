@@ -11,7 +11,7 @@
 #include "llmc/safetensors.h"
 
 #define CONFIG_FILE "config.json"
-#define WEIGHTS_FILE "model.safetensors"
+#define WEIGHTS_STEM "model"
 #define MAX_CONFIG_BYTES ((size_t)1 << 24)
 
 // ---- finding tensors ----
@@ -199,48 +199,86 @@ static bool read_entry(const Import *import, int index, float *values, float *sc
     return true;
 }
 
-static bool put_all(const Import *import, const ParamTable *params, ModelFilePut put, void *context, Error *err) {
-    size_t bytes = to_size(largest_param(params)) * sizeof(float);
-    float *values = xmalloc(bytes), *scratch = xmalloc(bytes);
-    bool ok = true;
-    for (int i = 0; i < import->map.count && ok;) {
-        const ParamSpec *spec = import->map.tensor[i].spec;
-        if (spec == NULL) {
-            ++i;
-            continue;
-        }
-        for (; i < import->map.count && import->map.tensor[i].spec == spec && ok; ++i)
-            ok = read_entry(import, i, values, scratch, err);
-        int64_t real = spec->real_rows * spec->dim[1];
-        memset(values + real, 0, to_size(spec->elems - real) * sizeof *values);
-        ok = ok && put(context, spec, values, err);
-    }
-    free(values);
-    free(scratch);
+struct ModelReader {
+    ModelBin *bin;  // llm.c's file; else:
+    Import import;
+    char *path;
+    int *first;      // [params->count]: first entry of the map for a parameter
+    float *scratch;  // the largest parameter
+    const ParamTable *params;
+};
+
+void model_reader_close(ModelReader *reader) {
+    if (reader == NULL) return;
+    model_bin_close(reader->bin);
+    free(reader->import.found);
+    free(reader->import.used);
+    hf_map_free(&reader->import.map);
+    safetensors_close(reader->import.file);
+    free(reader->path);
+    free(reader->first);
+    free(reader->scratch);
+    free(reader);
+}
+
+static bool open_import(ModelReader *reader, Error *err) {
+    Import *import = &reader->import;
+    const ParamTable *params = reader->params;
+    HfLayout layout = {false, true, true, true, true};
+    import->path = reader->path;
+    if (!read_gpt2_names(&layout.gpt2_names, reader->path, err) ||
+        !safetensors_open(&import->file, reader->path, err))
+        return false;
+    hf_map_build_as(&import->map, params, layout);
+    import->found = xcalloc((size_t)import->map.count, sizeof *import->found);
+    import->used = xcalloc((size_t)safetensors_count(import->file) + 1, sizeof *import->used);
+    reader->first = xcalloc((size_t)params->count, sizeof *reader->first);
+    for (int i = import->map.count - 1; i >= 0; --i)
+        if (import->map.tensor[i].spec != NULL) reader->first[import->map.tensor[i].spec - params->spec] = i;
+    if (!find_all(import, err) || !check_leftovers(import, err)) return false;
+    reader->scratch = xmalloc(to_size(largest_param(params)) * sizeof *reader->scratch);
+    return true;
+}
+
+bool model_reader_open(ModelReader **out, const char *path, const ModelConfig *config, const ParamTable *params,
+                       Error *err) {
+    ModelReader *reader = xcalloc(1, sizeof *reader);
+    reader->path = xstrdup(path);
+    reader->params = params;
+    bool ok = dir_exists(path) ? open_import(reader, err) : model_bin_open(&reader->bin, path, config, params, err);
+    if (ok) *out = reader;
+    else model_reader_close(reader);
     return ok;
+}
+
+bool model_reader_read(ModelReader *reader, const ParamSpec *spec, float *values, Error *err) {
+    if (reader->bin != NULL) return model_bin_read(reader->bin, spec, values, err);
+    const Import *import = &reader->import;
+    const HfMap *map = &import->map;
+    for (int i = reader->first[spec - reader->params->spec]; i < map->count && map->tensor[i].spec == spec; ++i)
+        if (!read_entry(import, i, values, reader->scratch, err)) return false;
+    int64_t real = spec->real_rows * spec->dim[1];
+    memset(values + real, 0, to_size(spec->elems - real) * sizeof *values);
+    return true;
 }
 
 bool model_file_read(const char *path, const ModelConfig *config, const ParamTable *params, ModelFilePut put,
                      void *context, Error *err) {
-    if (!dir_exists(path)) return model_bin_read(path, config, params, put, context, err);
-    HfLayout layout = {false, true, true, true, true};
-    Import import = {.path = path};
-    if (!read_gpt2_names(&layout.gpt2_names, path, err) || !safetensors_open(&import.file, path, err)) return false;
-    hf_map_build_as(&import.map, params, layout);
-    import.found = xcalloc((size_t)import.map.count, sizeof *import.found);
-    import.used = xcalloc((size_t)safetensors_count(import.file), sizeof *import.used);
-    bool ok = find_all(&import, err) && check_leftovers(&import, err) && put_all(&import, params, put, context, err);
-    free(import.found);
-    free(import.used);
-    hf_map_free(&import.map);
-    safetensors_close(import.file);
+    ModelReader *reader;
+    if (!model_reader_open(&reader, path, config, params, err)) return false;
+    float *values = xmalloc(to_size(largest_param(params)) * sizeof *values);
+    bool ok = true;
+    for (int i = 0; i < params->count && ok; ++i)
+        ok = model_reader_read(reader, &params->spec[i], values, err) && put(context, &params->spec[i], values, err);
+    free(values);
+    model_reader_close(reader);
     return ok;
 }
 
 // ---- export ----
 
 typedef struct {
-    const HfMap *map;
+    const HfTensor *entry;    // of this file
     DType dtype;
     ModelFileGet get;
     void *context;
@@ -266,7 +304,7 @@ size_t model_file_staging_bytes(const ModelConfig *config, const ParamTable *par
 }
 
 static const float *fetch_values(Export *export, int index, int64_t first, int64_t count, Error *err) {
-    const HfTensor *entry = &export->map->tensor[index];
+    const HfTensor *entry = &export->entry[index];
     if (entry->spec == NULL) return memset(export->chunk, 0, to_size(count) * sizeof *export->chunk);
     int64_t cols = entry->spec->dim[1], start = entry->first_row * cols;
     if (!entry->transposed)
@@ -289,26 +327,83 @@ static const void *fetch_tensor(void *context, int index, int64_t first, int64_t
     return export->halves;
 }
 
-bool model_file_write_hf(const char *dir, const ModelConfig *config, const ParamTable *params, DType dtype,
-                         ModelFileGet get, void *context, Error *err) {
+// ---- shards ----
+
+char *hf_shard_name(const char *stem, int shard, int shards) {
+    CHECK(shard >= 0 && shard < shards, "shard=%d shards=%d", shard, shards);
+    if (shards == 1) return xasprintf("%s.safetensors", stem);
+    return xasprintf("%s-%05d-of-%05d.safetensors", stem, shard + 1, shards);
+}
+
+int hf_shard_of(int64_t first, int64_t bytes, int64_t total_bytes, int shards) {
+    double middle = (double)first + 0.5 * (double)bytes;
+    int shard = total_bytes == 0 ? 0 : (int)(middle / (double)total_bytes * shards);
+    return shard < shards ? shard : shards - 1;
+}
+
+static int64_t entry_elems(const HfTensor *entry) { return entry->dim[0] * (entry->ndim == 2 ? entry->dim[1] : 1); }
+
+static int64_t map_elems(const HfMap *map) {
+    int64_t total = 0;
+    for (int i = 0; i < map->count; ++i) total += entry_elems(&map->tensor[i]);
+    return total;
+}
+
+// Entries [*first, end) of the map are the shard's; returns end. Elements are as good as bytes: there is one dtype.
+static int shard_entries(int *first, const HfMap *map, int shard, int shards) {
+    int64_t total = map_elems(map), at = 0;
+    int end = 0;
+    *first = 0;
+    for (; end < map->count; ++end) {
+        int64_t elems = entry_elems(&map->tensor[end]);
+        int of = hf_shard_of(at, elems, total, shards);
+        if (of > shard) break;
+        if (of < shard) *first = end + 1;
+        at += elems;
+    }
+    return end;
+}
+
+int model_file_shard_ranges(ParamRange **out, const ModelConfig *config, const ParamTable *params, int shard,
+                            int shards) {
+    HfMap map;
+    hf_map_build(&map, params, config);
+    int i, end = shard_entries(&i, &map, shard, shards), count = 0;
+    *out = xcalloc((size_t)params->count, sizeof **out);
+    for (; i < end; ++i) {
+        const HfTensor *entry = &map.tensor[i];
+        if (entry->spec == NULL) continue;
+        int param = (int)(entry->spec - params->spec);
+        int64_t cols = entry->spec->dim[1];
+        if (count > 0 && (*out)[count - 1].param == param) (*out)[count - 1].count += entry->rows * cols;
+        else (*out)[count++] = (ParamRange){param, entry->first_row * cols, entry->rows * cols};
+    }
+    hf_map_free(&map);
+    return count;
+}
+
+bool model_file_write_hf_shard(const char *dir, const ModelConfig *config, const ParamTable *params, DType dtype,
+                               int shard, int shards, ModelFileGet get, void *context, Error *err) {
     CHECK(dtype == DTYPE_F32 || dtype == DTYPE_BF16, "dtype=%s", dtype_name(dtype));
     HfMap map;
     hf_map_build(&map, params, config);
-    SafeTensorSpec *specs = xcalloc((size_t)map.count, sizeof *specs);
-    for (int i = 0; i < map.count; ++i) {
-        const HfTensor *entry = &map.tensor[i];
+    int first, count = shard_entries(&first, &map, shard, shards) - first;
+    SafeTensorSpec *specs = xcalloc((size_t)count + 1, sizeof *specs);
+    for (int i = 0; i < count; ++i) {
+        const HfTensor *entry = &map.tensor[first + i];
         specs[i] = (SafeTensorSpec){entry->name, dtype, entry->ndim, {entry->dim[0], entry->dim[1]}};
     }
     size_t largest = to_size(largest_transposed(&map));
-    Export export = {.map = &map, .dtype = dtype, .get = get, .context = context, .transposed = -1};
+    Export export = {.entry = map.tensor + first, .dtype = dtype, .get = get, .context = context, .transposed = -1};
     export.whole = xmalloc(largest * sizeof *export.whole);
     export.scratch = xmalloc(largest * sizeof *export.scratch);
     export.chunk = xmalloc(to_size(SAFETENSORS_CHUNK_ELEMS) * sizeof *export.chunk);
     export.halves = xmalloc(to_size(SAFETENSORS_CHUNK_ELEMS) * sizeof *export.halves);
-    char *path = path_join(dir, WEIGHTS_FILE);
+    char *name = hf_shard_name(WEIGHTS_STEM, shard, shards), *path = path_join(dir, name);
     // transformers refuses a file that does not say which framework's layout it has.
-    bool ok = safetensors_write(path, specs, map.count, "{\"format\":\"pt\"}", fetch_tensor, &export, err);
+    bool ok = safetensors_write(path, specs, count, "{\"format\":\"pt\"}", fetch_tensor, &export, err);
     free(path);
+    free(name);
     free(export.whole);
     free(export.scratch);
     free(export.chunk);
@@ -316,4 +411,26 @@ bool model_file_write_hf(const char *dir, const ModelConfig *config, const Param
     free(specs);
     hf_map_free(&map);
     return ok;
+}
+
+bool model_file_write_hf(const char *dir, const ModelConfig *config, const ParamTable *params, DType dtype,
+                         ModelFileGet get, void *context, Error *err) {
+    return model_file_write_hf_shard(dir, config, params, dtype, 0, 1, get, context, err);
+}
+
+bool model_file_write_hf_index(const char *dir, const ModelConfig *config, const ParamTable *params, DType dtype,
+                               int shards, Error *err) {
+    HfMap map;
+    hf_map_build(&map, params, config);
+    SafeTensorsIndex *index = safetensors_index_new();
+    for (int shard = 0; shard < shards; ++shard) {
+        int i, end = shard_entries(&i, &map, shard, shards);
+        char *name = hf_shard_name(WEIGHTS_STEM, shard, shards);
+        for (; i < end; ++i)
+            safetensors_index_add(index, map.tensor[i].name, name,
+                                  entry_elems(&map.tensor[i]) * (int64_t)dtype_bytes(dtype));
+        free(name);
+    }
+    hf_map_free(&map);
+    return safetensors_index_write(index, dir, err);
 }

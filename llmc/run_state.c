@@ -5,54 +5,36 @@
 #include <stdlib.h>
 
 #include "llmc/hf.h"
-#include "llmc/safetensors.h"
+#include "llmc/optimizer_file.h"
 
 #define STATE_MAX_BYTES ((size_t)1 << 20)
 
 static const char *optimizer_name(OptimizerKind kind) { return kind == OPTIMIZER_MUON ? "muon" : "adamw"; }
 
 // ---------------------------------------------------------------------------------------------------------------
-// optimizer.safetensors
-
-typedef enum { STATE_MASTER, STATE_M, STATE_V } StateKind;
-static const char *const STATE_PREFIX[] = {"master", "m", "v"};
-
-typedef struct {
-    StateKind kind;
-    const ParamSpec *spec;
-    float *device;  // spec->elems floats of backend memory
-    char name[96];
-} StateTensor;
+// The optimizer's state
 
 // Masters that are not the weights themselves.
 static bool has_masters_apart(const Model *model) {
     return model->master != NULL && model->shape.dtype == DTYPE_BF16;
 }
 
-// Every tensor of the optimizer's file, in the order of the file, with or without masters. Returns the count.
-static int state_tensors(const Run *run, bool masters, StateTensor **out) {
-    const Model *model = &run->model;
+static PartitionOptions partition_options(const Run *run) {
+    return (PartitionOptions){.rank = 0, .world = 1, .muon = run->config.optimizer == OPTIMIZER_MUON};
+}
+
+// Where the piece lies in backend memory.
+static float *state_address(const Run *run, const StatePiece *piece) {
     const Optimizer *opt = &run->optimizer;
-    StateTensor *list = xcalloc(to_size(model->params.count) * 3, sizeof *list);
-    int count = 0;
-    for (int i = 0; i < model->params.count; ++i) {
-        const ParamSpec *spec = &model->params.spec[i];
-        float *parts[3] = {masters ? model->master + spec->offset : NULL, opt->m + spec->offset,
-                           opt->v_offset[i] < 0 ? NULL : opt->v + opt->v_offset[i]};
-        for (int kind = STATE_MASTER; kind <= STATE_V; ++kind) {
-            if (parts[kind] == NULL) continue;
-            StateTensor *t = &list[count++];
-            *t = (StateTensor){.kind = (StateKind)kind, .spec = spec, .device = parts[kind]};
-            snprintf(t->name, sizeof t->name, "%s.%s", STATE_PREFIX[kind], spec->name);
-        }
-    }
-    *out = list;
-    return count;
+    int64_t flat = run->model.params.spec[piece->param].offset + piece->first;
+    if (piece->kind == STATE_MASTER) return run->model.master + flat;
+    if (piece->kind == STATE_M) return opt->m + flat;
+    return opt->v + opt->v_offset[piece->param] + piece->first;
 }
 
 typedef struct {
     Run *run;
-    const StateTensor *list;
+    const StatePiece *list;
     float *staging;
 } StateWriter;
 
@@ -60,84 +42,63 @@ static const void *fetch_state(void *context, int index, int64_t first, int64_t 
     (void)err;
     StateWriter *writer = context;
     Backend *be = writer->run->be;
-    be->download(be, writer->staging, writer->list[index].device + first, to_size(count) * sizeof(float));
+    be->download(be, writer->staging, state_address(writer->run, &writer->list[index]) + first,
+                 to_size(count) * sizeof(float));
     return writer->staging;
 }
 
 static bool write_optimizer(Run *run, const char *dir, Error *err) {
-    StateTensor *list;
-    int count = state_tensors(run, has_masters_apart(&run->model), &list);
-    SafeTensorSpec *specs = xcalloc((size_t)count, sizeof *specs);
-    for (int i = 0; i < count; ++i)
-        specs[i] = (SafeTensorSpec){.name = list[i].name,
-                                    .dtype = DTYPE_F32,
-                                    .ndim = list[i].spec->ndim,
-                                    .dim = {list[i].spec->dim[0], list[i].spec->dim[1]}};
+    PartitionOptions options = partition_options(run);
+    StatePiece *list;
+    int count = state_pieces(&list, &run->model.params, &options, has_masters_apart(&run->model));
     StateWriter writer = {run, list, xmalloc(to_size(SAFETENSORS_CHUNK_ELEMS) * sizeof(float))};
-    char *path = path_join(dir, "optimizer.safetensors");
-    bool ok = safetensors_write(path, specs, count, NULL, fetch_state, &writer, err);
-    free(path);
+    bool ok = optimizer_file_write(dir, options.rank, options.world, &run->model.params, list, count, fetch_state,
+                                   &writer, err);
     free(writer.staging);
-    free(specs);
     free(list);
     return ok;
 }
 
 // Masters come before anything else is in memory, so that they may pass through whole.
-static bool read_master(Run *run, const ParamSpec *spec, const SafeTensor *tensor, Error *err) {
+static bool read_master(Run *run, const OptimizerFiles *files, int param, Error *err) {
+    const ParamSpec *spec = &run->model.params.spec[param];
     float *values = xmalloc(to_size(spec->elems) * sizeof *values);
-    bool ok = safetensors_read_f32(tensor, 0, spec->elems, values, err);
+    bool ok = optimizer_files_read(files, STATE_MASTER, param, 0, spec->elems, values, err);
     if (ok) model_set_param(&run->model, spec, values);
     free(values);
+    optimizer_files_release(files, STATE_MASTER, param);
     return ok;
 }
 
-static bool read_moment(Backend *be, float *device, int64_t elems, const SafeTensor *tensor, float *staging,
-                        Error *err) {
-    for (int64_t first = 0; first < elems; first += SAFETENSORS_CHUNK_ELEMS) {
-        int64_t count = min_i64(SAFETENSORS_CHUNK_ELEMS, elems - first);
-        if (!safetensors_read_f32(tensor, first, count, staging, err)) return false;
-        be->upload(be, device + first, staging, to_size(count) * sizeof(float));
+static bool read_moment(Run *run, const OptimizerFiles *files, const StatePiece *piece, float *staging, Error *err) {
+    Backend *be = run->be;
+    float *device = state_address(run, piece);
+    for (int64_t at = 0; at < piece->count; at += SAFETENSORS_CHUNK_ELEMS) {
+        int64_t count = min_i64(SAFETENSORS_CHUNK_ELEMS, piece->count - at);
+        if (!optimizer_files_read(files, piece->kind, piece->param, piece->first + at, count, staging, err))
+            return false;
+        be->upload(be, device + at, staging, to_size(count) * sizeof(float));
     }
+    optimizer_files_release(files, piece->kind, piece->param);
     return true;
-}
-
-static bool is_f32_of(const SafeTensor *tensor, const ParamSpec *spec) {
-    return strcmp(tensor->dtype, "F32") == 0 && tensor->ndim == spec->ndim && tensor->dim[0] == spec->dim[0] &&
-           (spec->ndim == 1 || tensor->dim[1] == spec->dim[1]);
-}
-
-static bool read_state_tensor(Run *run, const StateTensor *t, const SafeTensors *file, const char *path,
-                              float *staging, Error *err) {
-    const SafeTensor *tensor = safetensors_find(file, t->name);
-    int64_t elems = t->spec->elems;
-    if (tensor == NULL || !is_f32_of(tensor, t->spec))
-        return error_set(err, "%s: expected tensor %s with %" PRId64 " fp32 values, found %s", path, t->name, elems,
-                         tensor == NULL ? "none" : "another dtype or shape");
-    bool ok = t->kind == STATE_MASTER ? read_master(run, t->spec, tensor, err)
-                                      : read_moment(run->be, t->device, elems, tensor, staging, err);
-    safetensors_release(tensor);
-    return ok;
 }
 
 // masters: they are in the file and the run has them. Otherwise what the weights, already loaded, left there is right.
 static bool read_optimizer(Run *run, const char *dir, bool masters, Error *err) {
-    char *path = path_join(dir, "optimizer.safetensors");
-    SafeTensors *file = NULL;
-    StateTensor *list = NULL;
-    float *staging = NULL;
-    bool ok = safetensors_open(&file, path, err);
-    int count = ok ? state_tensors(run, masters, &list) : 0;
-    if (ok) staging = xmalloc(to_size(SAFETENSORS_CHUNK_ELEMS) * sizeof *staging);
-    for (int i = 0; i < count && ok; ++i)
-        if (list[i].kind == STATE_MASTER) ok = read_state_tensor(run, &list[i], file, path, staging, err);
+    const ParamTable *params = &run->model.params;
+    PartitionOptions options = partition_options(run);
+    OptimizerFiles *files;
+    if (!optimizer_files_open(&files, dir, params, err)) return false;
+    bool ok = optimizer_files_check(files, options.muon, masters, err);
+    for (int i = 0; i < params->count && ok && masters; ++i) ok = read_master(run, files, i, err);
     if (ok) optimizer_reset(&run->optimizer, &run->model);
-    for (int i = 0; i < count && ok; ++i)
-        if (list[i].kind != STATE_MASTER) ok = read_state_tensor(run, &list[i], file, path, staging, err);
+    StatePiece *list;
+    int count = state_pieces(&list, params, &options, false);
+    float *staging = xmalloc(to_size(SAFETENSORS_CHUNK_ELEMS) * sizeof *staging);
+    for (int i = 0; i < count && ok; ++i) ok = read_moment(run, files, &list[i], staging, err);
     free(staging);
     free(list);
-    safetensors_close(file);
-    free(path);
+    optimizer_files_close(files);
     return ok;
 }
 
@@ -185,7 +146,8 @@ bool run_state_save(Run *run, Error *err) {
         checkpoint_abort(&writer);
         return false;
     }
-    return checkpoint_commit(&writer, err) && checkpoint_prune(run->config.out_dir, run->config.keep_last, err);
+    CheckpointRetention retention = {run->config.keep_last, run->config.keep_every, run->progress.step};
+    return checkpoint_commit(&writer, err) && checkpoint_prune(run->config.out_dir, &retention, err);
 }
 
 // How fresh weights would be drawn does not matter to weights that are there.

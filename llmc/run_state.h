@@ -1,6 +1,5 @@
-// run_state.h: a run in and out of a checkpoint directory: weights as a Hugging Face model, optimizer.safetensors
-// (master.NAME where weights have masters apart, m.NAME, v.NAME; fp32) and state.json. Loading gives back every bit that the next step
-// depends on.
+// run_state.h: a run in and out of a checkpoint directory: weights as a Hugging Face model, the optimizer's state
+// (optimizer_file.h) and state.json. Loading gives back every bit that the next step depends on.
 #ifndef LLMC_RUN_STATE_H
 #define LLMC_RUN_STATE_H
 
@@ -13,7 +12,8 @@ extern "C" {
 // Writes run->progress and all tensors as RUN/step_N and returns once it is durable.
 bool run_state_save(Run *run, Error *err);
 // Weights, moments and progress. The run may have another dtype and other master weights than the checkpoint: masters
-// come from masters, else from the weights; bf16 weights are what they were, or rounded to nearest. Errors when the checkpoint's architecture, optimizer or tokenizer is another one.
+// come from masters, else from the weights; bf16 weights are what they were, or rounded to nearest. Errors when the
+// checkpoint's architecture, optimizer or tokenizer is another one.
 bool run_state_load(Run *run, const char *dir, Error *err);
 
 #ifdef __cplusplus

@@ -448,3 +448,34 @@ bool safetensors_write(const char *path, const SafeTensorSpec *specs, int count,
     }
     return ok && file_writer_commit(&writer, err);
 }
+
+struct SafeTensorsIndex {
+    cJSON *root, *weight_map;
+    int64_t total_bytes;
+};
+
+SafeTensorsIndex *safetensors_index_new(void) {
+    SafeTensorsIndex *index = xcalloc(1, sizeof *index);
+    index->root = cJSON_CreateObject();
+    index->weight_map = cJSON_CreateObject();
+    return index;
+}
+
+void safetensors_index_add(SafeTensorsIndex *index, const char *tensor, const char *file_name, int64_t bytes) {
+    cJSON_AddStringToObject(index->weight_map, tensor, file_name);
+    index->total_bytes += bytes;
+}
+
+bool safetensors_index_write(SafeTensorsIndex *index, const char *dir, Error *err) {
+    cJSON *metadata = cJSON_AddObjectToObject(index->root, "metadata");
+    cJSON_AddNumberToObject(metadata, "total_size", (double)index->total_bytes);
+    cJSON_AddItemToObject(index->root, "weight_map", index->weight_map);
+    char *text = cJSON_Print(index->root), *path = path_join(dir, INDEX_FILE);
+    CHECK(text != NULL, "index of %s", dir);
+    bool ok = file_write_atomic(path, text, strlen(text), err);
+    cJSON_free(text);
+    free(path);
+    cJSON_Delete(index->root);
+    free(index);
+    return ok;
+}

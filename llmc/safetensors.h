@@ -50,6 +50,12 @@ typedef const void *(*SafeTensorFetch)(void *context, int index, int64_t first, 
 bool safetensors_write(const char *path, const SafeTensorSpec *specs, int count, const char *metadata_json,
                        SafeTensorFetch fetch, void *context, Error *err);
 
+// model.safetensors.index.json of a model in several files. write frees the index, also on an error.
+typedef struct SafeTensorsIndex SafeTensorsIndex;
+SafeTensorsIndex *safetensors_index_new(void);
+void safetensors_index_add(SafeTensorsIndex *index, const char *tensor, const char *file_name, int64_t bytes);
+bool safetensors_index_write(SafeTensorsIndex *index, const char *dir, Error *err);
+
 #ifdef __cplusplus
 }
 #endif

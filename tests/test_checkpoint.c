@@ -210,8 +210,9 @@ static void test_kill_at_random_moments(void **state) {
         assert_true(child >= 0);
         if (child == 0) {
             char *run = run_path(t);
+            const CheckpointRetention retention = {.keep_last = 2, .whole_step = -1};
             for (int64_t step = last + 1;; ++step)
-                if (!save(t, step, "0123456789", NULL) || !checkpoint_prune(run, 2, NULL) ||
+                if (!save(t, step, "0123456789", NULL) || !checkpoint_prune(run, &retention, NULL) ||
                     (step == last + 1 && write(progress[1], "x", 1) != 1))
                     _exit(1);
         }
@@ -332,11 +333,13 @@ static void test_abort_leaves_nothing(void **state) {
     free(run);
 }
 
-static void prune(FileTest *t, int64_t keep_last) {
+static void prune_keeping(FileTest *t, int64_t keep_last, int64_t keep_every, int64_t whole_step) {
     char *run = run_path(t);
-    file_test_expect_ok(t, checkpoint_prune(run, keep_last, &t->err));
+    const CheckpointRetention retention = {keep_last, keep_every, whole_step};
+    file_test_expect_ok(t, checkpoint_prune(run, &retention, &t->err));
     free(run);
 }
+static void prune(FileTest *t, int64_t keep_last) { prune_keeping(t, keep_last, 0, -1); }
 static void damage(const FileTest *t, int64_t step) {
     char *dir = step_file(t, step, "");
     write_file(dir, "model.safetensors", "9876543210");  // same size: only the hash tells
@@ -364,6 +367,127 @@ static void test_prune(void **state) {
     assert_int_equal(count_steps(t), 1);  // once there is a newer whole one, the damaged go as well
 }
 
+// What stays of steps 1 to 12, after the damage, as a table.
+static void test_retention(void **state) {
+    FileTest *t = *state;
+    static const struct {
+        int64_t keep_last, keep_every, damaged[3], stay[13];
+    } CASES[] = {
+        {2, 0, {0}, {11, 12}},
+        {1, 5, {0}, {5, 10, 12}},
+        {3, 4, {0}, {4, 8, 10, 11, 12}},
+        {1, 1, {0}, {1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12}},
+        {1, 100, {0}, {12}},
+        {1, 5, {12}, {5, 10, 11, 12}},         // the damaged one is newer than the one that counts
+        {2, 6, {11, 6}, {6, 11, 12}},          // below one that is known whole only sizes are looked at
+        {20, 5, {3}, {1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12}},
+        {0, 5, {3}, {1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12}},
+    };
+    for (size_t i = 0; i < sizeof CASES / sizeof CASES[0]; ++i) {
+        char *run = run_path(t);
+        file_test_expect_ok(t, remove_tree(run, &t->err));
+        free(run);
+        for (int64_t step = 1; step <= 12; ++step) save_ok(t, step);
+        for (int d = 0; d < 3 && CASES[i].damaged[d] > 0; ++d) damage(t, CASES[i].damaged[d]);
+        prune_keeping(t, CASES[i].keep_last, CASES[i].keep_every, -1);
+        for (int64_t step = 1, s = 0; step <= 12; ++step) {
+            bool expected = CASES[i].stay[s] == step;
+            if (step_exists(t, step) != expected)
+                fail_msg("case %d: step %lld %s", (int)i, (long long)step, expected ? "is gone" : "is still there");
+            s += expected;
+        }
+    }
+}
+
+// One that was just committed is not hashed again: of a damaged one only the caller can say such a thing.
+static void test_prune_trusts_the_commit(void **state) {
+    FileTest *t = *state;
+    for (int64_t step = 1; step <= 3; ++step) save_ok(t, step);
+    damage(t, 3);
+    prune_keeping(t, 1, 0, -1);
+    assert_true(step_exists(t, 2) && step_exists(t, 3));
+    prune_keeping(t, 1, 0, 3);
+    assert_true(!step_exists(t, 2) && step_exists(t, 3));
+}
+
+// ---- several writers of one checkpoint ----
+
+static void begin_all(FileTest *t, CheckpointWriter *writer, int ranks) {
+    char *run = run_path(t);
+    file_test_expect_ok(t, checkpoint_begin(&writer[0], run, 7, &t->err));
+    writer[0].parts = ranks;
+    for (int r = 1; r < ranks; ++r) file_test_expect_ok(t, checkpoint_attach(&writer[r], run, 7, 0, &t->err));
+    free(run);
+}
+static void write_share(FileTest *t, CheckpointWriter *writer, int rank) {
+    char *name = xasprintf("model-%d", rank), *text = xasprintf("weights of rank %d", rank);
+    write_file(writer->dir, name, text);
+    file_test_expect_ok(t, checkpoint_write_part(writer, rank, (const char *const[]){name}, 1, &t->err));
+    free(name);
+    free(text);
+}
+enum { RANKS = 3 };
+static void test_parts(void **state) {
+    FileTest *t = *state;
+    CheckpointWriter writer[RANKS];
+    begin_all(t, writer, RANKS);
+    for (int r = RANKS - 1; r >= 0; --r) write_share(t, &writer[r], r);
+    write_file(writer[0].dir, "config.json", "{}");  // in no part
+    for (int r = 1; r < RANKS; ++r) checkpoint_detach(&writer[r]);
+    file_test_expect_ok(t, checkpoint_commit(&writer[0], &t->err));
+    expect_newest(t, 7, NULL);
+    char *dir = step_file(t, 7, "");
+    assert_int_equal(file_test_count_entries(dir), RANKS + 2);  // no part is left
+    write_file(dir, "model-1", "weights of rank 2");
+    file_test_expect_error(t, checkpoint_verify(dir, true, &t->err), "model-1: changed");
+    free(dir);
+}
+
+static void test_parts_that_do_not_fit(void **state) {
+    FileTest *t = *state;
+    static const char *const MENTIONS[] = {"MANIFEST.part-00002.json: missing", "model-1: missing",
+                                           "model-1: expected 17 bytes, found 5", "is in another part too",
+                                           "MANIFEST.part-00002.json: not valid JSON"};
+    save_ok(t, 3);
+    for (int damaged = 0; damaged < 5; ++damaged) {
+        CheckpointWriter writer[RANKS];
+        begin_all(t, writer, RANKS);
+        for (int r = 0; r < RANKS; ++r) write_share(t, &writer[r], r);
+        char *path = path_join(writer[0].dir, damaged == 0 ? "MANIFEST.part-00002.json" : "model-1");
+        if (damaged < 2) assert_int_equal(unlink(path), 0);
+        if (damaged == 2) write_file(writer[0].dir, "model-1", "short");
+        if (damaged == 3)
+            file_test_expect_ok(t, checkpoint_write_part(&writer[2], 2, (const char *const[]){"model-1"}, 1, &t->err));
+        if (damaged == 4) write_file(writer[0].dir, "MANIFEST.part-00002.json", "{");
+        free(path);
+        for (int r = 1; r < RANKS; ++r) checkpoint_detach(&writer[r]);
+        file_test_expect_error(t, checkpoint_commit(&writer[0], &t->err), MENTIONS[damaged]);
+        expect_newest(t, 3, NULL);
+        assert_int_equal(count_steps(t), 1);
+    }
+}
+
+static void test_attach_needs_the_directory(void **state) {
+    FileTest *t = *state;
+    CheckpointWriter writer;
+    char *run = run_path(t);
+    file_test_expect_error(t, checkpoint_attach(&writer, run, 7, 0.1, &t->err), "a file system that all ranks share");
+    // One that appears late is found.
+    pid_t child = fork();
+    assert_true(child >= 0);
+    if (child == 0) {
+        CheckpointWriter late;
+        usleep(100000);
+        _exit(checkpoint_begin(&late, run, 7, NULL) ? 0 : 1);
+    }
+    file_test_expect_ok(t, checkpoint_attach(&writer, run, 7, 10, &t->err));
+    checkpoint_detach(&writer);
+    int status;
+    assert_int_equal(waitpid(child, &status, 0), child);
+    assert_true(WIFEXITED(status) && WEXITSTATUS(status) == 0);
+    free(run);
+}
+
 static void test_interrupted_deletion_is_finished(void **state) {
     FileTest *t = *state;
     save_ok(t, 1);
@@ -383,6 +507,8 @@ int main(void) {
         FILE_TEST(test_kill_at_every_stage), FILE_TEST(test_kill_at_random_moments), FILE_TEST(test_full_disk),
         FILE_TEST(test_unwritable_places), FILE_TEST(test_saving_a_step_again_replaces_it), FILE_TEST(test_any_path),
         FILE_TEST(test_only_plain_files), FILE_TEST(test_abort_leaves_nothing), FILE_TEST(test_prune),
+        FILE_TEST(test_retention), FILE_TEST(test_prune_trusts_the_commit), FILE_TEST(test_parts),
+        FILE_TEST(test_parts_that_do_not_fit), FILE_TEST(test_attach_needs_the_directory),
         FILE_TEST(test_interrupted_deletion_is_finished),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
