@@ -4,11 +4,11 @@
 //
 // A source is the stream of its shards' tokens. With rows of T tokens, row k predicts stream[kT+1 .. kT+T] from
 // stream[kT .. kT+T-1]; a source of n tokens has (n-1)/T rows, which may cross shards. Row r of step s is sample
-// (s - first step of the phase) * rows_per_step + r of the phase; mixture.h says which source and row that is. Lane k of
-// a step is its rows k*B + [0, B); micro-batch m of a rank is lane m*world + rank, so that all ranks together see the
-// same rows whatever the world size. Where the world does not divide the lanes, the last micro-batch of some ranks lies
-// past the last lane: it is padding, token 0 with weight 0, and no sample. Data that is left out (loader_set_skips)
-// moves s, within the phase's own sequence of samples.
+// (s - first step of the phase) * rows_per_step + r of the phase; mixture.h says which source and row that is. Lane k
+// of a step is its rows k*B + [0, B); micro-batch m of a rank is lane m*world + rank, so that all ranks together see
+// the same rows whatever the world size. Where the world does not divide the lanes, the last micro-batch of some
+// ranks lies past the last lane: it is padding, token 0 with weight 0, and no sample. Data that is left out
+// (loader_set_skips) moves s, within the phase's own sequence of samples.
 // A source goes on through the phases where it stopped. When T changes its rows are cut anew, so it goes on at
 // ordinal (tokens given so far) / T of the new cut: in the epoch of the change some text may come twice, some not.
 #ifndef LLMC_LOADER_H

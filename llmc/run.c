@@ -7,6 +7,7 @@
 #include <string.h>
 
 #include "llmc/device.h"
+#include "llmc/guard.h"
 #include "llmc/hf.h"
 #include "llmc/run_state.h"
 #include "llmc/shard.h"
@@ -313,22 +314,17 @@ bool run_begin_step(Run *run, Error *err) {
     return optimizer_set_trainable(&run->optimizer, &run->model.params, wanted->trainable, err);
 }
 
-bool run_guard_step(Run *run, int64_t step, const GradStats *stats, Error *err) {
-    if (!stats->skip) {
-        run->progress.bad_in_row = 0;
-        return true;
-    }
-    ++run->progress.bad_steps;
-    ++run->progress.bad_in_row;
-    logger_message(run->logger, "step %lld skipped: the gradient is not finite (%lld in a row, %lld in all)",
-                   (long long)step, (long long)run->progress.bad_in_row, (long long)run->progress.bad_steps);
-    if (run->progress.bad_in_row < run->config.max_bad_steps) return true;
-    return error_set(
-        err,
-        "stopped at step %lld: %lld steps in a row had a gradient that is not finite (max_bad_steps=%lld); "
-        "go on from the last checkpoint in %s with a lower lr, a longer warm-up or other data",
-        (long long)step, (long long)run->progress.bad_in_row, (long long)run->config.max_bad_steps,
-        run->config.out_dir);
+bool run_guard_step(Run *run, int64_t step, double loss, const GradStats *stats, Error *err) {
+    const GuardResult result = {.step = step,
+                                .skip = (SkipReason)stats->skip,
+                                .loss = loss,
+                                .norm = (double)stats->norm,
+                                .skip_loss = INFINITY,
+                                .skip_norm = INFINITY};
+    char line[300];
+    GuardAction action = guard_count(&run->progress, line, sizeof line, &run->config, &result, false, err);
+    if (line[0] != '\0') logger_message(run->logger, "%s", line);
+    return action == GUARD_GO_ON;
 }
 
 static StepRecord step_record(const Run *run, const PendingStep *pending, double step_ms) {
@@ -421,7 +417,7 @@ bool run_report_steps(Run *run, int64_t may_be_pending, Error *err) {
             record.device_memory_mib = (double)device.memory_used_bytes / 1048576.0;
             logger_step(run->logger, &record);
         }
-        if (!run_guard_step(run, pending->step, &pending->host->stats, err)) return false;
+        if (!run_guard_step(run, pending->step, record.loss, &pending->host->stats, err)) return false;
     }
     return true;
 }

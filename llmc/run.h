@@ -77,8 +77,8 @@ void run_step_issued(Run *run, const StepBatch *batch, double started, double lo
 // Logs the steps whose results are there and waits until at most may_be_pending are not. False: the device failed (the
 // message names the last complete checkpoint), or too many gradients in a row were not finite.
 bool run_report_steps(Run *run, int64_t may_be_pending, Error *err);
-// Counts steps that a non-finite gradient skipped; an error once max_bad_steps came in a row.
-bool run_guard_step(Run *run, int64_t step, const GradStats *stats, Error *err);
+// Counts steps that were skipped; an error once max_bad_steps came in a row.
+bool run_guard_step(Run *run, int64_t step, double loss, const GradStats *stats, Error *err);
 // Held-out loss of every source that has held-out text, and their mean weighted by tokens, logged.
 bool run_evaluate(Run *run, Error *err);
 // A continuation of config.sample_prompt, logged.

@@ -11,8 +11,8 @@ static bool phase_shape(PhaseSpan *span, const PhaseConfig *phase, int world, Er
                          "%lld", phase->name, (long long)span->T, (long long)span->B, (long long)phase->batch_tokens);
     int64_t micro_tokens;
     if (__builtin_mul_overflow(span->T, span->B, &micro_tokens) || phase->batch_tokens % micro_tokens != 0)
-        return error_set(err, "phase %s: expected batch_tokens to be a multiple of batch_rows * seq_len = %lld * %lld, "
-                         "found %lld", phase->name, (long long)span->B, (long long)span->T,
+        return error_set(err, "phase %s: expected batch_tokens to be a multiple of batch_rows * seq_len = "
+                         "%lld * %lld, found %lld", phase->name, (long long)span->B, (long long)span->T,
                          (long long)phase->batch_tokens);
     span->rows_per_step = phase->batch_tokens / span->T;
     span->lanes = span->rows_per_step / span->B;

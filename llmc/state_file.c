@@ -9,20 +9,58 @@
 #include "llmc/json.h"
 
 #define STATE_FORMAT 1
+// Of one stretch: as many as no run has (SCHEDULE_OPEN_STEPS), so that sums of them do not overflow.
+#define STATE_MOST_SKIPPED 4294967296.0
+
+static void add_hex(cJSON *root, const char *key, uint64_t value) {
+    char text[32];
+    snprintf(text, sizeof text, "%016" PRIx64, value);
+    cJSON_AddStringToObject(root, key, text);
+}
+
+// cJSON prints numbers only as exactly as it thinks fit; 17 digits bring back every bit.
+static cJSON *exact_number(double value) {
+    char text[40];
+    snprintf(text, sizeof text, "%.17g", value);
+    return cJSON_CreateRaw(text);
+}
+
+static void add_skips(cJSON *root, const RunProgress *progress) {
+    cJSON *list = cJSON_AddArrayToObject(root, "skips");
+    for (int i = 0; i < progress->skip_count; ++i) {
+        cJSON *pair = cJSON_CreateArray();
+        cJSON_AddItemToArray(pair, exact_number((double)progress->skip[i].at_step));
+        cJSON_AddItemToArray(pair, exact_number((double)progress->skip[i].steps));
+        cJSON_AddItemToArray(list, pair);
+    }
+}
+
+static void add_guard(cJSON *root, const Guard *guard) {
+    cJSON *list = cJSON_AddArrayToObject(root, "guard");
+    for (int64_t i = 0; i < guard->count; ++i) {
+        cJSON *triple = cJSON_CreateArray();
+        cJSON_AddItemToArray(triple, exact_number((double)guard->entry[i].step));
+        cJSON_AddItemToArray(triple, exact_number(guard->entry[i].loss));
+        cJSON_AddItemToArray(triple, exact_number(guard->entry[i].norm));
+        cJSON_AddItemToArray(list, triple);
+    }
+}
 
 char *state_file_write(const StateFile *state, const char *config_json) {
     cJSON *root = cJSON_CreateObject();
-    char fingerprint[32];
-    snprintf(fingerprint, sizeof fingerprint, "%016" PRIx64, state->tokenizer_fingerprint);
     cJSON_AddNumberToObject(root, "format", STATE_FORMAT);
     cJSON_AddNumberToObject(root, "step", (double)state->progress.step);
     cJSON_AddNumberToObject(root, "bad_steps", (double)state->progress.bad_steps);
     cJSON_AddNumberToObject(root, "bad_in_row", (double)state->progress.bad_in_row);
     cJSON_AddNumberToObject(root, "seconds", state->progress.seconds);
+    cJSON_AddNumberToObject(root, "spikes", (double)state->progress.spikes);
     cJSON_AddStringToObject(root, "optimizer", state->optimizer);
     cJSON_AddStringToObject(root, "dtype", state->dtype);
     cJSON_AddBoolToObject(root, "master_weights", state->master_weights);
-    cJSON_AddStringToObject(root, "tokenizer_fingerprint", fingerprint);
+    add_hex(root, "tokenizer_fingerprint", state->tokenizer_fingerprint);
+    add_hex(root, "chain", state->progress.chain);
+    add_skips(root, &state->progress);
+    add_guard(root, &state->progress.guard);
     cJSON_AddItemToObject(root, "config", cJSON_Parse(config_json));
     char *text = cJSON_Print(root);
     cJSON_Delete(root);
@@ -46,13 +84,65 @@ static bool read_word(const cJSON *root, const char *key, char *out, size_t out_
     return true;
 }
 
-static bool read_fingerprint(const cJSON *root, uint64_t *out, const char *path, Error *err) {
-    const char *key = "tokenizer_fingerprint";
+static bool read_hex(const cJSON *root, const char *key, uint64_t *out, const char *path, Error *err) {
     const cJSON *item = json_find(root, key);
     const char *text = cJSON_IsString(item) ? item->valuestring : "";
     if (strlen(text) != 16 || strspn(text, "0123456789abcdef") != 16)
         return error_set(err, "%s: expected \"%s\" to be 16 hexadecimal digits", path, key);
     *out = strtoull(text, NULL, 16);
+    return true;
+}
+
+// A list of lists; absent, it is empty.
+static bool read_list(const cJSON **out, const cJSON *root, const char *key, int most, const char *path, Error *err) {
+    *out = json_find(root, key);
+    if (*out == NULL || (cJSON_IsArray(*out) && cJSON_GetArraySize(*out) <= most)) return true;
+    return error_set(err, "%s: expected \"%s\" to be a list of at most %d lists", path, key, most);
+}
+
+// Exactly `count` numbers; the first is a step of at least `least` and at most `most`.
+static bool read_numbers(const cJSON *list, double *out, int count, int64_t least, int64_t most) {
+    int64_t step;
+    if (!cJSON_IsArray(list) || cJSON_GetArraySize(list) != count) return false;
+    if (!json_as_i64(list->child, &step) || step < least || step > most) return false;
+    for (const cJSON *item = list->child; item != NULL; item = item->next)
+        if (!json_as_f64(item, out++)) return false;
+    return true;
+}
+
+static bool read_skips(RunProgress *progress, const cJSON *root, const char *path, Error *err) {
+    const cJSON *list, *item;
+    if (!read_list(&list, root, "skips", DATA_SKIPS_MAX, path, err)) return false;
+    int64_t least = 0;
+    cJSON_ArrayForEach(item, list) {
+        double pair[2];
+        if (!read_numbers(item, pair, 2, least, progress->step) || !(pair[1] >= 1 && pair[1] <= STATE_MOST_SKIPPED) ||
+            pair[1] != (double)(int64_t)pair[1])
+            return error_set(err,
+                             "%s: expected \"skips\" to be pairs of a step up to %" PRId64
+                             ", ascending, and a whole number of 1 to %" PRId64 " steps",
+                             path, progress->step, (int64_t)STATE_MOST_SKIPPED);
+        least = (int64_t)pair[0];
+        progress->skip[progress->skip_count++] = (DataSkip){.at_step = least, .steps = (int64_t)pair[1]};
+    }
+    return true;
+}
+
+static bool read_guard(RunProgress *progress, const cJSON *root, const char *path, Error *err) {
+    const cJSON *list, *item;
+    Guard *guard = &progress->guard;
+    if (!read_list(&list, root, "guard", GUARD_CAPACITY, path, err)) return false;
+    int64_t least = 1;
+    cJSON_ArrayForEach(item, list) {
+        double triple[3];
+        if (!read_numbers(item, triple, 3, least, progress->step) || !(triple[2] >= 0))
+            return error_set(err,
+                             "%s: expected \"guard\" to be triples of a step from 1 to %" PRId64
+                             ", ascending, a loss and a gradient norm",
+                             path, progress->step);
+        least = (int64_t)triple[0] + 1;
+        guard->entry[guard->count++] = (GuardEntry){.step = least - 1, .loss = triple[1], .norm = triple[2]};
+    }
     return true;
 }
 
@@ -68,7 +158,7 @@ static bool state_from_json(StateFile *out, const cJSON *root, const char *path,
         !read_count(root, "bad_in_row", &progress->bad_in_row, path, err) ||
         !read_word(root, "optimizer", out->optimizer, sizeof out->optimizer, "adamw", "muon", path, err) ||
         !read_word(root, "dtype", out->dtype, sizeof out->dtype, "fp32", "bf16", path, err) ||
-        !read_fingerprint(root, &out->tokenizer_fingerprint, path, err))
+        !read_hex(root, "tokenizer_fingerprint", &out->tokenizer_fingerprint, path, err))
         return false;
     const cJSON *masters = json_find(root, "master_weights");
     if (masters != NULL && !cJSON_IsBool(masters))
@@ -80,7 +170,9 @@ static bool state_from_json(StateFile *out, const cJSON *root, const char *path,
                          path, progress->bad_in_row, progress->bad_steps, progress->step);
     if (!json_as_f64(json_find(root, "seconds"), &progress->seconds) || progress->seconds < 0)
         return error_set(err, "%s: expected \"seconds\" to be a number of 0 or more", path);
-    return true;
+    return (json_find(root, "spikes") == NULL || read_count(root, "spikes", &progress->spikes, path, err)) &&
+           (json_find(root, "chain") == NULL || read_hex(root, "chain", &progress->chain, path, err)) &&
+           read_skips(progress, root, path, err) && read_guard(progress, root, path, err);
 }
 
 bool state_file_parse(StateFile *out, const char *json, const char *path, Error *err) {

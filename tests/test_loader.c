@@ -558,7 +558,7 @@ static void test_shards_past_4_gib(void **state) {
 
 static void test_plan_bytes(void **state) {
     (void)state;
-    // Per slot: 64 tokens x (token, target, weight [, segment]), 8 rows x (source, index), 4 batches with their weights.
+    // Per slot: 64 tokens x (token, target, weight [, segment]), 8 rows x (source, index), 4 batches and weights.
     RunConfig *config = config_new(1, 2, 1);
     config->phase[1].seq_len = 16;
     Schedule schedule;

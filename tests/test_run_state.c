@@ -426,12 +426,12 @@ static void test_guard(void **state) {
     const GradStats *STEPS[] = {&bad, &bad, &good, &bad, &bad};
     for (int i = 0; i < 5; ++i) {
         ++run->progress.step;
-        file_test_expect_ok(t, run_guard_step(run, run->progress.step, STEPS[i], &t->err));
+        file_test_expect_ok(t, run_guard_step(run, run->progress.step, 2, STEPS[i], &t->err));
     }
     assert_int_equal(run->progress.bad_steps, 4);
     assert_int_equal(run->progress.bad_in_row, 2);
     ++run->progress.step;
-    file_test_expect_error(t, run_guard_step(run, run->progress.step, &bad, &t->err), "max_bad_steps=3");
+    file_test_expect_error(t, run_guard_step(run, run->progress.step, 2, &bad, &t->err), "max_bad_steps=3");
     close_run(run);
 }
 

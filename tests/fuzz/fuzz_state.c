@@ -23,6 +23,16 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t bytes) {
     CHECK(p->bad_in_row >= 0 && p->bad_in_row <= p->bad_steps && p->bad_steps <= p->step, "step %lld, bad %lld, %lld",
           (long long)p->step, (long long)p->bad_steps, (long long)p->bad_in_row);
     CHECK(p->seconds >= 0 && isfinite(p->seconds), "seconds=%g", p->seconds);
+    for (int i = 0; i < p->skip_count; ++i)
+        CHECK(p->skip[i].at_step >= (i == 0 ? 0 : p->skip[i - 1].at_step) && p->skip[i].at_step <= p->step &&
+                  p->skip[i].steps > 0 && data_skip_step(p->skip, p->skip_count, p->step) > p->step,
+              "skip %d: %lld, %lld", i, (long long)p->skip[i].at_step, (long long)p->skip[i].steps);
+    for (int64_t i = 0; i < p->guard.count; ++i) {
+        const GuardEntry *entry = &p->guard.entry[i];
+        CHECK(entry->step > (i == 0 ? 0 : entry[-1].step) && entry->step <= p->step && isfinite(entry->loss) &&
+                  isfinite(entry->norm) && entry->norm >= 0,
+              "guard entry %lld", (long long)i);
+    }
     char *text = state_file_write(&state, "{}");
     ok = state_file_parse(&again, text, "again.json", &err);
     CHECK(ok, "the written state does not read: %s\n%s", err.message, text);
@@ -31,6 +41,9 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t bytes) {
               (again.progress.step == p->step && again.progress.bad_steps == p->bad_steps &&
                again.progress.bad_in_row == p->bad_in_row),
           "counts differ:\n%s", text);
+    CHECK(again.progress.chain == p->chain && again.progress.skip_count == p->skip_count &&
+              memcmp(again.progress.skip, p->skip, sizeof p->skip) == 0, "skips differ:\n%s", text);
+    CHECK(memcmp(&again.progress.guard, &p->guard, sizeof p->guard) == 0, "the guard differs:\n%s", text);
     CHECK(strcmp(again.optimizer, state.optimizer) == 0 && strcmp(again.dtype, state.dtype) == 0 &&
               again.tokenizer_fingerprint == state.tokenizer_fingerprint, "words differ:\n%s", text);
     free(text);
