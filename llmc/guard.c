@@ -91,9 +91,10 @@ GuardAction guard_count(RunProgress *progress, char *line, size_t line_bytes, co
     if (!last) return GUARD_GO_ON;
     error_set(err,
               "stopped at step %" PRId64 ": %" PRId64 " steps in a row were skipped (max_bad_steps=%" PRId64 "), the "
-              "last one because %s; go on from the last checkpoint in %s with a lower lr, a longer warm-up or other "
-              "data",
-              result->step, progress->bad_in_row, config->max_bad_steps, reason, config->out_dir);
+              "last one because %s; go on from the last checkpoint in %s with a lower lr, a longer warm-up, %s or "
+              "other data",
+              result->step, progress->bad_in_row, config->max_bad_steps, reason, config->out_dir,
+              spike ? "a larger spike_z" : "a lower grad_clip");
     return GUARD_STOP;
 }
 

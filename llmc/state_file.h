@@ -20,7 +20,7 @@ typedef struct {
     GuardEntry entry[GUARD_CAPACITY];
 } Guard;
 
-// What a checkpoint keeps besides tensors. The learning rate is a function of step, the data position of step and skip.
+// What a checkpoint keeps besides tensors. The learning rate is a function of step, the data of step and skip.
 typedef struct {
     int64_t step;       // optimizer steps done
     int64_t bad_steps;  // of them skipped: a gradient or loss that is not finite, or a spike

@@ -277,6 +277,7 @@ static void test_counting(void **state) {
     expect_mention(line, "step 7 skipped");
     expect_mention(err.message, "stopped at step 7: 3 steps in a row were skipped (max_bad_steps=3)");
     expect_mention(err.message, "norm 2 is above the bound 1.25");
+    expect_mention(err.message, "a larger spike_z");
     expect_mention(err.message, "runs/test");
     GuardResult loss_only = {.step = 9, .skip = SKIP_NOT_FINITE, .loss = INFINITY, .norm = 1};
     c->progress.bad_in_row = 0;
