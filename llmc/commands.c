@@ -8,6 +8,7 @@
 #include "llmc/command_options.h"
 #include "llmc/hf.h"
 #include "llmc/run.h"
+#include "llmc/scaling.h"
 
 static const char USAGE[] =
     "train_gpt: pretraining of decoder-only language models\n"
@@ -33,6 +34,7 @@ static void print_config_help(const char *command, const char *filter) {
             ? "Trains a model as the run file and the overrides say. The same command goes on after an interruption."
             : "Prints the bytes that the same `train` command will take on the device, without allocating them.");
     printf("example\n  train_gpt %s runs/kjv.conf lr=1e-3 dtype=bf16\n\n", command);
+    if (!train) scaling_options_help(stdout);
     config_help(stdout, filter);
 }
 
@@ -74,9 +76,14 @@ int command_read_config(RunConfig *config, const char *command, int argc, char *
 
 static int command_plan(int argc, char **argv) {
     RunConfig config;
+    Error err = {""};
+    ScalingOptions scaling = {0};
+    if (!scaling_take_options(&scaling, &argc, argv, &err)) {
+        fprintf(stderr, "train_gpt plan: %s\n", err.message);
+        return 2;
+    }
     int status = command_read_config(&config, "plan", argc, argv);
     if (status != COMMAND_GOES_ON) return status;
-    Error err = {""};
     Tokenizer *tokenizer = NULL;
     Schedule schedule;
     bool ok = run_find_tokenizer(&tokenizer, &config, &err) && run_resolve_model(&config, tokenizer, &err) &&
@@ -102,7 +109,9 @@ static int command_plan(int argc, char **argv) {
         printf("what would fit: %s\n", options);
     }
     if (be != NULL) be->close(be);
-    return fits ? 0 : 1;
+    if (scaling.world == 0) return fits ? 0 : 1;
+    printf("\n");
+    return scaling_print(stdout, &config, &scaling, &err) ? 0 : command_fail(&err);
 }
 
 // ---------------------------------------------------------------------------------------------------------------

@@ -78,7 +78,7 @@ const Option OPTIONS[] = {
 
     {"model", RUN(model), OPTION_TEXT, .fallback = "gpt2:124M", .group = "Model",
      .help = "preset: gpt2:124M|355M|774M|1558M, gpt2:dN (N layers, 64 N wide), gpt3:125M..13B, llama:dN, "
-             "llama3:1B|3B|8B, qwen2:0.5B.., qwen3:0.6B.., stories:260K|15M; the options below override it. Empty "
+             "llama3:1B|3B|8B|70B, qwen2:0.5B.., qwen3:0.6B.., stories:260K|15M; the options below override it. Empty "
              "with init_from"},
     {"layers", ARCH(L), OPTION_INT, 1, 1e6, .help = "transformer blocks"},
     {"channels", ARCH(C), OPTION_INT, 1, 1e8, .help = "width of the residual stream"},

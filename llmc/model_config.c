@@ -46,6 +46,7 @@ static const PresetSize LLAMA3_SIZES[] = {
     {"1B", 16, 2048, 32, 8, 0, 8192, 128256, true},
     {"3B", 28, 3072, 24, 8, 0, 8192, 128256, true},
     {"8B", 32, 4096, 32, 8, 0, 14336, 128256, false},
+    {"70B", 80, 8192, 64, 8, 0, 28672, 128256, false},
 };
 static const PresetSize QWEN2_SIZES[] = {
     {"0.5B", 24, 896, 14, 2, 0, 4864, 151936, true},

@@ -51,7 +51,7 @@ typedef struct {
 #define MODEL_VOCAB_MULTIPLE 128
 
 // "gpt2:124M|355M|774M|1558M" (also 350M, 1.5B), "gpt2:dN" (N layers, C = 64 N),
-// "gpt3:125M|350M|760M|1.3B|2.7B|6.7B|13B", "llama:dN", "llama3:1B|3B|8B", "qwen2:0.5B|1.5B|3B|7B",
+// "gpt3:125M|350M|760M|1.3B|2.7B|6.7B|13B", "llama:dN", "llama3:1B|3B|8B|70B", "qwen2:0.5B|1.5B|3B|7B",
 // "qwen3:0.6B|1.7B|4B|8B", "stories:260K|15M". Unknown names list the known. Derived sizes stay 0 until
 // model_config_finish, so that overrides move them; so does V of the dN shapes (the tokenizer decides). max_seq_len
 // is a length to pretrain at, which for Llama 3 and Qwen is below what the published weights were extended to.
