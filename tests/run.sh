@@ -9,6 +9,8 @@ cd "$(dirname "$0")/.." || exit 1
 # Threads that wait sleep instead of spinning: tests run beside each other, or beside something else, would otherwise
 # spend their time waiting for threads that are not scheduled.
 export OMP_WAIT_POLICY=${OMP_WAIT_POLICY:-passive}
+# Where leaks are looked for, those of MPI's threads are not ours.
+export LSAN_OPTIONS="suppressions=$PWD/tests/mpi/lsan.supp:print_suppressions=0${LSAN_OPTIONS:+:$LSAN_OPTIONS}"
 build=${1:-build}
 only=${2:-}
 logs=$build/test-logs

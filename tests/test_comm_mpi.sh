@@ -2,8 +2,6 @@
 # The MPI group on real processes: tests/mpi/comm_ranks.c under mpirun. Skips where mpirun or the plug-in is missing.
 . "$(dirname "$0")/lib.sh"
 export OMP_NUM_THREADS=1
-# Where leaks are looked for: what MPI itself never frees is not ours.
-export LSAN_OPTIONS="suppressions=$PWD/tests/mpi/lsan.supp:print_suppressions=0"
 
 missing=
 command -v mpirun >/dev/null || missing="mpirun is not found (scripts/setup.sh --mpi)"
