@@ -1,4 +1,4 @@
-// commands.c: see commands.h. ckpt has a file of its own.
+// commands.c: see commands.h. ckpt and verify have files of their own.
 #include "llmc/commands.h"
 
 #include <stdlib.h>
@@ -6,6 +6,7 @@
 
 #include "llmc/command_ckpt.h"
 #include "llmc/command_options.h"
+#include "llmc/command_verify.h"
 #include "llmc/hf.h"
 #include "llmc/run.h"
 #include "llmc/scaling.h"
@@ -18,6 +19,7 @@ static const char USAGE[] =
     "  train_gpt sample ckpt=DIR [key=value ...]     continue a prompt\n"
     "  train_gpt eval   ckpt=DIR data=GLOB ...       held-out loss, perplexity, bits per byte\n"
     "  train_gpt ckpt   verify|inspect|export|import ...\n"
+    "  train_gpt verify A B                          the step at which two runs first differ, and in what\n"
     "\n"
     "Each has --help, with an example.\n";
 
@@ -312,7 +314,8 @@ int command_main(int argc, char **argv) {
         const char *name;
         int (*run)(int argc, char **argv);
     } COMMANDS[] = {
-        {"plan", command_plan}, {"sample", command_sample}, {"eval", command_eval}, {"ckpt", command_ckpt}};
+        {"plan", command_plan}, {"sample", command_sample}, {"eval", command_eval}, {"ckpt", command_ckpt},
+        {"verify", command_verify}};
     if (argc < 2 || strcmp(argv[1], "--help") == 0 || strcmp(argv[1], "-h") == 0 || strcmp(argv[1], "help") == 0) {
         fputs(USAGE, argc < 2 ? stderr : stdout);
         return argc < 2 ? 2 : 0;

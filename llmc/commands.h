@@ -1,4 +1,4 @@
-// commands.h: what train_gpt can do besides training: plan, sample, eval, ckpt, help. Only this file and main print
+// commands.h: what train_gpt can do besides training: plan, sample, eval, ckpt, verify, help. Only this file and main print
 // and choose exit codes: 0 fine, 1 a failure, 2 a mistake on the command line or in the run file.
 #ifndef LLMC_COMMANDS_H
 #define LLMC_COMMANDS_H

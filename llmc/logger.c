@@ -3,17 +3,16 @@
 #include "llmc/logger.h"
 
 #include <errno.h>
-#include <fcntl.h>
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/ioctl.h>
-#include <sys/stat.h>
 #include <time.h>
 #include <unistd.h>
 
 #include "llmc/logger_text.h"
 #include "llmc/logger_tensorboard.h"
+#include "llmc/step_file.h"
 
 #define LINE_SECONDS 0.1   // between redraws of the live line
 #define FLUSH_SECONDS 5.0  // between flushes of the event file
@@ -41,58 +40,16 @@ static void report_failure(Logger *logger, const char *what) {
     logger_message(logger, "warning: %s: cannot write %s: %s; training goes on", logger->dir, what, strerror(errno));
 }
 
-// One record is one write, so that a reader never sees half of one; a record that the disk has no room for leaves no
-// rest.
 static void metrics_write(Logger *logger) {
     text_put(&logger->line, "}\n");
-    struct stat before;
-    bool known = fstat(logger->metrics, &before) == 0;
-    ssize_t wrote = write(logger->metrics, logger->line.data, logger->line.length);
-    if (wrote == (ssize_t)logger->line.length) return;
-    if (wrote >= 0) errno = ENOSPC;
-    int saved = errno;
-    if (known && wrote > 0 && ftruncate(logger->metrics, before.st_size) != 0) saved = errno;
-    errno = saved;
-    report_failure(logger, "metrics.jsonl");
+    if (!step_file_append(logger->metrics, logger->line.data, logger->line.length))
+        report_failure(logger, "metrics.jsonl");
 }
 
-// Every record starts with its step: metrics_cut relies on it.
+// Every record starts with its step: step_file.h relies on it.
 static void metrics_begin(Logger *logger, int64_t step) {
     logger->line.length = 0;
     text_putf(&logger->line, "{\"step\":%lld", (long long)step);
-}
-
-// Cuts the file before the first record of a later step, and before a record that was not written to its end.
-static bool metrics_cut(const char *path, int64_t step, Error *err) {
-    FILE *file = fopen(path, "rb");
-    if (file == NULL) return error_set(err, "%s: cannot open: %s", path, strerror(errno));
-    char *line = NULL;
-    size_t capacity = 0;
-    ssize_t length;
-    off_t keep = 0;
-    while ((length = getline(&line, &capacity, file)) > 0 && line[length - 1] == '\n') {
-        long long at;
-        if (sscanf(line, "{\"step\":%lld", &at) == 1 && at > step) break;
-        keep += length;
-    }
-    free(line);
-    bool ok = !ferror(file);
-    fclose(file);
-    if (ok && truncate(path, keep) == 0) return true;
-    return error_set(err, "%s: cannot cut off what was logged after step %lld: %s", path, (long long)step,
-                     strerror(errno));
-}
-
-// A new run in an old run's directory: what is there stays, as metrics-1.jsonl, metrics-2.jsonl, ...
-static bool metrics_put_aside(const char *dir, const char *path, Error *err) {
-    for (int i = 1; file_exists(path); ++i) {
-        char *aside = xasprintf("%s/metrics-%d.jsonl", dir, i);
-        bool taken = access(aside, F_OK) == 0, ok = taken || rename(path, aside) == 0;
-        if (!ok) error_set(err, "%s: cannot rename to %s: %s", path, aside, strerror(errno));
-        free(aside);
-        if (!ok) return false;
-    }
-    return true;
 }
 
 static void put_time(Text *text) {
@@ -105,11 +62,7 @@ static void put_time(Text *text) {
 }
 
 static bool metrics_open(Logger *logger, const char *config_json, int64_t resume_step, Error *err) {
-    const char *path = logger->metrics_path;
-    bool resumed = resume_step > 0 && file_exists(path);
-    if (resumed ? !metrics_cut(path, resume_step, err) : !metrics_put_aside(logger->dir, path, err)) return false;
-    logger->metrics = open(path, O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0644);
-    if (logger->metrics < 0) return error_set(err, "%s: cannot open for writing: %s", path, strerror(errno));
+    if (!step_file_open(&logger->metrics, logger->dir, "metrics", resume_step, err)) return false;
     metrics_begin(logger, resume_step);
     if (resume_step > 0) text_put(&logger->line, ",\"resumed\":true");
     put_time(&logger->line);

@@ -59,6 +59,8 @@ char *state_file_write(const StateFile *state, const char *config_json) {
     cJSON_AddBoolToObject(root, "master_weights", state->master_weights);
     add_hex(root, "tokenizer_fingerprint", state->tokenizer_fingerprint);
     add_hex(root, "chain", state->progress.chain);
+    add_hex(root, "chain_data", state->progress.chain_data);
+    cJSON_AddNumberToObject(root, "chain_step", (double)state->progress.chain_step);
     add_skips(root, &state->progress);
     add_guard(root, &state->progress.guard);
     cJSON_AddItemToObject(root, "config", cJSON_Parse(config_json));
@@ -146,6 +148,17 @@ static bool read_guard(RunProgress *progress, const cJSON *root, const char *pat
     return true;
 }
 
+static bool read_chain(RunProgress *progress, const cJSON *root, const char *path, Error *err) {
+    progress->chain_step = progress->step;
+    if ((json_find(root, "chain") != NULL && !read_hex(root, "chain", &progress->chain, path, err)) ||
+        (json_find(root, "chain_data") != NULL && !read_hex(root, "chain_data", &progress->chain_data, path, err)) ||
+        (json_find(root, "chain_step") != NULL && !read_count(root, "chain_step", &progress->chain_step, path, err)))
+        return false;
+    return progress->chain_step <= progress->step ||
+           error_set(err, "%s: expected chain_step <= step, found %" PRId64 ", %" PRId64, path, progress->chain_step,
+                     progress->step);
+}
+
 static bool state_from_json(StateFile *out, const cJSON *root, const char *path, Error *err) {
     int64_t format = 0;
     RunProgress *progress = &out->progress;
@@ -171,8 +184,7 @@ static bool state_from_json(StateFile *out, const cJSON *root, const char *path,
     if (!json_as_f64(json_find(root, "seconds"), &progress->seconds) || progress->seconds < 0)
         return error_set(err, "%s: expected \"seconds\" to be a number of 0 or more", path);
     return (json_find(root, "spikes") == NULL || read_count(root, "spikes", &progress->spikes, path, err)) &&
-           (json_find(root, "chain") == NULL || read_hex(root, "chain", &progress->chain, path, err)) &&
-           read_skips(progress, root, path, err) && read_guard(progress, root, path, err);
+           read_chain(progress, root, path, err) && read_skips(progress, root, path, err) && read_guard(progress, root, path, err);
 }
 
 bool state_file_parse(StateFile *out, const char *json, const char *path, Error *err) {

@@ -30,6 +30,8 @@ typedef struct {
     int skip_count;
     DataSkip skip[DATA_SKIPS_MAX];  // at_step ascends
     uint64_t chain;                 // the hash chain's last link; 0: none
+    uint64_t chain_data;            // of the data of the steps since
+    int64_t chain_step;             // step of that link, or where the chain begins. Not in older files: then step
     Guard guard;
 } RunProgress;
 

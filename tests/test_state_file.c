@@ -42,6 +42,8 @@ static void test_what_the_guard_knows(void **state) {
     RunProgress *progress = &file->progress;
     progress->spikes = 12345;
     progress->chain = 0x00ffee1234567890u;
+    progress->chain_data = 0xffffffffffffffffu;
+    progress->chain_step = progress->step - 1;
     for (int i = 0; i < DATA_SKIPS_MAX; ++i)
         progress->skip[progress->skip_count++] = (DataSkip){.at_step = i / 2 * 1000000007LL, .steps = i + 1};
     progress->skip[0].steps = (int64_t)1 << 32;
@@ -142,6 +144,9 @@ static void test_refused(void **state) {
         {"[8, -3.5, 1]", "[8, 1e999, 1]", "guard"},
         {"[8, -3.5, 1]", "[8, 1, null]", "guard"},
         {"[8, -3.5, 1]", "8", "guard"},
+        {"\"skips\"", "\"chain_step\": 999999, \"skips\"", "chain_step"},
+        {"\"skips\"", "\"chain_step\": -1, \"skips\"", "chain_step"},
+        {"\"skips\"", "\"chain_data\": \"12\", \"skips\"", "chain_data"},
         {"{}}", "{}", "JSON"},
         {"{}}", "{}} x", "after"},
         {"{\"format\"", "[{\"format\"", "JSON"},
@@ -152,6 +157,7 @@ static void test_refused(void **state) {
     assert_true(parsed.master_weights);  // as in files from before there was a choice
     const RunProgress *progress = &parsed.progress;
     assert_true(progress->spikes == 1 && progress->chain == 0xfedcba9876543210u && progress->skip_count == 2);
+    assert_true(progress->chain_step == progress->step && progress->chain_data == 0);  // likewise
     assert_true(progress->skip[0].at_step == 3 && progress->skip[1].steps == 1 && progress->guard.count == 2);
     assert_true(progress->guard.entry[1].loss == -3.5 && progress->guard.entry[0].norm == 0.5);
     char *old = file_test_replaced(GOOD, "\"spikes\": 1, \"chain\": \"fedcba9876543210\", "
