@@ -1,5 +1,5 @@
-// command_verify.c: two runs' hash chains side by side: where they first differ, and in what. Reads two small files; no
-// model, no device.
+// command_verify.c: two runs' hash chains side by side: where they first differ, and in what. Reads two small files;
+// no model, no device.
 #include "llmc/command_verify.h"
 
 #include <inttypes.h>
@@ -12,9 +12,10 @@
 static const char USAGE[] =
     "train_gpt verify A B\n"
     "\n"
-    "Says at which step two runs first differ, and in what: the data they were given, their weights, their optimizer\n"
-    "state. A and B are directories of runs that trained with hash_every=N, or hashes.jsonl files. Where they took\n"
-    "links at different steps, the steps that both have are compared. Exit status 0: equal, 1: different.\n"
+    "Says at which step two runs first differ, and in what: the data they were given, their weights, their\n"
+    "optimizer state. A and B are directories of runs that trained with hash_every=N, or hashes.jsonl files. Where\n"
+    "they took links at different steps, the steps that both have are compared.\n"
+    "Exit status 0: equal, 1: different or not to be compared.\n"
     "\n"
     "example\n"
     "  train_gpt verify runs/one_rank runs/four_ranks\n";
@@ -122,7 +123,8 @@ static int report(const HashFile *a, const HashFile *b) {
     }
     printf("%" PRId64 " of %" PRId64 " common links agree\n", c.equal, c.common);
     if (c.data_unknown > 0)
-        printf("the data is not compared at %" PRId64 " of them: the links sum over different steps\n", c.data_unknown);
+        printf("the data is not compared at %" PRId64 " of them: the links sum over different steps\n",
+               c.data_unknown);
     if (c.first_step == 0) {
         printf("equal\n");
         return 0;

@@ -50,8 +50,8 @@ static bool parse_link(HashLink *link, const char *text, size_t bytes, const cha
 // before: NULL for the first line. Where links are missing between the two, the chain says nothing.
 static bool check_order(const HashLink *link, const HashLink *before, const char *place, Error *err) {
     if (before != NULL && link->since < before->step)
-        return error_set(err, "%s: expected a link of steps after %" PRId64 ", found one of steps %" PRId64 " to %" PRId64,
-                         place, before->step, link->since + 1, link->step);
+        return error_set(err, "%s: expected a link of steps after %" PRId64 ", found one of steps %" PRId64
+                              " to %" PRId64, place, before->step, link->since + 1, link->step);
     bool follows = before != NULL ? link->since == before->step : link->since == 0;
     if (follows && hash_link_chain(before != NULL ? before->chain : 0, link) != link->chain)
         return error_set(err, "%s: its chain does not follow from %s: the file was changed or damaged", place,
@@ -86,7 +86,8 @@ bool hash_file_read(HashFile *out, const char *path, Error *err) {
     char *text = NULL;
     size_t bytes = 0;
     bool ok = file_exists(out->path) ||
-              error_set(err, "%s: there is no such file: a run writes one when it trains with hash_every=N", out->path);
+              error_set(err, "%s: there is no such file: a run writes one when it trains with hash_every=N",
+                        out->path);
     ok = ok && file_read_all(out->path, FILE_MAX_BYTES, &text, &bytes, err);
     if (ok && strlen(text) != bytes) ok = error_set(err, "%s: holds a zero byte: it is damaged", out->path);
     ok = ok && parse_lines(out, text, err);

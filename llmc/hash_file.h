@@ -1,6 +1,6 @@
-// hash_file.h: hashes.jsonl, the links of a run's hash chain, one object a line: what a link is, how it follows from the
-// one before, and reading such a file, which may come from anywhere. Written by hash_chain.c, read by train_gpt verify;
-// knows nothing of devices or ranks.
+// hash_file.h: hashes.jsonl, the links of a run's hash chain, one object a line: what a link is, how it follows from
+// the one before, and reading such a file, which may come from anywhere. Written by hash_chain.c, read by train_gpt
+// verify; knows nothing of devices or ranks.
 #ifndef LLMC_HASH_FILE_H
 #define LLMC_HASH_FILE_H
 
@@ -29,7 +29,7 @@ typedef struct {
     char *path;
     HashLink *link;
     int64_t count;
-    bool unfinished;  // the last line had no end (the run was killed while it wrote, or writes now) and was left out
+    bool unfinished;  // the last line has no end (the run was killed while it wrote, or writes now): left out
 } HashFile;
 // path: a run's directory or such a file. Errors: no such file, no link in it, a line that is none or is out of order,
 // one whose chain does not follow from the line before.

@@ -101,7 +101,8 @@ static void test_first_difference(void **state) {
             SAYS("different from step 5 on: weights and optimizer state\n", "equal at step 4", "4 of 9 common",
                  "the data was the same"));
     compare(t, good, (Story){.every = 1, .steps = 9, .bad_data = 3, .bad_weights = 3, .bad_optimizer = 3}, 1,
-            SAYS("different from step 3 on: data, weights and optimizer state\n", "equal at step 2", "2 of 9 common"));
+            SAYS("different from step 3 on: data, weights and optimizer state\n", "equal at step 2",
+                 "2 of 9 common"));
     compare(t, good, (Story){.every = 1, .steps = 9, .bad_data = 1}, 1,
             SAYS("different from step 1 on: data\n", "no link before it agrees", "8 of 9 common"));
     compare(t, good, (Story){.every = 1, .steps = 9, .bad_optimizer = 9}, 1,
@@ -113,7 +114,8 @@ static void test_other_cadence(void **state) {
     // Data of step 5 is within the link of step 8.
     compare(t, good, (Story){.every = 4, .steps = 24, .bad_data = 5}, 1,
             SAYS("different from step 8 on: data\n", "equal at step 4", "5 of 6 common"));
-    compare(t, (Story){.every = 6, .steps = 24}, (Story){.every = 4, .steps = 24, .bad_data = 13, .bad_weights = 13}, 1,
+    const Story bad = {.every = 4, .steps = 24, .bad_data = 13, .bad_weights = 13};
+    compare(t, (Story){.every = 6, .steps = 24}, bad, 1,
             SAYS("different from step 24 on: data and weights\n", "equal at step 12", "1 of 2 common"));
     // A chain that began later: what it has of data begins later, too.
     compare(t, good, (Story){.every = 4, .steps = 24, .first = 8}, 0,
