@@ -15,49 +15,93 @@
 static bool is_gated(const Model *m) { return m->config.activation == ACT_SWIGLU; }
 static int64_t fc_width(const ModelConfig *c) { return c->activation == ACT_SWIGLU ? 2 * c->F : c->F; }
 
-static Tensor role_view(const Model *m, void *base, DType dtype, ParamRole role, int layer) {
+// One array of a model's parameters: where each bucket of it begins (NULL while measuring).
+typedef struct {
+    unsigned char *const *bucket;
+    DType dtype;
+} ParamArray;
+
+static Tensor role_view(const Model *m, ParamArray array, ParamRole role, int layer) {
     const ParamSpec *spec = params_find(&m->params, role, layer);
-    return spec == NULL ? TENSOR_NONE : params_view(spec, base, dtype);
+    if (spec == NULL) return TENSOR_NONE;
+    int bucket = partition_bucket_of(&m->params, (int)(spec - m->params.spec));
+    ParamSpec within = *spec;
+    within.offset -= m->part.bucket[bucket].first;
+    return params_view(&within, array.bucket[bucket], array.dtype);
 }
 
-static void bind_tensors(const Model *m, ModelTensors *t, void *base, DType dtype) {
-    t->wte = role_view(m, base, dtype, PARAM_WTE, -1);
-    t->wpe = role_view(m, base, dtype, PARAM_WPE, -1);
-    t->norm_f_w = role_view(m, base, dtype, PARAM_NORM_F_W, -1);
-    t->norm_f_b = role_view(m, base, dtype, PARAM_NORM_F_B, -1);
-    t->head = m->config.tied ? t->wte : role_view(m, base, dtype, PARAM_HEAD, -1);
+static void bind_tensors(const Model *m, ModelTensors *t, ParamArray array) {
+    t->wte = role_view(m, array, PARAM_WTE, -1);
+    t->wpe = role_view(m, array, PARAM_WPE, -1);
+    t->norm_f_w = role_view(m, array, PARAM_NORM_F_W, -1);
+    t->norm_f_b = role_view(m, array, PARAM_NORM_F_B, -1);
+    t->head = m->config.tied ? t->wte : role_view(m, array, PARAM_HEAD, -1);
     t->block = xcalloc(to_size(m->config.L), sizeof *t->block);
     for (int l = 0; l < m->config.L; ++l) {
         BlockTensors *b = &t->block[l];
-        b->norm1_w = role_view(m, base, dtype, PARAM_NORM1_W, l);
-        b->norm1_b = role_view(m, base, dtype, PARAM_NORM1_B, l);
-        b->qkv_w = role_view(m, base, dtype, PARAM_QKV_W, l);
-        b->qkv_b = role_view(m, base, dtype, PARAM_QKV_B, l);
-        b->q_norm_w = role_view(m, base, dtype, PARAM_Q_NORM_W, l);
-        b->k_norm_w = role_view(m, base, dtype, PARAM_K_NORM_W, l);
-        b->attn_proj_w = role_view(m, base, dtype, PARAM_ATTN_PROJ_W, l);
-        b->attn_proj_b = role_view(m, base, dtype, PARAM_ATTN_PROJ_B, l);
-        b->norm2_w = role_view(m, base, dtype, PARAM_NORM2_W, l);
-        b->norm2_b = role_view(m, base, dtype, PARAM_NORM2_B, l);
-        b->fc_w = role_view(m, base, dtype, PARAM_FC_W, l);
-        b->fc_b = role_view(m, base, dtype, PARAM_FC_B, l);
-        b->mlp_proj_w = role_view(m, base, dtype, PARAM_MLP_PROJ_W, l);
-        b->mlp_proj_b = role_view(m, base, dtype, PARAM_MLP_PROJ_B, l);
+        b->norm1_w = role_view(m, array, PARAM_NORM1_W, l);
+        b->norm1_b = role_view(m, array, PARAM_NORM1_B, l);
+        b->qkv_w = role_view(m, array, PARAM_QKV_W, l);
+        b->qkv_b = role_view(m, array, PARAM_QKV_B, l);
+        b->q_norm_w = role_view(m, array, PARAM_Q_NORM_W, l);
+        b->k_norm_w = role_view(m, array, PARAM_K_NORM_W, l);
+        b->attn_proj_w = role_view(m, array, PARAM_ATTN_PROJ_W, l);
+        b->attn_proj_b = role_view(m, array, PARAM_ATTN_PROJ_B, l);
+        b->norm2_w = role_view(m, array, PARAM_NORM2_W, l);
+        b->norm2_b = role_view(m, array, PARAM_NORM2_B, l);
+        b->fc_w = role_view(m, array, PARAM_FC_W, l);
+        b->fc_b = role_view(m, array, PARAM_FC_B, l);
+        b->mlp_proj_w = role_view(m, array, PARAM_MLP_PROJ_W, l);
+        b->mlp_proj_b = role_view(m, array, PARAM_MLP_PROJ_B, l);
+    }
+}
+
+// Where each bucket of an array is: in one flat array, or (flat NULL) buckets outside the blocks have memory of their own
+// and blocks take turns in two buffers.
+static void place_buckets(const Model *m, unsigned char **bucket, void *flat, bool in_buffers, DType dtype,
+                          const char *tag, Arena *arena) {
+    const Partition *part = &m->part;
+    const size_t bytes = dtype_bytes(dtype);
+    unsigned char *buffer[2] = {NULL, NULL};
+    for (int i = 0; in_buffers && i < 2 && i < m->config.L; ++i)
+        buffer[i] = arena_alloc(arena, to_size(part->largest_block_elems) * bytes, tag);
+    for (int b = 0; b < part->buckets; ++b) {
+        const Bucket *at = &part->bucket[b];
+        if (!in_buffers) bucket[b] = flat == NULL ? NULL : (unsigned char *)flat + to_size(at->first) * bytes;
+        else if (at->layer >= 0) bucket[b] = buffer[at->layer % 2];
+        else bucket[b] = arena_alloc(arena, to_size(at->elems) * bytes, tag);
     }
 }
 
 static void layout_weights(Model *m, Arena *arena) {
-    size_t elems = to_size(m->params.total_elems);
-    bool bf16 = m->shape.dtype == DTYPE_BF16;
-    m->weights = arena_alloc(arena, elems * dtype_bytes(m->shape.dtype), "parameters");
-    if (m->shape.training && !bf16) m->master = (float *)m->weights;
+    const Partition *part = &m->part;
+    const size_t flat = to_size(m->params.total_elems), packed = to_size(part->packed_elems);
+    const size_t bytes = dtype_bytes(m->shape.dtype);
+    const bool bf16 = m->shape.dtype == DTYPE_BF16, sharded = part->options.stage == 3;
+    void **weights = sharded ? &m->owned_weights : &m->weights;
+    *weights = arena_alloc(arena, (sharded ? packed : flat) * bytes, "parameters");
+    if (m->shape.training && !bf16) m->master = (float *)*weights;
     if (m->shape.training && bf16 && !m->shape.no_master)
-        m->master = (float *)arena_alloc(arena, elems * sizeof(float), "master weights");
-    bind_tensors(m, &m->w, m->weights, m->shape.dtype);
-    if (m->shape.training) {
-        m->grads = (float *)arena_alloc(arena, elems * sizeof(float), "gradients");
-        bind_tensors(m, &m->g, m->grads, DTYPE_F32);
-    }
+        m->master = (float *)arena_alloc(arena, packed * sizeof(float), "master weights");
+    m->bucket_weights = xcalloc((size_t)part->buckets, sizeof *m->bucket_weights);
+    place_buckets(m, m->bucket_weights, m->weights, sharded, m->shape.dtype, "gathered parameters", arena);
+    bind_tensors(m, &m->w, (ParamArray){m->bucket_weights, m->shape.dtype});
+}
+
+static void layout_grads(Model *m, Arena *arena) {
+    const Partition *part = &m->part;
+    const bool sharded = part->options.stage >= 2, lanes = part->options.lanes;
+    const char *tag = "gradients";
+    if (!sharded) m->grads = (float *)arena_alloc(arena, to_size(m->params.total_elems) * sizeof(float), tag);
+    else if (!lanes) m->owned_grads = (float *)arena_alloc(arena, to_size(part->packed_elems) * sizeof(float), tag);
+    for (int b = 0; b < part->buckets; ++b) m->lane_elems += part->bucket[b].owned_elems;
+    for (int64_t lanes_left = lanes ? m->shape.micro_batches : 0; lanes_left > 0; lanes_left /= 2) ++m->lane_levels;
+    m->lane_sums = xcalloc((size_t)m->lane_levels + 1, sizeof *m->lane_sums);
+    for (int i = 0; i < m->lane_levels; ++i)
+        m->lane_sums[i] = (float *)arena_alloc(arena, to_size(m->lane_elems) * sizeof(float), "sums of lanes");
+    m->bucket_grads = xcalloc((size_t)part->buckets, sizeof *m->bucket_grads);
+    place_buckets(m, m->bucket_grads, m->grads, sharded, DTYPE_F32, tag, arena);
+    bind_tensors(m, &m->g, (ParamArray){m->bucket_grads, DTYPE_F32});
 }
 
 // `shared`: the first block's, whose recomputed tensors this one uses too; NULL for the first block.
@@ -101,7 +145,7 @@ static void layout_activations(Model *m, Arena *arena) {
     m->norm_f_mean = c->norm == NORM_LAYER ? arena_tensor(arena, tag, DTYPE_F32, 1, N, 0, 0, 0) : TENSOR_NONE;
     m->norm_f_rstd = arena_tensor(arena, tag, DTYPE_F32, 1, N, 0, 0, 0);
     m->nll = arena_tensor(arena, tag, DTYPE_F32, 1, N, 0, 0, 0);
-    m->loss_sum = arena_tensor(arena, tag, DTYPE_F64, 1, 1, 0, 0, 0);
+    m->loss_sums = arena_tensor(arena, tag, DTYPE_F64, 1, m->shape.micro_batches, 0, 0, 0);
     m->logits = arena_tensor(arena, "logits", dtype, 2, min_i64(m->shape.loss_chunk_rows, N), c->Vp, 0, 0);
     if (!m->shape.training) return;
     int64_t wide = max_i64(c->F, model_config_qkv_width(c) + c->NH * c->HS);
@@ -195,16 +239,24 @@ void model_init(Model *m, const ModelConfig *config, const ModelShape *shape, Ba
     *m = (Model){.config = *config, .shape = *shape, .be = be};
     CHECK(shape->max_rows > 0 && shape->max_seq_len > 0 && shape->loss_chunk_rows > 0, "rows=%lld T=%lld chunk=%lld",
           (long long)shape->max_rows, (long long)shape->max_seq_len, (long long)shape->loss_chunk_rows);
+    if (!shape->training || shape->ranks.world <= 1) {
+        m->shape.ranks = (PartitionOptions){.world = 1, .lanes = shape->training && shape->ranks.lanes,
+                                            .muon = shape->ranks.muon};
+    }
+    m->shape.micro_batches = max_i64(1, shape->micro_batches);
     params_build(&m->params, config);
+    partition_build(&m->part, &m->params, &m->shape.ranks);
     layout_weights(m, arena);
+    if (shape->training) layout_grads(m, arena);
     layout_activations(m, arena);
     layout_inputs(m, arena);
     if (arena->backend == NULL) return;
     CHECK(be != NULL, "a model on a real arena needs a backend%s", "");
-    // The alignment gaps between tensors are part of the flat arrays that norms and updates walk: they stay zero.
-    be->zero(be, m->weights, to_size(m->params.total_elems) * dtype_bytes(shape->dtype));
-    if (m->master != NULL && (void *)m->master != m->weights)
-        be->zero(be, m->master, to_size(m->params.total_elems) * sizeof(float));
+    // The alignment gaps between tensors are part of the arrays that norms and updates walk: they stay zero.
+    int64_t elems = m->weights != NULL ? m->params.total_elems : m->part.packed_elems;
+    be->zero(be, m->weights != NULL ? m->weights : m->owned_weights, to_size(elems) * dtype_bytes(shape->dtype));
+    if (m->master != NULL && shape->dtype == DTYPE_BF16)
+        be->zero(be, m->master, to_size(m->part.packed_elems) * sizeof(float));
     if (config->position == POSITION_ROPE) fill_rope_tables(m);
     open_staging(m);
 }
@@ -212,7 +264,11 @@ void model_init(Model *m, const ModelConfig *config, const ModelShape *shape, Ba
 void model_free(Model *m) {
     for (int i = 0; i < 2; ++i)
         if (m->inputs[i].host != NULL) m->be->host_free(m->be, m->inputs[i].host);
+    partition_free(&m->part);
     params_free(&m->params);
+    free(m->lane_sums);
+    free(m->bucket_weights);
+    free(m->bucket_grads);
     free(m->w.block);
     free(m->g.block);
     free(m->h);
@@ -225,17 +281,41 @@ void model_free(Model *m) {
 // ---------------------------------------------------------------------------------------------------------------
 // Parameters in and out
 
+float *model_master(const Model *m, const Piece *piece) {
+    if (m->master == NULL) return NULL;
+    bool flat = m->weights == (void *)m->master;
+    return m->master + (flat ? m->params.spec[piece->param].offset + piece->first : piece->packed);
+}
+
+void *model_weight(const Model *m, const Piece *piece) {
+    int64_t elem = m->weights != NULL ? m->params.spec[piece->param].offset + piece->first : piece->packed;
+    void *base = m->weights != NULL ? m->weights : m->owned_weights;
+    return (unsigned char *)base + to_size(elem) * dtype_bytes(m->shape.dtype);
+}
+
+float *model_grad(const Model *m, const Piece *piece) {
+    if (m->owned_grads != NULL) return m->owned_grads + piece->packed;
+    return m->grads + m->params.spec[piece->param].offset + piece->first;
+}
+
 void model_set_param(Model *m, const ParamSpec *spec, const float *values) {
-    size_t elems = to_size(spec->elems);
-    Tensor weight = params_view(spec, m->weights, m->shape.dtype);
-    if (m->master != NULL) m->be->upload(m->be, m->master + spec->offset, values, elems * sizeof(float));
-    if (m->shape.dtype == DTYPE_F32) {
-        m->be->upload(m->be, weight.data, values, elems * sizeof(float));
-        return;
+    Backend *be = m->be;
+    const int index = (int)(spec - m->params.spec);
+    const bool bf16 = m->shape.dtype == DTYPE_BF16;
+    uint16_t *rounded = bf16 ? xmalloc(to_size(spec->elems) * sizeof *rounded) : NULL;
+    for (int64_t i = 0; bf16 && i < spec->elems; ++i) rounded[i] = bf16_from_f32(values[i]);
+    const unsigned char *stored = bf16 ? (const unsigned char *)rounded : (const unsigned char *)values;
+    const size_t bytes = dtype_bytes(m->shape.dtype);
+    if (m->weights != NULL)
+        be->upload(be, (unsigned char *)m->weights + to_size(spec->offset) * bytes, stored, to_size(spec->elems) * bytes);
+    for (int i = 0; i < m->part.pieces; ++i) {
+        const Piece *piece = &m->part.piece[i];
+        if (piece->param != index) continue;
+        const size_t count = to_size(piece->count), first = to_size(piece->first);
+        if (m->weights == NULL) be->upload(be, model_weight(m, piece), stored + first * bytes, count * bytes);
+        if (bf16 && m->master != NULL)
+            be->upload(be, model_master(m, piece), values + first, count * sizeof(float));
     }
-    uint16_t *rounded = xmalloc(elems * sizeof *rounded);
-    for (size_t i = 0; i < elems; ++i) rounded[i] = bf16_from_f32(values[i]);
-    m->be->upload(m->be, weight.data, rounded, elems * sizeof *rounded);
     free(rounded);
 }
 
@@ -243,8 +323,9 @@ void model_get_param(const Model *m, const ParamSpec *spec, int64_t first, int64
     CHECK(first >= 0 && count >= 0 && first + count <= spec->elems, "%s: first=%lld count=%lld", spec->name,
           (long long)first, (long long)count);
     size_t elems = to_size(count), bytes = dtype_bytes(m->shape.dtype);
-    const unsigned char *from = (const unsigned char *)m->weights + to_size(spec->offset + first) * bytes;
-    m->be->download(m->be, values, from, elems * bytes);
+    int bucket = partition_bucket_of(&m->params, (int)(spec - m->params.spec));
+    int64_t within = spec->offset - m->part.bucket[bucket].first + first;
+    m->be->download(m->be, values, m->bucket_weights[bucket] + to_size(within) * bytes, elems * bytes);
     if (m->shape.dtype == DTYPE_F32) return;
     // Widened in place, from the end, so that no half is overwritten unread.
     for (size_t i = elems; i-- > 0;) {
@@ -252,6 +333,16 @@ void model_get_param(const Model *m, const ParamSpec *spec, int64_t first, int64
         memcpy(&half, (const unsigned char *)values + i * sizeof half, sizeof half);
         values[i] = bf16_to_f32(half);
     }
+}
+
+void model_reset_grads(Model *m) {
+    Backend *be = m->be;
+    const Partition *part = &m->part;
+    for (int b = 0; b < part->buckets; ++b)
+        be->zero(be, m->bucket_grads[b], to_size(part->bucket[b].elems) * sizeof(float));
+    for (int i = 0; i < m->lane_levels; ++i) be->zero(be, m->lane_sums[i], to_size(m->lane_elems) * sizeof(float));
+    if (part->options.stage >= 2 && !part->options.lanes)
+        be->zero(be, m->owned_grads, to_size(part->packed_elems) * sizeof(float));
 }
 
 void model_init_weights(Model *m, uint64_t seed) {
@@ -486,13 +577,51 @@ static uint64_t sequence_key(const Model *m, const char *pass, bool accumulate) 
     return rng_hash(text);
 }
 
+// A pass is one sequence where nobody looks in between, else a sequence for each bucket's part of it.
+static uint64_t part_key(const Model *m, const char *pass, int bucket, bool accumulate) {
+    char text[64];
+    snprintf(text, sizeof text, "%s bucket %d", pass, bucket);
+    return sequence_key(m, text, accumulate);
+}
+static bool part_begin(Model *m, const char *pass, int bucket, bool accumulate) {
+    return m->replays && m->hooks.context != NULL &&
+           m->be->sequence_begin(m->be, part_key(m, pass, bucket, accumulate));
+}
+static void part_end(Model *m, const char *pass, int bucket, bool accumulate) {
+    if (m->replays && m->hooks.context != NULL)
+        m->be->sequence_end(m->be, part_key(m, pass, bucket, accumulate));
+}
+static void need_weights(Model *m, int bucket, ModelPass pass) {
+    if (m->hooks.context != NULL) m->hooks.weights_needed(m->hooks.context, bucket, pass);
+}
+static void begin_gradients(Model *m, int bucket) {
+    if (m->hooks.context != NULL) m->hooks.gradients_begin(m->hooks.context, bucket);
+}
+static void finish_gradients(Model *m, int bucket) {
+    if (m->hooks.context != NULL) m->hooks.gradients_ready(m->hooks.context, bucket);
+}
+static int first_bucket(void) { return 0; }
+static int block_bucket(int64_t l) { return 1 + (int)l; }
+static int last_bucket(const Model *m) { return 1 + (int)m->config.L; }
+
 // h_0 ... h_L and the final norm.
 static void trunk_forward(Model *m, int64_t start) {
     Backend *be = m->be;
+    const char *pass = "trunk";
     int64_t N = m->B * m->T;
-    be->embedding_forward(be, tensor_rows(m->h[0], 0, N), tensor_rows(m->in->tokens, 0, N),
-                          tensor_rows(m->positions, 0, N), m->w.wte, m->w.wpe);
-    for (int64_t l = 0; l < m->config.L; ++l) block_forward(m, l, start);
+    need_weights(m, first_bucket(), PASS_FORWARD);
+    if (!part_begin(m, pass, first_bucket(), false)) {
+        be->embedding_forward(be, tensor_rows(m->h[0], 0, N), tensor_rows(m->in->tokens, 0, N),
+                              tensor_rows(m->positions, 0, N), m->w.wte, m->w.wpe);
+        part_end(m, pass, first_bucket(), false);
+    }
+    for (int64_t l = 0; l < m->config.L; ++l) {
+        need_weights(m, block_bucket(l), PASS_FORWARD);
+        if (part_begin(m, pass, block_bucket(l), false)) continue;
+        block_forward(m, l, start);
+        part_end(m, pass, block_bucket(l), false);
+    }
+    need_weights(m, last_bucket(m), PASS_FORWARD);
     be->norm_forward(be, tensor_rows(m->norm_f, 0, N), rows_of(m->norm_f_mean, N), tensor_rows(m->norm_f_rstd, 0, N),
                      tensor_rows(m->h[m->config.L], 0, N), m->w.norm_f_w, m->w.norm_f_b,
                      (NormArgs){m->config.norm, m->config.norm_eps});
@@ -507,8 +636,15 @@ static Tensor head_forward(Model *m, int64_t first, int64_t rows) {
 
 void model_begin_step(Model *m) {
     m->grads_fresh = true;
-    m->be->zero(m->be, m->loss_sum.data, sizeof(double));
+    m->micro_batch = 0;
+    m->be->zero(m->be, m->loss_sums.data, tensor_bytes(m->loss_sums));
 }
+
+// Whether this micro-batch adds to the gradients of the blocks, or of what is outside of them, that it finds.
+static bool adds_to_blocks(const Model *m) {
+    return !m->grads_fresh && !m->part.options.lanes && m->part.options.stage < 2;
+}
+static bool adds_outside(const Model *m) { return !m->grads_fresh && !m->part.options.lanes; }
 
 // Logits, loss and, in training, their gradient and the head's, chunk by chunk.
 static void loss_forward(Model *m, bool train) {
@@ -526,56 +662,88 @@ static void loss_forward(Model *m, bool train) {
         if (!train) continue;
         linear_backward_input(m, tensor_rows(m->dnorm, first, rows), logits, m->w.head, ACT_NONE, TENSOR_NONE);
         linear_backward_weight(m, m->g.head, TENSOR_NONE, logits, tensor_rows(m->norm_f, first, rows),
-                               first > 0 || !m->grads_fresh);
+                               first > 0 || adds_outside(m));
     }
-    be->weighted_sum(be, m->loss_sum, tensor_rows(m->nll, 0, N), tensor_rows(m->in->weight, 0, N), true);
 }
 
 void model_forward(Model *m, const Batch *batch, double loss_scale, bool train) {
     Backend *be = m->be;
     CHECK(!train || m->shape.training, "this model was laid out without gradients%s", "");
+    CHECK(m->micro_batch < m->shape.micro_batches, "micro-batch %lld of %lld", (long long)m->micro_batch,
+          (long long)m->shape.micro_batches);
     upload_batch(m, batch, loss_scale);
-    uint64_t key = sequence_key(m, train ? "forward" : "evaluate", !m->grads_fresh);
-    if (be->sequence_begin(be, key)) return;
-    trunk_forward(m, -1);
-    loss_forward(m, train);
-    be->sequence_end(be, key);
+    m->replays = true;
+    const char *pass = train ? "forward" : "evaluate";
+    uint64_t key = sequence_key(m, pass, adds_outside(m));
+    if (m->hooks.context != NULL) {
+        trunk_forward(m, -1);
+        if (!part_begin(m, pass, last_bucket(m), adds_outside(m))) {
+            loss_forward(m, train);
+            part_end(m, pass, last_bucket(m), adds_outside(m));
+        }
+    } else if (!be->sequence_begin(be, key)) {
+        trunk_forward(m, -1);
+        loss_forward(m, train);
+        be->sequence_end(be, key);
+    }
+    m->replays = false;
+    int64_t N = m->B * m->T;
+    be->weighted_sum(be, tensor_rows(m->loss_sums, m->micro_batch, 1), tensor_rows(m->nll, 0, N),
+                     tensor_rows(m->in->weight, 0, N), !train);
+    m->micro_batch += train;
 }
 
-static void trunk_backward(Model *m, bool accumulate) {
+static void trunk_backward(Model *m) {
     Backend *be = m->be;
     const ModelConfig *c = &m->config;
+    const char *pass = "backward";
+    const bool accumulate = adds_outside(m);
     int64_t N = m->B * m->T;
     Tensor dh = tensor_rows(m->dh, 0, N);
+    need_weights(m, last_bucket(m), PASS_BACKWARD);
     be->norm_backward(be, dh, m->g.norm_f_w, m->g.norm_f_b, tensor_rows(m->dnorm, 0, N),
                       tensor_rows(m->h[c->L], 0, N), m->w.norm_f_w, rows_of(m->norm_f_mean, N),
                       tensor_rows(m->norm_f_rstd, 0, N), false, accumulate, (NormArgs){c->norm, c->norm_eps});
+    finish_gradients(m, last_bucket(m));
     for (int64_t l = c->L - 1; l >= 0; --l) {
-        // What the last block computed is still there.
-        if (m->shape.recompute == RECOMPUTE_BLOCK && l < c->L - 1) block_forward(m, l, -1);
-        if (m->shape.recompute == RECOMPUTE_NORM_ACT && l < c->L - 1) block_recompute(m, l);
-        block_backward(m, l, accumulate);
+        need_weights(m, block_bucket(l), PASS_BACKWARD);
+        begin_gradients(m, block_bucket(l));
+        if (!part_begin(m, pass, block_bucket(l), adds_to_blocks(m))) {
+            // What the last block computed is still there.
+            if (m->shape.recompute == RECOMPUTE_BLOCK && l < c->L - 1) block_forward(m, l, -1);
+            if (m->shape.recompute == RECOMPUTE_NORM_ACT && l < c->L - 1) block_recompute(m, l);
+            block_backward(m, l, adds_to_blocks(m));
+            part_end(m, pass, block_bucket(l), adds_to_blocks(m));
+        }
+        finish_gradients(m, block_bucket(l));
     }
+    need_weights(m, first_bucket(), PASS_BACKWARD);
     // The embedding's gradient only adds; where the head has not just overwritten it, it starts from zero.
     if (!accumulate && !c->tied) be->zero(be, m->g.wte.data, tensor_bytes(m->g.wte));
     if (!accumulate && !tensor_is_none(m->g.wpe)) be->zero(be, m->g.wpe.data, tensor_bytes(m->g.wpe));
     be->embedding_backward(be, m->g.wte, m->g.wpe, dh, tensor_rows(m->in->tokens, 0, N),
                            tensor_rows(m->positions, 0, N));
+    finish_gradients(m, first_bucket());
 }
 
 void model_backward(Model *m) {
-    bool accumulate = !m->grads_fresh;
-    uint64_t key = sequence_key(m, "backward", accumulate);
-    if (!m->be->sequence_begin(m->be, key)) {
-        trunk_backward(m, accumulate);
+    uint64_t key = sequence_key(m, "backward", adds_outside(m));
+    m->replays = true;
+    if (m->hooks.context != NULL) {
+        trunk_backward(m);
+    } else if (!m->be->sequence_begin(m->be, key)) {
+        trunk_backward(m);
         m->be->sequence_end(m->be, key);
     }
+    m->replays = false;
     m->grads_fresh = false;
 }
 
 double model_loss_sum(Model *m) {
-    double sum;
-    m->be->download(m->be, &sum, m->loss_sum.data, sizeof sum);
+    double sum = 0, *sums = xmalloc(tensor_bytes(m->loss_sums));
+    m->be->download(m->be, sums, m->loss_sums.data, tensor_bytes(m->loss_sums));
+    for (int64_t i = 0; i < m->shape.micro_batches; ++i) sum += sums[i];
+    free(sums);
     return sum;
 }
 

@@ -18,7 +18,7 @@
 #include "llmc/arena.h"
 #include "llmc/backend.h"
 #include "llmc/loader.h"
-#include "llmc/params.h"
+#include "llmc/partition.h"
 
 #ifdef __cplusplus
 extern "C" {
@@ -67,16 +67,37 @@ typedef struct {
     bool no_master;           // bf16 training without fp32 master weights: updates round stochastically
     Recompute recompute;      // what the backward pass computes again instead of keeping it
     int64_t cache_tokens;     // > 0: a KV cache for decoding this many positions
+    PartitionOptions ranks;   // world 0 or 1: this rank has everything, whatever the stage
+    int64_t micro_batches;    // training: most of them in a step on one rank
 } ModelShape;
+
+typedef enum { PASS_FORWARD, PASS_BACKWARD } ModelPass;
+// What a model of several ranks lets others do between its operations (zero.c). Buckets as in partition.h.
+typedef struct {
+    void *context;                                                      // NULL: nobody is there
+    void (*weights_needed)(void *context, int bucket, ModelPass pass);  // what is issued next reads them
+    void (*gradients_begin)(void *context, int bucket);                 // what is issued next writes them
+    void (*gradients_ready)(void *context, int bucket);                 // this micro-batch writes no more of them
+} ModelHooks;
 
 typedef struct {
     ModelConfig config;
     ModelShape shape;
     Backend *be;  // NULL in a model that is only planned
     ParamTable params;
-    void *weights;  // flat, dtype
-    float *master;  // flat fp32; the weights themselves in fp32 runs, NULL when not training or no_master
-    float *grads;   // flat fp32; NULL when not training
+    Partition part;
+    ModelHooks hooks;
+    // What of it is flat and what is packed (partition.h) follows from the ZeRO stage; use the accessors below.
+    void *weights;        // dtype, flat; stage 3: NULL
+    void *owned_weights;  // stage 3: dtype, packed
+    float *master;        // fp32: the weights themselves in fp32 runs, else packed; NULL when not training or no_master
+    float *grads;         // fp32, flat; stage 2 and 3: NULL; not training: NULL
+    float *owned_grads;   // fp32, packed, where the optimizer finds its gradients; NULL: in grads
+    float **lane_sums;    // lanes: [lane_levels] fp32, this rank's segments one behind the other
+    int lane_levels;
+    int64_t lane_elems;
+    unsigned char **bucket_weights;  // [buckets] where each bucket's weights are for the passes
+    float **bucket_grads;            // [buckets] and where they put its gradients
     ModelTensors w, g;
     // activations
     Tensor *h;        // [L+1] residual stream (N,C); all the same tensor when not training
@@ -84,7 +105,7 @@ typedef struct {
     Tensor norm_f, norm_f_mean, norm_f_rstd;
     Tensor logits;    // (loss_chunk_rows, Vp)
     Tensor nll;       // (N) fp32, unweighted
-    Tensor loss_sum;  // (1) fp64, sum of w*nll since model_begin_step
+    Tensor loss_sums;  // (micro_batches) fp64, sum of w*nll of each since model_begin_step
     // gradients of activations
     Tensor dh, dnorm;  // (N,C)
     Tensor dwide;      // (N, widest of F, QKV + NH*HS) flat
@@ -98,7 +119,9 @@ typedef struct {
     int64_t B, T;
     bool has_doc, has_prefix;
     int64_t position_T;  // row length that `positions` holds now, 0: none
+    int64_t micro_batch; // of the step: how many were begun since model_begin_step
     bool grads_fresh;    // nothing accumulated in this step yet: first writes overwrite
+    bool replays;        // the pass may be captured and replayed
 } Model;
 
 // Lays everything out in `arena`; with a measuring arena nothing is touched and be may be NULL. The order of
@@ -108,22 +131,31 @@ void model_free(Model *model);  // before its backend is closed; the arena owns 
 // Host memory that a model takes for transfers.
 size_t model_staging_bytes(const Model *model);
 
+// Gradients, and what lies between them, to zero.
+void model_reset_grads(Model *model);
 // Fresh weights, f(seed, name, index).
 void model_init_weights(Model *model, uint64_t seed);
-// fp32 values of one parameter in (weights and master, all spec->elems), and of its elements [first, first + count)
-// out.
+// fp32 values of one parameter in (weights and master, all spec->elems, of which a rank keeps its share), and of its
+// elements [first, first + count) out (stage 3: of a bucket that zero_gather_weights made whole).
 void model_set_param(Model *model, const ParamSpec *spec, const float *values);
 void model_get_param(const Model *model, const ParamSpec *spec, int64_t first, int64_t count, float *values);
 
-// Forget the gradients and the loss sum of the previous step; costs nothing.
+// What of a piece (partition.h) this rank updates: its fp32 values (NULL: none behind bf16 weights), its weights, its
+// gradient. Device memory, piece->count elements.
+float *model_master(const Model *model, const Piece *piece);
+void *model_weight(const Model *model, const Piece *piece);
+float *model_grad(const Model *model, const Piece *piece);
+
+// Forget the gradients and the loss sums of the previous step; costs nothing.
 void model_begin_step(Model *model);
 // Forward pass of one micro-batch (N <= max_rows). With train, dlogits and the head's gradients are already taken
 // here, chunk by chunk, so that logits exist once; loss_scale is 1 / (sum of weights of the whole step), 0 if that is
-// 0. Afterwards model->nll holds this batch's losses and loss_sum has grown by sum of w*nll.
+// 0. Afterwards model->nll holds this batch's losses and its place in loss_sums their sum of w*nll.
 void model_forward(Model *model, const Batch *batch, double loss_scale, bool train);
-// Backward pass of that micro-batch: grads (first write of a step overwrites, later ones add).
+// Backward pass of that micro-batch: grads (first write of a step overwrites, later ones add; with lanes, and for blocks
+// from stage 2 on, every one overwrites).
 void model_backward(Model *model);
-// sum of w*nll since model_begin_step; waits for the device.
+// sum of w*nll since model_begin_step, on this rank; waits for the device.
 double model_loss_sum(Model *model);
 
 // Logits of the whole batch, host fp32 (B*T, V), soft-cap applied; for comparisons and evaluation by choices.

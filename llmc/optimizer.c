@@ -5,9 +5,11 @@
 #include <math.h>
 #include <stdlib.h>
 
-// Muon's matrices are the parts of hidden matrices.
-static bool uses_muon(OptimizerKind kind, const ParamSpec *spec) {
-    return kind == OPTIMIZER_MUON && spec->hidden_matrix;
+// Muon's matrices are pieces of their own.
+static bool is_matrix(const Piece *piece) { return piece->part >= 0; }
+static int64_t matrix_cols(const Piece *piece, const ParamTable *params) { return params->spec[piece->param].dim[1]; }
+static int64_t matrix_rows(const Piece *piece, const ParamTable *params) {
+    return piece->count / matrix_cols(piece, params);
 }
 
 // Matrices of rows x cols in a group, of `count` that there are.
@@ -19,31 +21,33 @@ static int64_t group_size(int64_t group_elems, int64_t count, int64_t rows, int6
 #define GROUP_SHARE 8
 #define GROUP_MIN_ELEMS ((int64_t)1 << 20)
 
-// Matrices of rows x cols that the model has.
-static int64_t count_matrices(const Optimizer *opt, const ParamTable *params, int64_t rows, int64_t cols) {
+// Matrices of rows x cols that this rank updates.
+static int64_t count_matrices(const Model *model, int64_t rows, int64_t cols) {
     int64_t count = 0;
-    for (int i = 0; i < params->count; ++i) {
-        const ParamSpec *spec = &params->spec[i];
-        if (!uses_muon(opt->kind, spec) || spec->dim[1] != cols) continue;
-        for (int part = 0; part < spec->part_count; ++part) count += spec->part_rows[part] == rows;
+    for (int i = 0; i < model->part.pieces; ++i) {
+        const Piece *piece = &model->part.piece[i];
+        count += is_matrix(piece) && matrix_rows(piece, &model->params) == rows &&
+                 matrix_cols(piece, &model->params) == cols;
     }
     return count;
 }
 
-static void layout_muon(Optimizer *opt, const ParamTable *params, DType dtype, Arena *arena) {
+static void layout_muon(Optimizer *opt, const Model *model, Arena *arena) {
+    const Partition *part = &model->part;
+    const DType dtype = model->shape.dtype;
     int64_t total_elems = 0, x_elems = 0, gram_elems = 0;
-    for (int i = 0; i < params->count; ++i)
-        if (uses_muon(opt->kind, &params->spec[i])) total_elems += params->spec[i].elems;
+    for (int i = 0; i < part->pieces; ++i)
+        if (is_matrix(&part->piece[i])) total_elems += part->piece[i].count;
     if (total_elems == 0) return;
     opt->group_elems = max_i64(total_elems / GROUP_SHARE, GROUP_MIN_ELEMS);
-    for (int i = 0; i < params->count; ++i) {
-        const ParamSpec *spec = &params->spec[i];
-        for (int part = 0; part < spec->part_count && uses_muon(opt->kind, spec); ++part) {
-            int64_t rows = spec->part_rows[part], cols = spec->dim[1], side = min_i64(rows, cols);
-            int64_t count = group_size(opt->group_elems, count_matrices(opt, params, rows, cols), rows, cols);
-            x_elems = max_i64(x_elems, count * rows * cols);
-            gram_elems = max_i64(gram_elems, count * side * side);
-        }
+    for (int i = 0; i < part->pieces; ++i) {
+        const Piece *piece = &part->piece[i];
+        if (!is_matrix(piece)) continue;
+        int64_t rows = matrix_rows(piece, &model->params), cols = matrix_cols(piece, &model->params);
+        int64_t side = min_i64(rows, cols);
+        int64_t count = group_size(opt->group_elems, count_matrices(model, rows, cols), rows, cols);
+        x_elems = max_i64(x_elems, count * rows * cols);
+        gram_elems = max_i64(gram_elems, count * side * side);
     }
     opt->x = arena_tensor(arena, "optimizer workspace", dtype, 1, x_elems, 0, 0, 0);
     opt->y = arena_tensor(arena, "optimizer workspace", dtype, 1, x_elems, 0, 0, 0);
@@ -52,29 +56,22 @@ static void layout_muon(Optimizer *opt, const ParamTable *params, DType dtype, A
 }
 
 void optimizer_init(Optimizer *opt, const RunConfig *config, const Model *model, Arena *arena) {
-    const ParamTable *params = &model->params;
+    const Partition *part = &model->part;
+    CHECK(part->options.muon == (config->optimizer == OPTIMIZER_MUON), "the model was divided for another optimizer%s", "");
     *opt = (Optimizer){.kind = config->optimizer};
-    opt->v_offset = xcalloc(to_size(params->count), sizeof *opt->v_offset);
-    opt->trainable = xcalloc(to_size(params->count), sizeof *opt->trainable);
-    opt->list = xcalloc(to_size(params->count) * PARAM_MAX_PARTS, sizeof *opt->list);
-    opt->matrix = xcalloc(to_size(params->count) * PARAM_MAX_PARTS, sizeof *opt->matrix);
-    for (int i = 0; i < params->count; ++i) {
-        const ParamSpec *spec = &params->spec[i];
-        opt->trainable[i] = true;
-        opt->v_offset[i] = -1;
-        if (uses_muon(opt->kind, spec)) continue;
-        opt->v_offset[i] = opt->v_elems;
-        opt->v_elems += round_up(spec->elems, PARAM_ALIGN_ELEMS);
-    }
-    opt->m = (float *)arena_alloc(arena, to_size(params->total_elems) * sizeof(float), "optimizer moments");
-    opt->v = (float *)arena_alloc(arena, to_size(opt->v_elems) * sizeof(float), "optimizer moments");
+    opt->trainable = xcalloc(to_size(model->params.count), sizeof *opt->trainable);
+    opt->list = xcalloc((size_t)part->pieces + 1, sizeof *opt->list);
+    opt->matrix = xcalloc((size_t)part->pieces + 1, sizeof *opt->matrix);
+    for (int i = 0; i < model->params.count; ++i) opt->trainable[i] = true;
+    opt->m = (float *)arena_alloc(arena, to_size(part->packed_elems) * sizeof(float), "optimizer moments");
+    opt->v = (float *)arena_alloc(arena, to_size(part->v_elems) * sizeof(float), "optimizer moments");
     opt->stats = (GradStats *)arena_alloc(arena, sizeof(GradStats), "optimizer workspace");
-    opt->sums = arena_tensor(arena, "optimizer workspace", DTYPE_F64, 1, 1, 0, 0, 0);
-    layout_muon(opt, params, model->shape.dtype, arena);
+    bool by_segment = part->options.stage > 0 || part->options.lanes;
+    opt->sums = arena_tensor(arena, "optimizer workspace", DTYPE_F64, 1, by_segment ? part->segments : 1, 0, 0, 0);
+    layout_muon(opt, model, arena);
 }
 
 void optimizer_free(Optimizer *opt) {
-    free(opt->v_offset);
     free(opt->trainable);
     free(opt->list);
     free(opt->matrix);
@@ -82,10 +79,12 @@ void optimizer_free(Optimizer *opt) {
 }
 
 void optimizer_reset(Optimizer *opt, Model *model) {
-    model->be->zero(model->be, model->grads, to_size(model->params.total_elems) * sizeof(float));
-    model->be->zero(model->be, opt->m, to_size(model->params.total_elems) * sizeof(float));
-    model->be->zero(model->be, opt->v, to_size(opt->v_elems) * sizeof(float));
-    model->be->zero(model->be, opt->stats, sizeof *opt->stats);
+    Backend *be = model->be;
+    model_reset_grads(model);
+    be->zero(be, opt->m, to_size(model->part.packed_elems) * sizeof(float));
+    be->zero(be, opt->v, to_size(model->part.v_elems) * sizeof(float));
+    be->zero(be, opt->stats, sizeof *opt->stats);
+    be->zero(be, opt->sums.data, tensor_bytes(opt->sums));
 }
 
 bool optimizer_set_trainable(Optimizer *opt, const ParamTable *params, const char *patterns, Error *err) {
@@ -109,16 +108,17 @@ bool optimizer_set_trainable(Optimizer *opt, const ParamTable *params, const cha
     return ok;
 }
 
-static OptimTensor optim_tensor(const Optimizer *opt, const Model *model, int index, double lr, double weight_decay) {
-    const ParamSpec *spec = &model->params.spec[index];
+static OptimTensor optim_tensor(const Optimizer *opt, const Model *model, const Piece *piece, double lr,
+                                double weight_decay) {
+    const ParamSpec *spec = &model->params.spec[piece->param];
     bool bf16 = model->shape.dtype == DTYPE_BF16;
-    return (OptimTensor){.master = model->master == NULL ? NULL : model->master + spec->offset,
-                         .weight = bf16 ? (uint16_t *)model->weights + spec->offset : NULL,
-                         .grad = model->grads + spec->offset,
-                         .m = opt->m + spec->offset,
-                         .v = opt->v_offset[index] < 0 ? NULL : opt->v + opt->v_offset[index],
-                         .elems = spec->elems,
-                         .first_elem = spec->offset,
+    return (OptimTensor){.master = model_master(model, piece),
+                         .weight = bf16 ? model_weight(model, piece) : NULL,
+                         .grad = model_grad(model, piece),
+                         .m = opt->m + piece->packed,
+                         .v = piece->v_packed < 0 ? NULL : opt->v + piece->v_packed,
+                         .elems = piece->count,
+                         .first_elem = spec->offset + piece->first,
                          .lr = (float)lr,
                          .weight_decay = spec->decay ? (float)weight_decay : 0.0f};
 }
@@ -146,25 +146,12 @@ static Tensor orthogonalize(const Optimizer *opt, Backend *be, Tensor x, int64_t
     return x;
 }
 
-// The matrices of a parameter, behind those in opt->matrix; returns their number.
-static int64_t add_matrices(const Optimizer *opt, const Model *model, const RunConfig *config, int index, double lr,
-                            MuonMatrix *list) {
-    const ParamSpec *spec = &model->params.spec[index];
-    int64_t first_row = 0, cols = spec->dim[1];
-    for (int part = 0; part < spec->part_count; ++part) {
-        int64_t rows = spec->part_rows[part], skip = first_row * cols;
-        double shape_scale = sqrt(fmax(1.0, (double)rows / (double)cols));
-        OptimTensor t = optim_tensor(opt, model, index, lr * shape_scale, config->weight_decay / shape_scale);
-        if (t.master != NULL) t.master += skip;
-        if (t.weight != NULL) t.weight += skip;
-        t.grad += skip;
-        t.m += skip;
-        t.first_elem += skip;
-        t.elems = rows * cols;
-        list[part] = (MuonMatrix){rows, cols, t};
-        first_row += rows;
-    }
-    return spec->part_count;
+static MuonMatrix muon_matrix(const Optimizer *opt, const Model *model, const RunConfig *config, const Piece *piece,
+                              double lr) {
+    int64_t rows = matrix_rows(piece, &model->params), cols = matrix_cols(piece, &model->params);
+    double shape_scale = sqrt(fmax(1.0, (double)rows / (double)cols));
+    return (MuonMatrix){rows, cols,
+                        optim_tensor(opt, model, piece, lr * shape_scale, config->weight_decay / shape_scale)};
 }
 
 // Takes the matrices of list[0]'s shape out of list[count], as many as a group holds, into opt->list. Returns their
@@ -184,9 +171,11 @@ static void muon_step(const Optimizer *opt, Model *model, const RunConfig *confi
     MuonArgs args = {.momentum = (float)config->muon_momentum, .nesterov = config->muon_nesterov, .t = t,
                      .seed = (uint64_t)config->seed};
     int64_t count = 0;
-    for (int i = 0; i < model->params.count; ++i)
-        if (opt->trainable[i] && uses_muon(opt->kind, &model->params.spec[i]))
-            count += add_matrices(opt, model, config, i, lr, opt->matrix + count);
+    for (int i = 0; i < model->part.pieces; ++i) {
+        const Piece *piece = &model->part.piece[i];
+        if (opt->trainable[piece->param] && is_matrix(piece))
+            opt->matrix[count++] = muon_matrix(opt, model, config, piece, lr);
+    }
     while (count > 0) {
         int64_t rows = opt->matrix[0].rows, cols = opt->matrix[0].cols;
         int64_t taken = take_group(opt, opt->matrix, count);
@@ -197,25 +186,27 @@ static void muon_step(const Optimizer *opt, Model *model, const RunConfig *confi
     }
 }
 
-void optimizer_step(Optimizer *opt, Model *model, const RunConfig *config, double lr, double lr_factor, int64_t t) {
-    Backend *be = model->be;
-    const ParamTable *params = &model->params;
-    // A frozen tensor's gradient counts for nothing, the norm included.
-    for (int i = 0; i < params->count; ++i)
-        if (!opt->trainable[i])
-            be->zero(be, model->grads + params->spec[i].offset, to_size(params->spec[i].elems) * sizeof(float));
-    be->sum_squares(be, opt->sums, tensor_1d(model->grads, DTYPE_F32, params->total_elems));
-    be->grad_clip(be, opt->stats, opt->sums, TENSOR_NONE,
-                  (ClipArgs){.max_norm = (float)config->grad_clip, .skip_norm = INFINITY, .skip_loss = INFINITY});
+void optimizer_freeze(const Optimizer *opt, Model *model) {
+    for (int i = 0; i < model->part.pieces; ++i) {
+        const Piece *piece = &model->part.piece[i];
+        if (!opt->trainable[piece->param])
+            model->be->zero(model->be, model_grad(model, piece), to_size(piece->count) * sizeof(float));
+    }
+}
 
-    muon_step(opt, model, config, config->muon_lr * lr_factor, t);
+void optimizer_step(Optimizer *opt, Model *model, const RunConfig *config, const OptimizerStep *step) {
+    Backend *be = model->be;
+    be->grad_clip(be, opt->stats, opt->sums, step->loss_sums, step->clip);
+    muon_step(opt, model, config, config->muon_lr * step->lr_factor, step->t);
     int64_t count = 0;
-    for (int i = 0; i < params->count; ++i)
-        if (opt->trainable[i] && !uses_muon(opt->kind, &params->spec[i]))
-            opt->list[count++] = optim_tensor(opt, model, i, lr, config->weight_decay);
+    for (int i = 0; i < model->part.pieces; ++i) {
+        const Piece *piece = &model->part.piece[i];
+        if (opt->trainable[piece->param] && !is_matrix(piece))
+            opt->list[count++] = optim_tensor(opt, model, piece, step->lr, config->weight_decay);
+    }
     be->adamw(be, opt->list, count, opt->stats,
               (AdamwArgs){.beta1 = (float)config->beta1, .beta2 = (float)config->beta2, .eps = (float)config->eps,
-                          .t = t, .seed = (uint64_t)config->seed});
+                          .t = step->t, .seed = (uint64_t)config->seed});
 }
 
 GradStats optimizer_stats(const Optimizer *opt, const Model *model) {

@@ -21,14 +21,12 @@ typedef struct {
 
 typedef struct {
     OptimizerKind kind;
-    float *m;  // flat, as the parameters: first moment, or Muon's momentum
-    float *v;  // second moments, packed: only tensors that AdamW updates have one
-    int64_t v_elems;
-    int64_t *v_offset;  // [params.count], -1 for Muon tensors
+    float *m;  // packed (partition.h), [part.packed_elems]: first moment, or Muon's momentum
+    float *v;  // [part.v_elems]: second moments, of pieces that AdamW updates
     bool *trainable;    // [params.count] in the present phase
-    GradStats *stats;   // on the device, as sums
-    Tensor sums;        // fp64 (1): sums of squares of the gradient's pieces
-    OptimTensor *list;  // [params.count * PARAM_MAX_PARTS] scratch of a step, like the next
+    Tensor sums;        // fp64: sums of squares of the gradient's segments, or (1) of all of it
+    GradStats *stats;   // on the device
+    OptimTensor *list;  // [part.pieces] scratch of a step, like the next
     MuonMatrix *matrix;
     // Muon takes equally shaped matrices together, as many as have group_elems elements, at least one: more work for
     // a device at a time, for more memory. It changes no bit.
@@ -46,8 +44,18 @@ void optimizer_reset(Optimizer *opt, Model *model);
 // Which tensors a phase trains: comma-separated fnmatch patterns of parameter names. Errors when a pattern matches
 // nothing.
 bool optimizer_set_trainable(Optimizer *opt, const ParamTable *params, const char *patterns, Error *err);
-// Norm, clipping, update. lr_factor in [0,1] scales muon_lr; lr is AdamW's rate. t: 1 for the first step.
-void optimizer_step(Optimizer *opt, Model *model, const RunConfig *config, double lr, double lr_factor, int64_t t);
+// A frozen tensor's gradient counts for nothing, the norm included: to zero, before the norm is taken.
+void optimizer_freeze(const Optimizer *opt, Model *model);
+
+typedef struct {
+    int64_t t;         // 1 for the first step
+    double lr;         // AdamW's rate
+    double lr_factor;  // in [0,1], of muon_lr
+    ClipArgs clip;
+    Tensor loss_sums;  // of the step's micro-batches; TENSOR_NONE: the loss is not looked at
+} OptimizerStep;
+// Clipping by the norm that opt->sums tell (zero_sum_squares), and the update of this rank's pieces.
+void optimizer_step(Optimizer *opt, Model *model, const RunConfig *config, const OptimizerStep *step);
 // What the last step saw; waits for the device.
 GradStats optimizer_stats(const Optimizer *opt, const Model *model);
 
