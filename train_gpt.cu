@@ -9,7 +9,8 @@
 #include "llmc/run.h"
 
 // ---------------------------------------------------------------------------------------------------------------
-// Ctrl-C and SIGTERM: finish the step, save, exit 0. A second Ctrl-C stops at once.
+// Ctrl-C: finish the step, save, exit 0. SIGTERM and SIGUSR1, which clusters send before they take a machine away: the
+// same, and exit RUN_EXIT_REQUEUE. One rank that was sent a signal is enough. A second signal stops at once.
 
 static volatile sig_atomic_t stop_signal = 0;
 
@@ -26,22 +27,23 @@ static bool is_due(int64_t step, int64_t every) { return every > 0 && step % eve
 // One optimizer step. Returns false when the run is to end with an error.
 static bool train_step(Run *run, Error *err) {
     double started = now_seconds();
-    const StepBatch *step = loader_next(run->loader, err);
-    if (step == NULL) return false;
-
     Model *model = &run->model;
-    double loss_scale = step->weight_sum > 0 ? 1.0 / step->weight_sum : 0;
+    const StepBatch *batch = run->batch;
+    double loss_scale = run->weight_sum > 0 ? 1.0 / run->weight_sum : 0;
     model_begin_step(model);
-    for (int64_t i = 0; i < step->micro_batches; ++i) {
-        model_forward(model, &step->batch[i], loss_scale, true);
+    zero_begin_step(&run->zero, batch->micro_batches);
+    for (int64_t i = 0; i < batch->micro_batches; ++i) {
+        zero_begin_round(&run->zero, i);
+        model_forward(model, &batch->batch[i], loss_scale, true);
         model_backward(model);
     }
-
-    int64_t t = run->progress.step + 1;
-    double lr = schedule_lr(&run->schedule, run->progress.step);
-    double lr_factor = schedule_lr_factor(&run->schedule, run->progress.step);
-    optimizer_step(&run->optimizer, model, &run->config, lr, lr_factor, t);
-    run_step_issued(run, step, started, loss_scale, lr);
+    zero_finish_gradients(&run->zero);
+    optimizer_freeze(&run->optimizer, model);
+    zero_sum_squares(&run->zero, run->optimizer.sums);
+    OptimizerStep step = run_optimizer_step(run, loss_scale);
+    optimizer_update(&run->optimizer, model, &run->config, &step);
+    zero_send_weights(&run->zero);
+    run_step_issued(run, started, loss_scale, step.lr);
     return run_report_steps(run, RUN_PENDING_STEPS - 1, err);
 }
 
@@ -49,7 +51,7 @@ static bool train_loop(Run *run, Error *err) {
     const RunConfig *config = &run->config;
     int64_t saved_at = run->progress.step;
     if (run->progress.step == 0 && !run_evaluate(run, err)) return false;
-    while (stop_signal == 0 && run_begin_step(run, err)) {
+    while (run_begin_step(run, (int)stop_signal, err)) {
         if (!train_step(run, err)) return false;
         int64_t step = run->progress.step;
         bool pause = is_due(step, config->val_every) || is_due(step, config->sample_every) ||
@@ -62,15 +64,18 @@ static bool train_loop(Run *run, Error *err) {
             saved_at = step;
         }
     }
-    if (err->message[0] != '\0' || !run_report_steps(run, 0, err)) return false;
-    if (stop_signal != 0) {
-        logger_message(run->logger, "%s: stopping after step %lld", strsignal(stop_signal),
+    // What was computed is kept, whatever ended the loop.
+    Error unsaved = {""};
+    Error *why = err->message[0] == '\0' ? err : &unsaved;
+    if (!run_report_steps(run, 0, why)) return false;
+    if (run->stop_signal != 0) {
+        logger_message(run->logger, "%s: stopping after step %lld", strsignal(run->stop_signal),
                        (long long)run->progress.step);
-    } else {
+    } else if (why == err) {
         if (!is_due(run->progress.step, config->val_every) && !run_evaluate(run, err)) return false;
         run_sample(run);
     }
-    return saved_at == run->progress.step || run_save(run, err);
+    return (saved_at == run->progress.step || run_save(run, why)) && why == err;
 }
 
 static int command_train(int argc, char **argv) {
@@ -82,10 +87,13 @@ static int command_train(int argc, char **argv) {
     if (!run_open(&run, &config, &err)) return command_fail(&err);
     signal(SIGINT, on_signal);
     signal(SIGTERM, on_signal);
+    signal(SIGUSR1, on_signal);
     bool ok = train_loop(&run, &err);
+    bool requeue = ok && (run.stop_signal == SIGTERM || run.stop_signal == SIGUSR1);
     if (ok) run_print_summary(&run);
+    else run_abort(&run, &err);
     run_close(&run);
-    return ok ? 0 : command_fail(&err);
+    return requeue ? RUN_EXIT_REQUEUE : ok ? 0 : command_fail(&err);
 }
 
 // ---------------------------------------------------------------------------------------------------------------

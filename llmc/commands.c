@@ -93,12 +93,12 @@ static int command_plan(int argc, char **argv) {
     tokenizer_free(tokenizer);
     if (!ok) return command_fail(&err);
     char note[RUN_NOTE_BYTES];
-    Backend *be = run_open_backend(&config, note, sizeof note, &err);
+    Backend *be = run_open_backend(&config, 0, 0, note, sizeof note, &err);
     // A plan for a GPU can be made where there is none.
     bool elsewhere = be == NULL && strcmp(config.device, "cuda") == 0;
     if (be == NULL && !elsewhere) return command_fail(&err);
     MemoryPlan plan;
-    plan_compute(&plan, &config, &schedule, be);
+    plan_compute(&plan, &config, &schedule, PLAN_ALONE, be);
     size_t available = elsewhere ? 0 : be->memory_free(be);
     if (note[0] != '\0') printf("%s\n", note);
     if (elsewhere) printf("planned for a GPU elsewhere: %s\n", err.message);
@@ -107,7 +107,7 @@ static int command_plan(int argc, char **argv) {
     bool fits = available == 0 || plan.device_bytes <= available;
     if (!fits) {
         char options[600];
-        plan_suggest(options, sizeof options, &config, &schedule, be, available);
+        plan_suggest(options, sizeof options, &config, &schedule, PLAN_ALONE, be, available);
         printf("what would fit: %s\n", options);
     }
     if (be != NULL) be->close(be);

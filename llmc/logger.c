@@ -113,6 +113,7 @@ static void draw(Logger *logger) {
 }
 
 void logger_flush(Logger *logger) {
+    if (logger == NULL) return;
     if (!event_writer_flush(logger->events)) report_failure(logger, "TensorBoard events");
     if (now_seconds() - logger->last_draw > DRAW_SHARE * logger->draw_seconds) draw(logger);
 }
@@ -123,6 +124,7 @@ static void hide_line(Logger *logger) {
 }
 
 void logger_close(Logger *logger) {
+    if (logger == NULL) return;
     if (logger == NULL) return;
     if (logger->line_shown) fputc('\n', stderr);
     logger->line_shown = false;
@@ -165,6 +167,7 @@ static void show_line(Logger *logger, const StepRecord *record) {
 }
 
 void logger_message(Logger *logger, const char *format, ...) {
+    if (logger == NULL) return;
     char message[1024];
     va_list args;
     va_start(args, format);
@@ -181,6 +184,7 @@ void logger_message(Logger *logger, const char *format, ...) {
 // ---- records ----
 
 void logger_step(Logger *logger, const StepRecord *record) {
+    if (logger == NULL) return;
     logger->step = record->step;
     metrics_begin(logger, record->step);
     text_putf(&logger->line, ",\"tokens\":%lld", (long long)record->tokens);
@@ -237,6 +241,7 @@ static void put_eval_scalar(Logger *logger, const EvalRecord *record, const char
 }
 
 void logger_eval(Logger *logger, const EvalRecord *record) {
+    if (logger == NULL) return;
     logger->step = record->step;
     // The line shows the mean where there is one, which comes after its sources.
     logger->val_loss = record->loss;
@@ -262,6 +267,7 @@ void logger_eval(Logger *logger, const EvalRecord *record) {
 }
 
 void logger_sample(Logger *logger, int64_t step, const char *text) {
+    if (logger == NULL) return;
     char *valid = text_make_utf8(text);
     metrics_begin(logger, step);
     text_put_string(&logger->line, "sample", valid);

@@ -37,7 +37,7 @@ typedef struct {
     double bits_per_byte;  // < 0 when the tokenizer is unknown
 } EvalRecord;
 
-typedef struct Logger Logger;
+typedef struct Logger Logger;  // NULL, of a rank that keeps no logs: every function below does nothing
 // Opens dir/metrics.jsonl and an event file; when resuming at resume_step > 0, metrics after that step are cut off so
 // that the file reads as one uninterrupted run. config_json is the first line of a new file, and a "resumed" object
 // otherwise.

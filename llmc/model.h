@@ -97,7 +97,7 @@ typedef struct {
     int lane_levels;
     int64_t lane_elems;
     unsigned char **bucket_weights;  // [buckets] where each bucket's weights are for the passes
-    float **bucket_grads;            // [buckets] and where they put its gradients
+    unsigned char **bucket_grads;    // [buckets] and where they put its gradients, fp32
     ModelTensors w, g;
     // activations
     Tensor *h;        // [L+1] residual stream (N,C); all the same tensor when not training

@@ -55,7 +55,9 @@ typedef struct {
     Tensor loss_sums;  // of the step's micro-batches; TENSOR_NONE: the loss is not looked at
 } OptimizerStep;
 // Clipping by the norm that opt->sums tell (zero_sum_squares), and the update of this rank's pieces.
-void optimizer_step(Optimizer *opt, Model *model, const RunConfig *config, const OptimizerStep *step);
+void optimizer_update(Optimizer *opt, Model *model, const RunConfig *config, const OptimizerStep *step);
+// All of it where one rank has everything and lanes are off: freeze, norm, clipping to config->grad_clip, update.
+void optimizer_step(Optimizer *opt, Model *model, const RunConfig *config, double lr, double lr_factor, int64_t t);
 // What the last step saw; waits for the device.
 GradStats optimizer_stats(const Optimizer *opt, const Model *model);
 

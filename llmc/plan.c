@@ -16,25 +16,51 @@ int64_t plan_loss_chunk_rows(const RunConfig *config, int64_t rows) {
     return min_i64(rows, max_i64(fitting, 64));
 }
 
-ModelShape plan_model_shape(const RunConfig *config, const Schedule *schedule) {
+static PartitionOptions partition_options(const RunConfig *config, int rank, int world) {
+    return (PartitionOptions){.rank = rank,
+                              .world = world,
+                              .stage = (int)config->zero,
+                              .lanes = config->deterministic == DETERMINISTIC_LANES,
+                              .muon = config->optimizer == OPTIMIZER_MUON};
+}
+
+PlanRank plan_fullest_rank(const RunConfig *config, int world, const char *comm) {
+    PartitionOptions options = partition_options(config, 0, world);
+    ParamTable params;
+    params_build(&params, &config->arch);
+    int rank = partition_fullest_rank(&params, &options);
+    params_free(&params);
+    return (PlanRank){rank, world, comm};
+}
+
+ModelShape plan_model_shape(const RunConfig *config, const Schedule *schedule, PlanRank rank) {
     ModelShape shape = {.dtype = config->dtype, .training = true, .recompute = config->recompute};
+    shape.ranks = partition_options(config, rank.rank, rank.world);
     shape.fp8 = config->fp8;
     shape.no_master = config->dtype == DTYPE_BF16 && !config->master_weights;
     for (int i = 0; i < schedule->phase_count; ++i) {
         const PhaseSpan *phase = &schedule->phase[i];
         shape.max_rows = max_i64(shape.max_rows, phase->B * phase->T);
         shape.max_seq_len = max_i64(shape.max_seq_len, phase->T);
+        shape.micro_batches = max_i64(shape.micro_batches, phase->micro_batches);
     }
     shape.loss_chunk_rows = plan_loss_chunk_rows(config, shape.max_rows);
     shape.cache_tokens = config->sample_tokens > 0 ? shape.max_seq_len : 0;
     return shape;
 }
 
-void plan_layout(Model *model, Optimizer *optimizer, const RunConfig *config, const Schedule *schedule, Backend *be,
-                 Arena *arena) {
-    ModelShape shape = plan_model_shape(config, schedule);
+void plan_layout(Model *model, Optimizer *optimizer, Tensor *comm_scratch, const RunConfig *config,
+                 const Schedule *schedule, PlanRank rank, Backend *be, Arena *arena) {
+    ModelShape shape = plan_model_shape(config, schedule, rank);
     model_init(model, &config->arch, &shape, be, arena);
     optimizer_init(optimizer, config, model, arena);
+    // Of what travels in sums: buckets of gradients, and sums of squares and losses in fp64.
+    const Partition *part = &model->part;
+    int64_t numbers = 2 * max_i64(part->segments, model->shape.micro_batches);
+    CommSum how = {.tree = part->options.lanes, .accumulate = part->options.stage >= 2, .wire = config->reduce_dtype};
+    size_t bytes = comm_scratch_bytes(rank.comm, rank.world, max_i64(part->largest_bucket_elems, numbers),
+                                      max_i64(part->largest_owned_elems, numbers), how);
+    *comm_scratch = tensor_1d(bytes > 0 ? arena_alloc(arena, bytes, "communication") : NULL, DTYPE_U8, (int64_t)bytes);
 }
 
 // The largest inputs, together, of the three products of a linear layer of a block (out(N,O) = in(N,I) w(O,I)^T).
@@ -52,12 +78,14 @@ static int64_t fp8_elems(const Model *m) {
     return most;
 }
 
-void plan_compute(MemoryPlan *plan, const RunConfig *config, const Schedule *schedule, const Backend *be) {
+void plan_compute(MemoryPlan *plan, const RunConfig *config, const Schedule *schedule, PlanRank rank,
+                  const Backend *be) {
     *plan = (MemoryPlan){0};
     Model model;
     Optimizer optimizer;
     arena_init_measuring(&plan->arena);
-    plan_layout(&model, &optimizer, config, schedule, NULL, &plan->arena);
+    Tensor comm_scratch;
+    plan_layout(&model, &optimizer, &comm_scratch, config, schedule, rank, NULL, &plan->arena);
     const ModelConfig *arch = &config->arch;
     WorkspaceShape bounds = {.rows = model.shape.max_rows,
                              .seq_len = model.shape.max_seq_len,
@@ -68,7 +96,7 @@ void plan_compute(MemoryPlan *plan, const RunConfig *config, const Schedule *sch
                              .attention_library = config->dtype == DTYPE_BF16 && strcmp(config->attention, "own") != 0,
                              .chunk_rows = model.shape.loss_chunk_rows,
                              .fp8_elems = fp8_elems(&model),
-                             .tensors = PARAM_MAX_PARTS * model.params.count,
+                             .tensors = max_i64(1, model.part.pieces),
                              .widest = max_i64(2 * arch->F, max_i64(model_config_qkv_width(arch), arch->C))};
     plan->workspace_bytes = be != NULL ? be->plan_workspace(be, bounds) : backend_cuda_plan_workspace(bounds);
     plan->transfer_bytes = model_staging_bytes(&model);
@@ -89,13 +117,13 @@ void plan_compute(MemoryPlan *plan, const RunConfig *config, const Schedule *sch
 static const char *const RECOMPUTE_NAMES[] = {"none", "norm_act", "block"};
 
 // The largest micro-batch that fits, halving; 0: not even one row does. Micro-batches of every phase shrink alike.
-static int64_t largest_rows(MemoryPlan *plan, const RunConfig *config, const Schedule *schedule, const Backend *be,
-                            size_t available_bytes) {
+static int64_t largest_rows(MemoryPlan *plan, const RunConfig *config, const Schedule *schedule, PlanRank rank,
+                            const Backend *be, size_t available_bytes) {
     Schedule *smaller = xmalloc(sizeof *smaller);
     *smaller = *schedule;
     int64_t rows = 0;
     for (bool shrunk = true; shrunk && rows == 0;) {
-        plan_compute(plan, config, smaller, be);
+        plan_compute(plan, config, smaller, rank, be);
         if (plan->device_bytes <= available_bytes) rows = smaller->phase[0].B;
         shrunk = false;
         for (int i = 0; i < smaller->phase_count; ++i) {
@@ -103,6 +131,8 @@ static int64_t largest_rows(MemoryPlan *plan, const RunConfig *config, const Sch
             // Only halves keep the tokens of a step a multiple of the micro-batch.
             if (phase->B % 2 != 0) continue;
             phase->B /= 2;
+            phase->lanes *= 2;
+            phase->micro_batches = div_up(phase->lanes, rank.world);
             shrunk = true;
         }
     }
@@ -110,8 +140,8 @@ static int64_t largest_rows(MemoryPlan *plan, const RunConfig *config, const Sch
     return rows;
 }
 
-void plan_suggest(char *out, size_t out_bytes, const RunConfig *config, const Schedule *schedule, const Backend *be,
-                  size_t available_bytes) {
+void plan_suggest(char *out, size_t out_bytes, const RunConfig *config, const Schedule *schedule, PlanRank rank,
+                  const Backend *be, size_t available_bytes) {
     RunConfig *other = xmalloc(sizeof *other);
     int found = 0;
     int64_t rows_before = 0;
@@ -126,7 +156,7 @@ void plan_suggest(char *out, size_t out_bytes, const RunConfig *config, const Sc
             if ((state == 1 && config->dtype == DTYPE_BF16) || (state == 2 && (found > 0 || !config->master_weights)))
                 continue;
             MemoryPlan plan;
-            int64_t rows = largest_rows(&plan, other, schedule, be, available_bytes);
+            int64_t rows = largest_rows(&plan, other, schedule, rank, be, available_bytes);
             // Recomputing more is only worth it for a larger micro-batch.
             if (rows <= rows_before || found == 4) continue;
             rows_before = rows;

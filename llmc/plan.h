@@ -24,18 +24,29 @@ typedef struct {
 // Rows of logits that are alive at a time: the option, or as many as keep them within PLAN_LOGITS_BYTES.
 #define PLAN_LOGITS_BYTES ((int64_t)256 << 20)
 int64_t plan_loss_chunk_rows(const RunConfig *config, int64_t rows);
+// Which of how many ranks the memory is for, and how they talk to each other (Comm.kind).
+typedef struct {
+    int rank, world;
+    const char *comm;
+} PlanRank;
+static const PlanRank PLAN_ALONE = {0, 1, "none"};
+// The rank that needs the most of `world`.
+PlanRank plan_fullest_rank(const RunConfig *config, int world, const char *comm);
+
 // Shapes of the run's largest micro-batch.
-ModelShape plan_model_shape(const RunConfig *config, const Schedule *schedule);
-// The one layout: on a measuring arena (be NULL) it is the plan, on a real one it is the run.
-void plan_layout(Model *model, Optimizer *optimizer, const RunConfig *config, const Schedule *schedule, Backend *be,
-                 Arena *arena);
-// be is only asked for its workspace; NULL: a GPU that is not here. Nothing is allocated.
-void plan_compute(MemoryPlan *plan, const RunConfig *config, const Schedule *schedule, const Backend *be);
+ModelShape plan_model_shape(const RunConfig *config, const Schedule *schedule, PlanRank rank);
+// The one layout: on a measuring arena (be NULL) it is the plan, on a real one it is the run. comm_scratch: for
+// CommOptions.
+void plan_layout(Model *model, Optimizer *optimizer, Tensor *comm_scratch, const RunConfig *config,
+                 const Schedule *schedule, PlanRank rank, Backend *be, Arena *arena);
+// be is only asked for its workspace; NULL: a GPU that is not here. schedule: built for rank.world. Nothing is allocated.
+void plan_compute(MemoryPlan *plan, const RunConfig *config, const Schedule *schedule, PlanRank rank,
+                  const Backend *be);
 void plan_print(FILE *out, const MemoryPlan *plan, const RunConfig *config, size_t available_bytes);
 // The options that would make the run fit into available_bytes of the device, each with what it then takes:
 // "recompute=norm_act (812.0 MiB), or batch_rows=4 (701.5 MiB)". When none of them is enough: says so.
-void plan_suggest(char *out, size_t out_bytes, const RunConfig *config, const Schedule *schedule, const Backend *be,
-                  size_t available_bytes);
+void plan_suggest(char *out, size_t out_bytes, const RunConfig *config, const Schedule *schedule, PlanRank rank,
+                  const Backend *be, size_t available_bytes);
 
 #ifdef __cplusplus
 }

@@ -3,8 +3,10 @@
 
 #include <glob.h>
 #include <math.h>
+#include <sched.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "llmc/device.h"
 #include "llmc/guard.h"
@@ -19,12 +21,14 @@ static char *cache_dir(void) {
     return home != NULL && home[0] == '/' ? xasprintf("%s/.cache/tokamak", home) : NULL;
 }
 
-Backend *run_open_backend(const RunConfig *config, char *note, size_t note_bytes, Error *err) {
+Backend *run_open_backend(const RunConfig *config, int local_rank, int threads, char *note, size_t note_bytes,
+                          Error *err) {
     char *cache = cache_dir();
     DeviceChoice choice = {.device = config->device,
-                           .threads = (int)config->threads,
+                           .threads = config->threads > 0 ? (int)config->threads : threads,
                            .cpu_isa = config->cpu_isa,
-                           .plugin = {.attention = config->attention, .cache_dir = cache, .graphs = config->graphs}};
+                           .plugin = {.device_index = local_rank, .attention = config->attention, .cache_dir = cache,
+                                      .graphs = config->graphs}};
     Backend *be = device_open(&choice, note, note_bytes, err);
     free(cache);
     return be;
@@ -131,7 +135,8 @@ static bool check_fp8(const RunConfig *config, const Backend *be, Error *err) {
 static bool open_data(Run *run, Error *err) {
     const RunConfig *config = &run->config;
     int32_t eot = run->tokenizer == NULL ? -1 : tokenizer_eot(run->tokenizer);
-    if (!loader_open(&run->loader, config, &run->schedule, config->arch.V, eot, 0, 1, err))
+    if (!loader_open(&run->loader, config, &run->schedule, config->arch.V, eot, run->launch.rank,
+                     run->launch.world, err))
         return false;
     const PhaseSpan *first = &run->schedule.phase[0];
     for (int s = 0; s < config->source_count; ++s) {
@@ -145,21 +150,42 @@ static bool open_data(Run *run, Error *err) {
 
 static bool open_memory(Run *run, Error *err) {
     const RunConfig *config = &run->config;
-    plan_compute(&run->plan, config, &run->schedule, run->be);
+    // An NCCL group of one costs what it costs: TOKAMAK_COMM=nccl, to measure it.
+    const char *wanted_kind = getenv("TOKAMAK_COMM");
+    PlanRank rank = {run->launch.rank, run->launch.world,
+                     wanted_kind != NULL ? wanted_kind : comm_kind(run->be, run->launch.world)};
+    plan_compute(&run->plan, config, &run->schedule, rank, run->be);
     run->be->workspace_limit_bytes = run->plan.workspace_bytes;
     size_t available = run->be->memory_free(run->be), wanted = run->plan.device_bytes;
+    if (run->be->shares_host_memory) available /= (size_t)run->local_world;
     bool fits = available == 0 || wanted <= available;
     // Memory may be free and yet not to be had in one piece.
     if (!fits || !arena_init(&run->arena, run->be, run->plan.arena.used_bytes, err)) {
         char options[600];
-        plan_suggest(options, sizeof options, config, &run->schedule, run->be, available);
+        plan_suggest(options, sizeof options, config, &run->schedule, rank, run->be, available);
         return error_set(err, "this run needs %.1f MiB of memory and %.1f MiB are free (train_gpt plan shows what for); "
                               "what would fit: %s", (double)wanted / 1048576.0, (double)available / 1048576.0, options);
     }
-    plan_layout(&run->model, &run->optimizer, config, &run->schedule, run->be, &run->arena);
+    Tensor scratch;
+    plan_layout(&run->model, &run->optimizer, &scratch, config, &run->schedule, rank, run->be, &run->arena);
     CHECK(run->arena.used_bytes == run->plan.arena.used_bytes, "laid out %zu bytes, planned %zu",
           run->arena.used_bytes, run->plan.arena.used_bytes);
+    CommOptions options = {.rank = rank.rank, .world = rank.world, .scratch = scratch.data,
+                           .scratch_bytes = tensor_bytes(scratch), .control = run->control, .mpi = &run->mpi};
+    if (!comm_open(&run->comm, rank.comm, run->be, &options, err)) return false;
+    zero_init(&run->zero, &run->model, run->comm, config->reduce_dtype);
     return true;
+}
+
+// True when `ok` is true on every rank. Else err says, on the lowest rank that failed, why, and is empty elsewhere: one
+// message is printed.
+static bool run_agree(Run *run, const char *what, bool ok, Error *err) {
+    if (run->control == NULL) return ok;
+    double failed = ok ? 0 : run->launch.world - run->launch.rank;
+    if (!control_reduce(run->control, what, NULL, 0, &failed, 1)) return false;
+    if (failed == 0) return true;
+    if (ok || run->launch.world - run->launch.rank != (int)failed) err->message[0] = '\0';
+    return false;
 }
 
 static bool put_parameter(void *context, const ParamSpec *spec, const float *values, Error *err) {
@@ -168,38 +194,50 @@ static bool put_parameter(void *context, const ParamSpec *spec, const float *val
     return true;
 }
 
-// Weights: resumed, imported or fresh. *resumed_from stays NULL unless a checkpoint was loaded (caller frees).
-static bool open_weights(Run *run, char **resumed_from, Error *err) {
+// The checkpoint to go on from, "" for none: rank 0 looks, all hear of it.
+static bool choose_checkpoint(Run *run, char *out, size_t out_bytes, Error *err) {
     const RunConfig *config = &run->config;
-    char *skipped = NULL, *newest = NULL;
-    *resumed_from = NULL;
-    if (strcmp(config->resume, "auto") == 0 || strcmp(config->resume, "never") == 0) {
-        newest = checkpoint_newest(config->out_dir, &skipped);
+    memset(out, 0, out_bytes);
+    bool ok = true;
+    if (run->launch.rank == 0) {
+        char *skipped = NULL, *newest = NULL;
+        bool automatic = strcmp(config->resume, "auto") == 0, never = strcmp(config->resume, "never") == 0;
+        if (automatic || never) newest = checkpoint_newest(config->out_dir, &skipped);
+        else if (checkpoint_verify(config->resume, true, err)) newest = xstrdup(config->resume);
+        else ok = false;
         if (skipped != NULL) fprintf(stderr, "passed over: %s\n", skipped);
+        if (never && newest != NULL)
+            ok = error_set(err, "%s already holds %s and resume=never: choose another out_dir, or resume=auto to go on "
+                                "from it", config->out_dir, newest);
+        if (newest != NULL) snprintf(out, out_bytes, "%s", newest);
         free(skipped);
-        if (newest != NULL && strcmp(config->resume, "never") == 0) {
-            error_set(err,
-                      "%s already holds %s and resume=never: choose another out_dir, or resume=auto to go on from it",
-                      config->out_dir, newest);
-            free(newest);
-            return false;
-        }
+        free(newest);
+    }
+    return run_agree(run, "choose the checkpoint", ok, err) &&
+           control_broadcast(run->control, "checkpoint to go on from", out, out_bytes);
+}
+
+// Weights: resumed, imported or fresh. resumed_from is "" unless a checkpoint was loaded.
+static bool open_weights(Run *run, char *resumed_from, size_t resumed_bytes, Error *err) {
+    const RunConfig *config = &run->config;
+    if (!choose_checkpoint(run, resumed_from, resumed_bytes, err)) return false;
+    bool ok = true;
+    if (resumed_from[0] != '\0') {
+        ok = run_state_load(run, resumed_from, err);
     } else {
-        newest = xstrdup(config->resume);
-        if (!checkpoint_verify(newest, true, err)) {
-            free(newest);
-            return false;
-        }
+        if (config->init_from[0] == '\0') model_init_weights(&run->model, (uint64_t)config->seed);
+        else ok = model_file_read(config->init_from, &config->arch, &run->model.params, put_parameter, &run->model, err);
+        optimizer_reset(&run->optimizer, &run->model);
     }
-    if (newest != NULL) {
-        *resumed_from = newest;
-        return run_state_load(run, newest, err);
-    }
-    if (config->init_from[0] == '\0') model_init_weights(&run->model, (uint64_t)config->seed);
-    else if (!model_file_read(config->init_from, &config->arch, &run->model.params, put_parameter, &run->model, err))
-        return false;
-    optimizer_reset(&run->optimizer, &run->model);
-    return true;
+    return run_agree(run, "load the weights", ok, err);
+}
+
+// What each rank brings to a step's agreement: sums (the weights of its lanes last), then maxima.
+enum { VOTE_SECONDS, VOTE_LANES };
+enum { VOTE_SIGNAL, VOTE_NO_DATA, VOTE_MAXIMA };
+
+static size_t result_bytes(const Run *run) {
+    return sizeof(StepResult) + to_size(run->model.shape.micro_batches) * sizeof(double);
 }
 
 static bool open_logger(Run *run, const char *resumed_from, Error *err) {
@@ -232,31 +270,88 @@ static bool open_logger(Run *run, const char *resumed_from, Error *err) {
                    (long long)phase->rows_per_step, (long long)phase->T, (long long)phase->B);
     if (run->tokenizer == NULL)
         logger_message(run->logger, "         no tokenizer found: no bits per byte and no samples");
-    if (resumed_from != NULL)
+    if (run->launch.world > 1)
+        logger_message(run->logger, "ranks    %d (%s), zero=%lld, %s; rank 0 takes %.1f MiB", run->launch.world,
+                       run->comm->description, (long long)config->zero,
+                       config->deterministic == DETERMINISTIC_LANES ? "lanes" : "sums repeat with this many ranks",
+                       (double)run->plan.device_bytes / 1048576.0);
+    if (resumed_from[0] != '\0')
         logger_message(run->logger, "resumed  %s, step %lld", resumed_from, (long long)run->progress.step);
     return true;
 }
 
-static bool open_all(Run *run, Error *err) {
+// ---------------------------------------------------------------------------------------------------------------
+// Ranks
+
+// Who this process is, and a line to the others.
+static bool open_ranks(Run *run, Error *err) {
+    const RunConfig *config = &run->config;
+    Launch *launch = &run->launch;
+    if (!launch_detect(launch, config->launch, config->rendezvous, err)) return false;
+    if (launch->kind == LAUNCH_MPI && !comm_mpi_open(&run->mpi, launch, err)) return false;
+    run->local_world = 1;
+    if (launch->world == 1) return true;
+    ControlOptions options = {.timeout_seconds = config->comm_timeout};
+    if (launch->kind == LAUNCH_MPI) {
+        options.share = run->mpi.api->share;
+        options.share_context = run->mpi.mpi;
+    }
+    if (!control_open(&run->control, launch, &options, err)) return false;
+    char(*hosts)[LAUNCH_HOST_BYTES] = xcalloc((size_t)launch->world, sizeof *hosts);
+    bool ok = control_gather(run->control, "hosts", hosts, launch->host, sizeof *hosts);
+    run->local_world = launch->local_rank = 0;
+    for (int r = 0; r < launch->world; ++r) {
+        if (strncmp(hosts[r], launch->host, sizeof *hosts) != 0) continue;
+        ++run->local_world;
+        if (r < launch->rank) ++launch->local_rank;
+    }
+    free(hosts);
+    return ok;
+}
+
+// Threads of this rank where the config leaves them open, 0: what the machine has. Ranks of one host that the launcher
+// has not bound to cores of their own share them.
+static int threads_of_rank(const Run *run) {
+    cpu_set_t mine;
+    long cores = sysconf(_SC_NPROCESSORS_ONLN);
+    if (run->local_world == 1 || sched_getaffinity(0, sizeof mine, &mine) != 0 || CPU_COUNT(&mine) < cores) return 0;
+    return (int)max_i64(1, cores / run->local_world);
+}
+
+static bool open_local(Run *run, Error *err) {
     RunConfig *config = &run->config;
-    if (!config_check_training(config, err)) return false;
     if (!run_find_tokenizer(&run->tokenizer, config, err)) return false;
     if (!run_resolve_model(config, run->tokenizer, err)) return false;
-    if (!schedule_build(&run->schedule, config, 1, err)) return false;
+    if (!schedule_build(&run->schedule, config, run->launch.world, err)) return false;
     if (!check_lengths(config, &run->schedule, err)) return false;
     if (!open_data(run, err)) return false;
-    run->be = run_open_backend(config, run->device_note, sizeof run->device_note, err);
+    run->be = run_open_backend(config, run->launch.local_rank, threads_of_rank(run), run->device_note,
+                               sizeof run->device_note, err);
     if (run->be == NULL || !check_fp8(config, run->be, err)) return false;
     run->peak_flops = run->be->measure_peak(run->be, config->dtype);
-    if (!open_memory(run, err)) return false;
-    char *resumed_from = NULL;
-    bool ok = open_weights(run, &resumed_from, err) && open_logger(run, resumed_from, err);
-    free(resumed_from);
-    if (!ok) return false;
+    return true;
+}
+
+static void probe_comm(void *context, ControlStatus *out) {
+    Comm *comm = context;
+    comm->status(comm, out);
+}
+
+static bool open_all(Run *run, Error *err) {
+    RunConfig *config = &run->config;
+    if (!config_check_training(config, err) || !open_ranks(run, err)) return false;
+    PartitionOptions ranks = {.world = run->launch.world, .lanes = config->deterministic == DETERMINISTIC_LANES};
+    if (!run_agree(run, "open the run", partition_check(&ranks, err) && open_local(run, err), err)) return false;
+    if (!run_agree(run, "take the memory", open_memory(run, err), err)) return false;
+    control_set_probe(run->control, probe_comm, run->comm);
+    char resumed_from[CONFIG_PATH_BYTES + 64];
+    if (!open_weights(run, resumed_from, sizeof resumed_from, err)) return false;
+    if (!run_agree(run, "open the logs", run->launch.rank > 0 || open_logger(run, resumed_from, err), err)) return false;
     for (int i = 0; i < RUN_PENDING_STEPS; ++i) {
-        run->pending[i].host = run->be->host_alloc(run->be, sizeof(StepResult), err);
+        run->pending[i].host = run->be->host_alloc(run->be, result_bytes(run), err);
         if (run->pending[i].host == NULL) return false;
     }
+    run->vote = xcalloc(to_size(run->model.shape.micro_batches) + VOTE_LANES, sizeof *run->vote);
     run->resumed_seconds = run->progress.seconds;
     run->resumed_step = run->progress.step;
     run->phase = -1;
@@ -279,30 +374,33 @@ void run_close(Run *run) {
         if (run->heldout[s] != NULL) heldout_close(run->heldout[s]);
     for (int i = 0; i < RUN_PENDING_STEPS; ++i)
         if (run->pending[i].host != NULL) run->be->host_free(run->be, run->pending[i].host);
+    zero_free(&run->zero);
+    control_set_probe(run->control, NULL, NULL);
+    if (run->comm != NULL) run->comm->close(run->comm);
+    free(run->vote);
     optimizer_free(&run->optimizer);
     model_free(&run->model);
     arena_free(&run->arena);
     tokenizer_free(run->tokenizer);
     if (run->be != NULL) run->be->close(run->be);
+    control_close(run->control);
+    comm_mpi_close(&run->mpi);
     *run = (Run){0};
 }
 
-// Time-bounded runs: the horizon is where the speed so far leads, so that learning-rate curves follow the clock.
-static bool time_is_left(Run *run) {
-    double budget = run->config.train_seconds, spent = run->progress.seconds;
+// Time-bounded runs: the horizon is where the speed so far leads, so that learning-rate curves follow the clock. seconds:
+// of rank 0, the same everywhere.
+static bool time_is_left(Run *run, double seconds) {
+    double budget = run->config.train_seconds;
     int64_t step = run->progress.step;
     if (step == 0) return true;
-    double step_seconds = spent / (double)step;
-    if (spent + step_seconds > budget) return false;
+    double step_seconds = seconds / (double)step;
+    if (seconds + step_seconds > budget) return false;
     schedule_set_horizon(&run->schedule, max_i64((int64_t)(budget / step_seconds), step + 1));
     return true;
 }
 
-bool run_begin_step(Run *run, Error *err) {
-    if (run->started == 0) run->started = now_seconds();
-    run->progress.seconds = run->resumed_seconds + now_seconds() - run->started;
-    if (run->config.train_seconds > 0 && !time_is_left(run)) return false;
-    if (run->progress.step >= run->schedule.total_steps) return false;
+static bool enter_phase(Run *run, Error *err) {
     const PhaseSpan *phase = schedule_phase(&run->schedule, run->progress.step);
     if (phase->index == run->phase) return true;
     const PhaseConfig *wanted = &run->config.phase[phase->index];
@@ -312,6 +410,27 @@ bool run_begin_step(Run *run, Error *err) {
                        (long long)phase->T);
     run->phase = phase->index;
     return optimizer_set_trainable(&run->optimizer, &run->model.params, wanted->trainable, err);
+}
+
+bool run_begin_step(Run *run, int stop_signal, Error *err) {
+    if (run->started == 0) run->started = now_seconds();
+    run->progress.seconds = run->resumed_seconds + now_seconds() - run->started;
+    if (run->progress.step >= run->schedule.total_steps) return false;
+    run->batch = loader_next(run->loader, err);
+    int64_t lanes = schedule_phase(&run->schedule, run->progress.step)->micro_batches;
+    double *sum = run->vote, most[VOTE_MAXIMA] = {stop_signal, run->batch == NULL};
+    sum[VOTE_SECONDS] = run->launch.rank == 0 ? run->progress.seconds : 0;
+    for (int64_t i = 0; i < lanes; ++i) sum[VOTE_LANES + i] = run->batch != NULL ? run->batch->lane_weight[i] : 0;
+    control_set_step(run->control, run->progress.step + 1);
+    if (!control_reduce(run->control, "step", sum, VOTE_LANES + (int)lanes, most, VOTE_MAXIMA))
+        return error_set(err, "the ranks lost each other");
+    run->stop_signal = (int)most[VOTE_SIGNAL];
+    if (most[VOTE_NO_DATA] > 0)
+        return run->batch == NULL ? false : error_set(err, "another rank cannot read its data; it says why");
+    if (run->stop_signal != 0) return false;
+    if (run->config.train_seconds > 0 && !time_is_left(run, sum[VOTE_SECONDS])) return false;
+    run->weight_sum = zero_sum_rounds(sum + VOTE_LANES, lanes);
+    return enter_phase(run, err);
 }
 
 bool run_guard_step(Run *run, int64_t step, double loss, const GradStats *stats, Error *err) {
@@ -343,7 +462,7 @@ static StepRecord step_record(const Run *run, const PendingStep *pending, double
     return (StepRecord){.step = step,
                         .total_steps = total_steps,
                         .tokens = schedule_tokens_before(&run->schedule, step),
-                        .loss = pending->host->loss_sum * pending->loss_scale,
+                        .loss = zero_sum_rounds(pending->host->loss_sums, pending->micro_batches) * pending->loss_scale,
                         .lr = pending->lr,
                         .grad_norm = (double)pending->host->stats.norm,
                         .tokens_per_second = rate,
@@ -356,16 +475,34 @@ static StepRecord step_record(const Run *run, const PendingStep *pending, double
                         .phase = run->config.phase[phase->index].name};
 }
 
-void run_step_issued(Run *run, const StepBatch *batch, double started, double loss_scale, double lr) {
+OptimizerStep run_optimizer_step(const Run *run, double loss_scale) {
+    int64_t step = run->progress.step;
+    return (OptimizerStep){.t = step + 1,
+                           .lr = schedule_lr(&run->schedule, step),
+                           .lr_factor = schedule_lr_factor(&run->schedule, step),
+                           .clip = {.max_norm = (float)run->config.grad_clip,
+                                    .skip_norm = INFINITY,
+                                    .skip_loss = INFINITY,
+                                    .loss_scale = loss_scale},
+                           .loss_sums = tensor_rows(run->model.loss_sums, 0, run->batch->micro_batches)};
+}
+
+void run_abort(Run *run, const Error *err) {
+    if (run->control != NULL && err->message[0] != '\0') control_abort(run->control, err->message);
+}
+
+void run_step_issued(Run *run, double started, double loss_scale, double lr) {
     Backend *be = run->be;
     PendingStep *pending = &run->pending[run->issued % RUN_PENDING_STEPS];
     *pending = (PendingStep){.step = ++run->progress.step,
+                             .micro_batches = run->batch->micro_batches,
                              .started = started,
                              .loss_scale = loss_scale,
                              .lr = lr,
-                             .data_wait_ms = batch->wait_ms,
+                             .data_wait_ms = run->batch->wait_ms,
                              .host = pending->host};
-    be->download_begin(be, &pending->host->loss_sum, run->model.loss_sum.data, sizeof pending->host->loss_sum);
+    be->download_begin(be, pending->host->loss_sums, run->model.loss_sums.data,
+                       to_size(pending->micro_batches) * sizeof(double));
     pending->read = be->download_begin(be, &pending->host->stats, run->optimizer.stats, sizeof(GradStats));
     ++run->issued;
 }
@@ -498,6 +635,7 @@ void run_sample(Run *run) {
 }
 
 void run_print_summary(const Run *run) {
+    if (run->launch.rank > 0) return;
     const char *dir = run->config.out_dir;
     char checkpoint[CONFIG_PATH_BYTES + 32];
     snprintf(checkpoint, sizeof checkpoint, "%s/step_%08lld", dir, (long long)run->progress.step);
@@ -533,7 +671,7 @@ static bool inference_load(InferenceModel *out, const InferenceOptions *options,
     snprintf(config->cpu_isa, sizeof config->cpu_isa, "auto");
     snprintf(config->attention, sizeof config->attention, "auto");
     config->threads = options->threads;
-    out->be = run_open_backend(config, note, sizeof note, err);
+    out->be = run_open_backend(config, 0, 0, note, sizeof note, err);
     if (out->be == NULL) return false;
     if (note[0] != '\0') fprintf(stderr, "%s\n", note);
     int64_t seq_len = options->seq_len > 0 ? options->seq_len : config->arch.max_seq_len;

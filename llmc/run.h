@@ -9,6 +9,7 @@
 #include "llmc/logger.h"
 #include "llmc/plan.h"
 #include "llmc/sample.h"
+#include "llmc/zero.h"
 #include "llmc/state_file.h"
 
 #ifdef __cplusplus
@@ -17,14 +18,15 @@ extern "C" {
 
 // What a step leaves behind on the device, read back beside the steps that follow.
 typedef struct {
-    double loss_sum;
     GradStats stats;
+    double loss_sums[];  // [micro_batches], each over all ranks
 } StepResult;
 // A step that was issued and whose result has not been looked at yet. A device computes while the host prepares what
 // comes next: its results are read one step late, so that neither waits for the other.
 #define RUN_PENDING_STEPS 2
 typedef struct {
     int64_t step;       // 1 for the first
+    int64_t micro_batches;
     double started;     // now_seconds() when it began to be issued
     double loss_scale;  // 1 / sum of weights
     double lr, data_wait_ms;
@@ -36,6 +38,11 @@ typedef struct {
 typedef struct {
     RunConfig config;
     Schedule schedule;
+    Launch launch;        // this rank; rank 0 keeps the logs and decides what all have to do alike
+    int local_world;      // ranks on this host
+    CommMpiPlugin mpi;
+    Control *control;
+    Comm *comm;
     Backend *be;
     char device_note[RUN_NOTE_BYTES];  // why device=auto took the CPU; "": it did not
     double peak_flops;                 // of the matmul dtype
@@ -43,15 +50,20 @@ typedef struct {
     Arena arena;
     Model model;
     Optimizer optimizer;
+    Zero zero;
     Tokenizer *tokenizer;  // NULL when unknown: then no bits per byte, no samples
     Loader *loader;
     HeldOut *heldout[CONFIG_MAX_SOURCES];
-    Logger *logger;
+    Logger *logger;  // rank 0; elsewhere NULL
     RunProgress progress;
     double resumed_seconds;  // progress when this process began
     int64_t resumed_step;
     double started;  // now_seconds() when the loop began
     int phase;       // whose trainable mask is in force
+    const StepBatch *batch;  // of the step at hand
+    double weight_sum;       // of it, over all ranks
+    int stop_signal;         // that some rank was sent; 0: none
+    double *vote;            // [1 + micro_batches] what ranks add up before a step
     PendingStep pending[RUN_PENDING_STEPS];
     int64_t issued, reported;  // steps of this process
     double reported_at;        // now_seconds() of the last report
@@ -69,11 +81,15 @@ bool run_find_tokenizer(Tokenizer **out, const RunConfig *config, Error *err);
 // The vocabulary, if it was left open, from the tokenizer, the shards or the preset; then model_config_finish.
 bool run_resolve_model(RunConfig *config, const Tokenizer *tokenizer, Error *err);
 
-// Enters the phase of the next step (trainable mask), and, in runs bounded by time, moves the horizon to where the
-// measured speed puts it. False: the run is over.
-bool run_begin_step(Run *run, Error *err);
-// The step of `batch` has been issued as a whole: counts it and begins to read its results back.
-void run_step_issued(Run *run, const StepBatch *batch, double started, double loss_scale, double lr);
+// What all ranks agree on before a step: its batch is there (run->batch, run->weight_sum), nobody was sent a signal
+// (stop_signal: this rank's, 0: none), and, in runs bounded by time, the horizon that the measured speed leads to. Enters
+// the phase (trainable mask). False: the run is over, by its length, by run->stop_signal, or, with err, by data that
+// some rank could not read.
+bool run_begin_step(Run *run, int stop_signal, Error *err);
+// Learning rate and bounds of the step at hand.
+OptimizerStep run_optimizer_step(const Run *run, double loss_scale);
+// The step of run->batch has been issued as a whole: counts it and begins to read its results back.
+void run_step_issued(Run *run, double started, double loss_scale, double lr);
 // Logs the steps whose results are there and waits until at most may_be_pending are not. False: the device failed (the
 // message names the last complete checkpoint), or too many gradients in a row were not finite.
 bool run_report_steps(Run *run, int64_t may_be_pending, Error *err);
@@ -86,7 +102,12 @@ void run_sample(Run *run);
 // A checkpoint of the present step, then pruning. What on_save_error says decides whether an error ends the run.
 bool run_save(Run *run, Error *err);
 
-// What the run left and what to do with it, on stdout.
+// Tells the other ranks why this one ends with an error; nothing in a run of one rank.
+void run_abort(Run *run, const Error *err);
+// Exit status after SIGTERM or SIGUSR1: the run was saved and wants to be started again (Slurm: scontrol requeue).
+#define RUN_EXIT_REQUEUE 75
+
+// What the run left and what to do with it, on stdout of rank 0.
 void run_print_summary(const Run *run);
 
 // ---- models in and out, shared with eval, sample and ckpt ----
@@ -112,8 +133,10 @@ typedef struct {
 bool inference_open(InferenceModel *out, const InferenceOptions *options, Error *err);
 void inference_close(InferenceModel *inference);
 
-// Opens the device that the options name; note: why device=auto took the CPU, "" if it did not.
-Backend *run_open_backend(const RunConfig *config, char *note, size_t note_bytes, Error *err);
+// Opens the device that the options name; note: why device=auto took the CPU, "" if it did not. local_rank: which GPU;
+// threads: where the config leaves them open.
+Backend *run_open_backend(const RunConfig *config, int local_rank, int threads, char *note, size_t note_bytes,
+                          Error *err);
 
 #ifdef __cplusplus
 }

@@ -19,17 +19,24 @@ static bool has_masters_apart(const Model *model) {
     return model->master != NULL && model->shape.dtype == DTYPE_BF16;
 }
 
-static PartitionOptions partition_options(const Run *run) {
-    return (PartitionOptions){.rank = 0, .world = 1, .muon = run->config.optimizer == OPTIMIZER_MUON};
-}
+static PartitionOptions partition_options(const Run *run) { return run->model.part.options; }
 
 // Where the piece lies in backend memory.
-static float *state_address(const Run *run, const StatePiece *piece) {
-    const Optimizer *opt = &run->optimizer;
-    int64_t flat = run->model.params.spec[piece->param].offset + piece->first;
-    if (piece->kind == STATE_MASTER) return run->model.master + flat;
-    if (piece->kind == STATE_M) return opt->m + flat;
-    return opt->v + opt->v_offset[piece->param] + piece->first;
+static float *state_address(const Run *run, const StatePiece *state) {
+    const Partition *part = &run->model.part;
+    for (int i = 0; i < part->pieces; ++i) {
+        const Piece *piece = &part->piece[i];
+        int64_t within = state->first - piece->first;
+        if (piece->param != state->param || within < 0 || within >= piece->count) continue;
+        // Where one rank has everything, the parts of a parameter lie one behind the other.
+        CHECK(within + state->count <= piece->count || part->options.stage == 0, "param %d: elements %lld to %lld",
+              state->param, (long long)state->first, (long long)(state->first + state->count));
+        if (state->kind == STATE_MASTER) return model_master(&run->model, piece) + within;
+        if (state->kind == STATE_M) return run->optimizer.m + piece->packed + within;
+        return run->optimizer.v + piece->v_packed + within;
+    }
+    CHECK(false, "param %d: element %lld is not this rank's", state->param, (long long)state->first);
+    return NULL;
 }
 
 typedef struct {
@@ -92,12 +99,16 @@ static bool read_optimizer(Run *run, const char *dir, bool masters, Error *err) 
     bool ok = optimizer_files_check(files, options.muon, masters, err);
     for (int i = 0; i < params->count && ok && masters; ++i) ok = read_master(run, files, i, err);
     if (ok) optimizer_reset(&run->optimizer, &run->model);
-    StatePiece *list;
-    int count = state_pieces(&list, params, &options, false);
+    const Partition *part = &run->model.part;
     float *staging = xmalloc(to_size(SAFETENSORS_CHUNK_ELEMS) * sizeof *staging);
-    for (int i = 0; i < count && ok; ++i) ok = read_moment(run, files, &list[i], staging, err);
+    for (int i = 0; i < part->pieces && ok; ++i) {
+        const Piece *piece = &part->piece[i];
+        StatePiece state = {STATE_M, piece->param, piece->first, piece->count};
+        ok = read_moment(run, files, &state, staging, err);
+        state.kind = STATE_V;
+        if (piece->v_packed >= 0) ok = ok && read_moment(run, files, &state, staging, err);
+    }
     free(staging);
-    free(list);
     optimizer_files_close(files);
     return ok;
 }

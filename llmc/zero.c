@@ -14,6 +14,7 @@ static const char *bucket_label(char out[48], const char *verb, const Bucket *bu
     return out;
 }
 
+static float *bucket_grads(const Model *m, int b) { return (float *)m->bucket_grads[b]; }
 static Tensor bucket_tensor(const Bucket *bucket, void *data, DType dtype) {
     return tensor_1d(data, dtype, bucket->elems);
 }
@@ -181,13 +182,29 @@ static void spread_lanes(Zero *zero, const float *sum) {
         for (int i = 0; i < bucket->segments; ++i) {
             const CommSegment *segment = &bucket->segment[i];
             if (segment->owner != m->part.options.rank) continue;
-            m->be->copy(m->be, m->bucket_grads[b] + segment->first, from, to_size(segment->count) * sizeof(float));
+            m->be->copy(m->be, bucket_grads(m, b) + segment->first, from, to_size(segment->count) * sizeof(float));
             from += segment->count;
         }
         zero->reduced[b] = zero->comm->all_gather(zero->comm, bucket_label(label, "gather sums of", bucket, b),
                                                   bucket_tensor(bucket, m->bucket_grads[b], DTYPE_F32),
                                                   bucket->segment, bucket->segments);
     }
+}
+
+double zero_sum_rounds(const double *values, int64_t count) {
+    double level[64], sum = 0;
+    for (int64_t r = 0; r < count; ++r) {
+        double carry = values[r];
+        for (int lower = 0; lower < trailing_ones(r); ++lower) carry = level[lower] + carry;
+        level[trailing_ones(r)] = carry;
+    }
+    bool any = false;
+    for (int i = 0; (count >> i) != 0; ++i) {
+        if (((count >> i) & 1) == 0) continue;
+        sum = any ? level[i] + sum : level[i];
+        any = true;
+    }
+    return sum;
 }
 
 void zero_begin_step(Zero *zero, int64_t rounds) {
@@ -232,7 +249,7 @@ void zero_sum_squares(Zero *zero, Tensor sums) {
         for (int i = 0; i < bucket->segments; ++i, ++index) {
             const CommSegment *segment = &bucket->segment[i];
             if (!all && segment->owner != part->options.rank) continue;
-            float *at = m->owned_grads != NULL ? m->owned_grads + packed : m->bucket_grads[b] + segment->first;
+            float *at = m->owned_grads != NULL ? m->owned_grads + packed : bucket_grads(m, b) + segment->first;
             be->sum_squares(be, tensor_rows(sums, index, 1), tensor_1d(at, DTYPE_F32, segment->count));
             packed += segment->count;
         }

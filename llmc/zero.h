@@ -52,6 +52,9 @@ void zero_gather_weights(Zero *zero, int bucket);
 // nothing is sharded and lanes are off, sums (1): of all of it. After zero_finish_gradients.
 void zero_sum_squares(Zero *zero, Tensor sums);
 
+// values (count) in the tree in which rounds are added: ((0+1)+(2+3))+...
+double zero_sum_rounds(const double *values, int64_t count);
+
 #ifdef __cplusplus
 }
 #endif

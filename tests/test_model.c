@@ -64,7 +64,9 @@ static void trained_open(Trained *t, const char *dir, int64_t rows, int64_t T, i
                         .dtype = setup.dtype,
                         .training = true,
                         .loss_chunk_rows = setup.chunk > 0 ? setup.chunk : rows,
-                        .recompute = setup.recompute};
+                        .recompute = setup.recompute,
+                        .ranks = {.muon = t->config.optimizer == OPTIMIZER_MUON},
+                        .micro_batches = 4};
     Arena measure;
     arena_init_measuring(&measure);
     trained_layout(t, &shape, NULL, &measure);

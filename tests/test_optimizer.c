@@ -23,7 +23,8 @@ static void open_shape(ModelTest *t, const char *const *arch, DType dtype, bool 
     *t = (ModelTest){0};
     model_test_config(&t->config, arch);
     t->config.optimizer = kind;
-    ModelShape shape = {.max_rows = 4, .max_seq_len = 4, .dtype = dtype, .training = true, .no_master = no_master};
+    ModelShape shape = {.max_rows = 4, .max_seq_len = 4, .dtype = dtype, .training = true, .no_master = no_master,
+                        .ranks = {.muon = kind == OPTIMIZER_MUON}};
     model_test_open(t, &shape, 2);
 }
 static void open_model(ModelTest *t, const char *const *arch, DType dtype, OptimizerKind kind) {
@@ -354,6 +355,13 @@ static void test_groups(void **state) {
     check_groups(DTYPE_BF16, true);
 }
 
+// Where a parameter's second moments begin; -1: it has none. One rank holds every parameter whole.
+static int64_t v_offset(const ModelTest *t, int param) {
+    for (int i = 0; i < t->model.part.pieces; ++i)
+        if (t->model.part.piece[i].param == param) return t->model.part.piece[i].v_packed;
+    return -1;
+}
+
 // ---- what does not move ----
 
 typedef struct {
@@ -363,7 +371,7 @@ static Snapshot snapshot(const ModelTest *t) {
     int64_t elems = t->model.params.total_elems;
     return (Snapshot){model_test_download(t->be, t->model.master, elems),
                       model_test_download(t->be, t->optimizer.m, elems),
-                      model_test_download(t->be, t->optimizer.v, t->optimizer.v_elems)};
+                      model_test_download(t->be, t->optimizer.v, t->model.part.v_elems)};
 }
 static void snapshot_free(Snapshot *s) {
     free(s->w);
@@ -403,8 +411,8 @@ static void check_frozen(DType dtype, OptimizerKind kind) {
         moving += trained;
         assert_int_equal(!same(before.w, after.w, spec->offset, spec->elems), trained);
         assert_int_equal(!same(before.m, after.m, spec->offset, spec->elems), trained);
-        if (t.optimizer.v_offset[i] >= 0)
-            assert_int_equal(!same(before.v, after.v, t.optimizer.v_offset[i], spec->elems), trained);
+        if (v_offset(&t, i) >= 0)
+            assert_int_equal(!same(before.v, after.v, v_offset(&t, i), spec->elems), trained);
     }
     assert_int_equal(moving, 5);
     check_weights_are_rounded_masters(&t);
@@ -451,7 +459,7 @@ static void check_skip(DType dtype, OptimizerKind kind, float bad) {
     assert_true(same(before.w, after.w, 0, params->total_elems));
     for (int i = 0; i < params->count; ++i)
         assert_true(same(before.m, after.m, params->spec[i].offset, params->spec[i].elems));
-    assert_true(same(before.v, after.v, 0, t.optimizer.v_elems));
+    assert_true(same(before.v, after.v, 0, t.model.part.v_elems));
     check_weights_are_rounded_masters(&t);
     snapshot_free(&after);
     // The next good step is as if the bad one had never been.
@@ -510,14 +518,14 @@ static void test_memory(void **state) {
                     gram = max_i64(gram, elems / (rows[p] * spec->dim[1]) * side * side);
                 }
                 muon_elems += spec->elems;
-                assert_int_equal(t.optimizer.v_offset[i], -1);
+                assert_int_equal(v_offset(&t, i), -1);
                 continue;
             }
-            assert_true(t.optimizer.v_offset[i] >= end);  // in order, apart: only AdamW has second moments
-            end = t.optimizer.v_offset[i] + spec->elems;
+            assert_true(v_offset(&t, i) >= end);  // in order, apart: only AdamW has second moments
+            end = v_offset(&t, i) + spec->elems;
         }
-        assert_true(t.optimizer.v_elems >= end && t.optimizer.v_elems < end + PARAM_ALIGN_ELEMS);
-        size_t moments = to_size(params->total_elems + t.optimizer.v_elems) * sizeof(float);
+        assert_true(t.model.part.v_elems >= end && t.model.part.v_elems < end + PARAM_ALIGN_ELEMS);
+        size_t moments = to_size(params->total_elems + t.model.part.v_elems) * sizeof(float);
         size_t planned = arena_tag_bytes(&t.arena, "optimizer moments");
         assert_true(planned >= moments && planned < moments + 2 * ARENA_ALIGN_BYTES);
         // In a model as small as this, Muon's scratch is that of all equally shaped matrices, in the dtype of the run.
@@ -537,7 +545,8 @@ static void test_memory_of_large_model(void **state) {
     Arena arena;
     model_test_config(&config, (const char *const[]){"model=gpt2:1558M", "optimizer=muon", NULL});
     arena_init_measuring(&arena);
-    ModelShape shape = {.max_rows = 4, .max_seq_len = 4, .loss_chunk_rows = 4, .dtype = DTYPE_BF16, .training = true};
+    ModelShape shape = {.max_rows = 4, .max_seq_len = 4, .loss_chunk_rows = 4, .dtype = DTYPE_BF16, .training = true,
+                        .ranks = {.muon = true}};
     model_init(&model, &config.arch, &shape, NULL, &arena);
     optimizer_init(&optimizer, &config, &model, &arena);
     size_t scratch = arena_tag_bytes(&arena, "optimizer workspace");

@@ -53,9 +53,10 @@ static void check_exact(const RunConfig *config) {
     Optimizer optimizer;
     build_schedule(&schedule, config);
     Backend *be = model_test_backend(2);
-    plan_compute(&plan, config, &schedule, be);
+    plan_compute(&plan, config, &schedule, PLAN_ALONE, be);
     assert_true(arena_init(&arena, be, plan.arena.used_bytes, &err));
-    plan_layout(&model, &optimizer, config, &schedule, be, &arena);
+    Tensor comm_scratch;
+    plan_layout(&model, &optimizer, &comm_scratch, config, &schedule, PLAN_ALONE, be, &arena);
     assert_int_equal(arena.used_bytes, plan.arena.used_bytes);
     assert_int_equal(arena.tag_count, plan.arena.tag_count);
     size_t sum = 0;
@@ -113,7 +114,7 @@ static size_t planned_total(const char *const *overrides) {
     model_test_config(config, overrides);
     build_schedule(&schedule, config);
     Backend *be = model_test_backend(2);
-    plan_compute(&plan, config, &schedule, be);
+    plan_compute(&plan, config, &schedule, PLAN_ALONE, be);
     be->close(be);
     free(config);
     return plan.total_bytes;
@@ -181,9 +182,9 @@ static void check_workspace(const char *const *overrides, int threads) {
     MemoryPlan plan;
     model_test_config(&t.config, overrides);
     build_schedule(&schedule, &t.config);
-    ModelShape shape = plan_model_shape(&t.config, &schedule);
+    ModelShape shape = plan_model_shape(&t.config, &schedule, PLAN_ALONE);
     model_test_open(&t, &shape, threads);
-    plan_compute(&plan, &t.config, &schedule, t.be);
+    plan_compute(&plan, &t.config, &schedule, PLAN_ALONE, t.be);
     t.be->workspace_limit_bytes = plan.workspace_bytes;
     int64_t N = shape.max_rows, T = shape.max_seq_len;
     int32_t *tokens = xcalloc(to_size(N), sizeof *tokens);
@@ -257,7 +258,7 @@ static void test_print(void **state) {
     load_config(config, 0, DTYPE_BF16, true, 1);
     build_schedule(&schedule, config);
     Backend *be = model_test_backend(1);
-    plan_compute(&plan, config, &schedule, be);
+    plan_compute(&plan, config, &schedule, PLAN_ALONE, be);
     be->close(be);
     snprintf(total, sizeof total, "%zu", plan.total_bytes);
     check_print(&plan, config, 0, total, "fit");
@@ -274,9 +275,9 @@ static size_t least_bytes(const char *dtype, const char *masters) {
     Schedule schedule;
     MemoryPlan plan;
     model_test_config(config, (const char *const[]){"model=gpt2:d4", "vocab=50257", "steps=4", "batch_rows=1",
-                                                    "recompute=block", dtype, masters, NULL});
+                                                    "batch_tokens=64Ki", "recompute=block", dtype, masters, NULL});
     build_schedule(&schedule, config);
-    plan_compute(&plan, config, &schedule, NULL);
+    plan_compute(&plan, config, &schedule, PLAN_ALONE, NULL);
     free(config);
     return plan.device_bytes;
 }
@@ -284,10 +285,10 @@ static void check_suggests(const char *dtype, size_t available_bytes, const char
     RunConfig *config = xmalloc(sizeof *config);
     Schedule schedule;
     char text[1024];
-    model_test_config(config, (const char *const[]){"model=gpt2:d4", "vocab=50257", "steps=4", "batch_rows=64", dtype,
-                                                    NULL});
+    model_test_config(config, (const char *const[]){"model=gpt2:d4", "vocab=50257", "steps=4", "batch_rows=64",
+                                                    "batch_tokens=64Ki", dtype, NULL});
     build_schedule(&schedule, config);
-    plan_suggest(text, sizeof text, config, &schedule, NULL, available_bytes);
+    plan_suggest(text, sizeof text, config, &schedule, PLAN_ALONE, NULL, available_bytes);
     if (strstr(text, expected) == NULL || (unexpected != NULL && strstr(text, unexpected) != NULL))
         fail_msg("expected '%s', not '%s', in: %s", expected, unexpected != NULL ? unexpected : "", text);
     free(config);

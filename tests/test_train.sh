@@ -101,7 +101,8 @@ check disk_full_stops disk_full stop
 terminated() {
     local dir=$work/term pid
     rm -rf "$dir"
-    run "$dir" steps=2000 >"$work/term.log" 2>&1 &
+    # Jobs of a script ignore SIGINT unless they are told otherwise.
+    (trap - INT; run "$dir" steps=2000) >"$work/term.log" 2>&1 &
     pid=$!
     for _ in $(seq 2000); do
         grep -q '"step":3\b' "$dir/metrics.jsonl" 2>/dev/null && break
@@ -110,11 +111,13 @@ terminated() {
     pkill "-$1" -P $pid 2>/dev/null || kill "-$1" $pid
     wait $pid
     status=$?
-    [ $status -eq 0 ] && grep -q "stopping after step" "$work/term.log" || { echo "    status $status"; tail -n 3 "$work/term.log"; return 1; }
+    [ $status -eq "$2" ] && grep -q "stopping after step" "$work/term.log" || { echo "    status $status"; tail -n 3 "$work/term.log"; return 1; }
     newest=$(ls -d "$dir"/step_* | tail -n 1)
     "$train_gpt" ckpt verify "$newest" >/dev/null
 }
-check sigterm_saves_and_exits_0 terminated TERM
+check interrupt_saves_and_exits_0 terminated INT 0
+check sigterm_saves_and_asks_to_be_requeued terminated TERM 75
+check sigusr1_saves_and_asks_to_be_requeued terminated USR1 75
 
 same_bits() {
     straight "$1" "${@:3}" && for file in model.safetensors optimizer.safetensors; do

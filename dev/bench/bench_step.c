@@ -149,7 +149,7 @@ static Ticket issue_step(StepBench *bench, int64_t t) {
         model_backward(model);
     }
     optimizer_step(&bench->optimizer, model, &bench->config, LEARNING_RATE, 1, t);
-    return bench->be->download_begin(bench->be, &bench->loss[t % 2], model->loss_sum.data, sizeof *bench->loss);
+    return bench->be->download_begin(bench->be, &bench->loss[t % 2], model->loss_sums.data, sizeof *bench->loss);
 }
 
 // Runs warm-up and timed steps, as training does: a step is waited for when the next one has been issued. seconds[i]
@@ -292,12 +292,14 @@ static int write_start(const StepShape *shape, const char *dir) {
 static bool lay_out(StepBench *bench, MemoryPlan *plan, Error *err) {
     Backend *be = bench->be;
     profile_init(&bench->profile, be);
-    plan_compute(plan, &bench->config, &bench->schedule, be);
+    plan_compute(plan, &bench->config, &bench->schedule, PLAN_ALONE, be);
     be->workspace_limit_bytes = plan->workspace_bytes;
     // What the profile wraps is timed by the host's clock: only where an operation is over when its call returns.
     Backend *used = be->threads > 0 ? &bench->profile.outer : be;
     if (!arena_init(&bench->arena, used, plan->arena.used_bytes, err)) return false;
-    plan_layout(&bench->model, &bench->optimizer, &bench->config, &bench->schedule, used, &bench->arena);
+    Tensor comm_scratch;
+    plan_layout(&bench->model, &bench->optimizer, &comm_scratch, &bench->config, &bench->schedule, PLAN_ALONE, used,
+                &bench->arena);
     for (int i = 0; i < bench->model.params.count; ++i) bench->optimizer.trainable[i] = true;
     model_init_weights(&bench->model, SEED);
     optimizer_reset(&bench->optimizer, &bench->model);
