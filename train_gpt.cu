@@ -43,7 +43,7 @@ static bool train_step(Run *run, Error *err) {
     OptimizerStep step = run_optimizer_step(run, loss_scale);
     optimizer_update(&run->optimizer, model, &run->config, &step);
     zero_send_weights(&run->zero);
-    run_step_issued(run, started, loss_scale, step.lr);
+    run_step_issued(run, started, &step);
     return run_report_steps(run, RUN_PENDING_STEPS - 1, err);
 }
 
@@ -55,8 +55,13 @@ static bool train_loop(Run *run, Error *err) {
         if (!train_step(run, err)) return false;
         int64_t step = run->progress.step;
         bool pause = is_due(step, config->val_every) || is_due(step, config->sample_every) ||
-                     is_due(step, config->save_every);
+                     is_due(step, config->save_every) || step == run->schedule.total_steps;
         if (pause && !run_report_steps(run, 0, err)) return false;
+        if (run->rewind_because > 0) {
+            if (!run_rewind(run, err)) return false;
+            saved_at = run->progress.step;
+            continue;
+        }
         if (is_due(step, config->val_every) && !run_evaluate(run, err)) return false;
         if (is_due(step, config->sample_every)) run_sample(run);
         if (is_due(step, config->save_every)) {
@@ -75,7 +80,9 @@ static bool train_loop(Run *run, Error *err) {
         if (!is_due(run->progress.step, config->val_every) && !run_evaluate(run, err)) return false;
         run_sample(run);
     }
-    return (saved_at == run->progress.step || run_save(run, why)) && why == err;
+    if (saved_at != run->progress.step && !run_save(run, why)) return false;
+    run_report_ranks(run);
+    return why == err;
 }
 
 static int command_train(int argc, char **argv) {

@@ -201,7 +201,9 @@ void logger_step(Logger *logger, const StepRecord *record) {
     } device[] = {{"clock_mhz", record->clock_mhz},
                   {"power_watts", record->power_watts},
                   {"temperature_celsius", record->temperature_celsius},
-                  {"device_memory_mib", record->device_memory_mib}};
+                  {"device_memory_mib", record->device_memory_mib},
+                  {"comm_ms", record->comm_ms},
+                  {"comm_exposed_ms", record->comm_exposed_ms}};
     for (size_t i = 0; i < sizeof device / sizeof device[0]; ++i)
         if (device[i].value > 0) text_put_brief(&logger->line, device[i].key, device[i].value);
     text_put_brief(&logger->line, "seconds", record->seconds);

@@ -25,7 +25,8 @@ typedef struct {
     double seconds_left;  // < 0 unknown
     double seconds;       // of this run so far
     double clock_mhz, power_watts, temperature_celsius, device_memory_mib;  // of the device; 0 unknown
-    bool skipped;                                                           // non-finite gradient, no update
+    double comm_ms, comm_exposed_ms;  // tensors travelled; of it the computation waited. Several ranks only
+    bool skipped;                     // no update: a spike, or a gradient that is not finite
     const char *phase;
 } StepRecord;
 

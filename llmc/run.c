@@ -195,15 +195,15 @@ static bool put_parameter(void *context, const ParamSpec *spec, const float *val
 }
 
 // The checkpoint to go on from, "" for none: rank 0 looks, all hear of it.
-static bool choose_checkpoint(Run *run, char *out, size_t out_bytes, Error *err) {
+static bool choose_checkpoint(Run *run, const char *resume, char *out, size_t out_bytes, Error *err) {
     const RunConfig *config = &run->config;
     memset(out, 0, out_bytes);
     bool ok = true;
     if (run->launch.rank == 0) {
         char *skipped = NULL, *newest = NULL;
-        bool automatic = strcmp(config->resume, "auto") == 0, never = strcmp(config->resume, "never") == 0;
+        bool automatic = strcmp(resume, "auto") == 0, never = strcmp(resume, "never") == 0;
         if (automatic || never) newest = checkpoint_newest(config->out_dir, &skipped);
-        else if (checkpoint_verify(config->resume, true, err)) newest = xstrdup(config->resume);
+        else if (checkpoint_verify(resume, true, err)) newest = xstrdup(resume);
         else ok = false;
         if (skipped != NULL) fprintf(stderr, "passed over: %s\n", skipped);
         if (never && newest != NULL)
@@ -220,7 +220,7 @@ static bool choose_checkpoint(Run *run, char *out, size_t out_bytes, Error *err)
 // Weights: resumed, imported or fresh. resumed_from is "" unless a checkpoint was loaded.
 static bool open_weights(Run *run, char *resumed_from, size_t resumed_bytes, Error *err) {
     const RunConfig *config = &run->config;
-    if (!choose_checkpoint(run, resumed_from, resumed_bytes, err)) return false;
+    if (!choose_checkpoint(run, config->resume, resumed_from, resumed_bytes, err)) return false;
     bool ok = true;
     if (resumed_from[0] != '\0') {
         ok = run_state_load(run, resumed_from, err);
@@ -355,6 +355,8 @@ static bool open_all(Run *run, Error *err) {
     run->resumed_seconds = run->progress.seconds;
     run->resumed_step = run->progress.step;
     run->phase = -1;
+    run->has_checkpoint = resumed_from[0] != '\0';
+    loader_set_skips(run->loader, run->progress.skip, run->progress.skip_count);
     loader_seek(run->loader, run->progress.step);
     return true;
 }
@@ -433,17 +435,20 @@ bool run_begin_step(Run *run, int stop_signal, Error *err) {
     return enter_phase(run, err);
 }
 
-bool run_guard_step(Run *run, int64_t step, double loss, const GradStats *stats, Error *err) {
-    const GuardResult result = {.step = step,
+// What a step shows to the guard. A spike may end the stretch since the last checkpoint: run->rewind_because.
+static bool guard_step(Run *run, const PendingStep *pending, double loss, Error *err) {
+    const GradStats *stats = &pending->host->stats;
+    const GuardResult result = {.step = pending->step,
                                 .skip = (SkipReason)stats->skip,
                                 .loss = loss,
                                 .norm = (double)stats->norm,
-                                .skip_loss = INFINITY,
-                                .skip_norm = INFINITY};
+                                .skip_loss = pending->skip_loss,
+                                .skip_norm = pending->skip_norm};
     char line[300];
-    GuardAction action = guard_count(&run->progress, line, sizeof line, &run->config, &result, false, err);
+    GuardAction action = guard_count(&run->progress, line, sizeof line, &run->config, &result, run->has_checkpoint, err);
     if (line[0] != '\0') logger_message(run->logger, "%s", line);
-    return action == GUARD_GO_ON;
+    if (action == GUARD_REWIND) run->rewind_because = pending->step;
+    return action != GUARD_STOP;
 }
 
 static StepRecord step_record(const Run *run, const PendingStep *pending, double step_ms) {
@@ -477,28 +482,50 @@ static StepRecord step_record(const Run *run, const PendingStep *pending, double
 
 OptimizerStep run_optimizer_step(const Run *run, double loss_scale) {
     int64_t step = run->progress.step;
-    return (OptimizerStep){.t = step + 1,
-                           .lr = schedule_lr(&run->schedule, step),
-                           .lr_factor = schedule_lr_factor(&run->schedule, step),
-                           .clip = {.max_norm = (float)run->config.grad_clip,
-                                    .skip_norm = INFINITY,
-                                    .skip_loss = INFINITY,
-                                    .loss_scale = loss_scale},
-                           .loss_sums = tensor_rows(run->model.loss_sums, 0, run->batch->micro_batches)};
+    OptimizerStep out = {.t = step + 1,
+                         .lr = schedule_lr(&run->schedule, step),
+                         .lr_factor = schedule_lr_factor(&run->schedule, step),
+                         .clip = {.max_norm = (float)run->config.grad_clip, .loss_scale = loss_scale},
+                         .loss_sums = tensor_rows(run->model.loss_sums, 0, run->batch->micro_batches)};
+    guard_bounds(&out.clip.skip_norm, &out.clip.skip_loss, &run->progress.guard, &run->schedule, out.t);
+    return out;
+}
+
+bool run_rewind(Run *run, Error *err) {
+    int64_t because = run->rewind_because;
+    RunProgress before = run->progress;
+    if (!run->be->synchronize(run->be, err)) return false;
+    run->reported = run->issued;  // what came after is not looked at any more
+    run->rewind_because = 0;
+    char newest[CONFIG_PATH_BYTES + 64], line[300];
+    if (!choose_checkpoint(run, "auto", newest, sizeof newest, err)) return false;
+    bool ok = newest[0] != '\0' ||
+              error_set(err, "%s holds no complete checkpoint any more to go back to", run->config.out_dir);
+    ok = ok && run_state_load(run, newest, err) &&
+         guard_rewind(&run->progress, line, sizeof line, &before, because, err);
+    if (!run_agree(run, "go back", ok, err)) return false;
+    zero_send_weights(&run->zero);
+    loader_set_skips(run->loader, run->progress.skip, run->progress.skip_count);
+    loader_seek(run->loader, run->progress.step);
+    run->phase = -1;
+    logger_message(run->logger, "%s", line);
+    return true;
 }
 
 void run_abort(Run *run, const Error *err) {
     if (run->control != NULL && err->message[0] != '\0') control_abort(run->control, err->message);
 }
 
-void run_step_issued(Run *run, double started, double loss_scale, double lr) {
+void run_step_issued(Run *run, double started, const OptimizerStep *step) {
     Backend *be = run->be;
     PendingStep *pending = &run->pending[run->issued % RUN_PENDING_STEPS];
     *pending = (PendingStep){.step = ++run->progress.step,
                              .micro_batches = run->batch->micro_batches,
                              .started = started,
-                             .loss_scale = loss_scale,
-                             .lr = lr,
+                             .loss_scale = step->clip.loss_scale,
+                             .lr = step->lr,
+                             .skip_norm = step->clip.skip_norm,
+                             .skip_loss = step->clip.skip_loss,
                              .data_wait_ms = run->batch->wait_ms,
                              .host = pending->host};
     be->download_begin(be, pending->host->loss_sums, run->model.loss_sums.data,
@@ -536,7 +563,9 @@ bool run_report_steps(Run *run, int64_t may_be_pending, Error *err) {
     Backend *be = run->be;
     while (run->reported < run->issued) {
         PendingStep *pending = &run->pending[run->reported % RUN_PENDING_STEPS];
-        if (run->issued - run->reported <= may_be_pending && !be->has_passed(be, pending->read)) return true;
+        // What a result leads to, ranks do in the same step: then they look at it in the same step, too.
+        bool at_once = run->launch.world == 1 && be->has_passed(be, pending->read);
+        if (run->issued - run->reported <= may_be_pending && !at_once) return true;
         if (!be->wait(be, pending->read, err)) return explain_failure(run, pending->step, err);
         ++run->reported;
         report_attention(run);
@@ -545,6 +574,11 @@ bool run_report_steps(Run *run, int64_t may_be_pending, Error *err) {
         run->reported_at = now;
         run->progress.seconds = run->resumed_seconds + now - run->started;
         StepRecord record = step_record(run, pending, (now - began) * 1e3);
+        CommStats comm;
+        run->comm->stats(run->comm, &comm);
+        record.comm_ms = (comm.busy_seconds - run->comm_reported.busy_seconds) * 1e3;
+        record.comm_exposed_ms = (comm.exposed_seconds - run->comm_reported.exposed_seconds) * 1e3;
+        run->comm_reported = comm;
         if (pending->step % run->config.log_every == 0 || record.skipped) {
             DeviceTelemetry device;
             be->telemetry(be, &device);
@@ -554,7 +588,8 @@ bool run_report_steps(Run *run, int64_t may_be_pending, Error *err) {
             record.device_memory_mib = (double)device.memory_used_bytes / 1048576.0;
             logger_step(run->logger, &record);
         }
-        if (!run_guard_step(run, pending->step, record.loss, &pending->host->stats, err)) return false;
+        if (!guard_step(run, pending, record.loss, err)) return false;
+        if (run->rewind_because > 0) return true;
     }
     return true;
 }
@@ -632,6 +667,44 @@ void run_sample(Run *run) {
     logger_sample(run->logger, run->progress.step, sample.text);
     free(sample.text);
     token_list_free(&prompt);
+}
+
+// The most memory that this process ever had, "VmHWM" of /proc; 0: not known.
+static double peak_resident_bytes(void) {
+    char *text = NULL;
+    double kib = 0;
+    if (file_read_all("/proc/self/status", (size_t)1 << 16, &text, NULL, NULL)) {
+        const char *line = strstr(text, "VmHWM:");
+        if (line == NULL || sscanf(line, "VmHWM: %lf kB", &kib) != 1) kib = 0;
+    }
+    free(text);
+    return kib * 1024;
+}
+
+void run_report_ranks(Run *run) {
+    int world = run->launch.world;
+    if (world == 1) return;
+    const double mine[2] = {peak_resident_bytes(), (double)run->plan.total_bytes};
+    double(*all)[2] = xcalloc((size_t)world, sizeof *all);
+    if (control_gather(run->control, "memory of ranks", all, mine, sizeof mine)) {
+        int off = 0;
+        for (int r = 1; r < world; ++r)
+            if (fabs(all[r][0] / all[r][1] - 1) > fabs(all[off][0] / all[off][1] - 1)) off = r;
+        CommStats stats;
+        run->comm->stats(run->comm, &stats);
+        double steps = (double)max_i64(1, run->reported);
+        logger_message(run->logger,
+                       "ranks    communication %.1f ms a step, %.0f %% of it hidden; %.1f MiB sent a step and rank",
+                       stats.busy_seconds / steps * 1e3,
+                       100 * (1 - stats.exposed_seconds / fmax(stats.busy_seconds, 1e-9)),
+                       (double)stats.bytes / steps / 1048576.0);
+        if (run->be->shares_host_memory)
+            logger_message(run->logger, "memory   rank 0 took %.1f MiB of %.1f planned; farthest off is rank %d: %.1f of "
+                                        "%.1f (%+.1f %%)", all[0][0] / 1048576.0, all[0][1] / 1048576.0, off,
+                           all[off][0] / 1048576.0, all[off][1] / 1048576.0,
+                           100 * (all[off][0] / all[off][1] - 1));
+    }
+    free(all);
 }
 
 void run_print_summary(const Run *run) {

@@ -30,6 +30,7 @@ typedef struct {
     double started;     // now_seconds() when it began to be issued
     double loss_scale;  // 1 / sum of weights
     double lr, data_wait_ms;
+    double skip_norm, skip_loss;  // the bounds that it was given
     StepResult *host;  // host_alloc memory
     Ticket read;
 } PendingStep;
@@ -62,11 +63,14 @@ typedef struct {
     int phase;       // whose trainable mask is in force
     const StepBatch *batch;  // of the step at hand
     double weight_sum;       // of it, over all ranks
+    bool has_checkpoint;     // out_dir or resume had one, or this process wrote one: there is something to go back to
+    int64_t rewind_because;  // a spike in this step: run_rewind is to be called; 0: none was
     int stop_signal;         // that some rank was sent; 0: none
     double *vote;            // [1 + micro_batches] what ranks add up before a step
     PendingStep pending[RUN_PENDING_STEPS];
     int64_t issued, reported;  // steps of this process
     double reported_at;        // now_seconds() of the last report
+    CommStats comm_reported;   // the group's, then
     char attention[2][160];    // what was said last of the backend's choice of attention
 } Run;
 
@@ -89,12 +93,12 @@ bool run_begin_step(Run *run, int stop_signal, Error *err);
 // Learning rate and bounds of the step at hand.
 OptimizerStep run_optimizer_step(const Run *run, double loss_scale);
 // The step of run->batch has been issued as a whole: counts it and begins to read its results back.
-void run_step_issued(Run *run, double started, double loss_scale, double lr);
+void run_step_issued(Run *run, double started, const OptimizerStep *step);
 // Logs the steps whose results are there and waits until at most may_be_pending are not. False: the device failed (the
 // message names the last complete checkpoint), or too many gradients in a row were not finite.
 bool run_report_steps(Run *run, int64_t may_be_pending, Error *err);
-// Counts steps that were skipped; an error once max_bad_steps came in a row.
-bool run_guard_step(Run *run, int64_t step, double loss, const GradStats *stats, Error *err);
+// Back to the last complete checkpoint because of a spike (run->rewind_because); its data is left out from then on.
+bool run_rewind(Run *run, Error *err);
 // Held-out loss of every source that has held-out text, and their mean weighted by tokens, logged.
 bool run_evaluate(Run *run, Error *err);
 // A continuation of config.sample_prompt, logged.
@@ -107,6 +111,8 @@ void run_abort(Run *run, const Error *err);
 // Exit status after SIGTERM or SIGUSR1: the run was saved and wants to be started again (Slurm: scontrol requeue).
 #define RUN_EXIT_REQUEUE 75
 
+// What the ranks' communication cost and how much memory each took at most, logged; nothing in a run of one rank.
+void run_report_ranks(Run *run);
 // What the run left and what to do with it, on stdout of rank 0.
 void run_print_summary(const Run *run);
 

@@ -416,29 +416,11 @@ static void test_keep_last(void **state) {
     close_run(run);
 }
 
-// ---- steps that are skipped ----
-
-static void test_guard(void **state) {
-    FileTest *t = *state;
-    Run *run = open_run(t, "run", "max_bad_steps=3");
-    const GradStats good = {.norm = 1, .scale = 1}, bad = {.skip = 1};
-    const GradStats *STEPS[] = {&bad, &bad, &good, &bad, &bad};
-    for (int i = 0; i < 5; ++i) {
-        ++run->progress.step;
-        file_test_expect_ok(t, run_guard_step(run, run->progress.step, 2, STEPS[i], &t->err));
-    }
-    assert_int_equal(run->progress.bad_steps, 4);
-    assert_int_equal(run->progress.bad_in_row, 2);
-    ++run->progress.step;
-    file_test_expect_error(t, run_guard_step(run, run->progress.step, 2, &bad, &t->err), "max_bad_steps=3");
-    close_run(run);
-}
-
 int main(void) {
     const struct CMUnitTest tests[] = {
         FILE_TEST(test_resume_to_the_bit), FILE_TEST(test_another_dtype), FILE_TEST(test_other_masters),
         FILE_TEST(test_another_run),       FILE_TEST(test_damaged),       FILE_TEST(test_full_disk),
-        FILE_TEST(test_keep_last),         FILE_TEST(test_guard),
+        FILE_TEST(test_keep_last),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
