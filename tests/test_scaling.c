@@ -89,7 +89,7 @@ static void check_bytes(const char *const *overrides) {
     model_test_config(config, overrides);
     scaling_job_from_config(&job, config);
     if (!schedule_build(&schedule, config, 1, &err)) fail_msg("%s", err.message);
-    plan_compute(&plan, config, &schedule, NULL);
+    plan_compute(&plan, config, &schedule, PLAN_ALONE, NULL);
     Machine m = machine("h100");
     ScalingPrediction p = predict(&job, &m, 1);
     double planned = (double)plan.arena.used_bytes;
