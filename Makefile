@@ -45,7 +45,7 @@ PROGRAMS    := $(if $(TRAIN_SRC),$(BUILD)/train_gpt) $(if $(PREP_SRC),$(BUILD)/p
 # Sub-makes use every core unless the caller chose -jN.
 JOBS         = $(if $(filter -j%,$(MAKEFLAGS)),,-j$(shell nproc 2>/dev/null || echo 2))
 
-.PHONY: all help config clean tests test test-asan fuzz quickstart bench-cpu gpu-check setup
+.PHONY: all help config clean tests test test-asan fuzz quickstart bench-cpu bench-ranks gpu-check setup
 all: $(PROGRAMS) mpi-if-found cuda-if-found ## build train_gpt, prep and bench, and the plug-ins where nvcc and mpicc are found (the default)
 	@$(if $(PROGRAMS),:,echo 'nothing to build: train_gpt.cu, data/*.c and dev/bench/*.c are absent')
 
@@ -77,6 +77,9 @@ fuzz: ## feed the parsers of untrusted files garbage (clang; FUZZ_SECONDS=5 each
 
 bench-cpu: all ## speed of matmuls and training steps on this CPU
 	@dev/bench/bench_cpu.sh
+
+bench-ranks: all ## what several ranks cost on this machine: speed, hidden communication, memory against the plan
+	@dev/bench/bench_ranks.sh
 
 gpu-check: ## build, test, sanitize and measure everything on this machine's GPU: one report
 	@scripts/gpu_check.sh
