@@ -1,4 +1,4 @@
-// command_ckpt.h: train_gpt ckpt verify|inspect|export|import.
+// command_ckpt.h: train_gpt ckpt verify|inspect|diff|reshard|average|export|import.
 #ifndef LLMC_COMMAND_CKPT_H
 #define LLMC_COMMAND_CKPT_H
 

@@ -61,6 +61,9 @@ bool model_reader_open(ModelReader **out, const char *path, const ModelConfig *c
                        Error *err);
 bool model_reader_read(ModelReader *reader, const ParamSpec *spec, float *values, Error *err);
 void model_reader_close(ModelReader *reader);
+int64_t model_file_largest_param(const ParamTable *params);  // its elements: what reading one may take
+// Whether weights of the one are weights of the other.
+bool model_file_same_architecture(const ModelConfig *a, const ModelConfig *b);
 
 // Gets the fp32 values of elements [first, first + count) of a parameter into out[count].
 typedef bool (*ModelFileGet)(void *context, const ParamSpec *spec, int64_t first, int64_t count, float *out,

@@ -182,29 +182,30 @@ static void transpose(float *to, const float *from, int64_t rows, int64_t cols) 
                 for (int64_t c = c0; c < min_i64(c0 + TILE, cols); ++c) to[c * rows + r] = from[r * cols + c];
 }
 
-static int64_t largest_param(const ParamTable *params) {
+int64_t model_file_largest_param(const ParamTable *params) {
     int64_t largest = 0;
     for (int i = 0; i < params->count; ++i) largest = max_i64(largest, params->spec[i].elems);
     return largest;
 }
 
-static bool read_entry(const Import *import, int index, float *values, float *scratch, Error *err) {
+static bool read_entry(const Import *import, int index, float *values, Error *err) {
     const HfTensor *entry = &import->map.tensor[index];
     int64_t cols = entry->spec->dim[1], elems = entry->rows * cols;
     float *to = values + entry->first_row * cols;
-    if (!safetensors_read_f32(import->found[index], 0, elems, entry->transposed ? scratch : to, err))
-        return error_prefix(err, "%s", import->path);
-    if (entry->transposed) transpose(to, scratch, cols, entry->rows);
+    float *scratch = entry->transposed ? xmalloc(to_size(elems) * sizeof *scratch) : NULL;
+    bool ok = safetensors_read_f32(import->found[index], 0, elems, scratch != NULL ? scratch : to, err) ||
+              error_prefix(err, "%s", import->path);
+    if (ok && scratch != NULL) transpose(to, scratch, cols, entry->rows);
+    free(scratch);
     safetensors_release(import->found[index]);
-    return true;
+    return ok;
 }
 
 struct ModelReader {
     ModelBin *bin;  // llm.c's file; else:
     Import import;
     char *path;
-    int *first;      // [params->count]: first entry of the map for a parameter
-    float *scratch;  // the largest parameter
+    int *first;  // [params->count]: first entry of the map for a parameter
     const ParamTable *params;
 };
 
@@ -217,7 +218,6 @@ void model_reader_close(ModelReader *reader) {
     safetensors_close(reader->import.file);
     free(reader->path);
     free(reader->first);
-    free(reader->scratch);
     free(reader);
 }
 
@@ -235,9 +235,7 @@ static bool open_import(ModelReader *reader, Error *err) {
     reader->first = xcalloc((size_t)params->count, sizeof *reader->first);
     for (int i = import->map.count - 1; i >= 0; --i)
         if (import->map.tensor[i].spec != NULL) reader->first[import->map.tensor[i].spec - params->spec] = i;
-    if (!find_all(import, err) || !check_leftovers(import, err)) return false;
-    reader->scratch = xmalloc(to_size(largest_param(params)) * sizeof *reader->scratch);
-    return true;
+    return find_all(import, err) && check_leftovers(import, err);
 }
 
 bool model_reader_open(ModelReader **out, const char *path, const ModelConfig *config, const ParamTable *params,
@@ -256,17 +254,28 @@ bool model_reader_read(ModelReader *reader, const ParamSpec *spec, float *values
     const Import *import = &reader->import;
     const HfMap *map = &import->map;
     for (int i = reader->first[spec - reader->params->spec]; i < map->count && map->tensor[i].spec == spec; ++i)
-        if (!read_entry(import, i, values, reader->scratch, err)) return false;
+        if (!read_entry(import, i, values, err)) return false;
     int64_t real = spec->real_rows * spec->dim[1];
     memset(values + real, 0, to_size(spec->elems - real) * sizeof *values);
     return true;
+}
+
+// How fresh weights would be drawn does not matter to weights that are there.
+bool model_file_same_architecture(const ModelConfig *a, const ModelConfig *theirs) {
+    ModelConfig b = *theirs;
+    b.init_std = a->init_std;
+    char *x = hf_config_write(a, DTYPE_F32, -1, -1), *y = hf_config_write(&b, DTYPE_F32, -1, -1);
+    bool same = strcmp(x, y) == 0;
+    free(x);
+    free(y);
+    return same;
 }
 
 bool model_file_read(const char *path, const ModelConfig *config, const ParamTable *params, ModelFilePut put,
                      void *context, Error *err) {
     ModelReader *reader;
     if (!model_reader_open(&reader, path, config, params, err)) return false;
-    float *values = xmalloc(to_size(largest_param(params)) * sizeof *values);
+    float *values = xmalloc(to_size(model_file_largest_param(params)) * sizeof *values);
     bool ok = true;
     for (int i = 0; i < params->count && ok; ++i)
         ok = model_reader_read(reader, &params->spec[i], values, err) && put(context, &params->spec[i], values, err);

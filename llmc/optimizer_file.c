@@ -281,6 +281,8 @@ void optimizer_files_close(OptimizerFiles *files) {
     free(files);
 }
 
+int optimizer_files_count(const OptimizerFiles *files) { return files->file_count; }
+
 bool optimizer_files_has(const OptimizerFiles *files, StateKind kind, int param) {
     CHECK(param >= 0 && param < files->params->count, "param=%d", param);
     return files->first[param][kind] >= 0;

@@ -43,6 +43,7 @@ bool optimizer_files_exist(const char *dir);
 // for, another dtype or shape, elements that are there twice or not at all.
 bool optimizer_files_open(OptimizerFiles **out, const char *dir, const ParamTable *params, Error *err);
 void optimizer_files_close(OptimizerFiles *files);
+int optimizer_files_count(const OptimizerFiles *files);  // of files: ranks that wrote them
 // Whether this state of the parameter is there: then it is there as a whole.
 bool optimizer_files_has(const OptimizerFiles *files, StateKind kind, int param);
 // An error unless every parameter has m, has v unless it is a hidden matrix of Muon, and masters if they are wanted.

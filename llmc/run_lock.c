@@ -28,8 +28,8 @@ static bool refuse(int fd, const char *dir, Error *err) {
     // Written by a run, but readable by anybody: nothing that could upset a terminal is shown.
     for (char *c = holder; *c != '\0'; ++c)
         if (*c < ' ' || *c > '~') *c = '?';
-    return error_set(err, "%s: another run is using this directory: %s; wait for it, stop it, or choose another out_dir",
-                     dir, holder[0] != '\0' ? holder : "it has not said which");
+    return error_set(err, "%s: another run is using this directory: %s; wait for it, stop it, or choose another "
+                          "out_dir", dir, holder[0] != '\0' ? holder : "it has not said which");
 }
 
 static bool write_holder(int fd, const char *path, Error *err) {

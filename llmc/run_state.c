@@ -161,17 +161,6 @@ bool run_state_save(Run *run, Error *err) {
     return checkpoint_commit(&writer, err) && checkpoint_prune(run->config.out_dir, &retention, err);
 }
 
-// How fresh weights would be drawn does not matter to weights that are there.
-static bool same_architecture(const ModelConfig *a, const ModelConfig *theirs) {
-    ModelConfig renamed = *theirs, *b = &renamed;
-    b->init_std = a->init_std;
-    char *x = hf_config_write(a, DTYPE_F32, -1, -1), *y = hf_config_write(b, DTYPE_F32, -1, -1);
-    bool same = strcmp(x, y) == 0;
-    free(x);
-    free(y);
-    return same;
-}
-
 static bool check_state(const Run *run, const StateFile *state, const char *dir, Error *err) {
     const char *wanted = optimizer_name(run->config.optimizer);
     if (strcmp(state->optimizer, wanted) != 0)
@@ -187,7 +176,7 @@ static bool check_state(const Run *run, const StateFile *state, const char *dir,
                          dir, state->tokenizer_fingerprint, fingerprint);
     ModelConfig arch;
     if (!model_file_read_config(&arch, dir, err) || !model_config_finish(&arch, err)) return false;
-    if (!same_architecture(&arch, &run->config.arch)) {
+    if (!model_file_same_architecture(&arch, &run->config.arch)) {
         char theirs[256], ours[256];
         model_config_describe(&arch, theirs, sizeof theirs);
         model_config_describe(&run->config.arch, ours, sizeof ours);

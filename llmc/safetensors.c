@@ -458,7 +458,13 @@ SafeTensorsIndex *safetensors_index_new(void) {
     SafeTensorsIndex *index = xcalloc(1, sizeof *index);
     index->root = cJSON_CreateObject();
     index->weight_map = cJSON_CreateObject();
+    cJSON_AddItemToObject(index->root, "weight_map", index->weight_map);
     return index;
+}
+
+void safetensors_index_free(SafeTensorsIndex *index) {
+    cJSON_Delete(index->root);
+    free(index);
 }
 
 void safetensors_index_add(SafeTensorsIndex *index, const char *tensor, const char *file_name, int64_t bytes) {
@@ -469,13 +475,11 @@ void safetensors_index_add(SafeTensorsIndex *index, const char *tensor, const ch
 bool safetensors_index_write(SafeTensorsIndex *index, const char *dir, Error *err) {
     cJSON *metadata = cJSON_AddObjectToObject(index->root, "metadata");
     cJSON_AddNumberToObject(metadata, "total_size", (double)index->total_bytes);
-    cJSON_AddItemToObject(index->root, "weight_map", index->weight_map);
     char *text = cJSON_Print(index->root), *path = path_join(dir, INDEX_FILE);
     CHECK(text != NULL, "index of %s", dir);
     bool ok = file_write_atomic(path, text, strlen(text), err);
     cJSON_free(text);
     free(path);
-    cJSON_Delete(index->root);
-    free(index);
+    safetensors_index_free(index);
     return ok;
 }

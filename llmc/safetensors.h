@@ -54,6 +54,7 @@ bool safetensors_write(const char *path, const SafeTensorSpec *specs, int count,
 typedef struct SafeTensorsIndex SafeTensorsIndex;
 SafeTensorsIndex *safetensors_index_new(void);
 void safetensors_index_add(SafeTensorsIndex *index, const char *tensor, const char *file_name, int64_t bytes);
+void safetensors_index_free(SafeTensorsIndex *index);  // of one that is not written
 bool safetensors_index_write(SafeTensorsIndex *index, const char *dir, Error *err);
 
 #ifdef __cplusplus
