@@ -3,6 +3,7 @@
 #ifndef LLMC_EVAL_H
 #define LLMC_EVAL_H
 
+#include "llmc/control.h"
 #include "llmc/model.h"
 #include "llmc/tokenizer.h"
 
@@ -18,9 +19,12 @@ typedef struct {
     double bits_per_byte;  // sum of -log2 p over text_bytes; -1 without a tokenizer
 } EvalResult;
 
-// One pass over the held-out text with the model's present weights. tokenizer may be NULL. Sums in double, in order:
-// the result does not depend on B but for rounding inside the model. False when the shards cannot be read.
-bool eval_heldout(EvalResult *result, Model *model, HeldOut *heldout, const Tokenizer *tokenizer, Error *err);
+// One pass over the held-out text with the model's present weights, by all ranks together: rank r takes the batches k
+// with k % world == r, and all run the model equally often. control NULL: world is 1. tokenizer may be NULL. Sums in
+// double, of each batch and then over batches, both in order: every rank gets the same bits, whatever the world, and
+// they do not depend on B but for rounding. False when the shards cannot be read, or control says that the run ends.
+bool eval_heldout(EvalResult *result, Model *model, HeldOut *heldout, const Tokenizer *tokenizer, Control *control,
+                  int rank, int world, Error *err);
 
 #ifdef __cplusplus
 }

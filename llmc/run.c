@@ -601,7 +601,9 @@ bool run_evaluate(Run *run, Error *err) {
     for (int s = 0; s < run->config.source_count; ++s) {
         if (run->heldout[s] == NULL) continue;
         EvalResult result;
-        if (!eval_heldout(&result, &run->model, run->heldout[s], run->tokenizer, err)) return false;
+        if (!eval_heldout(&result, &run->model, run->heldout[s], run->tokenizer, run->control, run->launch.rank,
+                          run->launch.world, err))
+            return false;
         EvalRecord record = {.step = run->progress.step,
                              .tokens = seen,
                              .source = run->config.source[s].name,

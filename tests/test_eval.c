@@ -1,5 +1,5 @@
 // test_eval.c: held-out loss, perplexity and bits per byte against sums in double over model_logits, and what they
-// may depend on.
+// may depend on: neither the rows of a batch nor the ranks that share the batches.
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -50,7 +50,7 @@ static EvalResult evaluate(FileTest *t, ModelTest *m, int64_t B, int64_t T, int6
                            const Tokenizer *tokenizer) {
     HeldOut *heldout = open_text(t, B, T, max_tokens, doc_mask);
     EvalResult result;
-    file_test_expect_ok(t, eval_heldout(&result, &m->model, heldout, tokenizer, &t->err));
+    file_test_expect_ok(t, eval_heldout(&result, &m->model, heldout, tokenizer, NULL, 0, 1, &t->err));
     heldout_close(heldout);
     return result;
 }
@@ -185,7 +185,8 @@ static void test_training_goes_on(void **state) {
     fill_text(text);
     for (int i = 0; i < 32; ++i) weights[i] = 1;
     model_test_config(&m.config, GPT2);
-    model_test_open(&m, &(ModelShape){.max_rows = 64, .max_seq_len = 32, .training = true, .recompute = RECOMPUTE_BLOCK}, 2);
+    model_test_open(
+        &m, &(ModelShape){.max_rows = 64, .max_seq_len = 32, .training = true, .recompute = RECOMPUTE_BLOCK}, 2);
     Batch batch = {.B = 2, .T = 16, .tokens = text, .targets = text + 1, .weights = weights};
     int64_t elems = m.model.params.total_elems;
     float *first = NULL;
@@ -211,16 +212,82 @@ static void test_lost_shard(void **state) {
     char *path = file_test_path(t, "val.bin");
     assert_int_equal(truncate(path, 1024 + 2 * 100), 0);
     EvalResult result;
-    file_test_expect_error(t, eval_heldout(&result, &m.model, heldout, NULL, &t->err), "val.bin");
+    file_test_expect_error(t, eval_heldout(&result, &m.model, heldout, NULL, NULL, 0, 1, &t->err), "val.bin");
     free(path);
     heldout_close(heldout);
     model_test_close(&m);
+}
+
+// ---- several ranks, one after the other ----
+
+// Stands in for the ranks' meeting point: first it collects what every rank brings, then it hands the sums out.
+struct Control {
+    enum { COLLECTING, ANSWERING, ENDING } state;
+    int sums;
+    double sum[TOKENS + 2];
+};
+bool control_reduce(Control *control, const char *what, double *sum, int sums, double *max, int maxes) {
+    assert_true(what[0] != '\0' && strlen(what) < 48 && max == NULL && maxes == 0 && sums <= TOKENS + 2);
+    for (int i = 0; i < sums && control->state == COLLECTING; ++i) control->sum[i] += sum[i];
+    if (control->state == ANSWERING) memcpy(sum, control->sum, to_size(sums) * sizeof *sum);
+    if (control->sums != 0) assert_int_equal(control->sums, sums);
+    control->sums = sums;
+    return control->state != ENDING;
+}
+
+static int64_t downloads;  // one for each time that the model is run
+static void (*true_download)(Backend *be, void *host, const void *device, size_t bytes);
+static void count_download(Backend *be, void *host, const void *device, size_t bytes) {
+    ++downloads;
+    true_download(be, host, device, bytes);
+}
+
+static void check_world(FileTest *t, ModelTest *m, int64_t B, int world, const Tokenizer *tokenizer) {
+    EvalResult one = evaluate(t, m, B, 16, 0, true, tokenizer);
+    HeldOut *heldout = open_text(t, B, 16, 0, true);
+    Control control = {.state = COLLECTING};
+    true_download = m->be->download;
+    m->be->download = count_download;
+    for (int pass = 0; pass < 2; ++pass) {
+        for (int rank = 0; rank < world; ++rank) {
+            EvalResult result;
+            downloads = 0;
+            file_test_expect_ok(t, eval_heldout(&result, &m->model, heldout, tokenizer, &control, rank, world,
+                                                &t->err));
+            assert_int_equal(downloads, div_up(heldout_batches(heldout), world));
+            if (pass == 1) assert_memory_equal(&result, &one, sizeof one);
+            else if (world > 1 && B < 13) assert_true(result.tokens < one.tokens);
+        }
+        control.state = ANSWERING;
+    }
+    m->be->download = true_download;
+    heldout_close(heldout);
+}
+
+static void test_ranks_share_the_text(void **state) {
+    FileTest *t = *state;
+    Tokenizer *bytes = tokenizer_load("bytes", &t->err);
+    ModelTest m;
+    open_model(&m, LLAMA, DTYPE_F32, 13 * 16, 0);
+    // 13 rows: 13 batches of 1, 7 of 2, 3 of 5, a single one of 13.
+    const int64_t ROWS[] = {1, 2, 5, 13};
+    for (int k = 0; k < 4; ++k)
+        for (int world = 1; world <= 5; ++world) check_world(t, &m, ROWS[k], world, bytes);
+    check_world(t, &m, 2, 3, NULL);
+    HeldOut *heldout = open_text(t, 2, 16, 0, false);
+    EvalResult result;
+    Control control = {.state = ENDING};
+    file_test_expect_error(t, eval_heldout(&result, &m.model, heldout, bytes, &control, 1, 2, &t->err), "ending");
+    heldout_close(heldout);
+    model_test_close(&m);
+    tokenizer_free(bytes);
 }
 
 int main(void) {
     const struct CMUnitTest tests[] = {
         FILE_TEST(test_against_hand), FILE_TEST(test_independent_of_rows), FILE_TEST(test_row_length_is_context),
         FILE_TEST(test_no_tokenizer), FILE_TEST(test_training_goes_on),    FILE_TEST(test_lost_shard),
+        FILE_TEST(test_ranks_share_the_text),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
