@@ -88,8 +88,11 @@ static int command_plan(int argc, char **argv) {
     if (status != COMMAND_GOES_ON) return status;
     Tokenizer *tokenizer = NULL;
     Schedule schedule;
+    const int world = (int)max_i64(scaling.world, 1);
+    const bool lanes = config.deterministic == DETERMINISTIC_LANES;
     bool ok = run_find_tokenizer(&tokenizer, &config, &err) && run_resolve_model(&config, tokenizer, &err) &&
-              schedule_build(&schedule, &config, 1, &err);
+              schedule_build(&schedule, &config, world, &err) &&
+              partition_check(&(PartitionOptions){.world = world, .lanes = lanes}, &err);
     tokenizer_free(tokenizer);
     if (!ok) return command_fail(&err);
     char note[RUN_NOTE_BYTES];
@@ -97,17 +100,20 @@ static int command_plan(int argc, char **argv) {
     // A plan for a GPU can be made where there is none.
     bool elsewhere = be == NULL && strcmp(config.device, "cuda") == 0;
     if (be == NULL && !elsewhere) return command_fail(&err);
+    const char *comm = be != NULL ? comm_kind(be, world) : "nccl";
+    PlanRank rank = world > 1 ? plan_fullest_rank(&config, world, comm) : PLAN_ALONE;
     MemoryPlan plan;
-    plan_compute(&plan, &config, &schedule, PLAN_ALONE, be);
+    plan_compute(&plan, &config, &schedule, rank, be);
     size_t available = elsewhere ? 0 : be->memory_free(be);
     if (note[0] != '\0') printf("%s\n", note);
     if (elsewhere) printf("planned for a GPU elsewhere: %s\n", err.message);
     else printf("%s\n", be->description);
+    if (world > 1) printf("rank %d of %d, zero=%d: no rank takes more\n", rank.rank, world, (int)config.zero);
     plan_print(stdout, &plan, &config, available);
     bool fits = available == 0 || plan.device_bytes <= available;
     if (!fits) {
         char options[600];
-        plan_suggest(options, sizeof options, &config, &schedule, PLAN_ALONE, be, available);
+        plan_suggest(options, sizeof options, &config, &schedule, rank, be, available);
         printf("what would fit: %s\n", options);
     }
     if (be != NULL) be->close(be);

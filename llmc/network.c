@@ -83,22 +83,20 @@ static const Machine MACHINES[] = {
      .interference = 0.1,
      .message_seconds = 5e-6},
     {.name = "cpu",
-     .peak_fp32 = 118e9,
-     .peak_bf16 = 236e9,
-     .peak_fp8 = 0,
-     .matmul_share = 0.87,
+     .peak_fp32 = 117e9,
+     .peak_bf16 = 235e9,
+     .matmul_share = 0.88,
      .attention_share = 0.35,
-     .memory_bytes_per_second = 60e9,
+     .memory_bytes_per_second = 30e9,
      .kernel_seconds = 5e-6,
      .memory_bytes = 24 * GIB,
-     .reserve_bytes = 0,
      .slots = 2,
      .per_node = 1 << 20,
      .node_bytes_per_second = 4e9,
      .node_latency_seconds = 20e-6,
      .network_bytes_per_second = 4e9,
      .network_latency_seconds = 20e-6,
-     .collective_seconds = 20e-6,
+     .collective_seconds = 100e-6,
      .direct = true,
      .interference = 1,
      .message_seconds = 20e-6},
@@ -177,7 +175,7 @@ double machine_collective_sent(CollectiveKind kind, double bytes, int64_t world)
     return kind == COLLECTIVE_ALL_REDUCE ? 2 * sent : sent;
 }
 
-double machine_agreement_seconds(const Machine *machine, int64_t world) {
+double machine_hub_seconds(const Machine *machine, int64_t world) {
     if (world <= 1) return 0;
     double latency = world <= machine->per_node ? machine->node_latency_seconds : machine->network_latency_seconds;
     return 2 * latency + (double)world * machine->message_seconds;

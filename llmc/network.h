@@ -51,7 +51,7 @@ double machine_collective_seconds(const Machine *machine, CollectiveKind kind, d
 // Bytes that one rank sends.
 double machine_collective_sent(CollectiveKind kind, double bytes, int64_t world);
 // Rank 0 takes a message from every rank and answers each.
-double machine_agreement_seconds(const Machine *machine, int64_t world);
+double machine_hub_seconds(const Machine *machine, int64_t world);
 
 #ifdef __cplusplus
 }

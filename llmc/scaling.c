@@ -244,6 +244,8 @@ static double update_seconds(const Scene *s) {
     const double packed = (double)p->packed_elems, v = (double)p->v_elems;
     const bool bf16 = job->dtype == DTYPE_BF16;
     double bytes = packed * (4 + 4 + 8 + (bf16 && !job->master_weights ? 4 : 8 + (bf16 ? 2 : 0))) + v * 8;
+    // Partial sums of lanes: two are read, one is written, for each micro-batch but one.
+    if (p->options.lanes) bytes += 12 * packed * (double)(s->micro_batches - 1);
     Work w = {.bytes = bytes, .kernels = 4};
     if (job->optimizer == OPTIMIZER_MUON) {
         double hidden = packed - v, flops = 0;
@@ -365,27 +367,27 @@ static void play_gather(Play *p, int bucket) {
 }
 static void play_reduce(Play *p, int bucket) {
     const Scene *s = p->scene;
-    double wire = s->job->reduce_dtype == DTYPE_BF16 ? 2 : 4;
-    p->reduced[bucket] = clock_issue(&p->clock, s, p->reduce, wire * (double)s->part.bucket[bucket].elems);
-    // An exchange leaves owners' sums; where all need them they still have to be sent.
-    if (s->part.options.stage == 0 && p->reduce == COLLECTIVE_EXCHANGE)
-        p->reduced[bucket] =
-            clock_issue(&p->clock, s, COLLECTIVE_ALL_GATHER, 4 * (double)s->part.bucket[bucket].elems);
+    double wire = s->job->reduce_dtype == DTYPE_BF16 ? 2 : 4, elems = (double)s->part.bucket[bucket].elems;
+    p->reduced[bucket] = clock_issue(&p->clock, s, p->reduce, wire * elems);
+    // An exchange leaves sums with their owners; where all need them they are sent on, of lanes only the last ones.
+    if (s->part.options.stage == 0 && p->reduce == COLLECTIVE_EXCHANGE && !s->part.options.lanes)
+        p->reduced[bucket] = clock_issue(&p->clock, s, COLLECTIVE_ALL_GATHER, 4 * elems);
 }
 
+// A block's weights are on their way while the block before computes. The two blocks that a pass had last are still
+// in the buffers when the next pass begins.
 static void play_forward(Play *p, bool first) {
     const Scene *s = p->scene;
     const int last = s->part.buckets - 1;
     const bool gathers = s->part.options.stage == 3;
     if (gathers && first) play_gather(p, 0);
-    if (gathers) play_gather(p, 1);
+    if (gathers && first) play_gather(p, 1);
     clock_wait(&p->clock, p->gathered[0]);
     clock_compute(&p->clock, p->seconds.forward_embedding);
     clock_trade(&p->clock, &p->outside);
     for (int b = 1; b < last; ++b) {
+        if (gathers && (first || (b + 1 > 2 && b + 1 < last))) play_gather(p, b + 1);
         clock_wait(&p->clock, p->gathered[b]);
-        if (gathers && b + 1 < last) play_gather(p, b + 1);
-        if (gathers && b + 1 == last && first) play_gather(p, last);
         clock_compute(&p->clock, p->seconds.forward_block);
         clock_trade(&p->clock, &p->forward_block);
     }
@@ -402,11 +404,10 @@ static void play_backward(Play *p, bool final) {
     clock_compute(&p->clock, p->seconds.backward_head);
     if (final || lanes) play_reduce(p, last);
     for (int b = last - 1; b >= 1; --b) {
-        // The two blocks that the forward pass had last are still in the buffers.
         if (stage == 3 && b > 1 && b - 1 < last - 2) play_gather(p, b - 1);
         clock_wait(&p->clock, p->gathered[b]);
+        // Two buffers of gradients take turns.
         if (stage >= 2 && b + 2 < last) clock_wait(&p->clock, p->reduced[b + 2]);
-        if (lanes && stage < 2) clock_wait(&p->clock, p->reduced[b]);
         clock_compute(&p->clock, p->seconds.backward_block);
         clock_trade(&p->clock, &p->backward_block);
         if (final || lanes || stage >= 2) play_reduce(p, b);
@@ -419,13 +420,31 @@ static void play_backward(Play *p, bool final) {
 static void play_step(Play *p) {
     const Scene *s = p->scene;
     const int stage = s->part.options.stage;
+    const bool lanes = s->part.options.lanes;
     // Weights that the update before has changed.
     for (int b = 0; s->world > 1 && (stage == 1 || stage == 2) && b < s->part.buckets; ++b) play_gather(p, b);
     for (int64_t k = 0; k < s->micro_batches; ++k) {
         play_forward(p, k == 0);
         play_backward(p, k == s->micro_batches - 1);
+        if (lanes) clock_wait(&p->clock, p->clock.comm_idle);  // the sums of a lane are added to others'
     }
+    for (int b = 0; lanes && stage == 0 && b < s->part.buckets; ++b)
+        clock_issue(&p->clock, s, COLLECTIVE_ALL_GATHER, 4 * (double)s->part.bucket[b].elems);
     clock_wait(&p->clock, p->clock.comm_idle);
+}
+
+// The sums of the losses, one a micro-batch, and of the squares of every rank's part of every bucket: each added in
+// the tree over ranks, then sent to all.
+static double agreement_seconds(const Scene *s, const Machine *machine, int64_t world) {
+    double losses = 8 * (double)s->micro_batches, squares = 8 * (double)s->part.segments, seconds = 0;
+    if (s->part.options.stage == 0) squares = 0;
+    for (int i = 0; i < 2; ++i) {
+        double bytes = i == 0 ? losses : squares;
+        if (bytes == 0) continue;
+        seconds += machine_collective_seconds(machine, COLLECTIVE_EXCHANGE, bytes, world);
+        seconds += machine_collective_seconds(machine, COLLECTIVE_ALL_GATHER, bytes, world);
+    }
+    return seconds;
 }
 
 static double one_rank_seconds(const Scene *s, const PassSeconds *p) {
@@ -449,16 +468,16 @@ static void divide_batch(Scene *s, ScalingPrediction *out, int64_t replicas) {
     out->batch_tokens = rows * job->T;
 }
 
-// Ranks that are more than a node's processors share these, and its memory in any case.
+// Ranks that are more than a node's processors share them; its memory they share in any case.
 static Machine machine_of_rank(const Machine *machine, int64_t world) {
     Machine m = *machine;
     if (m.slots == 0) return m;
     double ranks = (double)min_i64(world, m.per_node), part = fmin(1, (double)m.slots / ranks);
     m.peak_fp32 *= part;
     m.peak_bf16 *= part;
-    m.memory_bytes_per_second *= fmin(1, 1 / ranks);
-    m.memory_bytes /= ranks;
+    m.memory_bytes_per_second *= part;
     m.node_bytes_per_second *= part;
+    m.memory_bytes /= ranks;
     return m;
 }
 
@@ -536,13 +555,15 @@ bool scaling_predict(ScalingPrediction *out, const ScalingJob *job, const Machin
     out->bytes = count_bytes(&s);
     out->fits = out->bytes.total + s.machine.reserve_bytes <= s.machine.memory_bytes;
     out->compute_seconds = one_rank_seconds(&s, &p.seconds);
-    out->exposed_seconds = p.clock.now - out->compute_seconds;
+    out->exposed_seconds = fmax(0, p.clock.now - out->compute_seconds);  // the same sum in another order
     out->comm_seconds = p.clock.comm_busy;
     out->comm_bytes = p.clock.sent;
     out->update_seconds = update_seconds(&s);
-    // Loss and norm, each a small all-reduce, then one agreement.
-    out->agree_seconds = 2 * machine_collective_seconds(machine, COLLECTIVE_ALL_REDUCE, 1024, world) +
-                         machine_agreement_seconds(machine, world);
+    out->agree_seconds = agreement_seconds(&s, machine, world);
+    out->hub_seconds = machine_hub_seconds(machine, world);
+    // A GPU still computes the step before meanwhile.
+    if (machine->direct) out->agree_seconds += out->hub_seconds;
+    else out->agree_seconds += fmax(0, out->hub_seconds - p.clock.now);
     out->step_seconds = p.clock.now + out->update_seconds + out->agree_seconds;
     out->tokens_per_second = (double)out->batch_tokens / out->step_seconds;
     double processors = (double)(machine->slots > 0 ? min_i64(world, machine->slots * out->nodes) : world);

@@ -51,7 +51,9 @@ typedef struct {
     double exposed_seconds;  // that they last longer because of collectives
     double comm_seconds;     // that collectives are in progress
     double comm_bytes;       // that a rank sends
-    double update_seconds, agree_seconds;
+    double update_seconds;
+    double agree_seconds;    // losses, norm, and what of the hub's time is not hidden
+    double hub_seconds;      // in which rank 0's hub serves everybody's vote on a step
     double step_seconds;     // the sum of compute, exposed, update and agree
     double tokens_per_second, mfu;
 } ScalingPrediction;

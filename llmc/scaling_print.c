@@ -99,30 +99,45 @@ bool scaling_machine(Machine *out, const ScalingOptions *options, const RunConfi
 // ---------------------------------------------------------------------------------------------------------------
 // The table
 
-static void print_assumptions(FILE *out, const ScalingJob *job, const Machine *m) {
-    fprintf(out, "predicted on %s: %.0f TFLOP/s dense %s", m->name, machine_peak(m, job->dtype) / 1e12,
-            job->dtype == DTYPE_BF16 ? "bf16" : "fp32");
-    if (m->mfu > 0) fprintf(out, ", %.1f %% of it measured on one rank", 100 * m->mfu);
-    else fprintf(out, ", products reach %.0f %%, attention %.0f %%", 100 * m->matmul_share, 100 * m->attention_share);
-    fprintf(out, "; memory %.1f TB/s; %lld a node, %.0f GB/s and %.1f us a hop inside",
-            m->memory_bytes_per_second / 1e12, (long long)m->per_node, m->node_bytes_per_second / 1e9,
-            m->node_latency_seconds * 1e6);
-    fprintf(out, ", %.0f Gb/s and %.1f us between nodes\n", m->network_bytes_per_second * 8 / 1e9,
-            m->network_latency_seconds * 1e6);
+// "57.4k", or "989 T" with a space as separator: three digits.
+static void format_count(char *out, size_t bytes, double value, const char *separator) {
+    static const char *const UNITS[] = {"", "k", "M", "G", "T", "P"};
+    int unit = 0;
+    while (unit < 5 && value >= 999.5) {
+        value /= 1e3;
+        ++unit;
+    }
+    snprintf(out, bytes, "%.*f%s%s",
+             unit == 0 || value >= 99.95 ? 0
+             : value >= 9.995            ? 1
+                                         : 2,
+             value, separator, UNITS[unit]);
 }
 
-static void format_count(char *out, size_t bytes, double value) {
-    const char *unit = value >= 1e9 ? "G" : value >= 1e6 ? "M" : value >= 1e3 ? "k" : "";
-    double scaled = value / (value >= 1e9 ? 1e9 : value >= 1e6 ? 1e6 : value >= 1e3 ? 1e3 : 1);
-    snprintf(out, bytes, "%.*f%s", scaled >= 100 || unit[0] == '\0' ? 0 : scaled >= 10 ? 1 : 2, scaled, unit);
+static void print_assumptions(FILE *out, const ScalingJob *job, const Machine *m) {
+    char peak[16], memory[16], node[16], network[16];
+    format_count(peak, sizeof peak, machine_peak(m, job->dtype), " ");
+    format_count(memory, sizeof memory, m->memory_bytes_per_second, " ");
+    format_count(node, sizeof node, m->node_bytes_per_second, " ");
+    format_count(network, sizeof network, 8 * m->network_bytes_per_second, " ");
+    fprintf(out, "predicted on %s: %sFLOP/s dense %s", m->name, peak, job->dtype == DTYPE_BF16 ? "bf16" : "fp32");
+    if (m->mfu > 0) fprintf(out, ", %.1f %% of it measured on one rank", 100 * m->mfu);
+    else fprintf(out, ", products reach %.0f %%, attention %.0f %%", 100 * m->matmul_share, 100 * m->attention_share);
+    fprintf(out, "; memory %sB/s;\n", memory);
+    if (m->slots > 0) fprintf(out, "  %lld ranks at full speed on one machine, ", (long long)m->slots);
+    else fprintf(out, "  %lld ranks a node, ", (long long)m->per_node);
+    fprintf(out, "%sB/s and %.1f us a hop inside it", node, m->node_latency_seconds * 1e6);
+    if (m->slots == 0)
+        fprintf(out, ", %sb/s a rank and %.1f us between nodes", network, m->network_latency_seconds * 1e6);
+    fprintf(out, "\n");
 }
 
 static void print_row(FILE *out, const ScalingPrediction *p) {
     char batch[16], total[16], each[16];
-    format_count(batch, sizeof batch, (double)p->batch_tokens);
-    format_count(total, sizeof total, p->tokens_per_second);
-    format_count(each, sizeof each, p->tokens_per_second / (double)p->world);
-    fprintf(out, "%6lld %7s %3lld x%-4lld %7.1f %-3s %9.3f %8.3f %8.3f %8.3f %7.3f %8s %7s %5.1f\n",
+    format_count(batch, sizeof batch, (double)p->batch_tokens, "");
+    format_count(total, sizeof total, p->tokens_per_second, "");
+    format_count(each, sizeof each, p->tokens_per_second / (double)p->world, "");
+    fprintf(out, "%6lld %7s %3lld x%-4lld %7.1f %-3s %9.3f %9.3f %8.3f %7.3f %6.3f %6s %6s %5.1f\n",
             (long long)p->world, batch, (long long)p->B, (long long)p->micro_batches, p->bytes.total / GIB,
             p->fits ? "yes" : "no", p->step_seconds, p->compute_seconds, p->exposed_seconds, p->update_seconds,
             p->agree_seconds, total, each, 100 * p->mfu);
@@ -148,9 +163,10 @@ static void print_bytes(FILE *out, const ScalingPrediction *p) {
         fprintf(out, "%s%s %.2f", separator, parts[i].name, parts[i].bytes / GIB);
         separator = ", ";
     }
-    fprintf(out, "\na rank sends %.2f GiB a step; collectives are in progress %.3f s, %.0f %% of it hidden\n",
+    fprintf(out, "\na rank sends %.2f GiB a step; collectives are in progress %.3f s, %.0f %% of it hidden; ",
             p->comm_bytes / GIB, p->comm_seconds,
             p->comm_seconds > 0 ? 100 * fmax(0, 1 - p->exposed_seconds / p->comm_seconds) : 100);
+    fprintf(out, "rank 0's hub is busy %.1f ms\n", 1e3 * p->hub_seconds);
 }
 
 bool scaling_print(FILE *out, const RunConfig *config, const ScalingOptions *options, Error *err) {
@@ -162,7 +178,7 @@ bool scaling_print(FILE *out, const RunConfig *config, const ScalingOptions *opt
     if (options->context > 0) job.context = options->context;
     if (!scaling_machine(&machine, options, config, err)) return false;
     print_assumptions(out, &job, &machine);
-    fprintf(out, "%6s %7s %9s %7s %-3s %9s %8s %8s %8s %7s %8s %7s %5s\n", "ranks", "batch", "rows", "GiB/r", "fit",
+    fprintf(out, "%6s %7s %9s %7s %-3s %9s %9s %8s %7s %6s %6s %6s %5s\n", "ranks", "batch", "rows", "GiB/r", "fit",
             "step s", "compute", "exposed", "update", "agree", "tok/s", "a rank", "MFU %");
     for (int64_t world = min_i64(job.tensor * job.context, options->world);;
          world = min_i64(2 * world, options->world)) {
