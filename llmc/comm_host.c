@@ -53,13 +53,15 @@ static int tree_left(int count) {
 }
 
 // Elements [first, first + n) of the sum of terms: where they are, which is `room` unless there is only one term that
-// needs no conversion.
+// needs no conversion. `room` may be these elements of a term: it is written last, element by element, which hinders
+// no vector.
 static const float *tree_f32(float *room, const CommTerm *terms, int count, int64_t first, int n) {
     if (count == 1) {
         if (terms->dtype == DTYPE_F32 && !terms->rounded) return (const float *)terms->data + first;
         const float *wide = (const float *)terms->data + first;
         const uint16_t *narrow = (const uint16_t *)terms->data + first;
         if (terms->dtype == DTYPE_F32) {
+#pragma GCC ivdep
             for (int i = 0; i < n; ++i) room[i] = bf16_to_f32(bf16_from_f32(wide[i]));
         } else {
             for (int i = 0; i < n; ++i) room[i] = bf16_to_f32(narrow[i]);
@@ -70,6 +72,7 @@ static const float *tree_f32(float *room, const CommTerm *terms, int count, int6
     int split = tree_left(count);
     const float *left = tree_f32(left_room, terms, split, first, n);
     const float *right = tree_f32(right_room, terms + split, count - split, first, n);
+#pragma GCC ivdep
     for (int i = 0; i < n; ++i) room[i] = left[i] + right[i];
     return room;
 }
@@ -78,10 +81,8 @@ static void sum_f32(float *out, bool accumulate, const CommTerm *terms, int coun
     for (int64_t first = 0; first < elems; first += SUM_BLOCK) {
         int n = (int)min_i64(SUM_BLOCK, elems - first);
         float *to = out + first;
-        const float *sum = tree_f32(room, terms, count, first, n);
-        // The sum may be `to` itself, element by element, which hinders no vector.
+        const float *sum = tree_f32(accumulate ? room : to, terms, count, first, n);
         if (accumulate) {
-#pragma GCC ivdep
             for (int i = 0; i < n; ++i) to[i] += sum[i];
         } else if (sum != to) {
             memcpy(to, sum, (size_t)n * sizeof *to);
