@@ -61,7 +61,7 @@ static const float *tree_f32(float *room, const CommTerm *terms, int count, int6
         const float *wide = (const float *)terms->data + first;
         const uint16_t *narrow = (const uint16_t *)terms->data + first;
         if (terms->dtype == DTYPE_F32) {
-#pragma GCC ivdep
+#pragma omp simd
             for (int i = 0; i < n; ++i) room[i] = bf16_to_f32(bf16_from_f32(wide[i]));
         } else {
             for (int i = 0; i < n; ++i) room[i] = bf16_to_f32(narrow[i]);
@@ -72,7 +72,7 @@ static const float *tree_f32(float *room, const CommTerm *terms, int count, int6
     int split = tree_left(count);
     const float *left = tree_f32(left_room, terms, split, first, n);
     const float *right = tree_f32(right_room, terms + split, count - split, first, n);
-#pragma GCC ivdep
+#pragma omp simd
     for (int i = 0; i < n; ++i) room[i] = left[i] + right[i];
     return room;
 }

@@ -8,7 +8,8 @@ MPI ?= 1
 export MPICC
 $(BUILD)/mpi.config: scripts/find_mpi.sh force
 	@mkdir -p $(@D)
-	@scripts/find_mpi.sh --make > $@.new && { cmp -s $@.new $@ || cp $@.new $@; }; rm -f $@.new
+	@scripts/find_mpi.sh --make > $@.new || { rm -f $@ $@.new; exit 1; }
+	@cmp -s $@.new $@ || cp $@.new $@; rm -f $@.new
 ifeq ($(filter clean help config setup,$(MAKECMDGOALS)),)
 include $(BUILD)/mpi.config
 endif
