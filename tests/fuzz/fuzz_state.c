@@ -41,7 +41,9 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t bytes) {
               (again.progress.step == p->step && again.progress.bad_steps == p->bad_steps &&
                again.progress.bad_in_row == p->bad_in_row),
           "counts differ:\n%s", text);
-    CHECK(again.progress.chain == p->chain && again.progress.skip_count == p->skip_count &&
+    CHECK(again.progress.chain == p->chain && again.progress.chain_data == p->chain_data &&
+              (p->step >= 1000000000000000 || again.progress.chain_step == p->chain_step), "the chain differs:\n%s", text);
+    CHECK(again.progress.skip_count == p->skip_count &&
               memcmp(again.progress.skip, p->skip, sizeof p->skip) == 0, "skips differ:\n%s", text);
     CHECK(memcmp(&again.progress.guard, &p->guard, sizeof p->guard) == 0, "the guard differs:\n%s", text);
     CHECK(strcmp(again.optimizer, state.optimizer) == 0 && strcmp(again.dtype, state.dtype) == 0 &&
