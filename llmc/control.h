@@ -10,7 +10,7 @@
 //   * calls another collective than the others at the same place (a programmer's mistake, or mixed versions);
 //   * calls control_abort.
 // Everybody then prints one line that names rank, host, pid, the collective and its sequence number, e.g.
-//   rank 0: rank 2 (node3, pid 4711) is missing from "reduce block.3" #1234 at step 57: silent for 30 s; it was in ...
+//   rank 0: rank 2 (node3, pid 4711) is missing from "reduce block.3" #1234 at step 57: silent for 30 s; ...
 // and the process exits with status 1 (_exit: nothing that could wait for the dead is run), so that the launcher can
 // start the run again.
 #ifndef LLMC_CONTROL_H
@@ -33,21 +33,22 @@ typedef struct {
 } ControlOptions;
 
 // Connects. launch->rank and world must be known by now. Rank 0 listens: at the launch's port, or anywhere and says
-// where through `share` or a file in the launch's directory. A connection counts only when it proves to belong to this
-// very start: the hub draws a nonce, which share, the file or the first hello hands over; a hub that is complete
-// refuses others and says since when it runs, a file whose hub does not answer with its nonce is stale and the newcomer
-// waits for a new one. Errors: who did not come within the time (ranks, and of those that came: hosts), two processes
-// of one rank, another WORLD_SIZE, a port in use.
+// where through `share` or a file in the launch's directory. A connection counts only when it proves to belong to
+// this very start: the hub draws a nonce, which share, the file or the first hello hands over; a hub that is complete
+// refuses others and says since when it runs, a file whose hub does not answer with its nonce is stale and the
+// newcomer waits for a new one. Errors: who did not come within the time (ranks, and of those that came: hosts), two
+// processes of one rank, another WORLD_SIZE, a port in use.
 bool control_open(Control **out, const Launch *launch, const ControlOptions *options, Error *err);
-// Says goodbye and waits (at most timeout_seconds) until all have, so that leaving is never taken for dying.
+// Says goodbye and waits until all have, so that leaving is never taken for dying; a rank that does not say it within
+// timeout_seconds of another is missing, as from a collective. After control_abort: at once.
 void control_close(Control *control);
 
 // Collectives on small data; every rank calls the same ones in the same order, from one thread. `what` names the call
-// in messages (at most 47 characters). They return false only when the run is ending (the watcher's message is then
-// printed and the process exits anyway); world 1: true at once.
+// in messages (at most 47 characters). When the run is ended by the watcher they do not return: the process exits
+// while they wait; false: this rank has called control_abort. World 1: true at once.
 //
 // In place: sum[i] over all ranks, combined in one fixed binary tree over ranks ((0+1)+(2+3))+..., so that the result
-// does not depend on who came first; max[i] over all ranks. Every rank gets the same bits.
+// does not depend on who came first; max[i] over all ranks (not a number if any is). Every rank gets the same bits.
 bool control_reduce(Control *control, const char *what, double *sum, int sums, double *max, int maxes);
 // bytes of rank 0 to all.
 bool control_broadcast(Control *control, const char *what, void *bytes, size_t count);
@@ -56,7 +57,8 @@ bool control_gather(Control *control, const char *what, void *all, const void *m
 
 // For messages: the step that this rank is in.
 void control_set_step(Control *control, int64_t step);
-// What the tensor collectives of this rank are doing; called from control's thread, a few times a second.
+// What the tensor collectives of this rank are doing; called from control's thread, a few times a second; it must not
+// block. NULL takes the probe away: no call of it is in progress any more when this returns.
 typedef struct {
     int64_t sequence;        // how many were begun; 0: none
     char what[48];           // the one in progress or the last one
