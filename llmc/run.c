@@ -232,6 +232,9 @@ static bool open_weights(Run *run, char *resumed_from, size_t resumed_bytes, Err
     return run_agree(run, "load the weights", ok, err);
 }
 
+// A run that was killed may still hold its lock when the launcher starts the next.
+#define LOCK_WAIT_SECONDS 3
+
 // What each rank brings to a step's agreement: sums (the weights of its lanes last), then maxima.
 enum { VOTE_SECONDS, VOTE_LANES };
 enum { VOTE_SIGNAL, VOTE_NO_DATA, VOTE_MAXIMA };
@@ -251,6 +254,7 @@ static bool open_logger(Run *run, const char *resumed_from, Error *err) {
     model_config_describe(&config->arch, model, sizeof model);
     logger_message(run->logger, "model    %s, %s", model, dtype_name(config->dtype));
     if (run->device_note[0] != '\0') logger_message(run->logger, "%s", run->device_note);
+    if (run->lock.note[0] != '\0') logger_message(run->logger, "%s", run->lock.note);
     logger_message(run->logger, "device   %s; peak %.0f GFLOP/s (%s)", run->be->description, run->peak_flops * 1e-9,
                    run->be->peak_source);
     if (config->dtype == DTYPE_BF16 && !run->be->bf16_native)
@@ -337,13 +341,27 @@ static void probe_comm(void *context, ControlStatus *out) {
     comm->status(comm, out);
 }
 
+static bool check_ranks(const Run *run, Error *err) {
+    PartitionOptions ranks = {.world = run->launch.world, .lanes = run->config.deterministic == DETERMINISTIC_LANES};
+    if (!partition_check(&ranks, err)) return false;
+    return !ranks.lanes || run->config.reduce_dtype == DTYPE_F32 ||
+           error_set(err, "deterministic=lanes: expected reduce_dtype=fp32, found bf16: gradients that travel would be "
+                          "rounded and those that do not would not, so results would depend on the number of ranks");
+}
+
+// One run at a time writes to a directory; rank 0 holds it.
+static bool take_lock(Run *run, Error *err) {
+    if (run->launch.rank > 0) return true;
+    return run_lock_take(&run->lock, run->config.out_dir, LOCK_WAIT_SECONDS, err);
+}
+
 static bool open_all(Run *run, Error *err) {
     RunConfig *config = &run->config;
     if (!config_check_training(config, err) || !open_ranks(run, err)) return false;
-    PartitionOptions ranks = {.world = run->launch.world, .lanes = config->deterministic == DETERMINISTIC_LANES};
-    if (!run_agree(run, "open the run", partition_check(&ranks, err) && open_local(run, err), err)) return false;
+    if (!run_agree(run, "open the run", check_ranks(run, err) && open_local(run, err), err)) return false;
     if (!run_agree(run, "take the memory", open_memory(run, err), err)) return false;
     control_set_probe(run->control, probe_comm, run->comm);
+    if (!run_agree(run, "lock the directory", take_lock(run, err), err)) return false;
     char resumed_from[CONFIG_PATH_BYTES + 64];
     if (!open_weights(run, resumed_from, sizeof resumed_from, err)) return false;
     if (!run_agree(run, "open the logs", run->launch.rank > 0 || open_logger(run, resumed_from, err), err)) return false;
@@ -362,7 +380,7 @@ static bool open_all(Run *run, Error *err) {
 }
 
 bool run_open(Run *run, const RunConfig *config, Error *err) {
-    *run = (Run){0};
+    *run = (Run){.lock = {.fd = -1}};
     run->config = *config;
     if (open_all(run, err)) return true;
     run_close(run);
@@ -385,9 +403,10 @@ void run_close(Run *run) {
     arena_free(&run->arena);
     tokenizer_free(run->tokenizer);
     if (run->be != NULL) run->be->close(run->be);
+    run_lock_release(&run->lock);
     control_close(run->control);
     comm_mpi_close(&run->mpi);
-    *run = (Run){0};
+    *run = (Run){.lock = {.fd = -1}};
 }
 
 // Time-bounded runs: the horizon is where the speed so far leads, so that learning-rate curves follow the clock. seconds:

@@ -8,6 +8,7 @@
 #include "llmc/eval.h"
 #include "llmc/logger.h"
 #include "llmc/plan.h"
+#include "llmc/run_lock.h"
 #include "llmc/sample.h"
 #include "llmc/zero.h"
 #include "llmc/state_file.h"
@@ -44,6 +45,7 @@ typedef struct {
     CommMpiPlugin mpi;
     Control *control;
     Comm *comm;
+    RunLock lock;         // rank 0's
     Backend *be;
     char device_note[RUN_NOTE_BYTES];  // why device=auto took the CPU; "": it did not
     double peak_flops;                 // of the matmul dtype
