@@ -27,7 +27,7 @@ run() {
         sample_tokens=8 comm_timeout=60 progress_bar=false "$@" >"$work/$name.log" 2>&1 || { tail -n 5 "$work/$name.log"; return 1; }
 }
 # Losses, held-out losses and gradient norms, every digit of them.
-numbers() { grep -o '"step":[0-9]*\|"loss":[-0-9.e+]*\|"grad_norm":[-0-9.e+]*' "$work/$1/metrics.jsonl"; }
+numbers() { grep '"loss"' "$work/$1/metrics.jsonl" | grep -o '"step":[0-9]*\|"loss":[-0-9.e+]*\|"grad_norm":[-0-9.e+]*'; }
 
 same_bits() { # NAME RANKS REFERENCE [key=value...]
     run "$1" "$2" "${@:4}" || return 1
