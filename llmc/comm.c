@@ -102,11 +102,13 @@ size_t comm_scratch_bytes(const char *kind, int world, int64_t elems, int64_t ow
         return to_size((world - 1) * COMM_WINDOW * piece);
     }
     if (strcmp(kind, "nccl") == 0) {
-        // All contributions to this rank's own elements, and in bf16 what this rank sends.
-        bool narrow = how.wire == DTYPE_BF16;
-        if (world == 1 && !narrow) return 0;
-        int64_t bytes = narrow ? 2 * (world * owned_elems + elems) : 4 * world * owned_elems;
-        return to_size(round_up(bytes, 256));
+        // In bf16 what this rank sends; then the others' contributions to its own elements, or NCCL's sums that are to
+        // be added. all_reduce divides its elements evenly; sums of a few numbers, or in fp64, are not planned for.
+        int64_t sent = how.wire == DTYPE_BF16 ? round_up(2 * elems, 256) : 0;
+        if (world == 1) return to_size(sent);
+        int64_t owned = round_up(max_i64(max_i64(owned_elems, elems / world + 16 * world), 1024), 8);
+        if (how.tree || how.wire == DTYPE_BF16) owned *= world - 1;
+        return to_size(sent + owned * (how.wire == DTYPE_BF16 ? 2 : 4));
     }
     CHECK(strcmp(kind, "none") == 0, "kind=%s", kind);
     return 0;

@@ -4,9 +4,9 @@
 
 CUDA_INCLUDE ?= $(patsubst %/cuda_runtime_api.h,%,$(firstword $(wildcard /usr/local/cuda/include/cuda_runtime_api.h)))
 EMU_CUDA     := $(wildcard llmc/cuda/*.cu)
-EMU_SRC      := $(filter-out dev/emu/emu_race.cpp,$(wildcard dev/emu/*.cpp))
+EMU_SRC      := $(filter-out dev/emu/emu_race.cpp dev/emu/emu_nccl.cpp,$(wildcard dev/emu/*.cpp))
 EMU_OBJ      := $(patsubst %,$(BUILD)/emu/%.o,$(basename $(EMU_CUDA) $(EMU_SRC)))
-EMU_RACE_OBJ := $(patsubst %,$(BUILD)/emu_race/%.o,$(basename $(EMU_CUDA) $(wildcard dev/emu/*.cpp)))
+EMU_RACE_OBJ := $(patsubst %,$(BUILD)/emu_race/%.o,$(basename $(EMU_CUDA) $(filter-out dev/emu/emu_nccl.cpp,$(wildcard dev/emu/*.cpp))))
 
 # Rounding must not depend on the compiler or its level: no contraction to fused multiply-adds that the source lacks.
 EMU_FLAGS := -std=c++17 -fPIC -g -ffp-contract=off -Wall -Wextra -Wshadow -Wno-unknown-pragmas -Werror -DTOKAMAK_EMU -fopenmp \
@@ -21,10 +21,14 @@ EMU_RACE_KERNELS := -fsanitize=thread -mllvm -tsan-instrument-func-entry-exit=0 
                     -mllvm -pragma-unroll-threshold=1 -Wno-pass-failed
 # Only the plug-in's entry point is visible, and every function that it calls must be there: one that the shims do not
 # define stops the link.
-EMU_LINK := -shared -Wl,-z,defs -Wl,--version-script=dev/emu/emu_exports.map
+EMU_LINK := -shared -Wl,-z,defs -Wl,--version-script=dev/emu/emu_exports.map -Wl,-soname,libllmc_cudaemu.so
 
 EMU_RACE_BUILT := $(if $(SANITIZE),,$(if $(shell command -v $(EMU_RACE_CXX)),$(BUILD)/emu_race/libllmc_cudaemu.so))
 EMU_BUILT := $(if $(CUDA_INCLUDE),$(if $(EMU_CUDA),$(BUILD)/libllmc_cudaemu.so $(EMU_RACE_BUILT)))
+# NCCL over MPI, where both are found.
+ifneq ($(and $(MPI_PLUGIN),$(wildcard $(addsuffix /nccl.h,$(CUDA_INCLUDE)))),)
+EMU_BUILT += $(BUILD)/libnccl_emu.so $(if $(EMU_RACE_BUILT),$(BUILD)/emu_race/libnccl_emu.so)
+endif
 .PHONY: emu
 emu: $(EMU_BUILT) ## build the emulated GPU (the CUDA plug-in on the CPU)
 	@$(if $(CUDA_INCLUDE),:,echo 'the CUDA headers are absent: the emulated GPU is not built')
@@ -33,6 +37,22 @@ $(BUILD)/libllmc_cudaemu.so: $(EMU_OBJ) $(LIB) dev/emu/emu_exports.map
 	$(Q)$(EMU_CXX) $(SANITIZE) $(EMU_LINK) -o $@ $(EMU_OBJ) $(LIB) $(LDLIBS)
 $(BUILD)/emu_race/libllmc_cudaemu.so: $(EMU_RACE_OBJ) $(LIB) dev/emu/emu_exports.map
 	$(Q)$(EMU_CXX) $(EMU_LINK) -o $@ $(EMU_RACE_OBJ) $(LIB) $(LDLIBS)
+
+# It calls the emulated runtime in the plug-in that has opened it, which the loader knows by the same name.
+EMU_MPI_CXX := $(if $(MPI_WRAPPER),OMPI_CC='$(EMU_CXX)' MPICH_CC='$(EMU_CXX)' I_MPI_CC='$(EMU_CXX)' $(MPI_WRAPPER),$(EMU_CXX))
+$(BUILD)/emu/dev/emu/emu_nccl.o: dev/emu/emu_nccl.cpp $(BUILD)/emu/flags $(BUILD)/mpi.config
+	@mkdir -p $(@D)
+	$(Q)$(EMU_MPI_CXX) $(EMU_OPT) $(EMU_FLAGS) $(SANITIZE) $(MPI_CFLAGS) -DOMPI_SKIP_MPICXX -DMPICH_SKIP_MPICXX -c -o $@ $<
+$(BUILD)/libnccl_emu.so: $(BUILD)/emu/dev/emu/emu_nccl.o $(BUILD)/libllmc_cudaemu.so
+	$(Q)$(EMU_MPI_CXX) $(SANITIZE) -shared -Wl,-z,defs -o $@ $< -L$(BUILD) -l:libllmc_cudaemu.so $(MPI_LIBS)
+$(BUILD)/emu_race/libnccl_emu.so: $(BUILD)/libnccl_emu.so
+	@mkdir -p $(@D)
+	$(Q)ln -sf ../libnccl_emu.so $@
+# The program that tests/test_comm_nccl.sh runs as several ranks.
+tests: $(BUILD)/tests/comm_nccl_ranks
+$(BUILD)/tests/comm_nccl_ranks: $(BUILD)/obj/tests/mpi/comm_nccl_ranks.o $(LIB)
+	@mkdir -p $(@D)
+	$(Q)$(CC) $(ALL_CFLAGS) -o $@ $^ $(LDLIBS)
 
 EMU_FLAGS_NOW := $(EMU_CXX) $(EMU_RACE_CXX) $(EMU_OPT) $(EMU_FLAGS) $(EMU_RACE_KERNELS) $(SANITIZE)
 $(BUILD)/emu/flags: force

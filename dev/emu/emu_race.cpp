@@ -231,7 +231,8 @@ static void split(Granule *granule) {
 __attribute__((noinline)) static void check_page(Races *r, Page *page, uintptr_t address, enum Kind kind,
                                                  const void *pc) {
     Dl_info info;
-    bool fine = page->shared == r->launch_stamp || emu_is_device_memory((const void *)address, 1);
+    bool fine = page->shared == r->launch_stamp || emu_is_device_memory((const void *)address, 1) ||
+                emu_is_mapped_memory((const void *)address);
     // Constants of the program.
     if (!fine && kind == KIND_READ) fine = dladdr((const void *)address, &info) != 0;
     if (!fine)

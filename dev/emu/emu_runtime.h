@@ -28,6 +28,9 @@ int emu_compute_capability(void);
 // while work runs.
 bool emu_is_device_memory(const void *pointer, size_t bytes);
 
+// Whether the byte is in pinned host memory that was allocated for kernels too (cudaHostAllocMapped).
+bool emu_is_mapped_memory(const void *pointer);
+
 // Keeps `error` as the thread's last error and returns it, as each function of the runtime does.
 cudaError_t emu_set_error(cudaError_t error);
 

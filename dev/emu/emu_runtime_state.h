@@ -85,6 +85,11 @@ struct EmuBlock {
     bool guarded;  // out of the host's reach except while work runs
 };
 
+struct EmuHostBlock {
+    size_t bytes;
+    bool mapped;  // cudaHostAllocMapped: kernels may reach it
+};
+
 struct EmuRuntime {
     std::recursive_mutex mutex;
     // Settings, read once.
@@ -105,7 +110,7 @@ struct EmuRuntime {
     std::set<CUgraphExec_st *> execs;
     std::set<std::shared_ptr<EmuCapture>> captures;  // going on
     std::map<uintptr_t, EmuBlock> blocks;            // device memory, by address
-    std::map<void *, size_t> host_blocks;            // pinned memory
+    std::map<void *, EmuHostBlock> host_blocks;      // pinned memory, by address
     size_t used_bytes;
     std::map<const void *, int> shared_limits;
 };

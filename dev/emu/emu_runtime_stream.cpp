@@ -149,6 +149,15 @@ cudaError_t emu_enqueue(cudaStream_t handle, const char *name, std::function<cud
     return emu_set_error(emu_push(stream, {name, std::move(work), NULL, NULL, true}));
 }
 
+// The host's function has device memory in its reach here, as the work of a library would (emu_nccl.cpp).
+cudaError_t cudaLaunchHostFunc(cudaStream_t stream, cudaHostFn_t function, void *data) {
+    if (function == NULL) return emu_set_error(cudaErrorInvalidValue);
+    return emu_enqueue(stream, "host function", [=] {
+        function(data);
+        return cudaSuccess;
+    });
+}
+
 // ---- streams ----
 
 static cudaError_t stream_create(cudaStream_t *handle, unsigned flags, int priority) {

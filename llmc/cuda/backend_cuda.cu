@@ -299,6 +299,7 @@ extern "C" Backend *backend_plugin_entry(const BackendOptions *options, Error *e
     be->elapsed_ms = cuda_elapsed_ms;
     be->sequence_begin = sequence_begin_cuda;
     be->sequence_end = sequence_end_cuda;
+    be->comm_open = comm_open_nccl;
     be->close = cuda_close;
     be->plan_workspace = cuda_plan_workspace;
     be->measure_peak = cuda_measure_peak;

@@ -74,6 +74,9 @@ bool sequence_begin_cuda(Backend *be, uint64_t key);
 void sequence_end_cuda(Backend *be, uint64_t key);
 bool sequence_is_capturing(const Backend *be);
 
+// comm_nccl.cu: Backend.comm_open.
+bool comm_open_nccl(struct Comm **out, Backend *be, const struct CommOptions *options, Error *err);
+
 // One line an operation file.
 void matmul_register_cuda(Backend *be);
 void embedding_register_cuda(Backend *be);

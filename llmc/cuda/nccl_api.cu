@@ -1,0 +1,84 @@
+// nccl_api.cu: NCCL, opened at run time: the plug-in starts without it, and a process that needs no other ranks never
+// loads its 200 MB. Host code only.
+#include "llmc/cuda/comm_nccl.h"
+
+#include <dlfcn.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#if NCCL_BUILT
+
+#if defined(TOKAMAK_EMU)
+#define NCCL_LIBRARY "libnccl_emu.so"  // dev/emu/emu_nccl.cpp
+#else
+#define NCCL_LIBRARY "libnccl.so.2"
+#endif
+
+void nccl_version_text(int version, char *text, size_t bytes) {
+    snprintf(text, bytes, "%d.%d.%d", version / 10000, version / 100 % 100, version % 100);
+}
+
+// A library that lies beside the plug-in, else by the loader's rules, which include the directories that the plug-in
+// was linked with. NULL: err says what was tried.
+static void *open_library(Error *err) {
+    Dl_info here;
+    char beside[4200] = "";
+    if (dladdr((const void *)&nccl_version_text, &here) != 0 && strrchr(here.dli_fname, '/') != NULL) {
+        int dir = (int)(strrchr(here.dli_fname, '/') - here.dli_fname);
+        snprintf(beside, sizeof beside, "%.*s/%s", dir, here.dli_fname, NCCL_LIBRARY);
+    }
+    bool found = beside[0] != '\0' && file_exists(beside);
+    void *library = dlopen(found ? beside : NCCL_LIBRARY, RTLD_NOW | RTLD_LOCAL | RTLD_NODELETE);
+    if (library == NULL)
+        error_set(err,
+                  "NCCL, which several GPUs need, cannot be opened (tried %s, then %s on the loader's path: %s); "
+                  "install it, or put its directory into LD_LIBRARY_PATH",
+                  beside, NCCL_LIBRARY, dlerror());
+    return library;
+}
+
+bool nccl_api_open(NcclApi *api, Error *err) {
+    memset(api, 0, sizeof *api);
+    api->library = open_library(err);
+    if (api->library == NULL) return false;
+    const struct {
+        const char *name;
+        void **function;
+    } wanted[] = {
+        {"ncclGetVersion", (void **)&api->get_version},
+        {"ncclGetUniqueId", (void **)&api->get_unique_id},
+        {"ncclCommInitRank", (void **)&api->init_rank},
+        {"ncclCommDestroy", (void **)&api->destroy},
+        {"ncclCommAbort", (void **)&api->abort},
+        {"ncclCommGetAsyncError", (void **)&api->async_error},
+        {"ncclGetErrorString", (void **)&api->error_string},
+        {"ncclGetLastError", (void **)&api->last_error},
+        {"ncclGroupStart", (void **)&api->group_start},
+        {"ncclGroupEnd", (void **)&api->group_end},
+        {"ncclReduceScatter", (void **)&api->reduce_scatter},
+        {"ncclReduce", (void **)&api->reduce},
+        {"ncclAllGather", (void **)&api->all_gather},
+        {"ncclBroadcast", (void **)&api->broadcast},
+        {"ncclAllReduce", (void **)&api->all_reduce},
+        {"ncclSend", (void **)&api->send},
+        {"ncclRecv", (void **)&api->recv},
+    };
+    // The version first: an old library lacks functions.
+    *wanted[0].function = dlsym(api->library, wanted[0].name);
+    if (api->get_version == NULL || api->get_version(&api->version) != ncclSuccess)
+        return error_set(err, "%s does not say which version of NCCL it is", NCCL_LIBRARY);
+    if (api->version < NCCL_OLDEST) {
+        char found[32], oldest[32];
+        nccl_version_text(api->version, found, sizeof found);
+        nccl_version_text(NCCL_OLDEST, oldest, sizeof oldest);
+        return error_set(err, "NCCL %s is too old: %s or newer is needed", found, oldest);
+    }
+    for (size_t i = 0; i < sizeof wanted / sizeof wanted[0]; ++i) {
+        *wanted[i].function = dlsym(api->library, wanted[i].name);
+        if (*wanted[i].function == NULL) return error_set(err, "%s has no function %s", NCCL_LIBRARY, wanted[i].name);
+    }
+    return true;
+}
+
+#endif
