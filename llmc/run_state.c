@@ -203,6 +203,7 @@ bool run_state_load(Run *run, const char *dir, Error *err) {
 bool run_save(Run *run, Error *err) {
     double start = now_seconds();
     if (run_state_save(run, err)) {
+        run->has_checkpoint = true;
         logger_message(run->logger, "saved    %s/step_%08" PRId64 " in %.1f s", run->config.out_dir,
                        run->progress.step, now_seconds() - start);
         return true;
