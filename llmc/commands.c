@@ -96,8 +96,10 @@ static int command_plan(int argc, char **argv) {
     tokenizer_free(tokenizer);
     if (!ok) return command_fail(&err);
     char note[RUN_NOTE_BYTES];
-    Backend *be = run_open_backend(&config, 0, 0, note, sizeof note, &err);
     // A plan for a GPU can be made where there is none.
+    const bool for_gpu = scaling.gpu[0] != '\0' && strcmp(scaling.gpu, "cpu") != 0;
+    if (for_gpu && strcmp(config.device, "auto") == 0) snprintf(config.device, sizeof config.device, "cuda");
+    Backend *be = run_open_backend(&config, 0, 0, note, sizeof note, &err);
     bool elsewhere = be == NULL && strcmp(config.device, "cuda") == 0;
     if (be == NULL && !elsewhere) return command_fail(&err);
     const char *comm = be != NULL ? comm_kind(be, world) : "nccl";
@@ -116,8 +118,10 @@ static int command_plan(int argc, char **argv) {
         plan_suggest(options, sizeof options, &config, &schedule, rank, be, available);
         printf("what would fit: %s\n", options);
     }
+    const bool on_cpu = be != NULL && be->shares_host_memory;
     if (be != NULL) be->close(be);
     if (scaling.world == 0) return fits ? 0 : 1;
+    if (scaling.gpu[0] == '\0') snprintf(scaling.gpu, sizeof scaling.gpu, "%s", on_cpu ? "cpu" : "h100");
     printf("\n");
     return scaling_print(stdout, &config, &scaling, &err) ? 0 : command_fail(&err);
 }

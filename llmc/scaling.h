@@ -67,7 +67,7 @@ bool scaling_predict(ScalingPrediction *out, const ScalingJob *job, const Machin
 #define SCALING_MAX_WORLD 65536
 typedef struct {
     int64_t world;   // 0: not asked for
-    char gpu[16];    // "": h100, or cpu for device=cpu
+    char gpu[16];    // "": h100
     int64_t gpus_per_node;                        // 0, and 0 in what follows: as the machine has it
     double network_gbits, network_latency_us;     // of a rank and direction
     double node_gbytes, node_latency_us;

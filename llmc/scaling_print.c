@@ -20,7 +20,8 @@ typedef struct {
 static const ScalingOptionRow ROWS[] = {
     {"world", OPTION_WHOLE, FIELD(world), 1, SCALING_MAX_WORLD,
      "ranks; also predicts the step for 1, 2, 4, ... of them"},
-    {"gpu", OPTION_WORD, FIELD(gpu), 0, 0, "h100, h200, a100, b200, or cpu (default: h100, with device=cpu: cpu)"},
+    {"gpu", OPTION_WORD, FIELD(gpu), 0, 0,
+     "h100, h200, a100, b200, or cpu (default: h100; cpu where the device is one)"},
     {"gpus_per_node", OPTION_WHOLE, FIELD(gpus_per_node), 1, 1024, "ranks of a node (default: 8)"},
     {"network_gbits", OPTION_NUMBER, FIELD(network_gbits), 0.001, 1e5,
      "Gb/s between nodes for each rank, as reached"},
@@ -79,11 +80,11 @@ bool scaling_take_options(ScalingOptions *out, int *argc, char **argv, Error *er
 void scaling_options_help(FILE *out) {
     fprintf(out, "Ranks elsewhere, for a plan only\n");
     for (int i = 0; i < ROW_COUNT; ++i) fprintf(out, "  %-20s %s\n", ROWS[i].key, ROWS[i].help);
+    fprintf(out, "\n");
 }
 
 bool scaling_machine(Machine *out, const ScalingOptions *options, const RunConfig *config, Error *err) {
-    const char *name = options->gpu[0] != '\0' ? options->gpu : strcmp(config->device, "cpu") == 0 ? "cpu" : "h100";
-    if (!machine_find(out, name, err)) return false;
+    if (!machine_find(out, options->gpu[0] != '\0' ? options->gpu : "h100", err)) return false;
     if (options->gpus_per_node > 0) out->per_node = options->gpus_per_node;
     if (options->network_gbits > 0) out->network_bytes_per_second = options->network_gbits * 1e9 / 8;
     if (options->network_latency_us > 0) out->network_latency_seconds = options->network_latency_us * 1e-6;

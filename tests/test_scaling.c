@@ -328,7 +328,7 @@ static void test_options(void **state) {
     assert_true(m.network_bytes_per_second == 25e9 && m.per_node == 4);
     assert_string_equal(m.name, "b200");
     assert_true(scaling_machine(&m, &(ScalingOptions){0}, config, &err));
-    assert_string_equal(m.name, "cpu");
+    assert_string_equal(m.name, "h100");
     free(config);
 }
 
