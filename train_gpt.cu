@@ -36,6 +36,7 @@ static bool train_step(Run *run, Error *err) {
         zero_begin_round(&run->zero, i);
         model_forward(model, &batch->batch[i], loss_scale, true);
         model_backward(model);
+        hash_chain_add_batch(&run->chain, batch->step, &batch->batch[i]);
     }
     zero_finish_gradients(&run->zero);
     optimizer_freeze(&run->optimizer, model);
@@ -44,6 +45,7 @@ static bool train_step(Run *run, Error *err) {
     optimizer_update(&run->optimizer, model, &run->config, &step);
     zero_send_weights(&run->zero);
     run_step_issued(run, started, &step);
+    if (!run_check_step(run, err)) return false;
     return run_report_steps(run, RUN_PENDING_STEPS - 1, err);
 }
 

@@ -365,6 +365,11 @@ static bool open_all(Run *run, Error *err) {
     char resumed_from[CONFIG_PATH_BYTES + 64];
     if (!open_weights(run, resumed_from, sizeof resumed_from, err)) return false;
     if (!run_agree(run, "open the logs", run->launch.rank > 0 || open_logger(run, resumed_from, err), err)) return false;
+    HashChainOptions chain = {.control = run->control, .rank = run->launch.rank, .world = run->launch.world,
+                              .every = config->hash_every, .compare_every = config->compare_every,
+                              .out_dir = config->out_dir};
+    bool ok = hash_chain_open(&run->chain, run->be, &chain, &run->progress, err);
+    if (!run_agree(run, "open the hash chain", ok, err)) return false;
     for (int i = 0; i < RUN_PENDING_STEPS; ++i) {
         run->pending[i].host = run->be->host_alloc(run->be, result_bytes(run), err);
         if (run->pending[i].host == NULL) return false;
@@ -394,6 +399,7 @@ void run_close(Run *run) {
         if (run->heldout[s] != NULL) heldout_close(run->heldout[s]);
     for (int i = 0; i < RUN_PENDING_STEPS; ++i)
         if (run->pending[i].host != NULL) run->be->host_free(run->be, run->pending[i].host);
+    hash_chain_close(&run->chain);
     zero_free(&run->zero);
     control_set_probe(run->control, NULL, NULL);
     if (run->comm != NULL) run->comm->close(run->comm);
@@ -522,6 +528,7 @@ bool run_rewind(Run *run, Error *err) {
               error_set(err, "%s holds no complete checkpoint any more to go back to", run->config.out_dir);
     ok = ok && run_state_load(run, newest, err) &&
          guard_rewind(&run->progress, line, sizeof line, &before, because, err);
+    ok = ok && hash_chain_resume(&run->chain, &run->progress, err);
     if (!run_agree(run, "go back", ok, err)) return false;
     zero_send_weights(&run->zero);
     loader_set_skips(run->loader, run->progress.skip, run->progress.skip_count);
@@ -529,6 +536,15 @@ bool run_rewind(Run *run, Error *err) {
     run->phase = -1;
     logger_message(run->logger, "%s", line);
     return true;
+}
+
+bool run_check_step(Run *run, Error *err) {
+    int64_t step = run->progress.step, every = run->config.compare_every;
+    if (!hash_chain_link(&run->chain, step, &run->model, &run->optimizer, err)) return false;
+    if (run->launch.world == 1 || run->config.zero == 3 || every == 0 || step % every != 0) return true;
+    for (int b = 0; b < run->model.part.buckets; ++b) zero_gather_weights(&run->zero, b);
+    bool same = replicas_compare(&run->chain, step, &run->model, err);
+    return run_agree(run, "compare the replicas", same, err);
 }
 
 void run_abort(Run *run, const Error *err) {

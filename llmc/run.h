@@ -6,6 +6,7 @@
 #include "llmc/checkpoint.h"
 #include "llmc/comm.h"
 #include "llmc/eval.h"
+#include "llmc/hash_chain.h"
 #include "llmc/logger.h"
 #include "llmc/plan.h"
 #include "llmc/run_lock.h"
@@ -54,6 +55,7 @@ typedef struct {
     Model model;
     Optimizer optimizer;
     Zero zero;
+    HashChain chain;
     Tokenizer *tokenizer;  // NULL when unknown: then no bits per byte, no samples
     Loader *loader;
     HeldOut *heldout[CONFIG_MAX_SOURCES];
@@ -96,6 +98,9 @@ bool run_begin_step(Run *run, int stop_signal, Error *err);
 OptimizerStep run_optimizer_step(const Run *run, double loss_scale);
 // The step of run->batch has been issued as a whole: counts it and begins to read its results back.
 void run_step_issued(Run *run, double started, const OptimizerStep *step);
+// After a step: its link of the hash chain and the comparison of the replicas, where they are due. False: a rank's
+// weights have drifted, or the device failed.
+bool run_check_step(Run *run, Error *err);
 // Logs the steps whose results are there and waits until at most may_be_pending are not. False: the device failed (the
 // message names the last complete checkpoint), or too many gradients in a row were not finite.
 bool run_report_steps(Run *run, int64_t may_be_pending, Error *err);
