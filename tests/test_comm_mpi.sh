@@ -36,6 +36,11 @@ check "without single copies" no_single_copy
 over_tcp() { OMPI_MCA_btl=tcp,self ranks 3 operations; }
 check "over TCP" over_tcp
 
+if [ -x "$BUILD/bench" ]; then
+    check "the benchmark" expect 0 '^all_reduce of 0.1 MiB beside matmuls' timeout -k 5 60 "${launch[@]}" -np 2 \
+        "$BUILD/bench" comm --smallest 8 --largest 64Ki
+fi
+
 # The checks themselves can fail.
 check "another contribution is found" \
     expect 1 '8 of 8 sums' timeout -k 5 60 "${launch[@]}" -np 3 "$BUILD/tests/comm_ranks" wrong

@@ -63,7 +63,8 @@ int main(int argc, char **argv) {
         const char *name, *help;
         int (*run)(int argc, char **argv);
     } PARTS[] = {{"step", "whole training steps at fixed shapes", bench_step_main},
-                 {"op", "single operations at the shapes of real models", bench_ops_main}};
+                 {"op", "single operations at the shapes of real models", bench_ops_main},
+                 {"comm", "operations of a group of ranks, under mpirun", bench_comm_main}};
     for (size_t i = 0; argc > 1 && i < sizeof PARTS / sizeof PARTS[0]; ++i)
         if (strcmp(argv[1], PARTS[i].name) == 0) return PARTS[i].run(argc - 1, argv + 1);
     bool help = argc > 1 && (strcmp(argv[1], "--help") == 0 || strcmp(argv[1], "-h") == 0);

@@ -31,5 +31,6 @@ struct Backend *bench_device_open(const BenchDevice *choice, Error *err);
 
 int bench_step_main(int argc, char **argv);
 int bench_ops_main(int argc, char **argv);
+int bench_comm_main(int argc, char **argv);
 
 #endif
