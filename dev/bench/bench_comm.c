@@ -1,6 +1,6 @@
 // bench_comm.c: what the operations of a group of ranks take, by size, and how much of one is hidden behind matmuls
-// that run beside it. Started as training is: mpirun -np 2 build/bench comm. Rank 0 prints its times, each from behind
-// a barrier to the end of the operation on this rank.
+// that run beside it. Started as training is: mpirun -np 2 build/bench comm. Rank 0 prints its times, each from
+// behind a barrier to the end of the operation on this rank.
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>

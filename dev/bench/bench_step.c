@@ -13,6 +13,7 @@
 #include "llmc/plan.h"
 #include "llmc/rng.h"
 #include "llmc/shard.h"
+#include "llmc/zero.h"
 
 typedef struct {
     const char *name, *preset;
@@ -61,7 +62,7 @@ typedef struct {
     Optimizer optimizer;
     Batch *batch;  // the micro-batches of a step
     int64_t micro_batches;
-    double *loss;  // [2] host_alloc memory: a step's loss is read while the next one runs
+    double *loss;  // (2, micro_batches) host_alloc memory: a step's loss is read while the next one runs
 } StepBench;
 
 static const StepShape *find_shape(const char *name) {
@@ -139,6 +140,9 @@ static void fill_batches(StepBench *bench) {
                                   .weights = weights + m * N};
 }
 
+// (micro_batches)
+static double *step_loss(StepBench *bench, int64_t t) { return bench->loss + t % 2 * bench->micro_batches; }
+
 // Issues one step and the transfer of its loss; the ticket passes when that is there.
 static Ticket issue_step(StepBench *bench, int64_t t) {
     Model *model = &bench->model;
@@ -149,7 +153,8 @@ static Ticket issue_step(StepBench *bench, int64_t t) {
         model_backward(model);
     }
     optimizer_step(&bench->optimizer, model, &bench->config, LEARNING_RATE, 1, t);
-    return bench->be->download_begin(bench->be, &bench->loss[t % 2], model->loss_sums.data, sizeof *bench->loss);
+    return bench->be->download_begin(bench->be, step_loss(bench, t), model->loss_sums.data,
+                                     to_size(bench->micro_batches) * sizeof *bench->loss);
 }
 
 // Runs warm-up and timed steps, as training does: a step is waited for when the next one has been issued. seconds[i]
@@ -166,7 +171,7 @@ static bool run_steps(StepBench *bench, double *seconds, double *losses, int64_t
         int64_t ends = synchronous ? t : t - 1;
         if (ends < 1 || ends > all) continue;
         if (!bench->be->wait(bench->be, read[ends % 2], err)) return false;
-        losses[ends - 1] = bench->loss[ends % 2] / tokens;
+        losses[ends - 1] = zero_sum_rounds(step_loss(bench, ends), bench->micro_batches) / tokens;
         double now = now_seconds();
         if (ends > WARMUP_STEPS) seconds[ends - WARMUP_STEPS - 1] = now - ended;
         ended = now;
@@ -304,7 +309,7 @@ static bool lay_out(StepBench *bench, MemoryPlan *plan, Error *err) {
     model_init_weights(&bench->model, SEED);
     optimizer_reset(&bench->optimizer, &bench->model);
     fill_batches(bench);
-    bench->loss = be->host_alloc(be, 2 * sizeof *bench->loss, err);
+    bench->loss = be->host_alloc(be, 2 * to_size(bench->micro_batches) * sizeof *bench->loss, err);
     return bench->loss != NULL;
 }
 
