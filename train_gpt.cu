@@ -83,6 +83,7 @@ static bool train_loop(Run *run, Error *err) {
         run_sample(run);
     }
     if (saved_at != run->progress.step && !run_save(run, why)) return false;
+    if (!run_save_finish(run, why)) return false;
     run_report_ranks(run);
     return why == err;
 }

@@ -5,6 +5,7 @@
 #include <string.h>
 
 #include "llmc/hf.h"
+#include "llmc/snapshot.h"
 
 // Resident size of the program before it holds any data: code, shared libraries, stacks of its threads.
 #define PLAN_PROGRAM_BYTES ((size_t)12 << 20)
@@ -101,13 +102,16 @@ void plan_compute(MemoryPlan *plan, const RunConfig *config, const Schedule *sch
     plan->workspace_bytes = be != NULL ? be->plan_workspace(be, bounds) : backend_cuda_plan_workspace(bounds);
     plan->transfer_bytes = model_staging_bytes(&model);
     plan->staging_bytes = model_file_staging_bytes(arch, &model.params);
+    const SnapshotShape snapshot = {arch, &model.params, model.part.options, config->dtype,
+                                    config->dtype == DTYPE_BF16 && config->master_weights};
+    plan->snapshot_bytes = config->async_save ? snapshot_plan_bytes(&snapshot) : 0;
     optimizer_free(&optimizer);
     model_free(&model);
     plan->loader_bytes = loader_plan_bytes(schedule);
     plan->program_bytes = PLAN_PROGRAM_BYTES;
     size_t device_bytes = plan->arena.used_bytes + plan->workspace_bytes;
     plan->total_bytes = device_bytes + plan->loader_bytes + plan->transfer_bytes + plan->staging_bytes +
-                        plan->program_bytes;
+                        plan->snapshot_bytes + plan->program_bytes;
     plan->device_bytes = be != NULL && be->shares_host_memory ? plan->total_bytes : device_bytes;
 }
 
@@ -200,6 +204,7 @@ void plan_print(FILE *out, const MemoryPlan *plan, const RunConfig *config, size
     print_row(out, "loader", plan->loader_bytes, plan->total_bytes);
     print_row(out, "batches in transfer", plan->transfer_bytes, plan->total_bytes);
     print_row(out, "checkpoint staging", plan->staging_bytes, plan->total_bytes);
+    print_row(out, "copy for checkpoints", plan->snapshot_bytes, plan->total_bytes);
     print_row(out, "program (estimate)", plan->program_bytes, plan->total_bytes);
     print_row(out, "total", plan->total_bytes, plan->total_bytes);
     if (available_bytes == 0) {

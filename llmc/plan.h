@@ -16,6 +16,7 @@ typedef struct {
     size_t loader_bytes;     // host: two prefetched steps and one held-out batch
     size_t transfer_bytes;   // host: batches on their way to the device
     size_t staging_bytes;    // host: what passes through on the way to a checkpoint
+    size_t snapshot_bytes;   // host: the copy that checkpoints are written from
     size_t program_bytes;    // code, libraries and stacks of the process, an estimate
     size_t total_bytes;
     size_t device_bytes;  // of them on the device: all, or on a GPU the arena and the workspaces

@@ -11,6 +11,7 @@
 #include "llmc/device.h"
 #include "llmc/guard.h"
 #include "llmc/hf.h"
+#include "llmc/run_save.h"
 #include "llmc/run_state.h"
 #include "llmc/shard.h"
 
@@ -174,7 +175,7 @@ static bool open_memory(Run *run, Error *err) {
                            .scratch_bytes = tensor_bytes(scratch), .control = run->control, .mpi = &run->mpi};
     if (!comm_open(&run->comm, rank.comm, run->be, &options, err)) return false;
     zero_init(&run->zero, &run->model, run->comm, config->reduce_dtype);
-    return true;
+    return run_save_open(run, err);
 }
 
 // True when `ok` is true on every rank. Else err says, on the lowest rank that failed, why, and is empty elsewhere: one
@@ -237,7 +238,7 @@ static bool open_weights(Run *run, char *resumed_from, size_t resumed_bytes, Err
 
 // What each rank brings to a step's agreement: sums (the weights of its lanes last), then maxima.
 enum { VOTE_SECONDS, VOTE_LANES };
-enum { VOTE_SIGNAL, VOTE_NO_DATA, VOTE_MAXIMA };
+enum { VOTE_SIGNAL, VOTE_NO_DATA, VOTE_SAVER, VOTE_MAXIMA = VOTE_SAVER + SAVER_VOTES };
 
 static size_t result_bytes(const Run *run) {
     return sizeof(StepResult) + to_size(run->model.shape.micro_batches) * sizeof(double);
@@ -393,6 +394,7 @@ bool run_open(Run *run, const RunConfig *config, Error *err) {
 }
 
 void run_close(Run *run) {
+    run_save_close(run);  // may still have something to say
     if (run->logger != NULL) logger_close(run->logger);
     if (run->loader != NULL) loader_close(run->loader);
     for (int s = 0; s < CONFIG_MAX_SOURCES; ++s)
@@ -447,11 +449,13 @@ bool run_begin_step(Run *run, int stop_signal, Error *err) {
     int64_t lanes = schedule_phase(&run->schedule, run->progress.step)->micro_batches;
     double *sum = run->vote, most[VOTE_MAXIMA] = {stop_signal, run->batch == NULL};
     sum[VOTE_SECONDS] = run->launch.rank == 0 ? run->progress.seconds : 0;
+    run_save_vote(run, most + VOTE_SAVER);
     for (int64_t i = 0; i < lanes; ++i) sum[VOTE_LANES + i] = run->batch != NULL ? run->batch->lane_weight[i] : 0;
     control_set_step(run->control, run->progress.step + 1);
     if (!control_reduce(run->control, "step", sum, VOTE_LANES + (int)lanes, most, VOTE_MAXIMA))
         return error_set(err, "the ranks lost each other");
     run->stop_signal = (int)most[VOTE_SIGNAL];
+    if (!run_save_poll(run, most + VOTE_SAVER, err)) return false;
     if (most[VOTE_NO_DATA] > 0)
         return run->batch == NULL ? false : error_set(err, "another rank cannot read its data; it says why");
     if (run->stop_signal != 0) return false;
@@ -473,6 +477,8 @@ static bool guard_step(Run *run, const PendingStep *pending, double loss, Error 
     GuardAction action = guard_count(&run->progress, line, sizeof line, &run->config, &result, run->has_checkpoint, err);
     if (line[0] != '\0') logger_message(run->logger, "%s", line);
     if (action == GUARD_REWIND) run->rewind_because = pending->step;
+    Error unsaved = {""};
+    if (action == GUARD_STOP) run_save_finish(run, &unsaved);  // all ranks stop here: what was begun is not lost
     return action != GUARD_STOP;
 }
 
@@ -519,7 +525,7 @@ OptimizerStep run_optimizer_step(const Run *run, double loss_scale) {
 bool run_rewind(Run *run, Error *err) {
     int64_t because = run->rewind_because;
     RunProgress before = run->progress;
-    if (!run->be->synchronize(run->be, err)) return false;
+    if (!run->be->synchronize(run->be, err) || !run_save_finish(run, err)) return false;
     run->reported = run->issued;  // what came after is not looked at any more
     run->rewind_because = 0;
     char newest[CONFIG_PATH_BYTES + 64], line[300];

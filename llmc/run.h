@@ -57,6 +57,7 @@ typedef struct {
     Zero zero;
     HashChain chain;
     Tokenizer *tokenizer;  // NULL when unknown: then no bits per byte, no samples
+    struct RunSave *save;  // run_save.c
     Loader *loader;
     HeldOut *heldout[CONFIG_MAX_SOURCES];
     Logger *logger;  // rank 0; elsewhere NULL
@@ -110,8 +111,12 @@ bool run_rewind(Run *run, Error *err);
 bool run_evaluate(Run *run, Error *err);
 // A continuation of config.sample_prompt, logged.
 void run_sample(Run *run);
-// A checkpoint of the present step, then pruning. What on_save_error says decides whether an error ends the run.
+// Copies the present step's state and begins to write it as a checkpoint; steps that follow vote on it (run_begin_step),
+// and rank 0 commits it and prunes when all ranks have written. With async_save=false: all of it now. What on_save_error
+// says decides whether an error ends the run.
 bool run_save(Run *run, Error *err);
+// Until nothing is being written any more; before the run ends.
+bool run_save_finish(Run *run, Error *err);
 
 // Tells the other ranks why this one ends with an error; nothing in a run of one rank.
 void run_abort(Run *run, const Error *err);

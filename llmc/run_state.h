@@ -1,5 +1,6 @@
-// run_state.h: a run in and out of a checkpoint directory: weights as a Hugging Face model, the optimizer's state
-// (optimizer_file.h) and state.json. Loading gives back every bit that the next step depends on.
+// run_state.h: a run out of a checkpoint directory, which any number of ranks may have written (run_save.h): weights as a
+// Hugging Face model, the optimizer's state (optimizer_file.h) and state.json. Loading gives back every bit that the
+// next step depends on.
 #ifndef LLMC_RUN_STATE_H
 #define LLMC_RUN_STATE_H
 
@@ -9,8 +10,6 @@
 extern "C" {
 #endif
 
-// Writes run->progress and all tensors as RUN/step_N and returns once it is durable.
-bool run_state_save(Run *run, Error *err);
 // Weights, moments and progress. The run may have another dtype and other master weights than the checkpoint: masters
 // come from masters, else from the weights; bf16 weights are what they were, or rounded to nearest. Errors when the
 // checkpoint's architecture, optimizer or tokenizer is another one.

@@ -67,7 +67,8 @@ static void check_exact(const RunConfig *config) {
     }
     assert_int_equal(sum, plan.arena.used_bytes);
     // Staging may pass through memory that is counted already.
-    size_t rest = plan.workspace_bytes + plan.loader_bytes + plan.transfer_bytes + plan.program_bytes;
+    size_t rest = plan.workspace_bytes + plan.loader_bytes + plan.transfer_bytes + plan.program_bytes +
+                  plan.snapshot_bytes;
     assert_true(plan.total_bytes >= sum + rest && plan.total_bytes <= sum + rest + plan.staging_bytes);
 
     // The largest parts by their definition.

@@ -6,6 +6,7 @@
 #include <unistd.h>
 
 #include "llmc/rng.h"
+#include "llmc/run_save.h"
 #include "llmc/run_state.h"
 #include "tests/file_test.h"
 #include "tests/model_test.h"
@@ -125,7 +126,7 @@ static void check_resume(FileTest *t, const char *out_dir, const char *extra) {
     run->progress.seconds = 1234.375;
     run->progress.bad_steps = 3;
     run->progress.bad_in_row = 1;
-    file_test_expect_ok(t, run_state_save(run, &t->err));
+    file_test_expect_ok(t, run_save_now(run, &t->err));
     Bits at_5 = bits_of(run);
     double losses = train_steps(t, run, 3);
     Bits at_8 = bits_of(run);
@@ -183,7 +184,7 @@ static void check_dtypes(FileTest *t, const char *optimizer, const char *from, c
     char *dir = xasprintf("%s/%s/step_00000003", t->dir, first);
     Run *run = open_run(t, first, extra);
     train_steps(t, run, 3);
-    file_test_expect_ok(t, run_state_save(run, &t->err));
+    file_test_expect_ok(t, run_save_now(run, &t->err));
     Bits saved = bits_of(run);
     close_run(run);
     free(extra);
@@ -217,7 +218,7 @@ static void check_masters(FileTest *t, const char *name, const char *from, const
     char *dir = xasprintf("%s/%s/step_00000003", t->dir, first);
     Run *run = open_run(t, first, from);
     train_steps(t, run, 3);
-    file_test_expect_ok(t, run_state_save(run, &t->err));
+    file_test_expect_ok(t, run_save_now(run, &t->err));
     Bits saved = bits_of(run);
     close_run(run);
     char *extra = xasprintf("%s resume=%s", to, dir);
@@ -262,7 +263,7 @@ static void check_refused(FileTest *t, const char *dir, const char *extra, const
 static char *make_checkpoint(FileTest *t, const char *out_dir, const char *extra) {
     Run *run = open_run(t, out_dir, extra);
     train_steps(t, run, 1);
-    file_test_expect_ok(t, run_state_save(run, &t->err));
+    file_test_expect_ok(t, run_save_now(run, &t->err));
     close_run(run);
     return xasprintf("%s/%s/step_00000001", t->dir, out_dir);
 }
@@ -374,17 +375,18 @@ static void test_damaged(void **state) {
 
 // ---- when saving fails ----
 
-static void test_full_disk(void **state) {
-    FileTest *t = *state;
-    Run *run = open_run(t, "run", "on_save_error=stop");
+static bool save_and_finish(Run *run, Error *err) { return run_save(run, err) && run_save_finish(run, err); }
+
+static void check_full_disk(FileTest *t, const char *out_dir, const char *extra) {
+    Run *run = open_run(t, out_dir, extra);
     train_steps(t, run, 1);
-    file_test_expect_ok(t, run_save(run, &t->err));
+    file_test_expect_ok(t, save_and_finish(run, &t->err));
     train_steps(t, run, 1);
     file_test_limit_file_size(8192);
-    bool stopped = run_save(run, &t->err);
+    bool stopped = save_and_finish(run, &t->err);
     run->config.on_save_error = ON_SAVE_ERROR_CONTINUE;
     Error other = {""};
-    bool went_on = run_save(run, &other);
+    bool went_on = save_and_finish(run, &other);
     file_test_limit_file_size(0);
     file_test_expect_error(t, stopped, "safetensors");
     assert_true(went_on && other.message[0] == '\0');
@@ -393,11 +395,15 @@ static void test_full_disk(void **state) {
     assert_null(skipped);
     free(newest);
     // With room again it goes on.
-    file_test_expect_ok(t, run_save(run, &t->err));
+    file_test_expect_ok(t, save_and_finish(run, &t->err));
     newest = checkpoint_newest(run->config.out_dir, &skipped);
     assert_int_equal(checkpoint_step(newest), 2);
     free(newest);
     close_run(run);
+}
+static void test_full_disk(void **state) {
+    check_full_disk(*state, "beside", "on_save_error=stop");
+    check_full_disk(*state, "at_once", "on_save_error=stop async_save=false");
 }
 
 static void test_keep_last(void **state) {
@@ -405,7 +411,7 @@ static void test_keep_last(void **state) {
     Run *run = open_run(t, "run", "keep_last=2");
     for (int i = 0; i < 4; ++i) {
         train_steps(t, run, 1);
-        file_test_expect_ok(t, run_state_save(run, &t->err));
+        file_test_expect_ok(t, run_save_now(run, &t->err));
     }
     static const bool THERE[] = {false, false, true, true};
     for (int i = 0; i < 4; ++i) {

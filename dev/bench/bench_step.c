@@ -297,6 +297,7 @@ static int write_start(const StepShape *shape, const char *dir) {
 static bool lay_out(StepBench *bench, MemoryPlan *plan, Error *err) {
     Backend *be = bench->be;
     profile_init(&bench->profile, be);
+    bench->config.async_save = false;  // nothing is saved here
     plan_compute(plan, &bench->config, &bench->schedule, PLAN_ALONE, be);
     be->workspace_limit_bytes = plan->workspace_bytes;
     // What the profile wraps is timed by the host's clock: only where an operation is over when its call returns.
