@@ -108,21 +108,23 @@ static void take_result(Control *control, const Frame *frame) {
     CHECK(pthread_cond_broadcast(&control->answered) == 0, "pthread_cond_broadcast");
 }
 
-// With the lock held. False: the connection is of no more use.
-static bool receive(Control *control) {
-    int got = link_receive(&control->link), more = 0;
+// With the lock held. > 0: the hub was heard; < 0: the connection is of no more use.
+static int receive(Control *control) {
+    int got = link_receive(&control->link), more;
     Frame frame;
-    while (got > 0 && (more = link_next(&control->link, &frame)) > 0) {
+    // The meeting may have left frames behind, and the last words may have come with the end.
+    while ((more = link_next(&control->link, &frame)) > 0) {
         if (frame.type == FRAME_RESULT && !control->leaving) take_result(control, &frame);
         if (frame.type != FRAME_ABORT) continue;
         char text[CONTROL_TEXT_BYTES];
         snprintf(text, sizeof text, "%.*s", (int)frame.count, (const char *)frame.bytes);
         end_process(control, text);
-        return false;
+        return -1;
     }
-    if (got >= 0 && more >= 0) return true;
-    end_without_hub(control, "its connection closed (killed, crashed, or it left without a word)");
-    return false;
+    if (got >= 0 && more >= 0) return got;
+    if (!control->stop)
+        end_without_hub(control, "its connection closed (killed, crashed, or it left without a word)");
+    return -1;
 }
 
 static void send_status(Control *control) {
@@ -135,16 +137,14 @@ static void send_status(Control *control) {
     CHECK(pthread_mutex_unlock(&control->lock) == 0, "pthread_mutex_unlock");
 }
 
-// Sleeps until something comes, somebody wakes it or the time is over; returns what poll says of the link.
-static short sleep_on_link(Control *control, short events, double seconds) {
+// Sleeps until something comes, somebody wakes it or the time is over.
+static void sleep_on_link(Control *control, short events, double seconds) {
     struct pollfd ready[2] = {{control->link.fd, events, 0}, {control->wake, POLLIN, 0}};
     int count = poll(ready, 2, seconds > 0 ? (int)ceil(seconds * 1e3) : 0);
     CHECK(count >= 0 || errno == EINTR, "poll: %s", strerror(errno));
-    if (count <= 0) return 0;
     uint64_t wakes;
-    if (ready[1].revents != 0 && read(control->wake, &wakes, sizeof wakes) < 0)
+    if (count > 0 && ready[1].revents != 0 && read(control->wake, &wakes, sizeof wakes) < 0)
         CHECK(errno == EAGAIN || errno == EINTR, "eventfd: %s", strerror(errno));
-    return ready[0].revents;
 }
 
 static void *link_thread(void *context) {
@@ -154,13 +154,15 @@ static void *link_thread(void *context) {
     double heard = clock.now, next_status = 0;
     short events = POLLIN;
     for (bool on = true; on;) {
-        short ready = sleep_on_link(control, events, next_status - now_seconds());
         watch_clock_advance(&clock);
-        CHECK(pthread_mutex_lock(&control->lock) == 0, "pthread_mutex_lock");
-        if (ready & ~POLLOUT) {
-            heard = clock.now;
-            on = receive(control);
+        if (now_seconds() >= next_status) {
+            next_status = now_seconds() + control->beat_seconds;
+            send_status(control);
         }
+        CHECK(pthread_mutex_lock(&control->lock) == 0, "pthread_mutex_lock");
+        int got = receive(control);
+        if (got > 0) heard = clock.now;
+        on = got >= 0;
         if (on && clock.now - heard >= control->timeout_seconds) {
             char why[64];
             snprintf(why, sizeof why, "silent for %.3g s", clock.now - heard);
@@ -171,10 +173,7 @@ static void *link_thread(void *context) {
         events = (short)(POLLIN | (link_has_output(&control->link) ? POLLOUT : 0));
         on = on && !control->stop;
         CHECK(pthread_mutex_unlock(&control->lock) == 0, "pthread_mutex_unlock");
-        if (on && now_seconds() >= next_status) {
-            next_status = now_seconds() + control->beat_seconds;
-            send_status(control);
-        }
+        if (on) sleep_on_link(control, events, next_status - now_seconds());
     }
     return NULL;
 }
