@@ -186,6 +186,7 @@ static bool begin(Run *run, Error *err) {
     RunSave *save = run->save;
     double started = now_seconds();
     Error why = {""};
+    if (!hash_chain_save(&run->chain, &run->progress, err)) return false;
     save->step = run->progress.step;
     save->not_deleted.message[0] = '\0';
     if (rank_of(run) == 0) {
