@@ -94,7 +94,8 @@ static int command_train(int argc, char **argv) {
     if (status != COMMAND_GOES_ON) return status;
     Error err = {""};
     Run run;
-    if (!run_open(&run, &config, &err)) return command_fail(&err);
+    // Of ranks that fail alike one says why.
+    if (!run_open(&run, &config, &err)) return err.message[0] != '\0' ? command_fail(&err) : 1;
     signal(SIGINT, on_signal);
     signal(SIGTERM, on_signal);
     signal(SIGUSR1, on_signal);
@@ -103,7 +104,7 @@ static int command_train(int argc, char **argv) {
     if (ok) run_print_summary(&run);
     else run_abort(&run, &err);
     run_close(&run);
-    return requeue ? RUN_EXIT_REQUEUE : ok ? 0 : command_fail(&err);
+    return requeue ? RUN_EXIT_REQUEUE : ok ? 0 : err.message[0] != '\0' ? command_fail(&err) : 1;
 }
 
 // ---------------------------------------------------------------------------------------------------------------

@@ -310,7 +310,7 @@ struct Backend {
 typedef struct {
     int abi;                // BACKEND_ABI of the caller; a plug-in of another age refuses
     size_t backend_bytes;   // sizeof(Backend), likewise
-    int device_index;       // which of the visible GPUs
+    int device_index;       // which of the visible GPUs, if there are several; one is taken by all who see only it
     const char *attention;  // "auto", "cudnn" or "own"
     const char *cache_dir;  // where measured choices of matmul algorithms are kept; NULL: nowhere
     bool graphs;            // sequences are captured and replayed

@@ -189,7 +189,7 @@ static void cuda_close(Backend *be) {
 }
 
 // The GPU that options name, or an error that says what is wrong with driver, device or both.
-static bool find_device(const BackendOptions *options, cudaDeviceProp *properties, Error *err) {
+static bool find_device(int *index, const BackendOptions *options, cudaDeviceProp *properties, Error *err) {
     int count = 0, driver = 0, runtime = 0;
     cudaError_t status = cudaGetDeviceCount(&count);
     cudaDriverGetVersion(&driver);
@@ -206,24 +206,26 @@ static bool find_device(const BackendOptions *options, cudaDeviceProp *propertie
     if (status != cudaSuccess)
         return error_set(err, "the NVIDIA driver does not answer: %s (%s)", cudaGetErrorString(status),
                          cudaGetErrorName(status));
-    if (options->device_index < 0 || options->device_index >= count)
-        return error_set(err, "GPU %d is wanted, but %d %s visible", options->device_index, count,
-                         count == 1 ? "is" : "are");
-    status = cudaSetDevice(options->device_index);
-    if (status == cudaSuccess) status = cudaGetDeviceProperties(properties, options->device_index);
+    // Launchers may show each process one GPU of its own.
+    *index = count == 1 ? 0 : options->device_index;
+    if (*index < 0 || *index >= count)
+        return error_set(err, "GPU %d is wanted (one for each rank of a host), but %d are visible", *index, count);
+    status = cudaSetDevice(*index);
+    if (status == cudaSuccess) status = cudaGetDeviceProperties(properties, *index);
     if (status != cudaSuccess)
-        return error_set(err, "GPU %d cannot be used: %s (%s)", options->device_index, cudaGetErrorString(status),
+        return error_set(err, "GPU %d cannot be used: %s (%s)", *index, cudaGetErrorString(status),
                          cudaGetErrorName(status));
     if (properties->major * 10 + properties->minor < CUDA_OLDEST_COMPUTE_CAPABILITY)
         return error_set(err, "GPU %d, %s, has compute capability %d.%d; 8.0 (Ampere) or later is needed, for bf16",
-                         options->device_index, properties->name, properties->major, properties->minor);
+                         *index, properties->name, properties->major, properties->minor);
     return true;
 }
 
 // Streams, events and the libraries, whose own memory is measured on the way.
-static bool open_state(Backend *be, const BackendOptions *options, const cudaDeviceProp *properties, Error *err) {
+static bool open_state(Backend *be, const BackendOptions *options, int index, const cudaDeviceProp *properties,
+                       Error *err) {
     CudaState *state = cuda_state(be);
-    state->device = options->device_index;
+    state->device = index;
     state->compute_capability = properties->major * 10 + properties->minor;
     state->sm_count = properties->multiProcessorCount;
     state->shared_bytes_limit = properties->sharedMemPerBlockOptin;
@@ -276,7 +278,8 @@ extern "C" Backend *backend_plugin_entry(const BackendOptions *options, Error *e
         return NULL;
     }
     cudaDeviceProp properties;
-    if (!find_device(options, &properties, err)) return NULL;
+    int index = 0;
+    if (!find_device(&index, options, &properties, err)) return NULL;
     Backend *be = (Backend *)xcalloc(1, sizeof *be);
     be->name = CUDA_BACKEND_NAME;
     be->bf16_native = true;
@@ -304,7 +307,7 @@ extern "C" Backend *backend_plugin_entry(const BackendOptions *options, Error *e
     be->plan_workspace = cuda_plan_workspace;
     be->measure_peak = cuda_measure_peak;
     be->telemetry = cuda_telemetry;
-    if (open_state(be, options, &properties, err)) return be;
+    if (open_state(be, options, index, &properties, err)) return be;
     cuda_close(be);
     return NULL;
 }
