@@ -236,15 +236,13 @@ static bool is_even_split(const CommSegment *segments, int count, int world, Eve
     return owner == world;
 }
 
-// What all_reduce divides among the ranks: equal segments, the last one longer; few elements are the last rank's
-// alone.
+// What all_reduce divides among the ranks: as ncclAllGather wants it, the last segment longer; few elements so that no
+// rank has many.
 static int even_segments(CommSegment *out, int world, int64_t elems) {
+    if (elems < 256 * world) return comm_segments_even(out, world, elems);
     int64_t chunk = elems / world / COMM_STRIDE_MULTIPLE * COMM_STRIDE_MULTIPLE;
-    int count = 0;
-    for (int owner = chunk > 0 ? 0 : world - 1; owner < world - 1; ++owner)
-        out[count++] = {owner, owner * chunk, chunk};
-    if (elems > 0) out[count++] = {world - 1, (world - 1) * chunk, elems - (world - 1) * chunk};
-    return count;
+    for (int r = 0; r < world; ++r) out[r] = {r, r * chunk, r < world - 1 ? chunk : elems - r * chunk};
+    return world;
 }
 
 static ncclDataType_t nccl_type(DType dtype) {
