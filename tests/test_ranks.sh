@@ -27,7 +27,7 @@ run() {
         sample_tokens=8 comm_timeout=60 progress_bar=false "$@" >"$work/$name.log" 2>&1 || { tail -n 5 "$work/$name.log"; return 1; }
 }
 # Losses, held-out losses and gradient norms, every digit of them.
-numbers() { grep '"loss"' "$work/$1/metrics.jsonl" | grep -o '"step":[0-9]*\|"loss":[-0-9.e+]*\|"grad_norm":[-0-9.e+]*'; }
+numbers() { grep 'loss"' "$work/$1/metrics.jsonl" | grep -o '"step":[0-9]*\|"\(val_\)*loss":[-0-9.e+]*\|"grad_norm":[-0-9.e+]*'; }
 
 same_bits() { # NAME RANKS REFERENCE [key=value...]
     run "$1" "$2" "${@:4}" || return 1
@@ -44,7 +44,7 @@ close_to() { # NAME RANKS REFERENCE TOLERANCE [key=value...]
     paste <(numbers "$3") <(numbers "$1") | awk -v most="$4" '
         {split($1, a, ":"); split($2, b, ":"); ++n; d = (a[2] - b[2]) / (a[2] == 0 ? 1 : a[2]); if (d < 0) d = -d
          if (!(d <= most) || a[1] != b[1]) {print "    " $1, $2; bad = 1}}
-        END {exit bad || n < 15}'
+        END {exit bad || n < 24}'
 }
 
 check one run one 1
