@@ -94,17 +94,20 @@ static int command_train(int argc, char **argv) {
     if (status != COMMAND_GOES_ON) return status;
     Error err = {""};
     Run run;
-    // Of ranks that fail alike one says why.
-    if (!run_open(&run, &config, &err)) return err.message[0] != '\0' ? command_fail(&err) : 1;
-    signal(SIGINT, on_signal);
-    signal(SIGTERM, on_signal);
-    signal(SIGUSR1, on_signal);
-    bool ok = train_loop(&run, &err);
+    bool ok = run_open(&run, &config, &err);
+    if (ok) {
+        signal(SIGINT, on_signal);
+        signal(SIGTERM, on_signal);
+        signal(SIGUSR1, on_signal);
+        ok = train_loop(&run, &err);
+    }
     bool requeue = ok && (run.stop_signal == SIGTERM || run.stop_signal == SIGUSR1);
     if (ok) run_print_summary(&run);
-    else run_abort(&run, &err);
+    // Of ranks that fail alike one says why; then the others hear of it.
+    if (err.message[0] != '\0') command_fail(&err);
+    if (!ok) run_abort(&run, &err);
     run_close(&run);
-    return requeue ? RUN_EXIT_REQUEUE : ok ? 0 : err.message[0] != '\0' ? command_fail(&err) : 1;
+    return requeue ? RUN_EXIT_REQUEUE : ok ? 0 : 1;
 }
 
 // ---------------------------------------------------------------------------------------------------------------

@@ -185,6 +185,7 @@ static bool run_agree(Run *run, const char *what, bool ok, Error *err) {
     double failed = ok ? 0 : run->launch.world - run->launch.rank;
     if (!control_reduce(run->control, what, NULL, 0, &failed, 1)) return false;
     if (failed == 0) return true;
+    run->all_know = true;
     if (ok || run->launch.world - run->launch.rank != (int)failed) err->message[0] = '\0';
     return false;
 }
@@ -388,9 +389,7 @@ static bool open_all(Run *run, Error *err) {
 bool run_open(Run *run, const RunConfig *config, Error *err) {
     *run = (Run){.lock = {.fd = -1}};
     run->config = *config;
-    if (open_all(run, err)) return true;
-    run_close(run);
-    return false;
+    return open_all(run, err);
 }
 
 void run_close(Run *run) {
@@ -456,7 +455,8 @@ bool run_begin_step(Run *run, int stop_signal, Error *err) {
         return error_set(err, "the ranks lost each other");
     run->stop_signal = (int)most[VOTE_SIGNAL];
     if (!run_save_poll(run, most + VOTE_SAVER, err)) return false;
-    if (most[VOTE_NO_DATA] > 0)
+    run->all_know = most[VOTE_NO_DATA] > 0;
+    if (run->all_know)
         return run->batch == NULL ? false : error_set(err, "another rank cannot read its data; it says why");
     if (run->stop_signal != 0) return false;
     if (run->config.train_seconds > 0 && !time_is_left(run, sum[VOTE_SECONDS])) return false;
@@ -554,7 +554,7 @@ bool run_check_step(Run *run, Error *err) {
 }
 
 void run_abort(Run *run, const Error *err) {
-    if (run->control != NULL && err->message[0] != '\0') control_abort(run->control, err->message);
+    if (run->control != NULL && !run->all_know) control_abort(run->control, err->message);
 }
 
 void run_step_issued(Run *run, double started, const OptimizerStep *step) {

@@ -70,6 +70,7 @@ typedef struct {
     double weight_sum;       // of it, over all ranks
     bool has_checkpoint;     // out_dir or resume had one, or this process wrote one: there is something to go back to
     int64_t rewind_because;  // a spike in this step: run_rewind is to be called; 0: none was
+    bool all_know;           // the ranks agreed that one of them failed: each ends by itself
     int stop_signal;         // that some rank was sent; 0: none
     double *vote;            // [1 + micro_batches] what ranks add up before a step
     PendingStep pending[RUN_PENDING_STEPS];
@@ -80,7 +81,8 @@ typedef struct {
 } Run;
 
 // Everything before the first step: schedule, tokenizer, shards (checked), memory (planned, then taken), weights
-// (fresh, imported or resumed), logger. On an error nothing is left open and nothing of an existing run was touched.
+// (fresh, imported or resumed), logger. On an error, which is to be printed before run_close (that waits for the
+// other ranks), nothing of an existing run was touched.
 bool run_open(Run *run, const RunConfig *config, Error *err);
 void run_close(Run *run);
 

@@ -365,6 +365,7 @@ static void test_damaged(void **state) {
     char *extra = xasprintf("dtype=bf16 resume=%s", dir);
     load_config(t, config, "verified", extra);
     file_test_expect_error(t, run_open(run, config, &t->err), "state.json");
+    run_close(run);
     free(run);
     free(config);
     free(extra);
