@@ -128,11 +128,12 @@ static int receive(Control *control) {
 }
 
 static void send_status(Control *control) {
-    StatusFrame status = {.step = atomic_load(&control->step), .tensors = {.waiting_seconds = -1}};
+    StatusFrame status = {.tensors = {.waiting_seconds = -1}};
     CHECK(pthread_mutex_lock(&control->probe_lock) == 0, "pthread_mutex_lock");
     if (control->probe != NULL) control->probe(control->probe_context, &status.tensors);
     CHECK(pthread_mutex_unlock(&control->probe_lock) == 0, "pthread_mutex_unlock");
     CHECK(pthread_mutex_lock(&control->lock) == 0, "pthread_mutex_lock");
+    status.step = atomic_load(&control->step);  // not older than that of a call sent before
     link_send(&control->link, FRAME_STATUS, &(Part){&status, sizeof status}, 1);
     CHECK(pthread_mutex_unlock(&control->lock) == 0, "pthread_mutex_unlock");
 }

@@ -53,7 +53,7 @@ typedef struct Hub {
     Peer **peer;       // (world); NULL: has not come
     Peer **newcomer;   // connections without a hello
     int newcomers, newcomers_room;
-    char refused[256];  // the last one that was refused while the ranks met, for the message; "": none
+    char refused[512];  // the last one that was refused while the ranks met, for the message; "": none
 
     CallFrame call;  // the current one, when arrived > 0; its sequence always
     int arrived, first_rank;
