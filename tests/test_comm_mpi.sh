@@ -21,7 +21,7 @@ if mpirun --version 2>&1 | grep -q 'Open MPI'; then
 fi
 # ranks N TEST: all ranks pass, and the group has that many.
 ranks() {
-    expect 0 "mpi: .*, $1 rank" timeout -k 5 60 "${launch[@]}" -np "$1" "$BUILD/tests/comm_ranks" "$2"
+    expect 0 "mpi: .*, $1 rank" timeout -k 5 120 "${launch[@]}" -np "$1" "$BUILD/tests/comm_ranks" "$2"
 }
 for n in 1 2 3 4; do check "operations on $n ranks" ranks $n operations; done
 for n in 2 3; do check "small pieces on $n ranks" ranks $n pieces; done
@@ -37,13 +37,13 @@ over_tcp() { OMPI_MCA_btl=tcp,self ranks 3 operations; }
 check "over TCP" over_tcp
 
 if [ -x "$BUILD/bench" ]; then
-    check "the benchmark" expect 0 '^all_reduce of 0.1 MiB beside matmuls' timeout -k 5 60 "${launch[@]}" -np 2 \
+    check "the benchmark" expect 0 '^all_reduce of 0.1 MiB beside matmuls' timeout -k 5 120 "${launch[@]}" -np 2 \
         "$BUILD/bench" comm --smallest 8 --largest 64Ki
 fi
 
 # The checks themselves can fail.
 check "another contribution is found" \
-    expect 1 '8 of 8 sums' timeout -k 5 60 "${launch[@]}" -np 3 "$BUILD/tests/comm_ranks" wrong
+    expect 1 '8 of 8 sums' timeout -k 5 120 "${launch[@]}" -np 3 "$BUILD/tests/comm_ranks" wrong
 
 no_plugin() {
     mkdir -p "$work/empty"
