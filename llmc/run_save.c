@@ -272,9 +272,12 @@ static bool finish(Run *run, Error *err) {
 static bool settle(Run *run, bool ok, Error *err) {
     if (ok) return true;
     logger_message(run->logger, "NOT SAVED: %s; the previous checkpoint is untouched", err->message);
-    if (run->config.on_save_error == ON_SAVE_ERROR_STOP) return false;
-    err->message[0] = '\0';
-    return true;
+    if (run->config.on_save_error != ON_SAVE_ERROR_STOP) {
+        err->message[0] = '\0';
+        return true;
+    }
+    run->all_know = true;
+    return rank_of(run) == 0 ? false : error_set(err, "the checkpoint is not saved; rank 0 says why");
 }
 
 void run_save_vote(const Run *run, double votes[SAVER_VOTES]) { saver_vote(&run->save->saver, votes); }
