@@ -92,12 +92,12 @@ ranks() {
     local name=$1 count=$2 like=$3 one=$train_gpt
     shift 3
     train_gpt=launched
-    run "$work/$name" deterministic=lanes threads=1 comm_timeout=60 "$@" >"$work/$name.log" 2>&1
+    run "$work/$name" steps=100 on_spike=rewind deterministic=lanes threads=1 comm_timeout=60 "$@" >"$work/$name.log" 2>&1
     local status=$?
     train_gpt=$one
     [ $status -eq 0 ] || { tail -n 5 "$work/$name.log"; return 1; }
-    said "$work/$name.log" "${lines[@]}" || return 1
-    [ "$like" = "$name" ] || "$train_gpt" ckpt diff "$work/$like/step_00000200" "$work/$name/step_00000200" >"$work/diff" ||
+    said "$work/$name.log" "step 78 skipped" "back to step 75 because of step 78" || return 1
+    [ "$like" = "$name" ] || "$train_gpt" ckpt diff "$work/$like/step_00000100" "$work/$name/step_00000100" >"$work/diff" ||
         { tail -n 4 "$work/diff"; return 1; }
 }
 launched() {
@@ -105,14 +105,9 @@ launched() {
     timeout -k 5 120 "${mpi[@]}" -np "$count" "$one" "$@"
 }
 several_ranks() {
-    local lines=("step 78 skipped" "step 182 skipped")
     check one_rank_in_lanes ranks lanes 1 lanes
-    check two_ranks_skip ranks two 2 lanes
-    lines=("step 78 skipped" "back to step 75 because of step 78" "step 179 skipped" "back to step 175 because of step 179")
-    check one_rank_in_lanes_goes_back ranks lanes-back 1 lanes-back on_spike=rewind
-    check two_ranks_go_back ranks two-back 2 lanes-back on_spike=rewind
-    check two_ranks_go_back_zero3 ranks two-back3 2 lanes-back on_spike=rewind zero=3
-    check four_ranks_of_two_lanes_go_back ranks four-back 4 lanes-back on_spike=rewind zero=2
+    check two_ranks_go_back ranks two 2 lanes zero=3
+    check four_ranks_of_two_lanes_go_back ranks four 4 lanes zero=2
 }
 if ! command -v mpirun >/dev/null; then
     echo "[ RUN      ] several_ranks"
