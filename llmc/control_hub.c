@@ -307,6 +307,14 @@ static void receive_from(Hub *hub, Peer *peer) {
     if (got < 0 || more < 0) lose_peer(hub, peer);
 }
 
+static void note_least(Hub *hub) {
+    int64_t least = INT64_MAX;
+    for (int rank = 0; rank < hub->world; ++rank) least = min_i64(least, hub->peer[rank]->tensors.sequence);
+    if (least == hub->least_come_to) return;
+    hub->least_come_to = least;
+    hub->least_since = hub->clock.now;
+}
+
 static void beat(Hub *hub) {
     hub->next_beat = now_seconds() + hub->beat_seconds;
     for (int i = hub->newcomers; i-- > 0;) {
@@ -319,6 +327,7 @@ static void beat(Hub *hub) {
     if (hub->phase > HUB_RUNNING) return;
     for (int rank = 0; rank < hub->world; ++rank)
         if (hub->peer[rank] != NULL) send_to(hub, hub->peer[rank], FRAME_BEAT, NULL, 0);
+    if (hub->phase == HUB_RUNNING) note_least(hub);
     bool over = (hub->phase == HUB_MEETING ? watch_meeting : watch_ranks)(hub, hub->end_text, sizeof hub->end_text);
     if (over) end_run(hub);
 }

@@ -61,6 +61,9 @@ typedef struct Hub {
     uint8_t *rows;      // (world, row_bytes): what the ranks brought
     size_t row_bytes, rows_room;
 
+    int64_t least_come_to;  // the highest number of collectives on tensors that all ranks have come to, as told
+    double least_since;     // since when
+
     char end_text[CONTROL_TEXT_BYTES];  // ending: why
 } Hub;
 

@@ -84,8 +84,7 @@ static void append_activity(const Peer *peer, char *text, size_t text_bytes) {
 }
 
 // `why` in the middle: "silent for 30 s".
-static void describe(const Hub *hub, const Peer *peer, const char *why, char *text, size_t text_bytes) {
-    Wait missed = find_missed(hub, peer, hub->clock.now);
+static void describe(const Peer *peer, Wait missed, const char *why, char *text, size_t text_bytes) {
     watch_name_peer(peer, text, text_bytes);
     if (missed.sequence > 0) {
         append(text, text_bytes, " is missing from ");
@@ -135,13 +134,12 @@ static bool find_silent(const Hub *hub, char *text, size_t text_bytes) {
     if (found == NULL) return false;
     char why[64];
     snprintf(why, sizeof why, "silent for %.3g s", hub->clock.now - found->heard);
-    describe(hub, found, why, text, text_bytes);
+    describe(found, find_missed(hub, found, hub->clock.now), why, text, text_bytes);
     append_others(hub, found, is_silent, text, text_bytes);
     return true;
 }
 
-// The oldest wait in tensors, and the lowest and highest numbers that ranks have come to: nothing can be missing
-// unless somebody has waited for long, which spares the search below its square of the number of ranks.
+// Nobody can be missing unless somebody has waited for long, which spares the searches below.
 static bool anybody_waits_long(const Hub *hub) {
     double latest = hub->clock.now - hub->timeout_seconds;
     if (control_wait(hub, latest).sequence > 0) return true;
@@ -162,25 +160,24 @@ static bool find_hung(const Hub *hub, char *text, size_t text_bytes) {
         if (better) found = peer;
     }
     if (found == NULL) return false;
-    Wait missed = find_missed(hub, found, hub->clock.now);
+    Wait missed = find_missed(hub, found, hub->clock.now - hub->timeout_seconds);
     char why[64];
     snprintf(why, sizeof why, "others have waited in it for %.3g s", hub->clock.now - missed.since);
-    describe(hub, found, why, text, text_bytes);
+    describe(found, missed, why, text, text_bytes);
     if (!waits_itself(found)) append_others(hub, found, is_hung_and_free, text, text_bytes);
     return true;
 }
 
-// Everybody has come, and it does not end: the network or its library hangs.
+// Everybody has come, as long ago, and it does not end: the network or its library hangs.
 static bool find_stuck(const Hub *hub, char *text, size_t text_bytes) {
     const Peer *stuck = NULL;
-    int64_t least = INT64_MAX;
+    double latest = hub->clock.now - hub->timeout_seconds;
     for (int rank = 0; rank < hub->world; ++rank) {
         const Peer *peer = hub->peer[rank];
-        if (peer->tensors.sequence < least) least = peer->tensors.sequence;
-        bool waits = peer->tensors_since >= 0 && hub->clock.now - peer->tensors_since >= hub->timeout_seconds;
-        if (waits && (stuck == NULL || peer->tensors.sequence < stuck->tensors.sequence)) stuck = peer;
+        bool waits = peer->tensors_since >= 0 && peer->tensors_since <= latest;
+        if (waits && peer->tensors.sequence <= hub->least_come_to) stuck = peer;
     }
-    if (stuck == NULL || least < stuck->tensors.sequence) return false;
+    if (stuck == NULL || hub->least_since > latest) return false;
     watch_name_peer(stuck, text, text_bytes);
     append(text, text_bytes, " does not get out of ");
     append_collective(text, text_bytes, true, stuck->tensors.what, stuck->tensors.sequence);
@@ -197,7 +194,8 @@ bool watch_ranks(const Hub *hub, char *text, size_t text_bytes) {
 }
 
 void watch_describe_lost(const Hub *hub, const Peer *peer, char *text, size_t text_bytes) {
-    describe(hub, peer, "its connection closed (killed, crashed, or it left without a word)", text, text_bytes);
+    describe(peer, find_missed(hub, peer, hub->clock.now),
+             "its connection closed (killed, crashed, or it left without a word)", text, text_bytes);
 }
 
 static void append_call(char *text, size_t text_bytes, const CallFrame *call) {

@@ -107,6 +107,7 @@ static bool choose_kind(Launch *out, const char *directory, Error *err) {
     if (!read_mpi_size(&mpi_size, err)) return false;
     if (!torchrun && (mpi_size > 1 || mpi_size < 0)) {
         out->kind = LAUNCH_MPI;
+        out->started = mpi_size > 0 ? mpi_size : 0;
     } else if (named) {
         if (!read_ranks(out, err)) return false;
         out->kind = out->world == 1 ? LAUNCH_SINGLE : directory[0] != '\0' ? LAUNCH_DIRECTORY : LAUNCH_TCP;
@@ -136,6 +137,7 @@ static bool set_kind(Launch *out, const char *wanted, const char *directory, Err
                              "launch=mpi: expected to be started by mpirun or srun --mpi=pmix, found none of "
                              "OMPI_COMM_WORLD_RANK, PMIX_RANK and PMI_RANK set");
         out->kind = LAUNCH_MPI;
+        out->started = size > 0 ? size : 0;
         return true;
     }
     bool tcp = strcmp(wanted, "tcp") == 0;
@@ -159,4 +161,13 @@ bool launch_detect(Launch *out, const char *wanted, const char *rendezvous, Erro
     if (out->kind == LAUNCH_TCP && !read_address(out, err)) return false;
     if (out->kind == LAUNCH_DIRECTORY && !set_directory(out, directory, err)) return false;
     return out->kind == LAUNCH_SINGLE || read_local_rank(out, err);
+}
+
+bool launch_check_mpi(const Launch *launch, Error *err) {
+    if (launch->kind != LAUNCH_MPI || launch->world != 1 || launch->started <= 1) return true;
+    return error_set(
+        err,
+        "MPI_Init: expected the %d processes that the launcher started, found 1: this MPI does not know the "
+        "launcher (with srun use --mpi=pmix, with mpirun the one of the same MPI)",
+        launch->started);
 }

@@ -21,6 +21,7 @@ typedef enum {
 typedef struct {
     LaunchKind kind;
     int rank, world;    // MPI: 0 and 0 until MPI_Init has been asked
+    int started;        // MPI: how many processes the launcher says it started; 0: it does not say
     int local_rank;     // among the processes of this host (LOCAL_RANK, OMPI_COMM_WORLD_LOCAL_RANK, SLURM_LOCALID); 0
     char host[LAUNCH_HOST_BYTES];
     char address[256];  // TCP: MASTER_ADDR
@@ -34,6 +35,8 @@ typedef struct {
 // expected and what was found: RANK outside 0..WORLD_SIZE-1, RANK without WORLD_SIZE, tcp without MASTER_ADDR, Slurm
 // tasks (SLURM_NTASKS > 1 in a step) that nothing connects: what to add to the command.
 bool launch_detect(Launch *out, const char *wanted, const char *rendezvous, Error *err);
+// After MPI_Init: error if the launcher started several processes and MPI takes each for the only one.
+bool launch_check_mpi(const Launch *launch, Error *err);
 const char *launch_kind_name(LaunchKind kind);
 
 #ifdef __cplusplus

@@ -295,6 +295,7 @@ static bool open_ranks(Run *run, Error *err) {
     Launch *launch = &run->launch;
     if (!launch_detect(launch, config->launch, config->rendezvous, err)) return false;
     if (launch->kind == LAUNCH_MPI && !comm_mpi_open(&run->mpi, launch, err)) return false;
+    if (!launch_check_mpi(launch, err)) return false;
     run->local_world = 1;
     if (launch->world == 1) return true;
     ControlOptions options = {.timeout_seconds = config->comm_timeout};

@@ -202,6 +202,7 @@ static void probe_player(void *context, ControlStatus *out) {
 
 // What this rank's tensor collectives are said to be doing from now on.
 static void set_probe(Player *me, int64_t sequence, const char *what, bool waits) {
+    control_set_probe(me->control, NULL, NULL);
     me->probe = (ControlStatus){.sequence = sequence, .waiting_seconds = -1};
     snprintf(me->probe.what, sizeof me->probe.what, "%s", what);
     me->probe_since = waits ? now_seconds() : 0;
@@ -423,11 +424,11 @@ static void part_slow(Player *me) {
 }
 static void test_suspended(void **state) {
     Team *team = *state;
-    team->timeout_seconds = 2;
+    team->timeout_seconds = 1.5;
     start_all(team, 3, part_slow);
     await_all(team, 3, 2);
     for (int rank = 0; rank < 3; ++rank) kill(team->pid[rank], SIGSTOP);
-    pause_seconds(3);
+    pause_seconds(2);
     for (int rank = 0; rank < 3; ++rank) kill(team->pid[rank], SIGCONT);
     expect_all_well(team, 3);
 }
@@ -488,11 +489,25 @@ static void part_busy(Player *me) {
         EXPECT(control_reduce(me->control, "step", &sum, 1, NULL, 0));
     }
 }
+// The last one comes just in time, and then it takes a while.
+static void part_just_in_time(Player *me) {
+    set_probe(me, me->rank == 1 ? 6 : 7, "block", me->rank != 1);
+    if (me->rank == 1) {
+        pause_seconds(1);
+        set_probe(me, 7, "block", true);
+    }
+    EXPECT(control_reduce(me->control, "all have come", NULL, 0, NULL, 0));
+    pause_seconds(0.8);
+    set_probe(me, 7, "block", false);
+}
 static void test_slow_is_not_hung(void **state) {
     Team *team = *state;
     team->timeout_seconds = 1;
     start_all(team, 3, part_busy);
     expect_all_well(team, 3);
+    team->timeout_seconds = 1.5;
+    start_all(team, 2, part_just_in_time);
+    expect_all_well(team, 2);
 }
 
 // ---- mistakes and intentions ----
@@ -784,6 +799,7 @@ static void test_missing_ranks(void **state) {
     char *path = meet_path(team, 5);
     assert_false(file_exists(path));
     free(path);
+    team->timeout_seconds = 0.5;
     start(team, 1, 2, part_greet);
     expect_end(team, 1, 3, "rank 1 did not find rank 0 through ");
     expect_said(team, 1, "No such file");

@@ -189,10 +189,39 @@ static void test_errors(void **state) {
     free(address);
 }
 
+// After MPI_Init.
+static void test_mpi_alone(void **state) {
+    (void)state;
+    static const struct {
+        const char *settings;
+        int world;
+        bool ok;
+    } ROWS[] = {
+        {"OMPI_COMM_WORLD_SIZE=4 OMPI_COMM_WORLD_RANK=1", 4, true},
+        {"OMPI_COMM_WORLD_SIZE=1 OMPI_COMM_WORLD_RANK=0", 1, true},
+        {"PMIX_RANK=0", 1, true},  // the launcher does not say how many
+        {"PMI_SIZE=2 PMI_RANK=1", 1, false},
+        {"PMIX_RANK=1 SLURM_STEP_NUM_TASKS=2", 1, false},
+        {"PMIX_RANK=1 SLURM_STEP_NUM_TASKS=2", 2, true},
+    };
+    for (size_t i = 0; i < sizeof ROWS / sizeof ROWS[0]; ++i) {
+        set_environment(ROWS[i].settings);
+        Launch launch;
+        Error err = {""};
+        assert_true(launch_detect(&launch, "mpi", "", &err));
+        launch.world = ROWS[i].world;
+        assert_int_equal(launch_check_mpi(&launch, &err), ROWS[i].ok);
+        if (!ROWS[i].ok)
+            assert_non_null(strstr(err.message, "expected the 2 processes that the launcher started, found 1"));
+    }
+    set_environment("");
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_kinds),
         cmocka_unit_test(test_errors),
+        cmocka_unit_test(test_mpi_alone),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
