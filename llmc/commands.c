@@ -18,7 +18,7 @@ static const char USAGE[] =
     "  train_gpt plan   [run.conf] [key=value ...]   every byte of that run, without allocating\n"
     "  train_gpt sample ckpt=DIR [key=value ...]     continue a prompt\n"
     "  train_gpt eval   ckpt=DIR data=GLOB ...       held-out loss, perplexity, bits per byte\n"
-    "  train_gpt ckpt   verify|inspect|export|import ...\n"
+    "  train_gpt ckpt   verify|inspect|diff|reshard|average|export|import ...\n"
     "  train_gpt verify A B                          the step at which two runs first differ, and in what\n"
     "\n"
     "Each has --help, with an example.\n";

@@ -10,6 +10,7 @@
 #define ATTACH_SECONDS 30   // a network file system may show what rank 0 made only so late
 #define FINISH_POLL_SECONDS 0.5
 #define REASON_BYTES 600
+#define WORTH_SAYING_SECONDS 0.1
 
 typedef struct RunSave {
     Saver saver;
@@ -19,7 +20,7 @@ typedef struct RunSave {
     bool had_checkpoint;  // before this one
     int64_t step;
     char *hf_config, *state_text;
-    double copied_seconds, started, written_seconds;
+    double waited_seconds, copied_seconds, started, written_seconds;  // waited: for the one before
     Error not_deleted;  // older checkpoints could not be removed: no reason to call the new one a failure
 } RunSave;
 
@@ -241,6 +242,9 @@ static void report_saved(Run *run) {
     else
         logger_message(run->logger, "saved    %s/step_%08" PRId64 ": copied in %.2f s, written in %.1f s beside training",
                        run->config.out_dir, save->step, save->copied_seconds, save->written_seconds);
+    if (save->waited_seconds >= WORTH_SAYING_SECONDS)
+        logger_message(run->logger, "         training waited %.1f s for the checkpoint before it to be written",
+                       save->waited_seconds);
     if (save->not_deleted.message[0] != '\0') logger_message(run->logger, "warning: %s", save->not_deleted.message);
 }
 
@@ -291,6 +295,9 @@ bool run_save_finish(Run *run, Error *err) { return settle(run, finish(run, err)
 bool run_save_now(Run *run, Error *err) { return begin(run, err) && finish(run, err); }
 
 bool run_save(Run *run, Error *err) {
-    if (!run_save_finish(run, err) || !begin(run, err)) return false;
+    double started = now_seconds();
+    if (!run_save_finish(run, err)) return false;
+    run->save->waited_seconds = now_seconds() - started;
+    if (!begin(run, err)) return false;
     return run->config.async_save || run_save_finish(run, err);
 }
