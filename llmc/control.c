@@ -76,13 +76,26 @@ static void end_process(Control *control, const char *text) {
     _exit(1);
 }
 
+static ControlStatus ask_probe(Control *control) {
+    ControlStatus status = {.waiting_seconds = -1};
+    CHECK(pthread_mutex_lock(&control->probe_lock) == 0, "pthread_mutex_lock");
+    if (control->probe != NULL) control->probe(control->probe_context, &status);
+    CHECK(pthread_mutex_unlock(&control->probe_lock) == 0, "pthread_mutex_unlock");
+    return status;
+}
+
 // Nothing comes from rank 0 any more: no hub is there to say so.
 static void end_without_hub(Control *control, const char *why) {
-    char hub[128], place[CONTROL_WHAT_BYTES + 64] = "", text[CONTROL_TEXT_BYTES];
+    char hub[128], text[CONTROL_TEXT_BYTES];
     control_describe_rank(control, 0, hub, sizeof hub);
-    if (control->called > control->returned)
-        snprintf(place, sizeof place, " from \"%s\" #%lld (control)", control->what, (long long)control->called);
-    snprintf(text, sizeof text, "%s is missing%s at step %lld: %s", hub, place, (long long)control->step, why);
+    Peer me = {.rank = control->rank,
+               .step = atomic_load(&control->step),
+               .called = control->called > control->returned,
+               .last_sequence = control->called,
+               .tensors = ask_probe(control)};
+    me.tensors_since = me.tensors.waiting_seconds;  // only its sign counts
+    memcpy(me.last_what, control->what, sizeof me.last_what);
+    watch_describe_hub(hub, &me, why, text, sizeof text);
     // Should it only have been stopped, it will read this when it goes on.
     if (!control->leaving) link_send(&control->link, FRAME_ABORT, &(Part){text, strlen(text)}, 1);
     end_process(control, text);
@@ -128,10 +141,7 @@ static int receive(Control *control) {
 }
 
 static void send_status(Control *control) {
-    StatusFrame status = {.tensors = {.waiting_seconds = -1}};
-    CHECK(pthread_mutex_lock(&control->probe_lock) == 0, "pthread_mutex_lock");
-    if (control->probe != NULL) control->probe(control->probe_context, &status.tensors);
-    CHECK(pthread_mutex_unlock(&control->probe_lock) == 0, "pthread_mutex_unlock");
+    StatusFrame status = {.tensors = ask_probe(control)};
     CHECK(pthread_mutex_lock(&control->lock) == 0, "pthread_mutex_lock");
     status.step = atomic_load(&control->step);  // not older than that of a call sent before
     link_send(&control->link, FRAME_STATUS, &(Part){&status, sizeof status}, 1);

@@ -1,6 +1,6 @@
 // control_hub.h: the hub that rank 0 keeps: one thread, one connection to each rank. control_hub.c moves the data and
-// control_watch.c decides who ends the run and in which words; the struct here is shared by these two only. control.c
-// starts and stops it.
+// control_watch.c decides who ends the run and in which words; Hub is known to these two only. control.c starts and
+// stops it.
 #ifndef LLMC_CONTROL_HUB_H
 #define LLMC_CONTROL_HUB_H
 
@@ -79,6 +79,8 @@ bool watch_meeting(const Hub *hub, char *text, size_t text_bytes);
 bool watch_ranks(const Hub *hub, char *text, size_t text_bytes);
 void watch_describe_lost(const Hub *hub, const Peer *peer, char *text, size_t text_bytes);
 void watch_describe_mismatch(const Hub *hub, const Peer *peer, const CallFrame *call, char *text, size_t text_bytes);
+// Of the hub itself, by a rank that hears nothing from it any more: `me` is that rank as the hub would know it.
+void watch_describe_hub(const char *hub, const Peer *me, const char *why, char *text, size_t text_bytes);
 void watch_name_peer(const Peer *peer, char *text, size_t text_bytes);
 
 #ifdef __cplusplus

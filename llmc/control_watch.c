@@ -64,23 +64,15 @@ static void append_collective(char *text, size_t text_bytes, bool tensors, const
     append(text, text_bytes, "\"%s\" #%lld (%s)", what, (long long)sequence, tensors ? "tensors" : "control");
 }
 
-// "; it was ...": what the rank itself was last doing.
-static void append_activity(const Peer *peer, char *text, size_t text_bytes) {
-    if (peer->called || peer->tensors_since >= 0) {
-        append(text, text_bytes, "; it was in ");
-        if (peer->called) append_collective(text, text_bytes, false, peer->last_what, peer->last_sequence);
-        if (peer->called && peer->tensors_since >= 0) append(text, text_bytes, " and ");
-        if (peer->tensors_since >= 0)
-            append_collective(text, text_bytes, true, peer->tensors.what, peer->tensors.sequence);
-    } else if (peer->last_sequence == 0 && peer->tensors.sequence == 0) {
-        append(text, text_bytes, "; it had come to no collective yet");
-    } else {
-        append(text, text_bytes, "; it was past ");
-        if (peer->last_sequence > 0) append_collective(text, text_bytes, false, peer->last_what, peer->last_sequence);
-        if (peer->last_sequence > 0 && peer->tensors.sequence > 0) append(text, text_bytes, " and ");
-        if (peer->tensors.sequence > 0)
-            append_collective(text, text_bytes, true, peer->tensors.what, peer->tensors.sequence);
-    }
+// "; it was in ...": what the rank itself was last doing.
+static void append_activity(const Peer *peer, const char *it_was, char *text, size_t text_bytes) {
+    bool in_tensors = peer->tensors_since >= 0, in = peer->called || in_tensors;
+    bool control = in ? peer->called : peer->last_sequence > 0;
+    bool tensors = in ? in_tensors : peer->tensors.sequence > 0;
+    append(text, text_bytes, "; %s %s", it_was, in ? "in " : control || tensors ? "past " : "before any collective");
+    if (control) append_collective(text, text_bytes, false, peer->last_what, peer->last_sequence);
+    if (control && tensors) append(text, text_bytes, " and ");
+    if (tensors) append_collective(text, text_bytes, true, peer->tensors.what, peer->tensors.sequence);
 }
 
 // `why` in the middle: "silent for 30 s".
@@ -93,7 +85,7 @@ static void describe(const Peer *peer, Wait missed, const char *why, char *text,
         append(text, text_bytes, " is missing");
     }
     append(text, text_bytes, " at step %lld: %s", (long long)peer->step, why);
-    append_activity(peer, text, text_bytes);
+    append_activity(peer, "it was", text, text_bytes);
 }
 
 // "; so are ranks 3, 5-9": ranks for which `counts` holds, but for one.
@@ -196,6 +188,18 @@ bool watch_ranks(const Hub *hub, char *text, size_t text_bytes) {
 void watch_describe_lost(const Hub *hub, const Peer *peer, char *text, size_t text_bytes) {
     describe(peer, find_missed(hub, peer, hub->clock.now),
              "its connection closed (killed, crashed, or it left without a word)", text, text_bytes);
+}
+
+void watch_describe_hub(const char *hub, const Peer *me, const char *why, char *text, size_t text_bytes) {
+    snprintf(text, text_bytes, "%s is missing", hub);
+    if (me->called) {
+        append(text, text_bytes, " from ");
+        append_collective(text, text_bytes, false, me->last_what, me->last_sequence);
+    }
+    append(text, text_bytes, " at step %lld: %s", (long long)me->step, why);
+    char self[32];
+    snprintf(self, sizeof self, "rank %d was", me->rank);
+    append_activity(me, self, text, text_bytes);
 }
 
 static void append_call(char *text, size_t text_bytes, const CallFrame *call) {

@@ -354,6 +354,8 @@ static void test_rank_0_killed(void **state) {
     kill(team->pid[0], SIGKILL);
     expect_ended_by(team, 3, 0, "rank 0 (", "its connection closed");
     expect_said(team, 1, "missing from \"loss\" #2 (control) at step 57");
+    expect_said(team, 1, "; rank 1 was in \"loss\" #2 (control)");
+    expect_said(team, 2, "; rank 2 was past \"grad norm\" #1 (control)");
     assert_int_equal(finish(team, 0), -SIGKILL);
 }
 
