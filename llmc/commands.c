@@ -138,7 +138,7 @@ static bool print_token(void *context, int32_t id) {
     const SamplePrinter *printer = context;
     if (printer->ids || printer->tokenizer == NULL) {
         printf(" %d", id);
-    } else {
+    } else if (id < tokenizer_vocab(printer->tokenizer)) {  // else the model's vocabulary is larger: no text
         int32_t bytes;
         const uint8_t *token = tokenizer_token(printer->tokenizer, id, &bytes);
         fwrite(token, 1, (size_t)bytes, stdout);

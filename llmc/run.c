@@ -558,6 +558,11 @@ void run_abort(Run *run, const Error *err) {
     if (run->control != NULL && !run->all_know) control_abort(run->control, err->message);
 }
 
+static void note_finished(const Run *run, PendingStep *pending) {
+    pending->finished = now_seconds();
+    run->comm->stats(run->comm, &pending->comm);
+}
+
 void run_step_issued(Run *run, double started, const OptimizerStep *step) {
     Backend *be = run->be;
     PendingStep *pending = &run->pending[run->issued % RUN_PENDING_STEPS];
@@ -574,6 +579,8 @@ void run_step_issued(Run *run, double started, const OptimizerStep *step) {
                        to_size(pending->micro_batches) * sizeof(double));
     pending->read = be->download_begin(be, &pending->host->stats, run->optimizer.stats, sizeof(GradStats));
     ++run->issued;
+    // A CPU has done it by now; its result is looked at when those of other devices are.
+    if (be->has_passed(be, pending->read)) note_finished(run, pending);
 }
 
 // The device's own words, and where to go on.
@@ -611,16 +618,14 @@ bool run_report_steps(Run *run, int64_t may_be_pending, Error *err) {
         if (!be->wait(be, pending->read, err)) return explain_failure(run, pending->step, err);
         ++run->reported;
         report_attention(run);
-        double now = now_seconds();
-        double began = pending->started > run->reported_at ? pending->started : run->reported_at;
-        run->reported_at = now;
-        run->progress.seconds = run->resumed_seconds + now - run->started;
-        StepRecord record = step_record(run, pending, (now - began) * 1e3);
-        CommStats comm;
-        run->comm->stats(run->comm, &comm);
-        record.comm_ms = (comm.busy_seconds - run->comm_reported.busy_seconds) * 1e3;
-        record.comm_exposed_ms = (comm.exposed_seconds - run->comm_reported.exposed_seconds) * 1e3;
-        run->comm_reported = comm;
+        if (pending->finished == 0) note_finished(run, pending);
+        double began = fmax(pending->started, run->reported_at);
+        run->reported_at = pending->finished;
+        run->progress.seconds = run->resumed_seconds + pending->finished - run->started;
+        StepRecord record = step_record(run, pending, (pending->finished - began) * 1e3);
+        record.comm_ms = (pending->comm.busy_seconds - run->comm_reported.busy_seconds) * 1e3;
+        record.comm_exposed_ms = (pending->comm.exposed_seconds - run->comm_reported.exposed_seconds) * 1e3;
+        run->comm_reported = pending->comm;
         if (pending->step % run->config.log_every == 0 || record.skipped) {
             DeviceTelemetry device;
             be->telemetry(be, &device);
@@ -680,6 +685,7 @@ typedef struct {
 static bool append_token(void *context, int32_t id) {
     SampleText *sample = context;
     int32_t bytes;
+    if (id >= tokenizer_vocab(sample->tokenizer)) return true;  // a larger vocabulary than the tokenizer's: no text
     const uint8_t *token = tokenizer_token(sample->tokenizer, id, &bytes);
     sample->text = xrealloc(sample->text, sample->length + (size_t)bytes + 1);
     memcpy(sample->text + sample->length, token, (size_t)bytes);
@@ -715,13 +721,12 @@ void run_sample(Run *run) {
 
 // The most memory that this process ever had, "VmHWM" of /proc; 0: not known.
 static double peak_resident_bytes(void) {
-    char *text = NULL;
+    char line[256];
     double kib = 0;
-    if (file_read_all("/proc/self/status", (size_t)1 << 16, &text, NULL, NULL)) {
-        const char *line = strstr(text, "VmHWM:");
-        if (line == NULL || sscanf(line, "VmHWM: %lf kB", &kib) != 1) kib = 0;
-    }
-    free(text);
+    FILE *file = fopen("/proc/self/status", "r");
+    while (file != NULL && fgets(line, sizeof line, file) != NULL)
+        if (sscanf(line, "VmHWM: %lf kB", &kib) == 1) break;
+    if (file != NULL) fclose(file);
     return kib * 1024;
 }
 

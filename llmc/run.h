@@ -33,6 +33,8 @@ typedef struct {
     double loss_scale;  // 1 / sum of weights
     double lr, data_wait_ms;
     double skip_norm, skip_loss;  // the bounds that it was given
+    double finished;              // now_seconds() when its result was there; 0: not known yet
+    CommStats comm;               // the group's, then
     StepResult *host;  // host_alloc memory
     Ticket read;
 } PendingStep;
