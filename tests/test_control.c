@@ -154,6 +154,14 @@ static void await_stage(Team *team, int slot, int stage) {
     }
 }
 
+// Sends SIGSTOP and waits until all its threads stand still.
+static void stop(Team *team, int slot) {
+    int raw = 0;
+    assert_int_equal(kill(team->pid[slot], SIGSTOP), 0);
+    assert_int_equal(waitpid(team->pid[slot], &raw, WUNTRACED), team->pid[slot]);
+    assert_true(WIFSTOPPED(raw));
+}
+
 // Waits for the end of one; what it wrote to stderr is in team->said.
 static int finish(Team *team, int slot) {
     int raw = 0;
@@ -379,7 +387,7 @@ static void test_stopped(void **state) {
         start_all(team, 3, part_waiting);
         await_all(team, 3, 2);
         // The one that did not come to #2 would be named for that; here others stop while it is still early.
-        kill(team->pid[victim], SIGSTOP);
+        stop(team, victim);
         kill(team->pid[2], SIGKILL);
         if (victim == 1) {
             expect_ended_by(team, 1, -1, "rank 2 (", "connection closed");
@@ -404,7 +412,7 @@ static void test_silent(void **state) {
         await_all(team, 3, 2);
         pause_seconds(0.4);  // the step is told
         double from = now_seconds();
-        kill(team->pid[victim], SIGSTOP);
+        stop(team, victim);
         expect_ended_by(team, 3, victim, victim == 0 ? "rank 0 (" : "rank 1 (", "at step 57: silent for 1");
         double seconds = now_seconds() - from;
         if (seconds < 0.7 || seconds > 4) fail_msg("after %g s", seconds);
@@ -429,7 +437,7 @@ static void test_suspended(void **state) {
     team->timeout_seconds = 1.5;
     start_all(team, 3, part_slow);
     await_all(team, 3, 2);
-    for (int rank = 0; rank < 3; ++rank) kill(team->pid[rank], SIGSTOP);
+    for (int rank = 0; rank < 3; ++rank) stop(team, rank);
     pause_seconds(2);
     for (int rank = 0; rank < 3; ++rank) kill(team->pid[rank], SIGCONT);
     expect_all_well(team, 3);
