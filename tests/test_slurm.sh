@@ -50,14 +50,14 @@ hurry() {
 }
 # job_end JOB NAME: waits for its end; sets $status.
 job_end() {
-    local end=$((SECONDS + 60))
+    local end=$((SECONDS + RUN_SECONDS))
     while :; do
         case $(state "$1") in
         PENDING) hurry "$1" ;;
         COMPLETED | FAILED | CANCELLED | TIMEOUT | NODE_FAIL) break ;;
         esac
         if [ $SECONDS -ge $end ]; then
-            echo "    job $1 ($2) is still $(state "$1") after 60 s; its output ends:"
+            echo "    job $1 ($2) is still $(state "$1") after $RUN_SECONDS s; its output ends:"
             tail -n 8 "$work/$2.log" | cut -c1-300 | sed 's/^/    /'
             return 1
         fi
@@ -99,7 +99,7 @@ LAUNCHER=tcp stand_in tcp multi_node "0" --ntasks-per-node=2 --oversubscribe -- 
 
 recipe_ends() { job_end "$ends" ends && ended ends 0 && said ends "rank 1 of 2, .*: train run.conf lr=1e-3"; }
 recipe_tries() { job_end "$tries" tries && ended tries 0 && said tries "starting again from the last checkpoint \(2 of 3\)"; }
-recipe_gives_up() { job_end "$gives_up" gives_up && ended gives_up 1 && said gives_up "4th time in a row: giving up"; }
+recipe_gives_up() { job_end "$gives_up" gives_up && ended gives_up 1 && said gives_up "failure 4 in a row: giving up"; }
 recipe_usage() { job_end "$usage" usage && ended usage 2 && ! grep -q "starting again" "$work/usage.log"; }
 recipe_requeues() { job_end "$requeues" requeues && ended requeues 0 && said requeues "requeued 1 times"; }
 recipe_seeds() {
@@ -130,19 +130,17 @@ if [ -n "$why" ]; then
 fi
 ranks_data || exit 1
 export TRAIN_GPT=$train_gpt
-train() { submit "$1" single_node --ntasks-per-node=2 "${@:2}" -- out_dir="$work/$1" "${options[@]}"; }
+train() { submit "$1" single_node --ntasks-per-node=2 "${@:2}" -- out_dir="$work/$1" "${options[@]}" ${extra:-}; }
 half=$((steps / 2))
 
 undisturbed() { train straight && job_end "$job" straight && ended straight 0 && same_losses straight straight; }
 check training undisturbed
 
-# The job's step NUMBER has been logged (0.1 s apart at most: the steps after it take longer).
 job_step() { # NAME STEP
-    local end=$((SECONDS + 40))
-    until grep -q "\"step\":$2,.*\"loss\"" "$work/$1/metrics.jsonl" 2>/dev/null; do
-        [ $SECONDS -lt $end ] || { echo "    $1 did not reach step $2 in 40 s"; tail -n 5 "$work/$1.log"; return 1; }
-        sleep 0.02
-    done
+    cluster_wait "$WAIT_SECONDS" has_step "$1" "$2" && return 0
+    echo "    $1 did not reach step $2 in $WAIT_SECONDS s; its output ends:"
+    tail -n 5 "$work/$1.log" | sed 's/^/    /'
+    return 1
 }
 # Ends well, with the losses of the undisturbed run, and was not simply left alone.
 finished() { # NAME TEXT
@@ -154,13 +152,13 @@ check requeue_half_way requeued
 # What --signal=B:USR1@120 does two minutes before the time limit.
 time_limit() {
     train limit && job_step limit $half && scancel --batch --signal=USR1 "$job" && finished limit "requeued 1 times" &&
-        said limit "status 75: job $job goes back"
+        said limit "exit status 75: job $job goes back"
 }
 check signal_before_the_time_limit time_limit
 
 one_rank_signalled() {
     train usr1 && job_step usr1 $half && kill -USR1 "$(rank_pid usr1 1)" && finished usr1 "requeued 1 times" &&
-        said usr1 "status 75: job $job goes back"
+        said usr1 "exit status 75: job $job goes back"
 }
 check signal_to_one_rank one_rank_signalled
 
@@ -170,9 +168,10 @@ one_rank_killed() {
 }
 check one_rank_is_killed one_rank_killed
 
-# A job of a partition that goes first wants all of the node: Slurm sends TERM, and takes the node back ten seconds later.
+# A job of a partition that goes first wants all of the node: Slurm sends TERM, and takes the node back ten seconds later. It
+# thinks for a few seconds before that; saving at every step makes the run last longer.
 preempted() {
-    train preempted --partition=low --nodelist=node1 && job_step preempted $half || return 1
+    extra="save_every=1 async_save=false keep_last=3" train preempted --partition=low --nodelist=node1 && job_step preempted 2 || return 1
     local first=$job
     sbatch --parsable --partition=high --nodelist=node1 --exclusive --output=/dev/null --wrap=true >/dev/null || return 1
     job=$first finished preempted "requeued 1 times"

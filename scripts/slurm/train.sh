@@ -1,12 +1,11 @@
 #!/bin/bash
-# train.sh: what the recipes beside it run in their allocation: one train_gpt a task, started again when it fails, requeued
-# when Slurm wants the nodes back. Its arguments are train_gpt's. What can be set in the environment of sbatch:
+# train.sh: what the recipes beside it run in their allocation: one train_gpt a task, started again when it fails (restart.sh),
+# requeued when Slurm wants the nodes back. Its arguments are train_gpt's. What can be set in the environment of sbatch:
 #     LAUNCHER=mpi    (default) the ranks meet through Slurm's PMIx: srun --mpi=pmix; Open MPI 4 or newer
 #     LAUNCHER=tcp    without MPI, for GPUs: RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR, MASTER_PORT as torchrun sets them
 #     TRAIN_GPT       the program; default build/train_gpt
 #     MAX_RESTARTS    failures in a row that are tried again in the same allocation; default 3
-# Exit statuses of train_gpt: 0 done, 75 "checkpoint written, requeue me" (SIGUSR1 or SIGTERM to any rank), 2 a wrong option,
-# anything else a failure (a rank died or hung): the next start goes on from the last complete checkpoint.
+# Exit status 75 of train_gpt means "checkpoint written, requeue me": any rank was sent SIGUSR1 or SIGTERM.
 set -u
 if [ -z "${SLURM_JOB_ID:-}" ]; then
     echo "train.sh: this is not inside a Slurm job. Use it through a recipe: sbatch scripts/slurm/single_node.sbatch run.conf" >&2
@@ -34,43 +33,19 @@ esac
 
 # USR1 comes before the time limit (--signal=B:USR1@120) to this shell alone: all ranks get it from here. TERM comes when
 # Slurm ends or preempts the job, to the ranks as well.
-srun_pid= stopping=
-trap 'stopping=1; [ -z "$srun_pid" ] || kill -USR1 "$srun_pid" 2>/dev/null' USR1
-trap 'stopping=1' TERM
+. scripts/restart.sh
+trap restart_tell USR1
+trap 'restart_told=1' TERM
 
 # The id by which exactly this task is requeued: the plain id of an array's task may mean the whole array.
 job=${SLURM_ARRAY_JOB_ID:+${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID}
 job=${job:-$SLURM_JOB_ID}
-restarts=0
-while :; do
-    echo "train.sh: job $job on ${SLURM_JOB_NODELIST:-?}, ${SLURM_NTASKS:-1} ranks, requeued ${SLURM_RESTART_COUNT:-0} times, $(date '+%F %T')"
-    started=$SECONDS
-    # TERM would make srun kill its tasks in the middle of their last checkpoint.
-    (trap '' TERM && exec "${step[@]}") &
-    srun_pid=$!
-    # A signal ends wait early.
-    while :; do
-        wait "$srun_pid"
-        status=$?
-        kill -0 "$srun_pid" 2>/dev/null || break
-    done
-    srun_pid=
-    case $status in
-    0 | 2) exit "$status" ;;
-    75) break ;;
-    esac
-    [ -z "$stopping" ] || exit "$status"
-    # What ran for long was no failure to start.
-    [ $((SECONDS - started)) -lt 600 ] || restarts=0
-    restarts=$((restarts + 1))
-    if [ $restarts -gt "${MAX_RESTARTS:-3}" ]; then
-        echo "train.sh: status $status for the ${restarts}th time in a row: giving up" >&2
-        exit "$status"
-    fi
-    echo "train.sh: status $status: starting again from the last checkpoint ($restarts of ${MAX_RESTARTS:-3})"
-done
+echo "train.sh: job $job on ${SLURM_JOB_NODELIST:-?}, ${SLURM_NTASKS:-1} ranks, requeued ${SLURM_RESTART_COUNT:-0} times, $(date '+%F %T')"
+restart_run "${step[@]}"
+status=$?
+[ $status -eq 75 ] || exit $status
 
-echo "train.sh: status 75: job $job goes back to the queue"
+echo "train.sh: exit status 75: job $job goes back to the queue"
 # Slurm then ends this script; where it is already ending the job (preemption), the request is refused and not needed.
 trap '' TERM
 scontrol requeue "$job" && sleep 120

@@ -1,17 +1,21 @@
-// fault_io.c: preloaded (LD_PRELOAD) into train_gpt by tests/test_train.sh: dies or fails at a chosen file operation under a chosen
+// fault_io.c: preloaded (LD_PRELOAD) into train_gpt by tests/test_train.sh and test_faults.sh: dies or fails at a chosen file operation under a chosen
 // path, so that "killed in the middle of a checkpoint write" and "disk full" are exact places and not luck.
 //   FAULT_PATH   only operations on paths that contain this text count
 //   FAULT_AT     the number of the operation (write, pwrite, fsync, rename; from 1) that is hit
-//   FAULT_KIND   kill (SIGKILL, as kill -9 or the OOM killer would) or enospc (fails with "No space left on device")
+//   FAULT_KIND   kill (SIGKILL, as kill -9 or the OOM killer would), enospc (fails with "No space left on device"), or
+//                erofs (opening to write and mkdir fail with "Read-only file system"; FAULT_AT is not used)
 //   FAULT_FOREVER=1  enospc from that operation on
 #include <dlfcn.h>
 #include <errno.h>
+#include <fcntl.h>
 #include <signal.h>
+#include <stdarg.h>
 #include <stdbool.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <sys/types.h>
 #include <unistd.h>
 
@@ -33,11 +37,19 @@ static bool descriptor_counts(int fd) {
 static bool is_hit(void) {
     const char *at = getenv("FAULT_AT"), *kind = getenv("FAULT_KIND"), *forever = getenv("FAULT_FOREVER");
     ++operations;
-    if (at == NULL || kind == NULL) return false;
+    if (at == NULL || kind == NULL || strcmp(kind, "erofs") == 0) return false;
     bool hit = operations == atoi(at) || (forever != NULL && operations > atoi(at));
     if (!hit) return false;
     if (strcmp(kind, "kill") == 0) kill(getpid(), SIGKILL);
     errno = ENOSPC;
+    return true;
+}
+
+// True: the path is on a file system that is read-only for this process; errno is set.
+static bool is_read_only(const char *path) {
+    const char *kind = getenv("FAULT_KIND");
+    if (kind == NULL || strcmp(kind, "erofs") != 0 || !path_counts(path)) return false;
+    errno = EROFS;
     return true;
 }
 
@@ -62,4 +74,16 @@ int fsync(int fd) {
 int rename(const char *from, const char *to) {
     if (path_counts(to) && is_hit()) return -1;
     return NEXT(int (*)(const char *, const char *), "rename")(from, to);
+}
+int open(const char *path, int flags, ...) {
+    if ((flags & (O_WRONLY | O_RDWR | O_CREAT)) != 0 && is_read_only(path)) return -1;
+    va_list rest;
+    va_start(rest, flags);
+    mode_t mode = (flags & O_CREAT) != 0 ? va_arg(rest, mode_t) : 0;
+    va_end(rest);
+    return NEXT(int (*)(const char *, int, ...), "open")(path, flags, mode);
+}
+int mkdir(const char *path, mode_t mode) {
+    if (is_read_only(path)) return -1;
+    return NEXT(int (*)(const char *, mode_t), "mkdir")(path, mode);
 }

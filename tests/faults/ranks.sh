@@ -6,16 +6,20 @@
 #     start NAME NP [key=value...]   begins the run $work/NAME in the background
 #     run_end NAME           waits for it; its exit status is in $status, its output in $work/NAME.log
 #     run NAME NP [key=value...]     both
-#     wait_step NAME STEP    until metrics.jsonl has the step; fails when the run ends before, or after 30 s
+#     wait_step NAME STEP    until metrics.jsonl has the step; fails when the run ends before
+#     wait_saved NAME STEP   the same, and until there is a checkpoint, which is written beside training
 #     rank_pid NAME RANK     the process id of a rank
 #     losses NAME            every step's loss and the held-out losses, without times
-# FAULT_RANK=R FAULT_...=...: rank R of the next start is preloaded with $fault, which does what fault_io.c reads from FAULT_*.
+# In the environment of start:
+#     FAULT_RANK=R FAULT_PRELOAD=FILE FAULT_...   rank R is preloaded with fault_io or fault_mpi, which reads the rest
+#     LEFT_ALONE=1           mpirun does not end the others when a rank fails; their exit statuses are then in $work/NAME.status.R,
+#                            for mpirun itself ends with 0
 export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1 OMPI_MCA_rmaps_base_oversubscribe=1 \
     OMPI_MCA_hwloc_base_binding_policy=none OMPI_MCA_mpi_yield_when_idle=1 OMP_WAIT_POLICY=passive
 MARK=tokamak-test-$$-$RANDOM
 steps=${steps:-120} save_every=${save_every:-20}
-# The longest that any run may take, however busy the machine.
-RUN_SECONDS=${RUN_SECONDS:-90}
+# The longest that a run, and half of one, may take, however busy the machine.
+RUN_SECONDS=${RUN_SECONDS:-240} WAIT_SECONDS=$((${RUN_SECONDS:-240} / 2))
 declare -A run_pid
 
 ranks_why() {
@@ -29,27 +33,36 @@ ranks_data() {
     "$prep" tokenize --tokenizer bytes --out "$work/data" --val-fraction 0.1 "$work/text.txt" >"$work/prep.log" 2>&1 || return 1
     options=(train="$work/data/train_*.bin" val="$work/data/val_*.bin" model=llama:d2 channels=64 heads=4 kv_heads=2 head_size=16
         ffn=96 max_seq_len=32 seq_len=32 batch_rows=1 batch_tokens=512 steps="$steps" warmup_steps=4 lr=3e-3 val_every=30 val_tokens=1024
-        save_every="$save_every" keep_last=0 sample_tokens=4 progress_bar=false threads=1 device=cpu deterministic=lanes comm_timeout=20)
+        save_every="$save_every" keep_last=0 sample_tokens=4 progress_bar=false threads=1 device=cpu deterministic=lanes comm_timeout=60)
 }
 
-# Runs in the place of a rank: preloads the fault where it belongs, then becomes the program.
+# Runs in the place of a rank: preloads the fault where it belongs, then becomes the program, or keeps its exit status.
 rank_wrapper() {
     cat >"$work/rank.sh" <<'EOF'
 #!/bin/bash
-if [ -n "${FAULT_RANK:-}" ] && [ "${OMPI_COMM_WORLD_RANK:-${PMIX_RANK:-0}}" = "$FAULT_RANK" ]; then export LD_PRELOAD=$FAULT_PRELOAD; fi
-exec "$@"
+rank=${OMPI_COMM_WORLD_RANK:-${PMIX_RANK:-0}}
+if [ -n "${FAULT_RANK:-}" ] && [ "$rank" = "$FAULT_RANK" ]; then export LD_PRELOAD=$FAULT_PRELOAD; fi
+if [ -z "$STATUS_FILES" ]; then exec "$@"; fi
+"$@"
+echo $? >"$STATUS_FILES.$rank"
 EOF
     chmod +x "$work/rank.sh"
 }
 
 start() {
-    local name=$1 np=$2
+    local name=$1 np=$2 alone=()
     shift 2
     [ -x "$work/rank.sh" ] || rank_wrapper
+    rm -f "$work/$name".status.*
+    [ -z "${LEFT_ALONE:-}" ] || alone=(--enable-recovery)
     # The mark differs between runs, so that one run's ranks are not taken for another's.
-    TOKAMAK_TEST=$MARK.$name FAULT_PRELOAD=${FAULT_PRELOAD:-${sanitizer:+$sanitizer:}${fault:-}} \
-        timeout -k 5 "$RUN_SECONDS" mpirun ${MPIRUN_OPTIONS:-} -np "$np" "$work/rank.sh" "$train_gpt" train out_dir="$work/$name" \
-        "${options[@]}" "$@" </dev/null >"$work/$name.log" 2>&1 &
+    # In a shell of its own, whose words on a killed launcher go to the log.
+    (
+        TOKAMAK_TEST=$MARK.$name FAULT_PRELOAD=${sanitizer:+$sanitizer:}${FAULT_PRELOAD:-} \
+            STATUS_FILES=${LEFT_ALONE:+$work/$name.status} timeout -k 5 "$RUN_SECONDS" mpirun "${alone[@]}" -np "$np" \
+            "$work/rank.sh" "$train_gpt" train out_dir="$work/$name" "${options[@]}" "$@"
+        exit $?
+    ) </dev/null >"$work/$name.log" 2>&1 &
     run_pid[$name]=$!
 }
 run_end() {
@@ -69,11 +82,14 @@ marked() {
         echo "${file%/environ}"
     done
 }
+# A launcher may be about to start more: until none is left.
 marked_kill() {
     local pids
-    pids=$(marked "${1:-}")
-    # shellcheck disable=SC2086
-    [ -z "$pids" ] || kill -9 $pids 2>/dev/null
+    while pids=$(marked "${1:-}") && [ -n "$pids" ]; do
+        # shellcheck disable=SC2086
+        kill -9 $pids 2>/dev/null
+        sleep 0.02
+    done
 }
 ranks_end() { marked_kill; }
 
@@ -85,29 +101,35 @@ rank_pid() {
     done
     return 1
 }
-wait_step() {
-    local end=$((SECONDS + 30))
-    until grep -q "\"step\":$2,.*\"loss\"" "$work/$1/metrics.jsonl" 2>/dev/null; do
-        kill -0 "${run_pid[$1]}" 2>/dev/null || { echo "    $1 ended before step $2"; return 1; }
-        [ $SECONDS -lt $end ] || { echo "    $1 did not reach step $2 in 30 s"; return 1; }
+wait_for() { # NAME WHAT COMMAND...
+    local end=$((SECONDS + WAIT_SECONDS)) name=$1 what=$2
+    shift 2
+    until "$@"; do
+        kill -0 "${run_pid[$name]}" 2>/dev/null || { echo "    $name ended before $what"; return 1; }
+        [ $SECONDS -lt $end ] || { echo "    $name: no $what in $WAIT_SECONDS s"; return 1; }
         sleep 0.01
     done
 }
+has_step() { grep -q "\"step\":$2,.*\"loss\"" "$work/$1/metrics.jsonl" 2>/dev/null; }
+has_checkpoint() { [ -n "$(newest_checkpoint "$1")" ]; }
+wait_step() { wait_for "$1" "step $2" has_step "$1" "$2"; }
+wait_saved() { wait_step "$1" "$2" && wait_for "$1" "a checkpoint" has_checkpoint "$1"; }
 
 losses() {
     sed -nE 's/.*"step":([0-9]+),.*"(loss|val_loss)":([-0-9.e+]+).*/\1 \2 \3/p' "$work/$1/metrics.jsonl"
 }
 # same_losses NAME REFERENCE [TOLERANCE]: the same steps with the same losses, to the last bit or within a relative tolerance.
 same_losses() {
-    losses "$1" >"$work/losses.a"
-    losses "$2" >"$work/losses.b"
-    [ "$(grep -c ' loss ' "$work/losses.a")" -ge "$steps" ] || { echo "    $1 has $(wc -l <"$work/losses.a") losses"; return 1; }
+    local a=$work/$1.losses b=$work/$1.$2.losses
+    losses "$1" >"$a"
+    losses "$2" >"$b"
+    [ "$(grep -c ' loss ' "$a")" -ge "$steps" ] || { echo "    $1 has $(wc -l <"$a") losses"; return 1; }
     if [ $# -lt 3 ]; then
-        cmp "$work/losses.a" "$work/losses.b" && return 0
-        diff "$work/losses.a" "$work/losses.b" | head -n 4 | sed 's/^/    /'
+        cmp "$a" "$b" && return 0
+        diff "$a" "$b" | head -n 4 | sed 's/^/    /'
         return 1
     fi
-    paste -d' ' "$work/losses.a" "$work/losses.b" | awk -v most="$3" '
+    paste -d' ' "$a" "$b" | awk -v most="$3" '
         $1 != $4 || $2 != $5 {print "    other lines: " $0; bad = 1; exit}
         {d = ($3 - $6) / $6; if (d < 0) d = -d; if (!(d <= most)) {print "    differs by " d ": " $0; bad = 1; exit}}
         END {exit bad}'
@@ -118,6 +140,16 @@ said() {
     echo "    expected \"$2\" in the output of $1, which ends:"
     tail -n 8 "$work/$1.log" | cut -c1-300 | sed 's/^/    /'
     return 1
+}
+# others_failed NAME NP RANK: with LEFT_ALONE, all ranks but this one noticed by themselves and left with status 1.
+others_failed() {
+    local r
+    for r in $(seq 0 $(($2 - 1))); do
+        [ "$r" -eq "$3" ] || [ "$(cat "$work/$1.status.$r" 2>/dev/null)" = 1 ] && continue
+        echo "    expected rank $r of $1 to end with status 1, found $(cat "$work/$1.status.$r" 2>/dev/null || echo none); the output ends:"
+        tail -n 8 "$work/$1.log" | cut -c1-300 | sed 's/^/    /'
+        return 1
+    done
 }
 # ended NAME STATUS: its exit status.
 ended() {
@@ -132,4 +164,4 @@ failed() {
     tail -n 8 "$work/$1.log" | cut -c1-300 | sed 's/^/    /'
     return 1
 }
-newest_checkpoint() { find "$work/$1" -maxdepth 1 -name 'step_[0-9]*' ! -name '*.tmp*' | sort | tail -n 1; }
+newest_checkpoint() { find "$work/$1" -maxdepth 1 -name 'step_[0-9]*' 2>/dev/null | sort | tail -n 1; }
