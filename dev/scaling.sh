@@ -3,6 +3,8 @@
 #     dev/scaling.sh anchors [BUILD]   published figures beside what is predicted for them
 #     dev/scaling.sh stages [BUILD]    memory and speed of ZeRO's stages
 #     dev/scaling.sh svg [BUILD]       the picture
+#     dev/scaling.sh cpu [BUILD]       trains on 1, 2 and 4 ranks of one thread here and prints what was predicted (minutes;
+#                                      ROUNDS=2 of each, ONLY=expression: rows that match)
 #     dev/scaling.sh docs [BUILD]      writes the blocks of docs/scaling.md that begin with "$ ", and docs/scaling.svg, anew
 #     dev/scaling.sh check [BUILD]     fails where they are not what the commands print
 set -u
@@ -154,6 +156,60 @@ print_svg() {
         END { finish(); print "</svg>" }'
 }
 
+# ---- measured on this machine's CPU ----
+# Tokens/s, busy and exposed communication of a short run: medians of its steps but the first.
+measure() { # RANKS key=value...
+    local ranks=$1 launcher=()
+    shift
+    rm -rf "${work:?}/out"
+    if [ "$ranks" -gt 1 ]; then
+        launcher=(mpirun --bind-to none --oversubscribe -np "$ranks")
+        [ "$(id -u)" -ne 0 ] || launcher+=(--allow-run-as-root)
+    fi
+    OMP_NUM_THREADS=1 OMP_WAIT_POLICY=active timeout 300 "${launcher[@]}" "$build/train_gpt" train out_dir="$work/out" \
+        device=cpu threads=1 train="$work/data/train_*.bin" val= steps=8 val_every=0 save_every=0 compare_every=0 \
+        sample_tokens=1 progress_bar=false "$@" </dev/null >"$work/log" 2>&1 || { tail -n 3 "$work/log" >&2; return 1; }
+    local key
+    for key in tokens_per_second comm_ms comm_exposed_ms; do
+        grep -o "\"$key\":[0-9.e+-]*" "$work/out/metrics.jsonl" | cut -d: -f2 | tail -n +2 | sort -g |
+            awk '{ x[NR] = $1 } END { print NR ? x[int((NR + 1) / 2)] : 0 }'
+    done | paste -sd' '
+}
+print_cpu() {
+    work=$(mktemp -d) || return 1
+    trap 'rm -rf "$work"' EXIT
+    # Any tokens do; without a tokenizer beside them the vocabulary is the option's.
+    head -c 200000 /dev/urandom | base64 >"$work/text.txt"
+    "$build/prep" tokenize --tokenizer bytes --out "$work/data" "$work/text.txt" >/dev/null 2>&1 || return 1
+    rm -f "$work/data/tokenizer.json"
+    printf '%-42s %5s %21s %6s %24s\n' '' '' 'tokens/s' '' 'communication, measured'
+    printf '%-42s %5s %10s %10s %6s %12s %11s\n' '' ranks measured predicted ratio 'ms a step' '% hidden'
+    local ranks options name got predicted round
+    while IFS='|' read -r ranks name options; do
+        # Other work on the machine only slows: the fastest of some rounds counts.
+        got=$(for round in $(seq "${ROUNDS:-2}"); do
+            # shellcheck disable=SC2086
+            measure "$ranks" $options || exit 1
+        done | sort -g | tail -n 1)
+        [ -n "$got" ] || return 1
+        # shellcheck disable=SC2086
+        predicted=$(predict $options gpu=cpu device=cpu world="$ranks" | awk -v ranks="$ranks" '$1 == ranks && NF == 14 {
+            unit = substr($12, length($12)); print ($12 + 0) * (unit == "k" ? 1e3 : 1) }')
+        echo "$got" | awk -v name="$name" -v ranks="$ranks" -v p="$predicted" '{ hidden = ($2 > 0) ? 100 * (1 - $3 / $2) : 0
+            printf "%-42s %5d %10.0f %10.0f %6.2f %12.1f %11s\n", name, ranks, $1, p, p / $1, $2, ($2 > 0 ? sprintf("%.0f", hidden) : "") }'
+    done < <(cpu_rows | grep -E "${ONLY:-.}")
+}
+cpu_rows() {
+    local d6="model=gpt2:d6 vocab=8192 seq_len=64 batch_rows=2 batch_tokens=512" zero ranks
+    for ranks in 1 2 4; do echo "$ranks|6 layers of 384, fp32, zero=1|$d6 zero=1"; done
+    for zero in 0 2 3; do echo "2|6 layers of 384, fp32, zero=$zero|$d6 zero=$zero"; done
+    for ranks in 1 2; do echo "$ranks|6 layers of 384, fp32, zero=1, lanes|$d6 zero=1 deterministic=lanes"; done
+    for ranks in 1 2; do echo "$ranks|6 layers of 384, bf16, zero=1|$d6 zero=1 dtype=bf16"; done
+    for ranks in 1 2 4; do
+        echo "$ranks|124M, fp32, zero=1|model=gpt2:124M seq_len=64 batch_rows=4 batch_tokens=1Ki zero=1 steps=4"
+    done
+}
+
 # ---- the document ----
 # A block is "```text", "$ COMMAND" and what it prints. COMMAND: "train_gpt plan ..." or a command of this script.
 run_shown() {
@@ -179,6 +235,7 @@ case $command in
 anchors) print_anchors ;;
 stages) print_stages ;;
 svg) print_svg ;;
+cpu) print_cpu ;;
 docs | check)
     work=$(mktemp -d) || exit 1
     trap 'rm -rf "$work"' EXIT
@@ -189,5 +246,5 @@ docs | check)
         diff -u docs/scaling.md "$work/scaling.md" && diff -u docs/scaling.svg "$work/scaling.svg" ||
             { echo "docs/scaling.md or docs/scaling.svg is not what the model says: run dev/scaling.sh docs"; exit 1; }
     fi ;;
-*) sed -n '2,7s/^# \{0,1\}//p' "$0"; exit 2 ;;
+*) sed -n '2,9s/^# \{0,1\}//p' "$0"; exit 2 ;;
 esac

@@ -99,7 +99,7 @@ static ScalingBytes count_bytes(const Scene *s) {
                       .logits = chunk_rows(s) * (double)s->arch.Vp * s->E};
     // One partial sum for each level of the tree of micro-batches.
     if (p->options.lanes) b.gradients += 4 * packed * (floor(log2((double)s->micro_batches)) + 1);
-    CommSum how = {.tree = job->lanes, .wire = job->reduce_dtype};
+    CommSum how = {.tree = job->lanes, .accumulate = stage >= 2 && !job->lanes, .wire = job->reduce_dtype};
     if (s->world > 1)
         b.scratch = (double)comm_scratch_bytes(s->machine.direct ? "mpi" : "nccl", (int)s->world,
                                                p->largest_bucket_elems, p->largest_owned_elems, how);
