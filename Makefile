@@ -45,7 +45,7 @@ PROGRAMS    := $(if $(TRAIN_SRC),$(BUILD)/train_gpt) $(if $(PREP_SRC),$(BUILD)/p
 # Sub-makes use every core unless the caller chose -jN.
 JOBS         = $(if $(filter -j%,$(MAKEFLAGS)),,-j$(shell nproc 2>/dev/null || echo 2))
 
-.PHONY: all help config clean tests test test-asan fuzz quickstart bench-cpu bench-ranks gpu-check setup
+.PHONY: all help config clean tests test test-asan fuzz quickstart bench-cpu bench-ranks bench-save gpu-check setup
 all: $(PROGRAMS) mpi-if-found cuda-if-found ## build train_gpt, prep and bench, and the plug-ins where nvcc and mpicc are found (the default)
 	@$(if $(PROGRAMS),:,echo 'nothing to build: train_gpt.cu, data/*.c and dev/bench/*.c are absent')
 
@@ -80,6 +80,9 @@ bench-cpu: all ## speed of matmuls and training steps on this CPU
 
 bench-ranks: all ## what several ranks cost on this machine: speed, hidden communication, memory against the plan
 	@dev/bench/bench_ranks.sh
+
+bench-save: all ## what a checkpoint costs a run: the copy, and the steps beside its writing
+	@dev/bench/bench_save.sh
 
 gpu-check: ## build, test, sanitize and measure everything on this machine's GPU: one report
 	@scripts/gpu_check.sh

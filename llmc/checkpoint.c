@@ -201,8 +201,8 @@ bool checkpoint_attach(CheckpointWriter *writer, const char *run_dir, int64_t st
         there = dir_exists(writer->dir);
     }
     if (there) return true;
-    error_set(err, "%s: rank 0 has made this directory, but it is not here: out_dir must be on a file system that all "
-                   "ranks share", writer->dir);
+    error_set(err, "%s: rank 0 has made this directory, but it is not here: out_dir must be on a file system that "
+                   "all ranks share", writer->dir);
     release(writer);
     return false;
 }
@@ -418,7 +418,7 @@ bool checkpoint_prune(const char *run_dir, const CheckpointRetention *retention,
     bool ok = true, deep_found = false;
     for (int i = 0; i < steps.count && ok; ++i) {
         int64_t step = checkpoint_step(steps.name[i]);
-        bool known = step == retention->whole_step, stays = keep_every > 0 && step % keep_every == 0;
+        bool known = step == retention->whole_step, stays = known || (keep_every > 0 && step % keep_every == 0);
         // Hashing them all would read the disk at each save: only until one is known whole are the hashes checked.
         bool whole = kept < keep_last && checkpoint_verify(steps.name[i], !deep_found && !known, NULL);
         if (whole) {

@@ -32,9 +32,9 @@ void checkpoint_detach(CheckpointWriter *writer);
 bool checkpoint_write_text(CheckpointWriter *writer, const char *name, const char *text, Error *err);
 // Hashes these files, as they lie on the disk, and writes part `part` (from 0) of the manifest.
 bool checkpoint_write_part(CheckpointWriter *writer, int part, const char *const *names, int count, Error *err);
-// Hashes what lies in the directory and is in no part, checks that the parts are there and their files too, writes the
-// manifest, syncs, renames; what already lay at final_dir is replaced in one step where the file system can exchange
-// two names. Either way the writer is released, and on failure final_dir is as it was.
+// Hashes what lies in the directory and is in no part, checks that the parts are there and their files too, writes
+// the manifest, syncs, renames; what already lay at final_dir is replaced in one step where the file system can
+// exchange two names. Either way the writer is released, and on failure final_dir is as it was.
 bool checkpoint_commit(CheckpointWriter *writer, Error *err);
 void checkpoint_abort(CheckpointWriter *writer);
 
@@ -50,7 +50,7 @@ int64_t checkpoint_step(const char *dir);
 typedef struct {
     int64_t keep_last;   // so many of the newest whole ones; 0: all
     int64_t keep_every;  // > 0: also every one whose step is a multiple, for good
-    int64_t whole_step;  // the checkpoint of this step was just committed: it is whole without looking; -1: none was
+    int64_t whole_step;  // this one was just committed: whole without looking, and it stays; -1: none
 } CheckpointRetention;
 // Deletes the others; the newest whole one always stays. A damaged one counts as nothing: it stays while it is newer
 // than the oldest of the newest whole ones that are kept. Deletion is atomic too: rename, then remove.

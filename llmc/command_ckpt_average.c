@@ -84,8 +84,9 @@ static bool open_source(Average *average, Source *source, Error *err) {
                          average->source[0].path, first);
     }
     return model_reader_open(&source->reader, source->path, &average->config, &average->params, err) &&
-           (!optimizer_files_exist(source->path) ||
-            ckpt_open_optimizer(&source->files, &source->muon, &source->masters, source->path, &average->params, err));
+           (!optimizer_files_exist(source->path) || ckpt_open_optimizer(&source->files, &source->muon,
+                                                                        &source->masters, source->path,
+                                                                        &average->params, err));
 }
 
 static bool average_open(Average *average, const char *from, Error *err) {
@@ -244,8 +245,8 @@ int command_ckpt_average(int argc, char **argv) {
     if (from == NULL || to == NULL || (!state && strcmp(optimizer, "none") != 0) ||
         (dtype_text != NULL &&
          (!dtype_parse(dtype_text, &dtype) || (dtype != DTYPE_F32 && dtype != DTYPE_BF16) || state))) {
-        fprintf(stderr, "train_gpt ckpt average: expected from=A,B,..., to=DIR, optimizer none or average, dtype fp32 "
-                        "or bf16 (with optimizer=average it is the checkpoints' own), see --help\n");
+        fprintf(stderr, "train_gpt ckpt average: expected from=A,B,..., to=DIR, optimizer none or average, dtype "
+                        "fp32 or bf16 (with optimizer=average it is the checkpoints' own), see --help\n");
         return 2;
     }
     Error err = {""};

@@ -11,8 +11,8 @@ static const char USAGE[] =
     "\n"
     "Compares two checkpoints or Hugging Face directories, however they are divided into files: weights, and the\n"
     "optimizer's state where both have it. Of every tensor that is not the same to the bit it prints the largest\n"
-    "absolute difference, the largest one relative to the larger of the two values, and the norms of both and of the\n"
-    "difference. Exits with 0 when nothing differs, 1 when something does, 2 when it cannot tell.\n"
+    "absolute difference, the largest one relative to the larger of the two values, and the norms of both and of\n"
+    "the difference. Exits with 0 when nothing differs, 1 when something does, 2 when it cannot tell.\n"
     "\n"
     "example\n"
     "  train_gpt ckpt diff runs/a/step_00000500 runs/b/step_00000500\n";
@@ -191,6 +191,7 @@ int command_ckpt_diff(int argc, char **argv) {
     if (all.differing == 0) printf("%d tensors, all the same to the bit\n", all.tensors);
     else if (all.where[0] == '\0') printf("%d of %d tensors differ\n", all.differing, all.tensors);
     else
-        printf("%d of %d tensors differ, the most by %.3g in %s\n", all.differing, all.tensors, all.largest, all.where);
+        printf("%d of %d tensors differ, the most by %.3g in %s\n", all.differing, all.tensors, all.largest,
+               all.where);
     return all.differing == 0 ? 0 : 1;
 }

@@ -1,5 +1,6 @@
-// command_ckpt_reshard.c: train_gpt ckpt reshard: the files of a checkpoint divided anew, every value to the bit. Runs
-// need it not (they read what any number of ranks wrote); it is for people and programs that want one file, or many.
+// command_ckpt_reshard.c: train_gpt ckpt reshard: the files of a checkpoint divided anew, every value to the bit.
+// Runs need it not (they read what any number of ranks wrote); it is for people and programs that want one file, or
+// many.
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -11,8 +12,8 @@
 static const char USAGE[] =
     "train_gpt ckpt reshard from=DIR to=DIR ranks=N\n"
     "\n"
-    "The same checkpoint as N ranks would have written it; ranks=1 gives model.safetensors and optimizer.safetensors.\n"
-    "Not a bit of any value changes. Any number of ranks can go on from any of them: this is not needed for that.\n"
+    "The same checkpoint as N ranks would have written it; ranks=1: model.safetensors, optimizer.safetensors. Not a\n"
+    "bit of any value changes. Any number of ranks can go on from any of them: this is not needed for that.\n"
     "\n"
     "example\n"
     "  train_gpt ckpt reshard from=runs/big/step_00010000 to=one_file ranks=1\n";
@@ -73,7 +74,8 @@ static bool write_weights(const char *dir, const SafeTensors *file, const char *
             at += (int64_t)tensor[next]->bytes;
             safetensors_index_add(index, tensor[next]->name, name, (int64_t)tensor[next]->bytes);
         }
-        ok = safetensors_write(path, spec + first, next - first, "{\"format\":\"pt\"}", fetch_raw, tensor + first, err);
+        ok = safetensors_write(path, spec + first, next - first, "{\"format\":\"pt\"}", fetch_raw, tensor + first,
+                               err);
         free(path);
         free(name);
     }

@@ -74,13 +74,13 @@ size_t model_file_staging_bytes(const ModelConfig *config, const ParamTable *par
 bool model_file_write_hf(const char *dir, const ModelConfig *config, const ParamTable *params, DType dtype,
                          ModelFileGet get, void *context, Error *err);
 
-// ---- one model in several files, as Hugging Face has them: whole tensors, in the table's order, balanced by bytes ----
+// ---- one model in several files, as Hugging Face has them: whole tensors, balanced by bytes ----
 // "model.safetensors", or of several "model-00002-of-00004.safetensors" (shard counts from 0). Caller frees.
 char *hf_shard_name(const char *stem, int shard, int shards);
 // The shard of what lies at bytes [first, first + bytes) of total_bytes: that of its middle.
 int hf_shard_of(int64_t first, int64_t bytes, int64_t total_bytes, int shards);
-// Elements of a parameter, whole rows; what the tensors of a shard are made of, in the table's order, at most one range
-// of each parameter. Returns the count; caller frees.
+// Elements of a parameter, whole rows; what the tensors of a shard are made of, in the table's order, at most one
+// range of each parameter. Returns the count; caller frees.
 typedef struct {
     int param;  // index in the table
     int64_t first, count;

@@ -138,7 +138,8 @@ void model_bin_close(ModelBin *bin) {
     free(bin);
 }
 
-bool model_bin_open(ModelBin **out, const char *path, const ModelConfig *config, const ParamTable *params, Error *err) {
+bool model_bin_open(ModelBin **out, const char *path, const ModelConfig *config, const ParamTable *params,
+                    Error *err) {
     if (!check_architecture(config, path, err)) return false;
     int32_t header[HEADER_INTS];
     FILE *file = open_and_read_header(header, path, err);

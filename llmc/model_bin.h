@@ -11,7 +11,8 @@ extern "C" {
 bool model_bin_read_config(ModelConfig *out, const char *path, Error *err);
 // For reading parameter by parameter, in any order.
 typedef struct ModelBin ModelBin;
-bool model_bin_open(ModelBin **out, const char *path, const ModelConfig *config, const ParamTable *params, Error *err);
+bool model_bin_open(ModelBin **out, const char *path, const ModelConfig *config, const ParamTable *params,
+                    Error *err);
 bool model_bin_read(ModelBin *bin, const ParamSpec *spec, float *values, Error *err);
 void model_bin_close(ModelBin *bin);
 

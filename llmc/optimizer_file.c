@@ -25,7 +25,8 @@ void state_piece_name(char out[STATE_NAME_BYTES], const ParamTable *params, cons
 // Writing
 
 // One piece of a parameter is up to three tensors of the file.
-static void add_kinds(StatePiece *list, int *count, int param, int64_t first, int64_t elems, bool has_v, bool masters) {
+static void add_kinds(StatePiece *list, int *count, int param, int64_t first, int64_t elems, bool has_v,
+                      bool masters) {
     const bool wanted[STATE_KINDS] = {masters, true, has_v};
     for (int kind = 0; kind < STATE_KINDS; ++kind)
         if (wanted[kind]) list[(*count)++] = (StatePiece){(StateKind)kind, param, first, elems};
@@ -217,9 +218,9 @@ static bool gap_error(const OptimizerFiles *files, const FoundPiece *at, int64_t
     StatePiece whole = {at->piece.kind, at->piece.param, 0, files->params->spec[at->piece.param].elems};
     char name[STATE_NAME_BYTES];
     state_piece_name(name, files->params, &whole);
-    return error_set(err, "%s: elements %" PRId64 " to %" PRId64 " of %s are in none of the %d optimizer files (beside "
-                          "'%s' in %s)", files->dir, first, end - 1, name, files->file_count, at->tensor->name,
-                     files->path[at->file]);
+    return error_set(err, "%s: elements %" PRId64 " to %" PRId64 " of %s are in none of the %d optimizer files "
+                          "(beside '%s' in %s)", files->dir, first, end - 1, name, files->file_count,
+                     at->tensor->name, files->path[at->file]);
 }
 
 // Every element of a state that is there is there once.

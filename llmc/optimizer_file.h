@@ -1,9 +1,9 @@
-// optimizer_file.h: the optimizer's state in a checkpoint directory: fp32 tensors "m.NAME", "v.NAME" (AdamW's only) and
-// "master.NAME" (where weights have masters apart) of whole parameters, in the parameter's own shape, or
+// optimizer_file.h: the optimizer's state in a checkpoint directory: fp32 tensors "m.NAME", "v.NAME" (AdamW's only)
+// and "master.NAME" (where weights have masters apart) of whole parameters, in the parameter's own shape, or
 // "m.NAME[first:end]", one-dimensional, of elements first <= i < end. One rank writes optimizer.safetensors; of W > 1
 // every rank writes optimizer-0000R-of-0000W.safetensors (R from 1) with what it keeps. Readers of any world size and
-// ZeRO stage find their elements again, wherever they lie. Written by run_state.c and the ckpt commands; knows nothing
-// of devices.
+// ZeRO stage find their elements again, wherever they lie. Written by run_state.c and the ckpt commands; knows
+// nothing of devices.
 #ifndef LLMC_OPTIMIZER_FILE_H
 #define LLMC_OPTIMIZER_FILE_H
 

@@ -1,5 +1,5 @@
-// run_lock.c: see run_lock.h. An open-file-description lock, which network file systems know too and which other opens
-// of the file within the process do not drop.
+// run_lock.c: see run_lock.h. An open-file-description lock, which network file systems know too and which other
+// opens of the file within the process do not drop.
 #include "llmc/run_lock.h"
 
 #include <errno.h>

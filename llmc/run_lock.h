@@ -1,6 +1,6 @@
 // run_lock.h: one run at a time on a directory. Rank 0 holds an exclusive lock on DIR/.lock for as long as it lives;
-// the kernel gives it back however the process ends, so that there are no stale locks. The file says who holds it, for
-// people and for the message of the one that is refused.
+// the kernel gives it back however the process ends, so that there are no stale locks. The file says who holds it,
+// for people and for the message of the one that is refused.
 #ifndef LLMC_RUN_LOCK_H
 #define LLMC_RUN_LOCK_H
 

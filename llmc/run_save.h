@@ -1,7 +1,8 @@
-// run_save.h: a run's checkpoints, written by all its ranks beside training. run_save (run.h) copies what is to be saved
-// and begins; the loop votes once a step; when every rank has written its files, rank 0 commits. Every function here but
-// vote is called by all ranks alike. A failure on any rank (disk full, a directory that vanished) ends this checkpoint
-// for all, with one message, and leaves the ones before as they are; config.on_save_error says whether the run goes on.
+// run_save.h: a run's checkpoints, written by all its ranks beside training. run_save (run.h) copies what is to be
+// saved and begins; the loop votes once a step; when every rank has written its files, rank 0 commits. Every function
+// here but vote is called by all ranks alike. A failure on any rank (disk full, a directory that vanished) ends this
+// checkpoint for all, with one message, and leaves the ones before as they are; config.on_save_error says whether the
+// run goes on.
 #ifndef LLMC_RUN_SAVE_H
 #define LLMC_RUN_SAVE_H
 

@@ -38,7 +38,8 @@ static bool read_moment(Run *run, const OptimizerFiles *files, const StatePiece 
     return true;
 }
 
-// masters: they are in the file and the run has them. Otherwise what the weights, already loaded, left there is right.
+// masters: they are in the file and the run has them. Otherwise what the weights, already loaded, left there is
+// right.
 static bool read_optimizer(Run *run, const char *dir, bool masters, Error *err) {
     const ParamTable *params = &run->model.params;
     OptimizerFiles *files;

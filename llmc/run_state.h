@@ -1,6 +1,6 @@
-// run_state.h: a run out of a checkpoint directory, which any number of ranks may have written (run_save.h): weights as a
-// Hugging Face model, the optimizer's state (optimizer_file.h) and state.json. Loading gives back every bit that the
-// next step depends on.
+// run_state.h: a run out of a checkpoint directory, which any number of ranks may have written (run_save.h): weights
+// as a Hugging Face model, the optimizer's state (optimizer_file.h) and state.json. Loading gives back every bit that
+// the next step depends on.
 #ifndef LLMC_RUN_STATE_H
 #define LLMC_RUN_STATE_H
 

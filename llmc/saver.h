@@ -44,8 +44,8 @@ void saver_begin(Saver *saver);
 // When idle: this rank cannot even begin; it votes as one whose writing failed, with this reason.
 void saver_begin_failed(Saver *saver, const Error *why);
 void saver_vote(const Saver *saver, double votes[SAVER_VOTES]);
-// votes: the largest of all ranks. Tells what has come to its end; after SAVER_FAILED, `error` says why on ranks whose
-// own job failed and is empty on the others.
+// votes: the largest of all ranks. Tells what has come to its end; after SAVER_FAILED, `error` says why on ranks
+// whose own job failed and is empty on the others.
 SaverEvent saver_step(Saver *saver, const double votes[SAVER_VOTES]);
 // Waits until this rank's job is done, at most so long.
 void saver_wait(Saver *saver, double seconds);

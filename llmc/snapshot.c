@@ -73,7 +73,8 @@ float *snapshot_state_address(const Model *model, const Optimizer *optimizer, co
     return NULL;
 }
 
-// Bucket by bucket: with stage 3 that is how weights come to be whole, and only as long as the next ones have not come.
+// Bucket by bucket: with stage 3 that is how weights come to be whole, and only as long as the next ones have not
+// come.
 bool snapshot_take(Snapshot *s, const Model *model, const Optimizer *optimizer, Zero *zero, Error *err) {
     Backend *be = s->be;
     const size_t width = dtype_bytes(s->shape.dtype);
@@ -110,7 +111,8 @@ static bool is_cancelled(const Snapshot *s, Error *err) {
     return true;
 }
 
-bool snapshot_get_weights(void *context, const ParamSpec *spec, int64_t first, int64_t count, float *out, Error *err) {
+bool snapshot_get_weights(void *context, const ParamSpec *spec, int64_t first, int64_t count, float *out,
+                          Error *err) {
     Snapshot *s = context;
     if (is_cancelled(s, err)) return false;
     int param = (int)(spec - s->shape.params->spec);

@@ -46,7 +46,8 @@ float *snapshot_state_address(const Model *model, const Optimizer *optimizer, co
 bool snapshot_take(Snapshot *snapshot, const Model *model, const Optimizer *optimizer, Zero *zero, Error *err);
 
 // A ModelFileGet and a SafeTensorFetch (index into snapshot->state) over a Snapshot; any thread, one at a time.
-bool snapshot_get_weights(void *snapshot, const ParamSpec *spec, int64_t first, int64_t count, float *out, Error *err);
+bool snapshot_get_weights(void *snapshot, const ParamSpec *spec, int64_t first, int64_t count, float *out,
+                          Error *err);
 const void *snapshot_fetch_state(void *snapshot, int index, int64_t first, int64_t count, Error *err);
 
 #endif

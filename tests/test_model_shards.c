@@ -1,5 +1,5 @@
-// test_model_shards.c: models in several files: every kind and number of shards reads back as the model that it was, no
-// shard asks for what is not in its ranges, the ranges cover everything once, files are of about one size.
+// test_model_shards.c: models in several files: every kind and number of shards reads back as the model that it was,
+// no shard asks for what is not in its ranges, the ranges cover everything once, files are of about one size.
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>

@@ -1,5 +1,5 @@
-// test_optimizer_file.c: the optimizer's state written by any number of ranks and read by any other, to the bit; files
-// that are missing, mixed, damaged, that overlap or leave gaps.
+// test_optimizer_file.c: the optimizer's state written by any number of ranks and read by any other, to the bit;
+// files that are missing, mixed, damaged, that overlap or leave gaps.
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -212,7 +212,8 @@ static void test_sets_of_files(void **state) {
     params_build(&params, &config);
     OptimizerFiles *files;
     assert_false(optimizer_files_exist(t->dir));
-    file_test_expect_error(t, optimizer_files_open(&files, t->dir, &params, &t->err), "optimizer.safetensors: missing");
+    file_test_expect_error(t, optimizer_files_open(&files, t->dir, &params, &t->err),
+                           "optimizer.safetensors: missing");
     static const struct {
         const char *remove, *add, *mention;
     } CASES[] = {{"optimizer-00001-of-00003.safetensors", NULL, "optimizer-00001-of-00003.safetensors: missing"},

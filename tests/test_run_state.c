@@ -1,4 +1,5 @@
-// test_run_state.c: whole runs in and out of checkpoints: to the bit, across dtypes, and refused where they do not fit.
+// test_run_state.c: whole runs in and out of checkpoints: to the bit, across dtypes, and refused where they do not
+// fit.
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -407,6 +408,56 @@ static void test_full_disk(void **state) {
     check_full_disk(*state, "at_once", "on_save_error=stop async_save=false");
 }
 
+// What is saved is the moment of the call, however far training has gone when it is written; and a run that ends, in
+// whatever way, first finishes what it was writing.
+static void test_saved_beside_training(void **state) {
+    FileTest *t = *state;
+    static const char *const EXTRAS[] = {"dtype=fp32", "dtype=bf16 optimizer=muon", "dtype=bf16 master_weights=false",
+                                         "model=gpt2:d1 vocab=257 qk_norm=false kv_heads=2 async_save=false"};
+    for (int i = 0; i < 4; ++i) {
+        char *out_dir = xasprintf("beside_%d", i);
+        Run *run = open_run(t, out_dir, EXTRAS[i]);
+        train_steps(t, run, 2);
+        Bits at_2 = bits_of(run);
+        file_test_expect_ok(t, run_save(run, &t->err));
+        train_steps(t, run, 2);
+        close_run(run);
+        run = open_run(t, out_dir, EXTRAS[i]);
+        assert_int_equal(run->progress.step, 2);
+        Bits resumed = bits_of(run);
+        check_same_bits(&resumed, &at_2);
+        bits_free(&resumed);
+        bits_free(&at_2);
+        close_run(run);
+        free(out_dir);
+    }
+}
+
+// A second save waits for the first; and the votes of steps are enough to see one through.
+static void test_saves_follow_each_other(void **state) {
+    FileTest *t = *state;
+    Run *run = open_run(t, "run", "keep_last=0");
+    for (int i = 1; i <= 3; ++i) {
+        train_steps(t, run, 1);
+        file_test_expect_ok(t, run_save(run, &t->err));
+    }
+    double until = now_seconds() + 20;
+    char *last = xasprintf("%s/step_00000003", run->config.out_dir);
+    while (!dir_exists(last) && now_seconds() < until) {
+        double votes[SAVER_VOTES];
+        usleep(1000);
+        run_save_vote(run, votes);
+        file_test_expect_ok(t, run_save_poll(run, votes, &t->err));
+    }
+    for (int i = 1; i <= 3; ++i) {
+        char *dir = xasprintf("%s/step_%08d", run->config.out_dir, i);
+        file_test_expect_ok(t, checkpoint_verify(dir, true, &t->err));
+        free(dir);
+    }
+    free(last);
+    close_run(run);
+}
+
 static void test_keep_last(void **state) {
     FileTest *t = *state;
     Run *run = open_run(t, "run", "keep_last=2");
@@ -427,7 +478,8 @@ int main(void) {
     const struct CMUnitTest tests[] = {
         FILE_TEST(test_resume_to_the_bit), FILE_TEST(test_another_dtype), FILE_TEST(test_other_masters),
         FILE_TEST(test_another_run),       FILE_TEST(test_damaged),       FILE_TEST(test_full_disk),
-        FILE_TEST(test_keep_last),
+        FILE_TEST(test_keep_last),         FILE_TEST(test_saved_beside_training),
+        FILE_TEST(test_saves_follow_each_other),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
