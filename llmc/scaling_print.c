@@ -164,9 +164,10 @@ static void print_bytes(FILE *out, const ScalingPrediction *p) {
         fprintf(out, "%s%s %.2f", separator, parts[i].name, parts[i].bytes / GIB);
         separator = ", ";
     }
-    fprintf(out, "\na rank sends %.2f GiB a step; collectives are in progress %.3f s, %.0f %% of it hidden; ",
-            p->comm_bytes / GIB, p->comm_seconds,
-            p->comm_seconds > 0 ? 100 * fmax(0, 1 - p->exposed_seconds / p->comm_seconds) : 100);
+    const bool small = p->comm_bytes < GIB;
+    fprintf(out, "\na rank sends %.*f %s a step; collectives are in progress %.3f s, %.0f %% of it hidden; ",
+            small ? 1 : 2, small ? 1024 * p->comm_bytes / GIB : p->comm_bytes / GIB, small ? "MiB" : "GiB",
+            p->comm_seconds, p->comm_seconds > 0 ? 100 * fmax(0, 1 - p->exposed_seconds / p->comm_seconds) : 100);
     fprintf(out, "rank 0's hub is busy %.1f ms\n", 1e3 * p->hub_seconds);
 }
 
