@@ -104,7 +104,7 @@ PRINTF_LIKE(4, 5) static void refuse(Hub *hub, Peer *peer, bool again, const cha
     va_end(args);
     uint32_t code = again;
     link_send(&peer->link, FRAME_REFUSE, (Part[]){{&code, sizeof code}, {text, strlen(text)}}, 2);
-    if (!again) snprintf(hub->refused, sizeof hub->refused, "%s", text);
+    if (!again) snprintf(hub->refused, sizeof hub->refused, "%.*s", (int)sizeof hub->refused - 1, text);
     forget_newcomer(hub, peer);
     free_peer(peer);
 }
