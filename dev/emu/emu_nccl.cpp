@@ -20,6 +20,7 @@
 #include <limits.h>
 #include <memory>
 #include <sched.h>
+#include <set>
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -318,9 +319,15 @@ void run_unit(Unit *unit) {
 void release(ncclComm *comm) {
     if (--comm->users == 0) delete comm;
 }
+// Work that has not run. After a failure of the device it never does, and stays here.
+std::set<Unit *> &waiting_units(void) {
+    static std::set<Unit *> *const units = new std::set<Unit *>();
+    return *units;
+}
 // What is left when a communicator is aborted ends without having done anything.
 void CUDART_CB run_and_free(void *unit) {
     std::unique_ptr<Unit> owned((Unit *)unit);
+    waiting_units().erase(owned.get());
     if (!owned->comm->aborted) run_unit(owned.get());
     release(owned->comm);
 }
@@ -340,8 +347,10 @@ ncclResult_t enqueue_unit(void) {
         die(unit->comm, "collectives in captured graphs are not emulated");
     ncclComm *comm = unit->comm;
     comm->users++;
+    waiting_units().insert(unit);
     cudaError_t status = cudaLaunchHostFunc(group_stream, run_and_free, unit);
     if (status == cudaSuccess) return ncclSuccess;
+    waiting_units().erase(unit);
     delete unit;
     release(comm);
     snprintf(state.last_error, sizeof state.last_error, "the device does not take work: error %d", (int)status);

@@ -182,6 +182,8 @@ static void nccl_stats(Comm *comm, CommStats *out) {
     int64_t done = group->reached[DONE], oldest = max_i64(1, group->issued - COMM_OPERATIONS + 1);
     for (int64_t s = oldest; s <= done && !cuda_failed(comm->be); ++s) count_operation(comm, operation_of(group, s));
     *out = group->stats;
+    // What a wait costs when there is nothing to wait for counts too, but nothing is hidden less than not at all.
+    if (out->exposed_seconds > out->busy_seconds) out->exposed_seconds = out->busy_seconds;
 }
 
 static void nccl_status(Comm *comm, ControlStatus *out) {
