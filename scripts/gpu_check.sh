@@ -12,7 +12,7 @@
 #   --llmc DIR       llm.c's own tree: it is built there and measured beside us
 #   --python PY      a Python whose PyTorch is measured beside us (default python3; none: leave it out)
 #   --build DIR      build directory (default build)
-#   --skip A,B       stages to leave out: build, ops, sanitize, train, steps, kernels
+#   --skip A,B       stages to leave out: build, ops, sanitize, train, steps, ranks, kernels
 #   --dry-run        say what would be done, and stop
 # Exit code: 0 nothing failed, 1 something did, 2 usage. Example:
 #     scripts/gpu_check.sh --budget 1800 --llmc ~/llm.c --python ~/venv/bin/python
@@ -427,6 +427,79 @@ stage_steps() {
     say "Peak: $(format '%.1f' "$(json peak_gflops "$line")/1000") TFLOP/s, $(json_text peak_source "$line")."
 }
 
+# ---- one rank over NCCL ----
+
+# What a group of one moves beside a copy: our kernels' share of the memory's speed, and what any operation costs.
+group_of_one() {
+    local log=$work/group.log line
+    if ! TOKAMAK_TEST_DEVICE=$device limited -m 60 "$BUILD/tests/comm_nccl_ranks" bandwidth >"$log" 2>&1; then
+        problem "NCCL, one rank: $(tail -n 1 "$log")"
+        return
+    fi
+    say '| operation, one rank | MiB | us | GB/s | of a copy |'
+    say '|---|---|---|---|---|'
+    while read -r line; do
+        say "| $(json_text op "$line") | $(json mib "$line") | $(json us "$line") | $(json gb_per_s "$line") | $(json share_of_copy "$line") |"
+    done < <(grep '^{' "$log")
+    say ''
+}
+# The median over steps, but for the first two, of one number in the metrics of several runs.
+step_median() { # KEY NAME...
+    local key=$1 name
+    shift
+    for name; do sed -n "s/.*\"loss\".*\"$key\":\([0-9.e+-]*\).*/\1/p" "$work/$name/metrics.jsonl" | tail -n +3; done | sort -g |
+        awk '{x[NR] = $1} END {print NR ? (NR % 2 ? x[(NR + 1) / 2] : (x[NR / 2] + x[NR / 2 + 1]) / 2) : 0}'
+}
+stage_ranks() {
+    if [ "$device" = cpu ]; then missing 'NCCL serves GPUs only'; return; fi
+    ready "$BUILD/tests/comm_nccl_ranks" || return
+    if ! TOKAMAK_TEST_DEVICE=$device limited -m 60 "$BUILD/tests/comm_nccl_ranks" open >"$work/nccl.log" 2>&1; then
+        if grep -q 'NCCL.*cannot be opened\|has no NCCL' "$work/nccl.log"; then missing "NCCL: $(tail -n 1 "$work/nccl.log")"
+        else problem "NCCL, one rank: $(tail -n 1 "$work/nccl.log")"; fi
+        return
+    fi
+    group_of_one
+    local data=$work/rank-shards rounds='1 2 3' name kind none nccl last=0
+    local options="model=gpt2:124M vocab=50257 dtype=bf16 seq_len=1024 batch_rows=16 batch_tokens=65536 steps=16"
+    if [ "$quick" = 1 ]; then
+        rounds=1 options="model=llama:d2 channels=32 heads=2 kv_heads=1 head_size=16 ffn=64 seq_len=32 batch_rows=2 batch_tokens=128 steps=5"
+    fi
+    # Any tokens do: the work does not depend on them.
+    head -c 400000 /dev/urandom | base64 >"$work/rank-text.txt"
+    if ! limited -m 60 "$BUILD/prep" tokenize --tokenizer bytes --out "$data" "$work/rank-text.txt" >"$work/prep.log" 2>&1; then
+        problem 'tokenizing random text'
+        quoted "$work/prep.log"
+        return
+    fi
+    for round in $rounds; do
+        # In turns, so that a device that grows warm slows both.
+        for kind in none nccl; do
+            name=rank-$kind-$round
+            # shellcheck disable=SC2086
+            if ! TOKAMAK_COMM=$kind limited "$BUILD/train_gpt" train out_dir="$work/$name" device="$device" launch=single \
+                train="$data/train_*.bin" val= $options val_every=0 save_every=0 sample_tokens=1 log_every=1 progress_bar=false \
+                >"$work/$name.log" 2>&1; then
+                if [ "$(left)" -le 1 ]; then missing "one NCCL rank beside none, from round $round on: out of time"; break 2; fi
+                problem "training with TOKAMAK_COMM=$kind"
+                quoted "$work/$name.log"
+                return
+            fi
+        done
+        last=$round
+    done
+    if [ "$last" = 0 ]; then return; fi
+    local names=() comm
+    for round in $(seq 1 "$last"); do names+=("rank-nccl-$round"); done
+    none=$(step_median step_ms "${names[@]/nccl/none}") nccl=$(step_median step_ms "${names[@]}") comm=$(step_median comm_ms "${names[@]}")
+    if ! awk -v ms="$comm" 'BEGIN {exit !(ms > 0)}'; then problem 'TOKAMAK_COMM=nccl: no collectives in the metrics'; return; fi
+    passed "a step of ${options%% *}: $(format %.2f "$none") ms without ranks, $(format %.2f "$nccl") ms as one NCCL rank (medians of $last rounds)"
+    say "- collectives of a step: $(format %.3f "$comm") ms, of which exposed: $(format %.3f "$(step_median comm_exposed_ms "${names[@]}")") ms"
+    if [ "$device" = cuda ]; then
+        goal 'one NCCL rank costs under 1 % against none' "$(awk -v a="$nccl" -v b="$none" 'BEGIN {printf "%+.2f %%", 100 * (a / b - 1)}')" \
+            "$(at_least "$none" "$(awk -v a="$nccl" 'BEGIN {print a / 1.01}')")"
+    fi
+}
+
 # ---- kernels ----
 
 stage_kernels() {
@@ -477,6 +550,7 @@ STAGES=(
     "ops 90 Tests of the operations and the model"
     "train 90 Training on real text beside the CPU"
     "steps 240 Training throughput"
+    "ranks 75 One rank over NCCL"
     "kernels 120 Kernels"
     "sanitize 90 compute-sanitizer"
 )

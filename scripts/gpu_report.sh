@@ -120,7 +120,7 @@ write_report() {
             cat "$work/goals"
             echo
         fi
-        for name in build ops sanitize train steps kernels; do
+        for name in build ops sanitize train steps ranks kernels; do
             if [ -e "$work/section.$name" ]; then cat "$work/section.$name"; echo; fi
         done
     } >"$out"

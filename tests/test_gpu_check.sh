@@ -35,7 +35,7 @@ check every_stage_on_the_cpu quick
 check report_names_commit_and_host says '^\| commit \| [0-9a-f]+' '^\| host \| ' '^\| date \| 20' 'Not a GPU'
 check report_has_results says 'ok: test_ops_norm' 'fp32, as on the CPU: 8 steps' 'resumed at step 4 of 8: the same losses' \
     'recompute=block: the same' '^\| tiny-llama \| bf16 \| [0-9]+' 'kernels measured, right before and after' '^Nothing failed'
-check report_says_what_is_left_out says '- build: asked for' 'PyTorch: not wanted' 'llm\.c: no tree was named' 'compute-sanitizer looks at'
+check report_says_what_is_left_out says '- build: asked for' 'PyTorch: not wanted' 'llm\.c: no tree was named' 'compute-sanitizer looks at' 'ranks: NCCL serves GPUs only'
 check kernel_times_beside_it grep -q '"op":"norm forward"' "$work/report.ops.json"
 
 # A stand-in for llm.c's trainer: looks at what it is given and prints what llm.c prints, the losses off by \$1.
@@ -99,6 +99,10 @@ if [ -e "$BUILD/libllmc_cudaemu.so" ]; then
     emulated() { expect 0 'report: ' $gpu_check --quick --device cudaemu --skip build,train --budget 300 --out "$report"; }
     check stages_on_the_emulated_gpu emulated
     check emulated_report says 'ok: test_ops_norm' '^\| tiny-gpt2 \| bf16 \| [0-9]+' 'kernels measured, right'
+    if [ -e "$BUILD/libnccl_emu.so" ]; then
+        check one_emulated_nccl_rank says '^\| reduce_scatter \+= \| 0\.2 \| [0-9.]+ \|' \
+            'ms without ranks, [0-9.]+ ms as one NCCL rank'
+    else check no_nccl_is_left_out says 'ranks: NCCL: .*cannot be opened'; fi
 else
     echo '[ RUN      ] stages_on_the_emulated_gpu'
     echo "$BUILD/libllmc_cudaemu.so is not built"

@@ -529,6 +529,56 @@ static void test_scratch(Test *t) {
     Tensor x = device_tensor(t, DTYPE_F32, 1000000);
     group.comm->all_reduce(group.comm, "big", x, (CommSum){.tree = true, .wire = DTYPE_F32});
 }
+// What a group of one moves, beside a copy of the same tensor (scripts/gpu_check.sh): medians in device time, the
+// barrier as what any operation costs at least.
+typedef enum { MOVE_COPY, MOVE_REDUCE_SCATTER, MOVE_ACCUMULATE, MOVE_ALL_REDUCE_BF16, MOVE_BARRIER, MOVE_COUNT } Move;
+static int compare_doubles(const void *a, const void *b) {
+    double x = *(const double *)a, y = *(const double *)b;
+    return (x > y) - (x < y);
+}
+static double move_ms(Test *t, Comm *comm, Move move, Tensor out, Tensor in) {
+    enum { ROUNDS = 9 };
+    double ms[ROUNDS];
+    const CommSegment all = {.owner = 0, .first = 0, .count = tensor_elems(in)};
+    const CommSum plain = {.wire = DTYPE_F32}, add = {.wire = DTYPE_F32, .accumulate = true},
+                  half = {.wire = DTYPE_BF16};
+    Error err = {""};
+    for (int round = -2; round < ROUNDS; ++round) {
+        Ticket from = t->be->mark(t->be);
+        CommEvent event = 0;
+        if (move == MOVE_COPY) t->be->copy(t->be, out.data, in.data, tensor_bytes(in));
+        if (move == MOVE_REDUCE_SCATTER) event = comm->reduce_scatter(comm, "copy", out, in, &all, 1, plain);
+        if (move == MOVE_ACCUMULATE) event = comm->reduce_scatter(comm, "add", out, in, &all, 1, add);
+        if (move == MOVE_ALL_REDUCE_BF16) event = comm->all_reduce(comm, "round", out, half);
+        if (move == MOVE_BARRIER) event = comm->barrier(comm, "barrier");
+        comm->wait(comm, event);
+        Ticket to = t->be->mark(t->be);
+        EXPECT(t, comm->synchronize(comm, &err) && t->be->synchronize(t->be, &err), "%s", err.message);
+        if (round >= 0) ms[round] = t->be->elapsed_ms(t->be, from, to);
+    }
+    qsort(ms, ROUNDS, sizeof *ms, compare_doubles);
+    return ms[ROUNDS / 2];
+}
+static void test_bandwidth(Test *t) {
+    static const char *const NAMES[MOVE_COUNT] = {"copy", "reduce_scatter", "reduce_scatter +=", "all_reduce bf16",
+                                                  "barrier"};
+    static const double BYTES[MOVE_COUNT] = {8, 8, 12, 12, 0};  // that memory moves for an element
+    int64_t elems = strcmp(t->be->name, "cuda") == 0 ? 64 << 20 : 64 << 10;
+    Group group = open_group(t, elems, elems, (CommSum){.wire = DTYPE_BF16});
+    Tensor in = device_tensor(t, DTYPE_F32, elems), out = device_tensor(t, DTYPE_F32, elems);
+    t->be->zero(t->be, in.data, tensor_bytes(in));
+    t->be->zero(t->be, out.data, tensor_bytes(out));
+    double copied = 0;
+    for (int move = 0; move < MOVE_COUNT; ++move) {
+        double ms = move_ms(t, group.comm, (Move)move, out, in), rate = BYTES[move] * (double)elems / ms * 1e-6;
+        if (move == MOVE_COPY) copied = rate;
+        printf("{\"op\": \"%s\", \"mib\": %.1f, \"us\": %.1f, \"gb_per_s\": %.1f, \"share_of_copy\": %.3f}\n",
+               NAMES[move], (double)elems * 4 / 1048576, ms * 1e3, rate, rate / copied);
+    }
+    device_free(t, in);
+    device_free(t, out);
+    close_group(t, group);
+}
 static void test_open(Test *t) { close_group(t, open_group(t, 0, 0, (CommSum){.wire = DTYPE_F32})); }
 
 int main(int argc, char **argv) {
@@ -538,7 +588,7 @@ int main(int argc, char **argv) {
     } TESTS[] = {{"operations", test_operations}, {"steps", test_steps},       {"queue", test_queue},
                  {"planted", test_planted},       {"status", test_status},     {"failure", test_failure},
                  {"captured", test_captured},     {"mismatch", test_mismatch}, {"partner", test_partner},
-                 {"scratch", test_scratch},       {"open", test_open}};
+                 {"scratch", test_scratch},       {"open", test_open},         {"bandwidth", test_bandwidth}};
     const char *rank = getenv("OMPI_COMM_WORLD_RANK"), *world = getenv("OMPI_COMM_WORLD_SIZE");
     const char *device = getenv("TOKAMAK_TEST_DEVICE"), *directory = getenv("TOKAMAK_TEST_DIR");
     Test t = {.rank = rank != NULL ? atoi(rank) : 0, .world = world != NULL ? atoi(world) : 1};
