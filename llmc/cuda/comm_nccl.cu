@@ -79,7 +79,7 @@ static bool is_alive(Comm *comm) {
     ncclResult_t later = ncclSuccess;
     NcclGroup *group = group_of(comm);
     return nccl_ok(comm, group->api.async_error(group->nccl, &later), "ncclCommGetAsyncError") &&
-           nccl_ok(comm, later, "a collective");
+           (later == ncclInProgress || nccl_ok(comm, later, "a collective"));
 }
 
 // ---- operations: where they begin and end ----
