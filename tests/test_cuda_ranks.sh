@@ -7,6 +7,7 @@ cd "$(dirname "$0")/.." || exit 1
 skip() { printf '[ RUN      ] cuda_ranks\n%s\n[  SKIPPED ] cuda_ranks\n' "$1"; exit 0; }
 [ -e "$BUILD/libllmc_cudaemu.so" ] || skip "$BUILD/libllmc_cudaemu.so is not built: the CUDA headers were not found (make config)"
 [ -e "$BUILD/libnccl_emu.so" ] || skip "$BUILD/libnccl_emu.so is not built: nccl.h or MPI was not found (make config)"
+[ -e "$BUILD/libllmc_mpi.so" ] || skip "$BUILD/libllmc_mpi.so is not built: MPI was not found (make config)"
 command -v mpirun >/dev/null || skip 'mpirun is not found (scripts/setup.sh --mpi)'
 export OMP_NUM_THREADS=1 TOKAMAK_EMU_DEVICES=4 XDG_CACHE_HOME=$work/cache
 # Those of MPI are not ours, and it unloads what would name them.
