@@ -77,7 +77,9 @@ static bool write_streamed(Run *run, const char *dir, Error *err) {
     int count = state_pieces(&list, &run->model.params, &run->model.part.options, has_masters_apart(&run->model));
     Stream stream = {run, list, xmalloc(to_size(SAFETENSORS_CHUNK_ELEMS) * sizeof(float)), -1};
     bool ok = write_shards(run, dir, stream_weights, &stream, stream_state, &stream, list, count, err);
-    gather_up_to(&stream, run->model.part.buckets - 1);  // whatever happened here: the others wait for it
+    // Whatever happened here, and though this rank may need nothing of it: the others wait for its part.
+    gather_up_to(&stream, run->model.part.buckets - 1);
+    if (!run->be->wait(run->be, run->be->mark(run->be), ok ? err : NULL)) ok = false;
     free(stream.staging);
     free(list);
     return ok;

@@ -100,7 +100,9 @@ bool snapshot_take(Snapshot *s, const Model *model, const Optimizer *optimizer, 
         if (model->part.options.stage == 3 && ok) ok = be->wait(be, last, err);
     }
     CHECK(next == s->weight_count, "%d of %d weights", next, s->weight_count);
-    return ok && be->wait(be, last, err);
+    // The gathers too, of which this rank may need nothing: others wait for its part in them, while it goes on to wait
+    // for others elsewhere.
+    return ok && be->wait(be, last, err) && be->wait(be, be->mark(be), err);
 }
 
 // ---- readers ----
