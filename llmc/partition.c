@@ -53,7 +53,10 @@ static void lay_out_buckets(Partition *p, const ParamTable *params) {
 
 static void add_segment(Bucket *bucket, int owner, int64_t first, int64_t count) {
     if (count == 0) return;
-    bucket->segment = xrealloc(bucket->segment, (size_t)(bucket->segments + 1) * sizeof *bucket->segment);
+    // Room doubles: thousands of ranks are planned for.
+    const size_t have = (size_t)bucket->segments;
+    if ((have & (have - 1)) == 0)
+        bucket->segment = xrealloc(bucket->segment, (have > 0 ? 2 * have : 1) * sizeof *bucket->segment);
     bucket->segment[bucket->segments++] = (CommSegment){owner, first, count};
 }
 
