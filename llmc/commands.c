@@ -15,7 +15,7 @@ static const char USAGE[] =
     "train_gpt: pretraining of decoder-only language models\n"
     "\n"
     "  train_gpt train  [run.conf] [key=value ...]   train, or go on with an interrupted run\n"
-    "  train_gpt plan   [run.conf] [key=value ...]   every byte of that run, without allocating\n"
+    "  train_gpt plan   [run.conf] [key=value ...]   every byte of that run; world=N: its speed on N ranks\n"
     "  train_gpt sample ckpt=DIR [key=value ...]     continue a prompt\n"
     "  train_gpt eval   ckpt=DIR data=GLOB ...       held-out loss, perplexity, bits per byte\n"
     "  train_gpt ckpt   verify|inspect|diff|reshard|average|export|import ...\n"
@@ -34,7 +34,8 @@ static void print_config_help(const char *command, const char *filter) {
         "train_gpt %s [run.conf] [key=value ...] [--print-config] [--help [NAME]]\n\n%s\n\n", command,
         train
             ? "Trains a model as the run file and the overrides say. The same command goes on after an interruption."
-            : "Prints the bytes that the same `train` command will take on the device, without allocating them.");
+            : "Prints the bytes that the same `train` command will take on the device, without allocating them; with\n"
+              "world=N those of the fullest of N ranks, and the speed to expect (docs/scaling.md).");
     printf("example\n  train_gpt %s runs/kjv.conf lr=1e-3 dtype=bf16\n\n", command);
     if (!train) scaling_options_help(stdout);
     config_help(stdout, filter);

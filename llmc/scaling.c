@@ -6,6 +6,7 @@
 #include <stdlib.h>
 
 #include "llmc/partition.h"
+#include "llmc/plan.h"
 
 void scaling_job_from_config(ScalingJob *out, const RunConfig *config) {
     const PhaseConfig *phase = &config->phase[0];
@@ -45,7 +46,7 @@ typedef struct {
 static double width_of_fc(const ModelConfig *c) { return (double)(c->activation == ACT_SWIGLU ? 2 * c->F : c->F); }
 
 static double chunk_rows(const Scene *s) {
-    double fitting = floor((double)(256 << 20) / ((double)s->arch.Vp * s->E) / 64) * 64;
+    double fitting = floor((double)PLAN_LOGITS_BYTES / ((double)s->arch.Vp * s->E) / 64) * 64;
     double rows = s->job->loss_chunk_rows > 0 ? (double)s->job->loss_chunk_rows : fmax(fitting, 64);
     return fmin(rows, s->N);
 }
