@@ -102,11 +102,12 @@ size_t comm_scratch_bytes(const char *kind, int world, int64_t elems, int64_t ow
         return to_size((world - 1) * COMM_WINDOW * piece);
     }
     if (strcmp(kind, "nccl") == 0) {
-        // In bf16 what this rank sends; then the others' contributions to its own elements, or NCCL's sums that are to
-        // be added. all_reduce divides evenly; sums of a few numbers, up to fp64, are not planned for: a page a rank.
+        // In bf16 what this rank sends; then the others' contributions to its own elements, or NCCL's sums that are
+        // to be added. all_reduce divides evenly; sums of a few numbers are not planned for: a page a rank.
         int64_t sent = how.wire == DTYPE_BF16 ? round_up(2 * elems, 256) : 0;
         if (world == 1) return to_size(sent);
-        int64_t bytes = round_up(max_i64(owned_elems, elems / world + 8 * world), 8) * (how.wire == DTYPE_BF16 ? 2 : 4);
+        int64_t most = round_up(max_i64(owned_elems, elems / world + 8 * world), 8);
+        int64_t bytes = most * (how.wire == DTYPE_BF16 ? 2 : 4);
         if (how.tree || how.wire == DTYPE_BF16) bytes *= world - 1;
         else if (!how.accumulate) bytes = 0;
         return to_size(sent + max_i64(bytes, (world - 1) * 4096));

@@ -54,7 +54,7 @@ bool emu_is_device_memory(const void *pointer, size_t bytes) {
     return found != rt->blocks.end() && bytes <= found->first + found->second.bytes - (uintptr_t)pointer;
 }
 
-// (On today's systems kernels reach all pinned memory. Here only what was asked for by name: staging buffers are not.)
+// (On today's systems kernels reach all pinned memory. Here only what was asked for as such: not staging buffers.)
 bool emu_is_mapped_memory(const void *pointer) {
     EmuRuntime *rt = emu_runtime();
     std::lock_guard<std::recursive_mutex> lock(rt->mutex);

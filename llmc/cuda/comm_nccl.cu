@@ -238,8 +238,8 @@ static bool is_even_split(const CommSegment *segments, int count, int world, Eve
     return owner == world;
 }
 
-// What all_reduce divides among the ranks: as ncclAllGather wants it, the last segment longer; few elements so that no
-// rank has many.
+// What all_reduce divides among the ranks: as ncclAllGather wants it, the last segment longer; few elements so that
+// no rank has many.
 static int even_segments(CommSegment *out, int world, int64_t elems) {
     if (elems < 256 * world) return comm_segments_even(out, world, elems);
     int64_t chunk = elems / world / COMM_STRIDE_MULTIPLE * COMM_STRIDE_MULTIPLE;
