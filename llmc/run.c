@@ -11,6 +11,7 @@
 #include "llmc/device.h"
 #include "llmc/guard.h"
 #include "llmc/hf.h"
+#include "llmc/rng.h"
 #include "llmc/run_save.h"
 #include "llmc/run_state.h"
 #include "llmc/shard.h"
@@ -316,6 +317,24 @@ static bool open_ranks(Run *run, Error *err) {
     return ok;
 }
 
+// Ranks that were started with different options would train on, each to its own mind.
+static bool same_config(const Run *run, Error *err) {
+    if (run->control == NULL) return true;
+    char *json = config_to_json(&run->config);
+    uint64_t mine = rng_hash(json), *all = xcalloc((size_t)run->launch.world, sizeof *all);
+    free(json);
+    bool ok = control_gather(run->control, "options", all, &mine, sizeof mine);
+    char rank[128];
+    for (int r = 1; r < run->launch.world && ok; ++r) {
+        if (all[r] == all[0]) continue;
+        control_describe_rank(run->control, r, rank, sizeof rank);
+        ok = error_set(err, "%s was started with other options than rank 0: give every rank the same command and run "
+                            "file", rank);
+    }
+    free(all);
+    return ok;
+}
+
 // Threads of this rank where the config leaves them open, 0: what the machine has. Ranks of one host that the launcher
 // has not bound to cores of their own share them.
 static int threads_of_rank(const Run *run) {
@@ -361,7 +380,8 @@ static bool take_lock(Run *run, Error *err) {
 static bool open_all(Run *run, Error *err) {
     RunConfig *config = &run->config;
     if (!config_check_training(config, err) || !open_ranks(run, err)) return false;
-    if (!run_agree(run, "open the run", check_ranks(run, err) && open_local(run, err), err)) return false;
+    bool ok = same_config(run, err) && check_ranks(run, err) && open_local(run, err);
+    if (!run_agree(run, "open the run", ok, err)) return false;
     if (!run_agree(run, "take the memory", open_memory(run, err), err)) return false;
     control_set_probe(run->control, probe_comm, run->comm);
     if (!run_agree(run, "lock the directory", take_lock(run, err), err)) return false;
@@ -371,7 +391,7 @@ static bool open_all(Run *run, Error *err) {
     HashChainOptions chain = {.control = run->control, .rank = run->launch.rank, .world = run->launch.world,
                               .every = config->hash_every, .compare_every = config->compare_every,
                               .out_dir = config->out_dir};
-    bool ok = hash_chain_open(&run->chain, run->be, &chain, &run->progress, err);
+    ok = hash_chain_open(&run->chain, run->be, &chain, &run->progress, err);
     if (!run_agree(run, "open the hash chain", ok, err)) return false;
     for (int i = 0; i < RUN_PENDING_STEPS; ++i) {
         run->pending[i].host = run->be->host_alloc(run->be, result_bytes(run), err);

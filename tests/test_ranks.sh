@@ -84,6 +84,23 @@ check one_tied run tied 1 deterministic=lanes $gpt2
 # shellcheck disable=SC2086
 check lanes_tied same_bits tied4 4 tied deterministic=lanes zero=3 $gpt2
 
+# Ranks that do not hold the same: other options are found at the start; other weights, which one rank reads from a directory of
+# the same name elsewhere, when replicas are compared, before that rank's gradients have done much.
+tiny="train=$work/data/train_*.bin device=cpu threads=1 steps=8 seq_len=32 batch_rows=1 batch_tokens=192 val_every=0 save_every=0 comm_timeout=60 progress_bar=false"
+drift() {
+    local where
+    for where in here there; do mkdir -p "$work/$where"; done
+    "$train_gpt" train out_dir="$work/here/run" model=llama:d1 channels=32 heads=2 $tiny seed=1 steps=1 >/dev/null 2>&1 || return 1
+    "$train_gpt" train out_dir="$work/there/run" model=llama:d1 channels=32 heads=2 $tiny seed=2 steps=1 >/dev/null 2>&1 || return 1
+    mv "$work/here/run/step_00000001" "$work/here/model" && mv "$work/there/run/step_00000001" "$work/there/model" || return 1
+    local program=("$(realpath "$train_gpt")" train out_dir="$work/drift" init_from=model $tiny compare_every=2 zero=$1)
+    expect 1 "rank 2 .* has drifted" timeout 60 "${mpi[@]}" -np 2 --wdir "$work/here" "${program[@]}" : -np 1 --wdir "$work/there" "${program[@]}"
+}
+check a_rank_that_drifts_is_named drift 0
+# shellcheck disable=SC2086
+check other_options_are_found expect 1 "rank 1 .* other options than rank 0" timeout 60 "${mpi[@]}" -np 1 "$train_gpt" train out_dir="$work/no" model=llama:d1 $tiny : \
+    -np 1 "$train_gpt" train out_dir="$work/no" model=llama:d1 $tiny lr=1e-3
+
 check lanes_want_a_power_of_two expect 1 "expected 1, 2, 4, 8 or 16 ranks, found 3" "${mpi[@]}" -np 3 "$train_gpt" train out_dir="$work/no" \
     train="$work/data/train_*.bin" model=llama:d1 device=cpu steps=1 deterministic=lanes seq_len=32 batch_rows=1 batch_tokens=96
 check lanes_add_in_fp32 expect 1 "expected reduce_dtype=fp32" "$train_gpt" train out_dir="$work/no" \
