@@ -16,7 +16,8 @@ awk 'BEGIN {srand(7); split("the of and to in that he shall unto for his lord ki
     for (i = 0; i < 3000; ++i) printf "%s%s", w[1 + int(rand() * rand() * 20)], i % 11 == 10 ? ".\n" : " "}' >"$work/text.txt"
 "$prep" tokenize --tokenizer bytes --out "$work/data" --val-fraction 0.1 "$work/text.txt" >/dev/null 2>&1 || exit 1
 
-# run NAME RANKS [NAME=value... --] [key=value...]
+# run NAME RANKS [NAME=value... --] [key=value...]; program: what comes before train_gpt's own words
+program=()
 run() {
     local name=$1 ranks=$2 launcher=() environment=()
     shift 2
@@ -26,7 +27,7 @@ run() {
         ;;
     esac
     [ "$ranks" -eq 1 ] || launcher=("${mpi[@]}" -np "$ranks")
-    env "${environment[@]}" timeout -k 5 200 "${launcher[@]}" "$train_gpt" train out_dir="$work/$name" \
+    env "${environment[@]}" timeout -k 5 200 "${launcher[@]}" "${program[@]}" "$train_gpt" train out_dir="$work/$name" \
         train="$work/data/train_*.bin" val="$work/data/val_*.bin" device=cudaemu model=llama:d3 channels=32 heads=2 kv_heads=1 \
         head_size=16 ffn=48 max_seq_len=16 seq_len=16 batch_rows=2 batch_tokens=128 steps=3 warmup_steps=2 lr=3e-3 val_every=0 \
         val_tokens=64 save_every=0 sample_tokens=4 comm_timeout=100 progress_bar=false "$@" >"$work/$name.log" 2>&1 ||
@@ -52,6 +53,19 @@ check two_zero1_overtaking close_to zero1 one 2 TOKAMAK_EMU_STREAMS=overtake -- 
 check two_zero2_lazy close_to zero2 one 2 TOKAMAK_EMU_STREAMS=lazy -- zero=2
 check two_zero3_overtaking close_to zero3 one 2 TOKAMAK_EMU_STREAMS=overtake -- zero=3
 check zero3_repeats_lazily same_bits zero3-lazy zero3 2 TOKAMAK_EMU_STREAMS=lazy -- zero=3
+# Launchers that only say who is who and where to meet: mpirun here does no more than start the processes (and carry the emulated
+# NCCL).
+elsewhere() { # NAME REFERENCE KIND VARIABLES
+    printf '#!/bin/sh\nexport RANK=$OMPI_COMM_WORLD_RANK WORLD_SIZE=$OMPI_COMM_WORLD_SIZE %s\nexec "$@"\n' "$4" >"$work/$1.sh"
+    program=(sh "$work/$1.sh")
+    same_bits "$1" "$2" 2 launch="$3" zero=0
+    local status=$?
+    program=()
+    return $status
+}
+check launch_by_tcp elsewhere tcp zero0 tcp "MASTER_ADDR=127.0.0.1 MASTER_PORT=$((20000 + $$ % 20000))"
+mkdir -p "$work/meet"
+check launch_by_directory elsewhere directory zero0 directory "TOKAMAK_RENDEZVOUS=$work/meet"
 check one_lanes run lanes 1 deterministic=lanes
 check lanes_two_zero1 same_bits lanes2 lanes 2 zero=1 deterministic=lanes
 check lanes_four_zero3_overtaking same_bits lanes4 lanes 4 TOKAMAK_EMU_STREAMS=overtake -- zero=3 deterministic=lanes
