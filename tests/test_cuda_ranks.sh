@@ -22,6 +22,7 @@ awk 'BEGIN {srand(7); split("the of and to in that he shall unto for his lord ki
     for (i = 0; i < 4000; ++i) printf "%s%s", w[1 + int(rand() * rand() * 20)], i % 11 == 10 ? ".\n" : " "}' >"$work/text.txt"
 "$prep" tokenize --tokenizer bytes --out "$work/data" "$work/text.txt" >/dev/null 2>&1 || exit 1
 
+program=()  # what stands before train_gpt
 # run NAME RANKS [NAME=VALUE... of the environment] -- [key=value...]: four steps of a tiny model.
 run() {
     local name=$1 ranks=$2 launcher=() settings=()
@@ -29,7 +30,7 @@ run() {
     while [ "$1" != -- ]; do settings+=("$1"); shift; done
     shift
     [ "$ranks" -eq 1 ] || launcher=("${mpi[@]}" -np "$ranks")
-    env "${settings[@]}" timeout -k 5 120 "${launcher[@]}" "$train_gpt" train out_dir="$work/$name" train="$work/data/train_*.bin" val= \
+    env "${settings[@]}" timeout -k 5 120 "${launcher[@]}" "${program[@]}" "$train_gpt" train out_dir="$work/$name" train="$work/data/train_*.bin" val= \
         device=cudaemu model=llama:d2 channels=32 heads=2 kv_heads=1 head_size=16 ffn=48 max_seq_len=32 seq_len=32 batch_rows=2 \
         batch_tokens=256 steps=4 warmup_steps=2 lr=3e-3 val_every=0 save_every=0 sample_tokens=1 comm_timeout=60 progress_bar=false \
         "$@" >"$work/$name.log" 2>&1 || { grep -v '^$' "$work/$name.log" | tail -n 5 | sed 's/^/    /'; return 1; }
@@ -51,6 +52,7 @@ same_bits() { # REFERENCE NAME RANKS ...
 check one_gpu run one 1 --
 check one_rank_of_nccl same_bits one one-nccl 1 TOKAMAK_COMM=nccl --
 for zero in 0 1 2 3; do check "two_gpus_zero$zero" close_to one "two$zero" 2 -- zero=$zero; done
+check two_gpus_zero3_again same_bits two3 two3-lazy 2 TOKAMAK_EMU_STREAMS=lazy -- zero=3 graphs=false
 check three_gpus close_to one three 3 -- zero=2
 says_nccl() { grep -q '^ranks  *3 (NCCL [0-9.]*, 3 ranks), zero=2' "$work/three.log"; }
 check nccl_is_named says_nccl
@@ -58,4 +60,20 @@ check one_gpu_lanes run lanes 1 -- deterministic=lanes
 check lanes_two_lazy same_bits lanes lanes2 2 -- deterministic=lanes zero=1
 check lanes_two_eager same_bits lanes lanes2-eager 2 TOKAMAK_EMU_STREAMS=eager -- deterministic=lanes zero=2
 check lanes_four_overtaking same_bits lanes lanes4 4 TOKAMAK_EMU_STREAMS=overtake -- deterministic=lanes zero=3
+check one_gpu_muon run muon 1 -- deterministic=lanes optimizer=muon dtype=bf16
+check lanes_muon_two same_bits muon muon2 2 -- deterministic=lanes optimizer=muon dtype=bf16 zero=2
+
+# Launchers that only say who is who and where to meet: mpirun here does no more than start the processes, and carry the emulated
+# NCCL.
+elsewhere() { # NAME KIND VARIABLES
+    printf '#!/bin/sh\nexport RANK=$OMPI_COMM_WORLD_RANK WORLD_SIZE=$OMPI_COMM_WORLD_SIZE %s\nexec "$@"\n' "$3" >"$work/$1.sh"
+    program=(sh "$work/$1.sh")
+    same_bits two1 "$1" 2 -- launch="$2" zero=1
+    local status=$?
+    program=()
+    return $status
+}
+mkdir -p "$work/meet"
+check launch_by_tcp elsewhere tcp tcp "MASTER_ADDR=127.0.0.1 MASTER_PORT=$((20000 + $$ % 20000))"
+check launch_by_directory elsewhere directory directory "TOKAMAK_RENDEZVOUS=$work/meet"
 finish
