@@ -9,7 +9,8 @@ cd "$(dirname "$0")/.." || exit 1
 skip() { echo "[ RUN      ] ranks"; echo "$1"; echo "[  SKIPPED ] ranks"; exit 0; }
 command -v mpirun >/dev/null || skip "mpirun is not installed (scripts/setup.sh --mpi)"
 [ -e "$BUILD/libllmc_mpi.so" ] || skip "libllmc_mpi.so was not built: there is no mpicc"
-export OMPI_MCA_mpi_yield_when_idle=1 OMP_WAIT_POLICY=passive
+# What ranks that are killed leave of their shared memory goes away with $work.
+export OMPI_MCA_mpi_yield_when_idle=1 OMPI_MCA_btl_vader_backing_directory=$work OMP_WAIT_POLICY=passive
 mpi=(mpirun --oversubscribe --bind-to none)
 [ "$(id -u)" -ne 0 ] || mpi+=(--allow-run-as-root)
 
