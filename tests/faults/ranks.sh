@@ -134,11 +134,16 @@ same_losses() {
         {d = ($3 - $6) / $6; if (d < 0) d = -d; if (!(d <= most)) {print "    differs by " d ": " $0; bad = 1; exit}}
         END {exit bad}'
 }
+# The last lines of its output, but for what mpirun always says.
+log_end() {
+    grep -vE '^(-+|Primary job .*|a non-zero exit code.*|mpirun detected .*|the job to be terminated.*|  (Process name|Exit code):.*|)$' \
+        "$work/$1.log" | tail -n 10 | cut -c1-300 | sed 's/^/    /'
+}
 # said NAME TEXT: the run printed it (an extended regular expression).
 said() {
     grep -qE -- "$2" "$work/$1.log" && return 0
     echo "    expected \"$2\" in the output of $1, which ends:"
-    tail -n 8 "$work/$1.log" | cut -c1-300 | sed 's/^/    /'
+    log_end "$1"
     return 1
 }
 # others_failed NAME NP RANK: with LEFT_ALONE, all ranks but this one noticed by themselves and left with status 1.
@@ -147,7 +152,7 @@ others_failed() {
     for r in $(seq 0 $(($2 - 1))); do
         [ "$r" -eq "$3" ] || [ "$(cat "$work/$1.status.$r" 2>/dev/null)" = 1 ] && continue
         echo "    expected rank $r of $1 to end with status 1, found $(cat "$work/$1.status.$r" 2>/dev/null || echo none); the output ends:"
-        tail -n 8 "$work/$1.log" | cut -c1-300 | sed 's/^/    /'
+        log_end "$1"
         return 1
     done
 }
@@ -155,13 +160,13 @@ others_failed() {
 ended() {
     [ "$status" -eq "$2" ] && return 0
     echo "    $1: expected exit status $2, found $status; its output ends:"
-    tail -n 8 "$work/$1.log" | cut -c1-300 | sed 's/^/    /'
+    log_end "$1"
     return 1
 }
 failed() {
     [ "$status" -ne 0 ] && [ "$status" -ne 75 ] && [ "$status" -ne 124 ] && return 0
     echo "    $1: expected a failure, found exit status $status; its output ends:"
-    tail -n 8 "$work/$1.log" | cut -c1-300 | sed 's/^/    /'
+    log_end "$1"
     return 1
 }
 newest_checkpoint() { find "$work/$1" -maxdepth 1 -name 'step_[0-9]*' 2>/dev/null | sort | tail -n 1; }

@@ -22,7 +22,7 @@ began=$SECONDS
 
 fail() {
     echo "soak.sh: SEED=$seed, kill $kill: $1; the run's output ends:" >&2
-    tail -n 8 "$work/soak.log" | cut -c1-300 >&2
+    log_end soak >&2
     exit 1
 }
 logged() { tail -n 1 "$work/soak/metrics.jsonl" 2>/dev/null | grep -o '^{"step":[0-9]*' | grep -o '[0-9]*$' || echo 0; }

@@ -63,9 +63,9 @@ EOF
         base=$(cluster_free_port $((base + 1)))
         echo "NodeName=node$i NodeHostname=$(hostname -s) NodeAddr=127.0.0.1 Port=$base CPUs=$cpus State=UNKNOWN"
     done
-    # Jobs of `high` take nodes from jobs of `low`, which then have ten seconds.
+    # Jobs of `high` take nodes from jobs of `low`, which then have five seconds.
     echo "PartitionName=test Nodes=node[1-$nodes] Default=YES MaxTime=INFINITE State=UP"
-    echo "PartitionName=low Nodes=node[1-$nodes] MaxTime=INFINITE State=UP PriorityTier=1 PreemptMode=REQUEUE GraceTime=10"
+    echo "PartitionName=low Nodes=node[1-$nodes] MaxTime=INFINITE State=UP PriorityTier=1 PreemptMode=REQUEUE GraceTime=5"
     echo "PartitionName=high Nodes=node[1-$nodes] MaxTime=INFINITE State=UP PriorityTier=9 PreemptMode=OFF"
 }
 
