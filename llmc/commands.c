@@ -8,7 +8,7 @@
 #include "llmc/command_options.h"
 #include "llmc/command_verify.h"
 #include "llmc/hf.h"
-#include "llmc/run.h"
+#include "llmc/inference.h"
 #include "llmc/scaling.h"
 
 static const char USAGE[] =

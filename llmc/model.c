@@ -319,6 +319,12 @@ void model_set_param(Model *m, const ParamSpec *spec, const float *values) {
     free(rounded);
 }
 
+bool model_put_param(void *context, const ParamSpec *spec, const float *values, Error *err) {
+    (void)err;
+    model_set_param(context, spec, values);
+    return true;
+}
+
 void model_get_param(const Model *m, const ParamSpec *spec, int64_t first, int64_t count, float *values) {
     CHECK(first >= 0 && count >= 0 && first + count <= spec->elems, "%s: first=%lld count=%lld", spec->name,
           (long long)first, (long long)count);

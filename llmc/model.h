@@ -139,6 +139,8 @@ void model_init_weights(Model *model, uint64_t seed);
 // elements [first, first + count) out (stage 3: of a bucket that zero_gather_weights made whole).
 void model_set_param(Model *model, const ParamSpec *spec, const float *values);
 void model_get_param(const Model *model, const ParamSpec *spec, int64_t first, int64_t count, float *values);
+// model_set_param for readers of files (ModelFilePut of hf.h); context: the Model.
+bool model_put_param(void *context, const ParamSpec *spec, const float *values, Error *err);
 
 // What of a piece (partition.h) this rank updates: its fp32 values (NULL: none behind bf16 weights), its weights, its
 // gradient. Device memory, piece->count elements.

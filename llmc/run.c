@@ -1,15 +1,14 @@
-// run.c: opening a run, entering its steps, evaluation and samples on the way. Checkpoints are in run_state.c.
+// run.c: opening and closing a run: what is local to a rank first, then what all ranks do together. Steps are in run_step.c,
+// evaluation and reports in run_report.c, checkpoints in run_save.c and run_state.c.
 #include "llmc/run.h"
 
 #include <glob.h>
-#include <math.h>
 #include <sched.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
 
 #include "llmc/device.h"
-#include "llmc/guard.h"
 #include "llmc/hf.h"
 #include "llmc/rng.h"
 #include "llmc/run_save.h"
@@ -179,9 +178,7 @@ static bool open_memory(Run *run, Error *err) {
     return run_save_open(run, err);
 }
 
-// True when `ok` is true on every rank. Else err says, on the lowest rank that failed, why, and is empty elsewhere: one
-// message is printed.
-static bool run_agree(Run *run, const char *what, bool ok, Error *err) {
+bool run_agree(Run *run, const char *what, bool ok, Error *err) {
     if (run->control == NULL) return ok;
     double failed = ok ? 0 : run->launch.world - run->launch.rank;
     if (!control_reduce(run->control, what, NULL, 0, &failed, 1)) return false;
@@ -191,14 +188,7 @@ static bool run_agree(Run *run, const char *what, bool ok, Error *err) {
     return false;
 }
 
-static bool put_parameter(void *context, const ParamSpec *spec, const float *values, Error *err) {
-    (void)err;
-    model_set_param(context, spec, values);
-    return true;
-}
-
-// The checkpoint to go on from, "" for none: rank 0 looks, all hear of it.
-static bool choose_checkpoint(Run *run, const char *resume, char *out, size_t out_bytes, Error *err) {
+bool run_choose_checkpoint(Run *run, const char *resume, char *out, size_t out_bytes, Error *err) {
     const RunConfig *config = &run->config;
     memset(out, 0, out_bytes);
     bool ok = true;
@@ -223,13 +213,13 @@ static bool choose_checkpoint(Run *run, const char *resume, char *out, size_t ou
 // Weights: resumed, imported or fresh. resumed_from is "" unless a checkpoint was loaded.
 static bool open_weights(Run *run, char *resumed_from, size_t resumed_bytes, Error *err) {
     const RunConfig *config = &run->config;
-    if (!choose_checkpoint(run, config->resume, resumed_from, resumed_bytes, err)) return false;
+    if (!run_choose_checkpoint(run, config->resume, resumed_from, resumed_bytes, err)) return false;
     bool ok = true;
     if (resumed_from[0] != '\0') {
         ok = run_state_load(run, resumed_from, err);
     } else {
         if (config->init_from[0] == '\0') model_init_weights(&run->model, (uint64_t)config->seed);
-        else ok = model_file_read(config->init_from, &config->arch, &run->model.params, put_parameter, &run->model, err);
+        else ok = model_file_read(config->init_from, &config->arch, &run->model.params, model_put_param, &run->model, err);
         optimizer_reset(&run->optimizer, &run->model);
     }
     return run_agree(run, "load the weights", ok, err);
@@ -237,14 +227,6 @@ static bool open_weights(Run *run, char *resumed_from, size_t resumed_bytes, Err
 
 // A run that was killed may still hold its lock when the launcher starts the next.
 #define LOCK_WAIT_SECONDS 3
-
-// What each rank brings to a step's agreement: sums (the weights of its lanes last), then maxima.
-enum { VOTE_SECONDS, VOTE_LANES };
-enum { VOTE_SIGNAL, VOTE_NO_DATA, VOTE_SAVER, VOTE_MAXIMA = VOTE_SAVER + SAVER_VOTES };
-
-static size_t result_bytes(const Run *run) {
-    return sizeof(StepResult) + to_size(run->model.shape.micro_batches) * sizeof(double);
-}
 
 static bool open_logger(Run *run, const char *resumed_from, Error *err) {
     const RunConfig *config = &run->config;
@@ -393,11 +375,7 @@ static bool open_all(Run *run, Error *err) {
                               .out_dir = config->out_dir};
     ok = hash_chain_open(&run->chain, run->be, &chain, &run->progress, err);
     if (!run_agree(run, "open the hash chain", ok, err)) return false;
-    for (int i = 0; i < RUN_PENDING_STEPS; ++i) {
-        run->pending[i].host = run->be->host_alloc(run->be, result_bytes(run), err);
-        if (run->pending[i].host == NULL) return false;
-    }
-    run->vote = xcalloc(to_size(run->model.shape.micro_batches) + VOTE_LANES, sizeof *run->vote);
+    if (!run_open_steps(run, err)) return false;
     run->resumed_seconds = run->progress.seconds;
     run->resumed_step = run->progress.step;
     run->phase = -1;
@@ -419,13 +397,11 @@ void run_close(Run *run) {
     if (run->loader != NULL) loader_close(run->loader);
     for (int s = 0; s < CONFIG_MAX_SOURCES; ++s)
         if (run->heldout[s] != NULL) heldout_close(run->heldout[s]);
-    for (int i = 0; i < RUN_PENDING_STEPS; ++i)
-        if (run->pending[i].host != NULL) run->be->host_free(run->be, run->pending[i].host);
+    run_close_steps(run);
     hash_chain_close(&run->chain);
     zero_free(&run->zero);
     control_set_probe(run->control, NULL, NULL);
     if (run->comm != NULL) run->comm->close(run->comm);
-    free(run->vote);
     optimizer_free(&run->optimizer);
     model_free(&run->model);
     arena_free(&run->arena);
@@ -435,417 +411,4 @@ void run_close(Run *run) {
     control_close(run->control);
     comm_mpi_close(&run->mpi);
     *run = (Run){.lock = {.fd = -1}};
-}
-
-// Time-bounded runs: the horizon is where the speed so far leads, so that learning-rate curves follow the clock. seconds:
-// of rank 0, the same everywhere.
-static bool time_is_left(Run *run, double seconds) {
-    double budget = run->config.train_seconds;
-    int64_t step = run->progress.step;
-    if (step == 0) return true;
-    double step_seconds = seconds / (double)step;
-    if (seconds + step_seconds > budget) return false;
-    schedule_set_horizon(&run->schedule, max_i64((int64_t)(budget / step_seconds), step + 1));
-    return true;
-}
-
-static bool enter_phase(Run *run, Error *err) {
-    const PhaseSpan *phase = schedule_phase(&run->schedule, run->progress.step);
-    if (phase->index == run->phase) return true;
-    const PhaseConfig *wanted = &run->config.phase[phase->index];
-    if (run->config.phase_count > 1)
-        logger_message(run->logger, "phase    %s from step %lld: %lld steps of %lld rows x %lld tokens", wanted->name,
-                       (long long)run->progress.step, (long long)phase->steps, (long long)phase->rows_per_step,
-                       (long long)phase->T);
-    run->phase = phase->index;
-    return optimizer_set_trainable(&run->optimizer, &run->model.params, wanted->trainable, err);
-}
-
-bool run_begin_step(Run *run, int stop_signal, Error *err) {
-    if (run->started == 0) run->started = now_seconds();
-    run->progress.seconds = run->resumed_seconds + now_seconds() - run->started;
-    if (run->progress.step >= run->schedule.total_steps) return false;
-    run->batch = loader_next(run->loader, err);
-    int64_t lanes = schedule_phase(&run->schedule, run->progress.step)->micro_batches;
-    double *sum = run->vote, most[VOTE_MAXIMA] = {stop_signal, run->batch == NULL};
-    sum[VOTE_SECONDS] = run->launch.rank == 0 ? run->progress.seconds : 0;
-    run_save_vote(run, most + VOTE_SAVER);
-    for (int64_t i = 0; i < lanes; ++i) sum[VOTE_LANES + i] = run->batch != NULL ? run->batch->lane_weight[i] : 0;
-    control_set_step(run->control, run->progress.step + 1);
-    if (!control_reduce(run->control, "step", sum, VOTE_LANES + (int)lanes, most, VOTE_MAXIMA))
-        return error_set(err, "the ranks lost each other");
-    run->stop_signal = (int)most[VOTE_SIGNAL];
-    if (!run_save_poll(run, most + VOTE_SAVER, err)) return false;
-    run->all_know = most[VOTE_NO_DATA] > 0;
-    if (run->all_know)
-        return run->batch == NULL ? false : error_set(err, "another rank cannot read its data; it says why");
-    if (run->stop_signal != 0) return false;
-    if (run->config.train_seconds > 0 && !time_is_left(run, sum[VOTE_SECONDS])) return false;
-    run->weight_sum = zero_sum_rounds(sum + VOTE_LANES, lanes);
-    return enter_phase(run, err);
-}
-
-// What a step shows to the guard. A spike may end the stretch since the last checkpoint: run->rewind_because.
-static bool guard_step(Run *run, const PendingStep *pending, double loss, Error *err) {
-    const GradStats *stats = &pending->host->stats;
-    const GuardResult result = {.step = pending->step,
-                                .skip = (SkipReason)stats->skip,
-                                .loss = loss,
-                                .norm = (double)stats->norm,
-                                .skip_loss = pending->skip_loss,
-                                .skip_norm = pending->skip_norm};
-    char line[300];
-    GuardAction action = guard_count(&run->progress, line, sizeof line, &run->config, &result, run->has_checkpoint, err);
-    if (line[0] != '\0') logger_message(run->logger, "%s", line);
-    if (action == GUARD_REWIND) run->rewind_because = pending->step;
-    Error unsaved = {""};
-    if (action == GUARD_STOP) run_save_finish(run, &unsaved);  // all ranks stop here: what was begun is not lost
-    return action != GUARD_STOP;
-}
-
-static StepRecord step_record(const Run *run, const PendingStep *pending, double step_ms) {
-    int64_t step = pending->step;
-    const PhaseSpan *phase = schedule_phase(&run->schedule, step - 1);
-    double tokens = (double)(phase->rows_per_step * phase->T);
-    double rate = tokens / (step_ms * 1e-3);
-    double flops = model_config_flops_per_token(&run->config.arch, phase->T) * rate;
-    // Unknown before a run bounded by time has measured its first step.
-    int64_t total_steps = run->schedule.total_steps < SCHEDULE_OPEN_STEPS ? run->schedule.total_steps : 0;
-    double spent = run->progress.seconds;
-    double left = run->config.train_seconds > 0
-                      ? run->config.train_seconds - spent
-                      : (double)(run->schedule.total_steps - step) * (spent - run->resumed_seconds) /
-                            (double)(step - run->resumed_step);
-    return (StepRecord){.step = step,
-                        .total_steps = total_steps,
-                        .tokens = schedule_tokens_before(&run->schedule, step),
-                        .loss = zero_sum_rounds(pending->host->loss_sums, pending->micro_batches) * pending->loss_scale,
-                        .lr = pending->lr,
-                        .grad_norm = (double)pending->host->stats.norm,
-                        .tokens_per_second = rate,
-                        .peak_share = run->peak_flops > 0 ? flops / run->peak_flops : -1,
-                        .step_ms = step_ms,
-                        .data_wait_ms = pending->data_wait_ms,
-                        .seconds_left = left > 0 ? left : 0,
-                        .seconds = spent,
-                        .skipped = pending->host->stats.skip != 0,
-                        .phase = run->config.phase[phase->index].name};
-}
-
-OptimizerStep run_optimizer_step(const Run *run, double loss_scale) {
-    int64_t step = run->progress.step;
-    OptimizerStep out = {.t = step + 1,
-                         .lr = schedule_lr(&run->schedule, step),
-                         .lr_factor = schedule_lr_factor(&run->schedule, step),
-                         .clip = {.max_norm = (float)run->config.grad_clip, .loss_scale = loss_scale},
-                         .loss_sums = tensor_rows(run->model.loss_sums, 0, run->batch->micro_batches)};
-    guard_bounds(&out.clip.skip_norm, &out.clip.skip_loss, &run->progress.guard, &run->schedule, out.t);
-    return out;
-}
-
-bool run_rewind(Run *run, Error *err) {
-    int64_t because = run->rewind_because;
-    RunProgress before = run->progress;
-    if (!run->be->synchronize(run->be, err) || !run_save_finish(run, err)) return false;
-    run->reported = run->issued;  // what came after is not looked at any more
-    run->rewind_because = 0;
-    char newest[CONFIG_PATH_BYTES + 64], line[300];
-    if (!choose_checkpoint(run, "auto", newest, sizeof newest, err)) return false;
-    bool ok = newest[0] != '\0' ||
-              error_set(err, "%s holds no complete checkpoint any more to go back to", run->config.out_dir);
-    ok = ok && run_state_load(run, newest, err) &&
-         guard_rewind(&run->progress, line, sizeof line, &before, because, err);
-    ok = ok && hash_chain_resume(&run->chain, &run->progress, err);
-    if (!run_agree(run, "go back", ok, err)) return false;
-    zero_send_weights(&run->zero);
-    loader_set_skips(run->loader, run->progress.skip, run->progress.skip_count);
-    loader_seek(run->loader, run->progress.step);
-    run->phase = -1;
-    logger_message(run->logger, "%s", line);
-    return true;
-}
-
-bool run_check_step(Run *run, Error *err) {
-    int64_t step = run->progress.step, every = run->config.compare_every;
-    if (!hash_chain_link(&run->chain, step, &run->model, &run->optimizer, err)) return false;
-    if (run->launch.world == 1 || run->config.zero == 3 || every == 0 || step % every != 0) return true;
-    for (int b = 0; b < run->model.part.buckets; ++b) zero_gather_weights(&run->zero, b);
-    bool same = replicas_compare(&run->chain, step, &run->model, err);
-    return run_agree(run, "compare the replicas", same, err);
-}
-
-void run_abort(Run *run, const Error *err) {
-    if (run->control != NULL && !run->all_know) control_abort(run->control, err->message);
-}
-
-static void note_finished(const Run *run, PendingStep *pending) {
-    pending->finished = now_seconds();
-    run->comm->stats(run->comm, &pending->comm);
-}
-
-void run_step_issued(Run *run, double started, const OptimizerStep *step) {
-    Backend *be = run->be;
-    PendingStep *pending = &run->pending[run->issued % RUN_PENDING_STEPS];
-    *pending = (PendingStep){.step = ++run->progress.step,
-                             .micro_batches = run->batch->micro_batches,
-                             .started = started,
-                             .loss_scale = step->clip.loss_scale,
-                             .lr = step->lr,
-                             .skip_norm = step->clip.skip_norm,
-                             .skip_loss = step->clip.skip_loss,
-                             .data_wait_ms = run->batch->wait_ms,
-                             .host = pending->host};
-    be->download_begin(be, pending->host->loss_sums, run->model.loss_sums.data,
-                       to_size(pending->micro_batches) * sizeof(double));
-    pending->read = be->download_begin(be, &pending->host->stats, run->optimizer.stats, sizeof(GradStats));
-    ++run->issued;
-    // A CPU has done it by now; its result is looked at when those of other devices are.
-    if (be->has_passed(be, pending->read)) note_finished(run, pending);
-}
-
-// The device's own words, and where to go on.
-static bool explain_failure(const Run *run, int64_t step, Error *err) {
-    char *skipped, *newest = checkpoint_newest(run->config.out_dir, &skipped);
-    free(skipped);
-    error_prefix(err, "step %lld", (long long)step);
-    size_t used = strlen(err->message);
-    if (newest != NULL)
-        snprintf(err->message + used, sizeof err->message - used,
-                 "; the last complete checkpoint is %s: the same command goes on from there", newest);
-    else
-        snprintf(err->message + used, sizeof err->message - used, "; %s holds no complete checkpoint",
-                 run->config.out_dir);
-    free(newest);
-    return false;
-}
-
-// Known once a step has asked for attention; another shape, or the other direction, may be served by another kernel.
-static void report_attention(Run *run) {
-    const char *now = run->be->attention_choice;
-    if (strcmp(run->attention[0], now) == 0 || strcmp(run->attention[1], now) == 0) return;
-    memcpy(run->attention[1], run->attention[0], sizeof run->attention[1]);
-    snprintf(run->attention[0], sizeof run->attention[0], "%s", now);
-    logger_message(run->logger, "attention: %s", now);
-}
-
-bool run_report_steps(Run *run, int64_t may_be_pending, Error *err) {
-    Backend *be = run->be;
-    while (run->reported < run->issued) {
-        PendingStep *pending = &run->pending[run->reported % RUN_PENDING_STEPS];
-        // What a result leads to, ranks do in the same step: then they look at it in the same step, too.
-        bool at_once = run->launch.world == 1 && be->has_passed(be, pending->read);
-        if (run->issued - run->reported <= may_be_pending && !at_once) return true;
-        if (!be->wait(be, pending->read, err)) return explain_failure(run, pending->step, err);
-        ++run->reported;
-        report_attention(run);
-        if (pending->finished == 0) note_finished(run, pending);
-        double began = fmax(pending->started, run->reported_at);
-        run->reported_at = pending->finished;
-        run->progress.seconds = run->resumed_seconds + pending->finished - run->started;
-        StepRecord record = step_record(run, pending, (pending->finished - began) * 1e3);
-        record.comm_ms = (pending->comm.busy_seconds - run->comm_reported.busy_seconds) * 1e3;
-        record.comm_exposed_ms = (pending->comm.exposed_seconds - run->comm_reported.exposed_seconds) * 1e3;
-        run->comm_reported = pending->comm;
-        if (pending->step % run->config.log_every == 0 || record.skipped) {
-            DeviceTelemetry device;
-            be->telemetry(be, &device);
-            record.clock_mhz = device.clock_mhz;
-            record.power_watts = device.power_watts;
-            record.temperature_celsius = device.temperature_celsius;
-            record.device_memory_mib = (double)device.memory_used_bytes / 1048576.0;
-            logger_step(run->logger, &record);
-        }
-        if (!guard_step(run, pending, record.loss, err)) return false;
-        if (run->rewind_because > 0) return true;
-    }
-    return true;
-}
-
-bool run_evaluate(Run *run, Error *err) {
-    double nll = 0;
-    int64_t tokens = 0, sources = 0, bytes = 0;
-    int64_t seen = schedule_tokens_before(&run->schedule, run->progress.step);
-    for (int s = 0; s < run->config.source_count; ++s) {
-        if (run->heldout[s] == NULL) continue;
-        EvalResult result;
-        if (!eval_heldout(&result, &run->model, run->heldout[s], run->tokenizer, run->control, run->launch.rank,
-                          run->launch.world, err))
-            return false;
-        EvalRecord record = {.step = run->progress.step,
-                             .tokens = seen,
-                             .source = run->config.source[s].name,
-                             .loss = result.loss,
-                             .perplexity = result.perplexity,
-                             .bits_per_byte = result.bits_per_byte};
-        logger_eval(run->logger, &record);
-        nll += result.loss * (double)result.tokens;
-        tokens += result.tokens;
-        bytes += result.text_bytes;
-        ++sources;
-    }
-    if (sources > 1) {
-        double mean = nll / (double)tokens;
-        EvalRecord record = {.step = run->progress.step,
-                             .tokens = seen,
-                             .source = "mean",
-                             .loss = mean,
-                             .perplexity = exp(mean),
-                             .bits_per_byte = bytes > 0 ? nll / (0.693147180559945309 * (double)bytes) : -1};
-        logger_eval(run->logger, &record);
-    }
-    return true;
-}
-
-typedef struct {
-    const Tokenizer *tokenizer;
-    char *text;
-    size_t length;
-} SampleText;
-
-static bool append_token(void *context, int32_t id) {
-    SampleText *sample = context;
-    int32_t bytes;
-    if (id >= tokenizer_vocab(sample->tokenizer)) return true;  // a larger vocabulary than the tokenizer's: no text
-    const uint8_t *token = tokenizer_token(sample->tokenizer, id, &bytes);
-    sample->text = xrealloc(sample->text, sample->length + (size_t)bytes + 1);
-    memcpy(sample->text + sample->length, token, (size_t)bytes);
-    sample->length += (size_t)bytes;
-    sample->text[sample->length] = '\0';
-    return true;
-}
-
-void run_sample(Run *run) {
-    if (run->tokenizer == NULL || run->model.shape.cache_tokens == 0) return;
-    int32_t eot = tokenizer_eot(run->tokenizer);
-    TokenList prompt = {0};
-    // A text begins after an end-of-text token, as every document of the shards does.
-    if (eot >= 0) token_list_push(&prompt, eot);
-    tokenizer_encode(run->tokenizer, &prompt, run->config.sample_prompt, (int64_t)strlen(run->config.sample_prompt),
-                     false);
-    if (prompt.count == 0 || prompt.count >= run->model.shape.cache_tokens) {
-        token_list_free(&prompt);
-        return;
-    }
-    SampleOptions options = {.temperature = 0.8,
-                             .top_p = 0.95,
-                             .seed = (uint64_t)run->config.seed,
-                             .max_tokens = run->config.sample_tokens};
-    SampleText sample = {.tokenizer = run->tokenizer,
-                         .text = xstrdup(run->config.sample_prompt),
-                         .length = strlen(run->config.sample_prompt)};
-    sample_continue(&run->model, prompt.ids, prompt.count, eot, &options, append_token, &sample);
-    logger_sample(run->logger, run->progress.step, sample.text);
-    free(sample.text);
-    token_list_free(&prompt);
-}
-
-// The most memory that this process ever had, "VmHWM" of /proc; 0: not known.
-static double peak_resident_bytes(void) {
-    char line[256];
-    double kib = 0;
-    FILE *file = fopen("/proc/self/status", "r");
-    while (file != NULL && fgets(line, sizeof line, file) != NULL)
-        if (sscanf(line, "VmHWM: %lf kB", &kib) == 1) break;
-    if (file != NULL) fclose(file);
-    return kib * 1024;
-}
-
-void run_report_ranks(Run *run) {
-    int world = run->launch.world;
-    if (world == 1) return;
-    const double mine[2] = {peak_resident_bytes(), (double)run->plan.total_bytes};
-    double(*all)[2] = xcalloc((size_t)world, sizeof *all);
-    if (control_gather(run->control, "memory of ranks", all, mine, sizeof mine)) {
-        int off = 0;
-        for (int r = 1; r < world; ++r)
-            if (fabs(all[r][0] / all[r][1] - 1) > fabs(all[off][0] / all[off][1] - 1)) off = r;
-        CommStats stats;
-        run->comm->stats(run->comm, &stats);
-        double steps = (double)max_i64(1, run->reported);
-        logger_message(run->logger,
-                       "ranks    communication %.1f ms a step, %.0f %% of it hidden; %.1f MiB sent a step and rank",
-                       stats.busy_seconds / steps * 1e3,
-                       100 * (1 - stats.exposed_seconds / fmax(stats.busy_seconds, 1e-9)),
-                       (double)stats.bytes / steps / 1048576.0);
-        if (run->be->shares_host_memory)
-            logger_message(run->logger, "memory   rank 0 took %.1f MiB of %.1f planned; farthest off is rank %d: %.1f of "
-                                        "%.1f (%+.1f %%)", all[0][0] / 1048576.0, all[0][1] / 1048576.0, off,
-                           all[off][0] / 1048576.0, all[off][1] / 1048576.0,
-                           100 * (all[off][0] / all[off][1] - 1));
-    }
-    free(all);
-}
-
-void run_print_summary(const Run *run) {
-    if (run->launch.rank > 0) return;
-    const char *dir = run->config.out_dir;
-    char checkpoint[CONFIG_PATH_BYTES + 32];
-    snprintf(checkpoint, sizeof checkpoint, "%s/step_%08lld", dir, (long long)run->progress.step);
-    printf("\nstep %lld, %.1f s of training\n", (long long)run->progress.step, run->progress.seconds);
-    printf("  checkpoint   %s   (a Hugging Face model directory)\n", checkpoint);
-    printf("  loss curve   %s/loss.svg\n", dir);
-    printf("  metrics      %s/metrics.jsonl, and TensorBoard events beside it: tensorboard --logdir %s\n", dir, dir);
-    printf("try next\n");
-    if (run->tokenizer != NULL) printf("  train_gpt sample ckpt=%s prompt=\"Once\"\n", checkpoint);
-    if (run->config.source_count > 0 && run->config.source[0].val[0] != '\0')
-        printf("  train_gpt eval ckpt=%s data='%s'\n", checkpoint, run->config.source[0].val);
-    printf("  train_gpt ckpt verify %s\n", checkpoint);
-}
-
-// ---------------------------------------------------------------------------------------------------------------
-// Models for inference
-
-static bool inference_load(InferenceModel *out, const InferenceOptions *options, Error *err) {
-    RunConfig *config = &out->config;
-    if (!model_file_read_config(&config->arch, options->path, err) || !model_config_finish(&config->arch, err))
-        return false;
-    bool given = options->tokenizer != NULL && options->tokenizer[0] != '\0';
-    char *beside = path_join(options->path, "tokenizer.json");
-    bool ok = true;
-    if (given || file_exists(beside)) {
-        out->tokenizer = tokenizer_load(given ? options->tokenizer : beside, err);
-        ok = out->tokenizer != NULL;
-    }
-    free(beside);
-    if (!ok) return false;
-    char note[RUN_NOTE_BYTES];
-    snprintf(config->device, sizeof config->device, "%s", options->device);
-    snprintf(config->cpu_isa, sizeof config->cpu_isa, "auto");
-    snprintf(config->attention, sizeof config->attention, "auto");
-    config->threads = options->threads;
-    out->be = run_open_backend(config, 0, 0, note, sizeof note, err);
-    if (out->be == NULL) return false;
-    if (note[0] != '\0') fprintf(stderr, "%s\n", note);
-    int64_t seq_len = options->seq_len > 0 ? options->seq_len : config->arch.max_seq_len;
-    if (config->arch.position == POSITION_LEARNED && seq_len > config->arch.max_seq_len)
-        return error_set(err, "seq_len=%lld is longer than the model's learned positions, max_seq_len=%lld",
-                         (long long)seq_len, (long long)config->arch.max_seq_len);
-    config->dtype = options->dtype;
-    ModelShape shape = {.max_rows = options->rows,
-                        .max_seq_len = max_i64(seq_len, options->cache_tokens),
-                        .dtype = options->dtype,
-                        .cache_tokens = options->cache_tokens};
-    shape.loss_chunk_rows = plan_loss_chunk_rows(config, shape.max_rows);
-    Arena measure;
-    arena_init_measuring(&measure);
-    model_init(&out->model, &config->arch, &shape, NULL, &measure);
-    model_free(&out->model);
-    if (!arena_init(&out->arena, out->be, measure.used_bytes, err)) return false;
-    model_init(&out->model, &config->arch, &shape, out->be, &out->arena);
-    return model_file_read(options->path, &config->arch, &out->model.params, put_parameter, &out->model, err);
-}
-
-bool inference_open(InferenceModel *out, const InferenceOptions *options, Error *err) {
-    *out = (InferenceModel){0};
-    if (inference_load(out, options, err)) return true;
-    inference_close(out);
-    return false;
-}
-
-void inference_close(InferenceModel *inference) {
-    model_free(&inference->model);
-    arena_free(&inference->arena);
-    tokenizer_free(inference->tokenizer);
-    if (inference->be != NULL) inference->be->close(inference->be);
-    *inference = (InferenceModel){0};
 }

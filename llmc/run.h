@@ -132,28 +132,16 @@ void run_report_ranks(Run *run);
 // What the run left and what to do with it, on stdout of rank 0.
 void run_print_summary(const Run *run);
 
-// ---- models in and out, shared with eval, sample and ckpt ----
+// ---- between the files of a run ----
 
-// A model for inference from a checkpoint, a Hugging Face directory or an llm.c file. rows, seq_len, cache_tokens: as
-// in ModelShape; seq_len 0: the model's own. The arena and model are the caller's to free, tokenizer may come out
-// NULL.
-typedef struct {
-    RunConfig config;  // only dtype, arch and device are meaningful
-    Backend *be;
-    Arena arena;
-    Model model;
-    Tokenizer *tokenizer;
-} InferenceModel;
-typedef struct {
-    const char *path;
-    const char *tokenizer;  // NULL or "": beside the model
-    const char *device;     // "auto", ...
-    DType dtype;
-    int threads;
-    int64_t rows, seq_len, cache_tokens;
-} InferenceOptions;
-bool inference_open(InferenceModel *out, const InferenceOptions *options, Error *err);
-void inference_close(InferenceModel *inference);
+// True when `ok` is true on every rank. Else err says, on the lowest rank that failed, why, and is empty elsewhere: one
+// message is printed. Collective, as what follows.
+bool run_agree(Run *run, const char *what, bool ok, Error *err);
+// The checkpoint to go on from, "" for none: rank 0 looks, all hear of it. resume: as the option.
+bool run_choose_checkpoint(Run *run, const char *resume, char *out, size_t out_bytes, Error *err);
+// What reading results and agreeing takes.
+bool run_open_steps(Run *run, Error *err);
+void run_close_steps(Run *run);
 
 // Opens the device that the options name; note: why device=auto took the CPU, "" if it did not. local_rank: which GPU;
 // threads: where the config leaves them open.

@@ -64,12 +64,6 @@ static bool read_optimizer(Run *run, const char *dir, bool masters, Error *err) 
 // ---------------------------------------------------------------------------------------------------------------
 // The whole
 
-static bool put_parameter(void *context, const ParamSpec *spec, const float *values, Error *err) {
-    (void)err;
-    model_set_param(context, spec, values);
-    return true;
-}
-
 static bool check_state(const Run *run, const StateFile *state, const char *dir, Error *err) {
     const char *wanted = optimizer_name(run->config.optimizer);
     if (strcmp(state->optimizer, wanted) != 0)
@@ -102,7 +96,7 @@ bool run_state_load(Run *run, const char *dir, Error *err) {
     free(json);
     free(path);
     if (!ok || !check_state(run, &state, dir, err)) return false;
-    if (!model_file_read(dir, &run->config.arch, &run->model.params, put_parameter, &run->model, err)) return false;
+    if (!model_file_read(dir, &run->config.arch, &run->model.params, model_put_param, &run->model, err)) return false;
     bool masters = strcmp(state.dtype, dtype_name(DTYPE_BF16)) == 0 && state.master_weights;
     if (!read_optimizer(run, dir, masters && run->model.master != NULL, err)) return false;
     run->progress = state.progress;

@@ -68,14 +68,9 @@ void model_test_open(ModelTest *t, const ModelShape *shape, int threads) {
     if (shape->training) optimizer_reset(&t->optimizer, &t->model);
 }
 
-static bool put_parameter(void *context, const ParamSpec *spec, const float *values, Error *err) {
-    (void)err;
-    model_set_param(context, spec, values);
-    return true;
-}
 void model_test_load(ModelTest *t, const char *dir) {
     Error err = {""};
-    if (!model_file_read(dir, &t->config.arch, &t->model.params, put_parameter, &t->model, &err))
+    if (!model_file_read(dir, &t->config.arch, &t->model.params, model_put_param, &t->model, &err))
         fail_msg("%s", err.message);
 }
 

@@ -30,12 +30,6 @@ typedef struct {
     Optimizer optimizer;
 } Trained;
 
-static bool put_parameter(void *context, const ParamSpec *spec, const float *values, Error *err) {
-    (void)err;
-    model_set_param(context, spec, values);
-    return true;
-}
-
 static void trained_layout(Trained *t, const ModelShape *shape, Backend *be, Arena *arena) {
     model_init(&t->model, &t->config.arch, shape, be, arena);
     optimizer_init(&t->optimizer, &t->config, &t->model, arena);
@@ -81,7 +75,7 @@ static void trained_open(Trained *t, const char *dir, int64_t rows, int64_t T, i
     trained_layout(t, &shape, t->be, &t->arena);
     assert_int_equal(t->arena.used_bytes, measure.used_bytes);
     optimizer_reset(&t->optimizer, &t->model);
-    if (!model_file_read(dir, &t->config.arch, &t->model.params, put_parameter, &t->model, &err))
+    if (!model_file_read(dir, &t->config.arch, &t->model.params, model_put_param, &t->model, &err))
         fail_msg("%s", err.message);
     for (int i = 0; i < t->model.params.count; ++i) t->optimizer.trainable[i] = true;
 }

@@ -11,7 +11,7 @@
 
 #include "llmc/hf.h"
 #include "llmc/json.h"
-#include "llmc/run.h"
+#include "llmc/inference.h"
 #include "tests/model_test.h"
 
 #define MODELS "../shared/data/models/"
