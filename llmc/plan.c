@@ -150,11 +150,22 @@ void plan_suggest(char *out, size_t out_bytes, const RunConfig *config, const Sc
     int found = 0;
     int64_t rows_before = 0;
     out[0] = '\0';
-    // As it is, in bf16, and as a last resort without master weights.
+    // Where the device's memory is the host's, the copy that checkpoints are written from is the first to go.
+    MemoryPlan whole, without_copy;
+    *other = *config;
+    other->async_save = false;
+    plan_compute(&whole, config, schedule, rank, be);
+    plan_compute(&without_copy, other, schedule, rank, be);
+    const bool copy_counts = without_copy.device_bytes < whole.device_bytes;
+    if (copy_counts && without_copy.device_bytes <= available_bytes)
+        found = snprintf(out, out_bytes, "async_save=false (%.1f MiB)",
+                         (double)without_copy.device_bytes / 1048576.0) > 0;
+    // As it is, in bf16, and as a last resort without master weights; without the copy where that alone is not enough.
     for (int state = 0; state < 3; ++state)
         for (int level = (int)config->recompute; level <= (int)RECOMPUTE_BLOCK; ++level) {
             *other = *config;
             other->recompute = (Recompute)level;
+            if (copy_counts && found == 0) other->async_save = false;
             if (state > 0) other->dtype = DTYPE_BF16;
             if (state == 2) other->master_weights = false;
             if ((state == 1 && config->dtype == DTYPE_BF16) || (state == 2 && (found > 0 || !config->master_weights)))
@@ -167,6 +178,8 @@ void plan_suggest(char *out, size_t out_bytes, const RunConfig *config, const Sc
             char options[128] = "";
             if (other->dtype != config->dtype) snprintf(options, sizeof options, "dtype=bf16 ");
             size_t used = strlen(options);
+            if (other->async_save != config->async_save)
+                used += (size_t)snprintf(options + used, sizeof options - used, "async_save=false ");
             if (other->master_weights != config->master_weights)
                 used += (size_t)snprintf(options + used, sizeof options - used, "master_weights=false ");
             if (other->recompute != config->recompute)

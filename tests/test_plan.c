@@ -307,8 +307,30 @@ static void test_suggestions(void **state) {
     check_suggests("dtype=bf16", least - 1, "a smaller model", "master_weights");
 }
 
+// On a CPU the copy that checkpoints are written from counts, and goes first.
+static void test_suggests_no_copy(void **state) {
+    (void)state;
+    RunConfig *config = xmalloc(sizeof *config);
+    Schedule schedule;
+    MemoryPlan plan;
+    Error err = {""};
+    char text[1024];
+    Backend *be = backend_cpu_open(1, NULL, &err);
+    if (be == NULL) fail_msg("%s", err.message);
+    model_test_config(config, (const char *const[]){"model=gpt2:d4", "vocab=50257", "steps=4", "batch_rows=1", NULL});
+    build_schedule(&schedule, config);
+    plan_compute(&plan, config, &schedule, PLAN_ALONE, be);
+    plan_suggest(text, sizeof text, config, &schedule, PLAN_ALONE, be, plan.device_bytes - 1);
+    if (strncmp(text, "async_save=false (", 18) != 0) fail_msg("expected async_save=false first, found: %s", text);
+    plan_suggest(text, sizeof text, config, &schedule, PLAN_ALONE, be, plan.device_bytes - plan.snapshot_bytes - 1);
+    if (strncmp(text, "async_save=false (", 18) == 0) fail_msg("that alone is not enough: %s", text);
+    be->close(be);
+    free(config);
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_suggests_no_copy),
         cmocka_unit_test(test_plan_is_exact),   cmocka_unit_test(test_options_that_save_memory),
         cmocka_unit_test(test_planning_allocates_nothing), cmocka_unit_test(test_loss_chunks),
         cmocka_unit_test(test_workspace_holds), cmocka_unit_test(test_print),
