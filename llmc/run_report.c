@@ -77,7 +77,10 @@ void run_sample(Run *run) {
     SampleText sample = {.tokenizer = run->tokenizer,
                          .text = xstrdup(run->config.sample_prompt),
                          .length = strlen(run->config.sample_prompt)};
-    sample_continue(&run->model, prompt.ids, prompt.count, eot, &options, append_token, &sample);
+    // Where every token takes all ranks (ZeRO stage 3), none of them may stop before the others: ranks on unlike processors
+    // need not draw the same token.
+    int32_t stop = run->model.part.options.stage == 3 ? -1 : eot;
+    sample_continue(&run->model, prompt.ids, prompt.count, stop, &options, append_token, &sample);
     logger_sample(run->logger, run->progress.step, sample.text);
     free(sample.text);
     token_list_free(&prompt);
