@@ -1,9 +1,11 @@
 #!/bin/bash
 # soak.sh: one run, killed again and again, of which nothing may be lost.
-#     tests/faults/soak.sh [KILLS [BUILD]]       default: 50 build; SEED=n repeats the choices, WORLDS="1 2 4"
-# A loop starts the run with 1, 2 or 4 ranks, kills (-9) one rank or all of them at a random moment - while they start, train,
-# save or evaluate -, checks that the newest checkpoint is whole and no older than before, and starts it again. After the
-# last kill the run is left alone; every loss it logged must be that of an undisturbed run, to the last bit.
+#     tests/faults/soak.sh [KILLS [BUILD]]       default: 50 build
+#         SEED=n repeats the choices; WORLDS="1 2 4" and OPTIONS="optimizer=muon" choose ranks and add options
+# A loop starts the run with 1, 2 or 4 ranks and any zero, kills (-9) one rank or all of them at a random moment - while
+# they start, train, save or evaluate -, checks that the newest checkpoint is whole and no older than before, and starts
+# it again. After the last kill the run is left alone; every loss it logged must be that of an undisturbed run, to the last
+# bit.
 set -u
 cd "$(dirname "$0")/../.." || exit 1
 kills=${1:-50}
@@ -32,7 +34,8 @@ kept=0 lost_steps=0 early=0
 for ((kill = 1; kill <= kills; ++kill)); do
     world=${worlds[RANDOM % ${#worlds[@]}]}
     from=$(logged)
-    start soak "$world" keep_last=3
+    # shellcheck disable=SC2086
+    start soak "$world" keep_last=3 zero=$((RANDOM % 4)) ${OPTIONS:-}
     if [ $((RANDOM % 4)) -eq 0 ]; then
         sleep "0.$((RANDOM % 10))"
     else
@@ -60,8 +63,10 @@ for ((kill = 1; kill <= kills; ++kill)); do
     fi
     lost_steps=$((lost_steps + $(logged) - kept))
 done
-run soak "${worlds[-1]}" keep_last=3
+# shellcheck disable=SC2086
+run soak "${worlds[-1]}" keep_last=3 ${OPTIONS:-}
 [ "$status" -eq 0 ] || fail "the last run ended with status $status"
-run straight 1
+# shellcheck disable=SC2086
+run straight 1 ${OPTIONS:-}
 same_losses soak straight || fail "the losses are not those of a run that was left alone"
 echo "soak: $kills kills ($early while starting), $steps steps, $lost_steps steps computed again, $((SECONDS - began)) s; every loss as in an undisturbed run (SEED=$seed)"
