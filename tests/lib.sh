@@ -40,3 +40,19 @@ expect() {
         return 1
     fi
 }
+
+# skip NAME WHY: one test that could not be run.
+skip() { printf '[ RUN      ] %s\n%s\n[  SKIPPED ] %s\n' "$1" "$2" "$1"; }
+# words COUNT: that many words of text with some structure.
+words() {
+    awk -v count="$1" 'BEGIN {srand(7); split("the of and to in that he shall unto for his lord king day son house people land came said", w, " ")
+        for (i = 0; i < count; ++i) printf "%s%s", w[1 + int(rand() * rand() * 20)], i % 11 == 10 ? ".\n" : " "}'
+}
+# Several ranks on this machine: "${mpi[@]}" -np N COMMAND; mpi_missing says why not, or nothing.
+mpi=(mpirun --oversubscribe --bind-to none)
+[ "$(id -u)" -ne 0 ] || mpi+=(--allow-run-as-root)
+mpi_missing() {
+    if ! command -v mpirun >/dev/null; then echo "mpirun is not installed (scripts/setup.sh --mpi)"
+    elif [ ! -e "$BUILD/libllmc_mpi.so" ]; then echo "$BUILD/libllmc_mpi.so was not built: mpicc was not found (scripts/setup.sh --mpi, then make)"
+    fi
+}

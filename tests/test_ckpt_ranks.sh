@@ -6,13 +6,13 @@ set -u
 cd "$(dirname "$0")/.." || exit 1
 . tests/lib.sh
 
-skip() { echo "[ RUN      ] ranks"; echo "$1"; echo "[  SKIPPED ] ranks"; exit 0; }
-command -v mpirun >/dev/null || skip "mpirun is not installed (scripts/setup.sh --mpi)"
-[ -e "$BUILD/libllmc_mpi.so" ] || skip "libllmc_mpi.so was not built: there is no mpicc"
+why=$(mpi_missing)
+if [ -n "$why" ]; then
+    skip ranks "$why"
+    exit 0
+fi
 # What ranks that are killed leave of their shared memory goes away with $work.
 export OMPI_MCA_mpi_yield_when_idle=1 OMPI_MCA_btl_vader_backing_directory=$work OMP_WAIT_POLICY=passive
-mpi=(mpirun --oversubscribe --bind-to none)
-[ "$(id -u)" -ne 0 ] || mpi+=(--allow-run-as-root)
 
 fault=$work/fault_io.so
 cc -D_GNU_SOURCE -shared -fPIC -o "$fault" tests/faults/fault_io.c -ldl || exit 1
@@ -24,8 +24,7 @@ exec "$@"
 END
 export FAULT_PRELOAD="${sanitizer:+$sanitizer:}$fault"
 
-awk 'BEGIN {srand(7); split("the of and to in that he shall unto for his lord king day son house people land came said", w, " ")
-    for (i = 0; i < 12000; ++i) printf "%s%s", w[1 + int(rand() * rand() * 20)], i % 11 == 10 ? ".\n" : " "}' >"$work/text.txt"
+words 12000 >"$work/text.txt"
 "$prep" tokenize --tokenizer bytes --out "$work/data" --val-fraction 0 "$work/text.txt" >/dev/null 2>&1 || exit 1
 
 # ranks NAME RANKS [key=value...]: six steps of sixteen micro-batches, checkpoints at 3 and 6.

@@ -10,9 +10,6 @@ device=${TOKAMAK_CUDA_DEVICE:-cudaemu}
 export TOKAMAK_TEST_DEVICE=$device TOKAMAK_EMU_NCCL_TIMEOUT=40
 program=$BUILD/tests/comm_nccl_ranks
 
-skip() { # NAME WHY
-    printf '[ RUN      ] %s\n%s\n[  SKIPPED ] %s\n' "$1" "$2" "$1"
-}
 if [ ! -e "$BUILD/libllmc_$device.so" ]; then
     skip comm_nccl "$BUILD/libllmc_$device.so is not built: the CUDA headers were not found (make config)"
     exit 0

@@ -4,22 +4,14 @@
 set -u
 cd "$(dirname "$0")/.." || exit 1
 . tests/lib.sh
-skip() { printf '[ RUN      ] cuda_ranks\n%s\n[  SKIPPED ] cuda_ranks\n' "$1"; exit 0; }
-[ -e "$BUILD/libllmc_cudaemu.so" ] || skip "$BUILD/libllmc_cudaemu.so is not built: the CUDA headers were not found (make config)"
-[ -e "$BUILD/libnccl_emu.so" ] || skip "$BUILD/libnccl_emu.so is not built: nccl.h or MPI was not found (make config)"
-[ -e "$BUILD/libllmc_mpi.so" ] || skip "$BUILD/libllmc_mpi.so is not built: MPI was not found (make config)"
-command -v mpirun >/dev/null || skip 'mpirun is not found (scripts/setup.sh --mpi)'
+give_up() { skip cuda_ranks "$1"; exit 0; }
+[ -e "$BUILD/libllmc_cudaemu.so" ] || give_up "$BUILD/libllmc_cudaemu.so is not built: the CUDA headers were not found (make config)"
+[ -e "$BUILD/libnccl_emu.so" ] || give_up "$BUILD/libnccl_emu.so is not built: nccl.h or MPI was not found (make config)"
+[ -z "$(mpi_missing)" ] || give_up "$(mpi_missing)"
 export OMP_NUM_THREADS=1 TOKAMAK_EMU_DEVICES=4 XDG_CACHE_HOME=$work/cache
 # Those of MPI are not ours, and it unloads what would name them.
 export ASAN_OPTIONS="${ASAN_OPTIONS:-}:detect_leaks=0"
-mpi=(mpirun --bind-to none)
-if mpirun --version 2>&1 | grep -q 'Open MPI'; then
-    mpi+=(--oversubscribe)
-    [ "$(id -u)" -ne 0 ] || mpi+=(--allow-run-as-root)
-fi
-
-awk 'BEGIN {srand(7); split("the of and to in that he shall unto for his lord king day son house people land came said", w, " ")
-    for (i = 0; i < 4000; ++i) printf "%s%s", w[1 + int(rand() * rand() * 20)], i % 11 == 10 ? ".\n" : " "}' >"$work/text.txt"
+words 4000 >"$work/text.txt"
 "$prep" tokenize --tokenizer bytes --out "$work/data" "$work/text.txt" >/dev/null 2>&1 || exit 1
 
 program=()  # what stands before train_gpt

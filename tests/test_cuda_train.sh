@@ -14,8 +14,7 @@ if [ ! -e "$BUILD/libllmc_$device.so" ]; then
     exit 0
 fi
 
-awk 'BEGIN {srand(7); split("the of and to in that he shall unto for his lord king day son house people land came said", w, " ")
-    for (i = 0; i < 9000; ++i) printf "%s%s", w[1 + int(rand() * rand() * 20)], i % 11 == 10 ? ".\n" : " "}' >"$work/text.txt"
+words 9000 >"$work/text.txt"
 check tokenize expect 0 "val" "$prep" tokenize --tokenizer bytes --out "$work/data" --val-fraction 0.1 "$work/text.txt"
 train=$work/data/train_000000.bin val=$work/data/val_000000.bin
 

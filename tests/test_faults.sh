@@ -6,8 +6,7 @@ set -u
 cd "$(dirname "$0")/.." || exit 1
 . tests/lib.sh
 . tests/faults/ranks.sh
-skip() { printf '[ RUN      ] %s\n%s\n[  SKIPPED ] %s\n' "$1" "$2" "$1"; }
-why=$(ranks_why)
+why=$(mpi_missing)
 if [ -n "$why" ]; then
     skip faults "$why"
     exit 0

@@ -5,14 +5,13 @@ set -u
 cd "$(dirname "$0")/.." || exit 1
 . tests/lib.sh
 
-skip() { echo "[ RUN      ] ranks"; echo "$1"; echo "[  SKIPPED ] ranks"; exit 0; }
-command -v mpirun >/dev/null || skip "mpirun is not installed (scripts/setup.sh --mpi)"
-[ -e "$BUILD/libllmc_mpi.so" ] || skip "libllmc_mpi.so was not built: there is no mpicc"
-mpi=(mpirun --oversubscribe --bind-to none)
-[ "$(id -u)" -ne 0 ] || mpi+=(--allow-run-as-root)
+why=$(mpi_missing)
+if [ -n "$why" ]; then
+    skip ranks "$why"
+    exit 0
+fi
 
-awk 'BEGIN {srand(7); split("the of and to in that he shall unto for his lord king day son house people land came said", w, " ")
-    for (i = 0; i < 12000; ++i) printf "%s%s", w[1 + int(rand() * rand() * 20)], i % 11 == 10 ? ".\n" : " "}' >"$work/text.txt"
+words 12000 >"$work/text.txt"
 "$prep" tokenize --tokenizer bytes --out "$work/data" --val-fraction 0.1 "$work/text.txt" >/dev/null 2>&1 || exit 1
 
 # run NAME RANKS [key=value...]: six steps of eight micro-batches, of a Llama-style model.

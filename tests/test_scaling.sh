@@ -17,20 +17,20 @@ check "lanes for a world that has none" expect 1 'deterministic=lanes: expected'
 
 # Ranks here send what was predicted for them, but for sums of losses and norms, and what the end of a run gathers once.
 sends() { # RANKS key=value...
-    local ranks=$1 launch=(mpirun --oversubscribe --bind-to none) predicted sent
+    local ranks=$1 predicted sent
     shift
-    [ "$(id -u)" -ne 0 ] || launch+=(--allow-run-as-root)
     local model=(model=gpt2:d4 vocab=512 seq_len=32 batch_rows=1 batch_tokens=256 "$@")
     predicted=$("$BUILD/train_gpt" plan device=cpu steps=1 world="$ranks" "${model[@]}" | sed -n 's/^a rank sends \([0-9.]*\) MiB.*/\1/p')
     rm -rf "$work/out"
-    OMP_NUM_THREADS=1 timeout -k 5 100 "${launch[@]}" -np "$ranks" "$BUILD/train_gpt" train out_dir="$work/out" device=cpu \
+    OMP_NUM_THREADS=1 timeout -k 5 100 "${mpi[@]}" -np "$ranks" "$BUILD/train_gpt" train out_dir="$work/out" device=cpu \
         threads=1 train="$work/data/train_*.bin" val= steps=12 val_every=0 save_every=0 compare_every=0 \
         progress_bar=false "${model[@]}" </dev/null >"$work/log" 2>&1 || { tail -n 3 "$work/log"; return 1; }
     sent=$(sed -n 's/.*hidden; \([0-9.]*\) MiB sent a step and rank.*/\1/p' "$work/log")
     awk -v p="$predicted" -v s="$sent" 'BEGIN { ok = p > 0 && s > 0 && s / p > 0.98 && s / p < 1.02
         if (!ok) print "    predicted " p " MiB, sent " s; exit !ok }'
 }
-if command -v mpirun >/dev/null && [ -e "$BUILD/libllmc_mpi.so" ]; then
+why=$(mpi_missing)
+if [ -z "$why" ]; then
     head -c 30000 /dev/urandom | base64 >"$work/text.txt"
     "$BUILD/prep" tokenize --tokenizer bytes --out "$work/data" "$work/text.txt" >/dev/null 2>&1
     rm -f "$work/data/tokenizer.json" # or the run ends with a sample, for which weights are gathered again
@@ -38,8 +38,6 @@ if command -v mpirun >/dev/null && [ -e "$BUILD/libllmc_mpi.so" ]; then
     check "3 ranks, bf16 gradients" sends 3 zero=1 reduce_dtype=bf16
     check "2 ranks, lanes" sends 2 zero=0 deterministic=lanes
 else
-    echo "[ RUN      ] ranks send what was predicted"
-    echo "mpirun or the MPI plug-in is missing (scripts/setup.sh --mpi)"
-    echo "[  SKIPPED ] ranks send what was predicted"
+    skip "ranks send what was predicted" "$why"
 fi
 finish

@@ -7,7 +7,6 @@ cd "$(dirname "$0")/.." || exit 1
 . tests/lib.sh
 . tests/faults/ranks.sh
 . tests/slurm/cluster.sh
-skip() { printf '[ RUN      ] %s\n%s\n[  SKIPPED ] %s\n' "$1" "$2" "$1"; }
 at_end() {
     cluster_stop
     ranks_end
@@ -122,7 +121,7 @@ check recipe_array_of_seeds recipe_seeds
 check recipe_without_mpi recipe_tcp
 
 # ---- training ----
-why=$(ranks_why)
+why=$(mpi_missing)
 ldd "$train_gpt" | grep -q libasan && why='the ordinary build tests it'
 if [ -n "$why" ]; then
     skip slurm_training "$why"

@@ -85,8 +85,6 @@ check too_many_skipped expect 1 "3 steps in a row were skipped .max_bad_steps=3.
     run "$work/many" spike_z=0.0001 max_bad_steps=3 steps=100
 
 # All ranks decide alike, go back to the same checkpoint and leave out the same data; in lanes with the bits of one rank.
-mpi=(mpirun --oversubscribe --bind-to none)
-[ "$(id -u)" -ne 0 ] || mpi+=(--allow-run-as-root)
 # NAME RANKS LIKE [key=value...]
 ranks() {
     local name=$1 count=$2 like=$3 one=$train_gpt
@@ -109,16 +107,7 @@ several_ranks() {
     check two_ranks_go_back ranks two 2 lanes zero=3
     check four_ranks_of_two_lanes_go_back ranks four 4 lanes zero=2
 }
-if ! command -v mpirun >/dev/null; then
-    echo "[ RUN      ] several_ranks"
-    echo "mpirun is not installed (scripts/setup.sh --mpi)"
-    echo "[  SKIPPED ] several_ranks"
-elif [ ! -e "$BUILD/libllmc_mpi.so" ]; then
-    echo "[ RUN      ] several_ranks"
-    echo "libllmc_mpi.so was not built: there is no mpicc"
-    echo "[  SKIPPED ] several_ranks"
-else
-    several_ranks
-fi
+why=$(mpi_missing)
+if [ -n "$why" ]; then skip several_ranks "$why"; else several_ranks; fi
 
 finish

@@ -11,8 +11,7 @@ cc -D_GNU_SOURCE -shared -fPIC -o "$fault" tests/faults/fault_io.c -ldl || exit 
 sanitizer=$(ldd "$train_gpt" | awk '/libasan/ {print $3}')
 
 # 60 kB of text with some structure, as byte tokens.
-awk 'BEGIN {srand(7); split("the of and to in that he shall unto for his lord king day son house people land came said", w, " ")
-    for (i = 0; i < 12000; ++i) printf "%s%s", w[1 + int(rand() * rand() * 20)], i % 11 == 10 ? ".\n" : " "}' >"$work/text.txt"
+words 12000 >"$work/text.txt"
 check tokenize expect 0 "val" "$prep" tokenize --tokenizer bytes --out "$work/data" --val-fraction 0.1 "$work/text.txt"
 train=$work/data/train_000000.bin val=$work/data/val_000000.bin
 

@@ -5,17 +5,14 @@ set -u
 cd "$(dirname "$0")/.." || exit 1
 . tests/lib.sh
 
-awk 'BEGIN {srand(7); split("the of and to in that he shall unto for his lord king day son house people land came said", w, " ")
-    for (i = 0; i < 12000; ++i) printf "%s%s", w[1 + int(rand() * rand() * 20)], i % 11 == 10 ? ".\n" : " "}' >"$work/text.txt"
+words 12000 >"$work/text.txt"
 "$prep" tokenize --tokenizer bytes --out "$work/data" --val-fraction 0.1 "$work/text.txt" >/dev/null 2>&1 || exit 1
-launch=(mpirun --oversubscribe --bind-to none)
-[ "$(id -u)" -ne 0 ] || launch+=(--allow-run-as-root)
 
 # run NAME RANKS [key=value...]: eight steps of eight micro-batches; goes on where NAME stopped.
 run() {
     local name=$1 ranks=$2 launcher=()
     shift 2
-    [ "$ranks" -eq 1 ] || launcher=("${launch[@]}" -np "$ranks")
+    [ "$ranks" -eq 1 ] || launcher=("${mpi[@]}" -np "$ranks")
     timeout -k 5 120 "${launcher[@]}" "$train_gpt" train out_dir="$work/$name" train="$work/data/train_*.bin" device=cpu threads=1 \
         model=llama:d2 channels=64 heads=4 kv_heads=2 head_size=16 ffn=96 max_seq_len=32 seq_len=32 batch_rows=2 batch_tokens=512 \
         steps=8 warmup_steps=2 lr=3e-3 val_every=0 save_every=5 keep_last=0 sample_tokens=8 comm_timeout=60 progress_bar=false \
@@ -46,13 +43,9 @@ check one_muon run muon 1 optimizer=muon
 no_chain() { run none 1 hash_every=0 && verify 1 'none/hashes.jsonl: there is no such file' none one; }
 check no_chain no_chain
 
-missing=
-command -v mpirun >/dev/null || missing="mpirun is not installed (scripts/setup.sh --mpi)"
-[ -n "$missing" ] || [ -e "$BUILD/libllmc_mpi.so" ] || missing="libllmc_mpi.so was not built: there is no mpicc"
-if [ -n "$missing" ]; then
-    echo "[ RUN      ] ranks"
-    echo "$missing"
-    echo "[  SKIPPED ] ranks"
+why=$(mpi_missing)
+if [ -n "$why" ]; then
+    skip ranks "$why"
     finish
     exit
 fi

@@ -1,7 +1,6 @@
 # ranks.sh: runs of several real processes to do harm to, for test_faults.sh, soak.sh and test_slurm.sh. Sourced after
 # tests/lib.sh, whose $work and $train_gpt it uses. Every process that is started here carries a mark in its environment, by
 # which it is found (rank_pid) and, whatever happens, ended (ranks_end).
-#     ranks_why              why runs of several ranks cannot be tested here; nothing: they can
 #     ranks_data             the shards; $options are the options of the run that all cases share
 #     start NAME NP [key=value...]   begins the run $work/NAME in the background
 #     run_end NAME           waits for it; its exit status is in $status, its output in $work/NAME.log
@@ -22,14 +21,9 @@ steps=${steps:-120} save_every=${save_every:-20}
 RUN_SECONDS=${RUN_SECONDS:-240} WAIT_SECONDS=$((${RUN_SECONDS:-240} / 2))
 declare -A run_pid
 
-ranks_why() {
-    command -v mpirun >/dev/null || { echo "mpirun is not installed (scripts/setup.sh --mpi)"; return; }
-    [ -e "$BUILD/libllmc_mpi.so" ] || echo "$BUILD/libllmc_mpi.so is not built: mpicc was not found (scripts/setup.sh --mpi, then make)"
-}
 
 ranks_data() {
-    awk 'BEGIN {srand(7); split("the of and to in that he shall unto for his lord king day son house people land came said", w, " ")
-        for (i = 0; i < 12000; ++i) printf "%s%s", w[1 + int(rand() * rand() * 20)], i % 11 == 10 ? ".\n" : " "}' >"$work/text.txt"
+    words 12000 >"$work/text.txt"
     "$prep" tokenize --tokenizer bytes --out "$work/data" --val-fraction 0.1 "$work/text.txt" >"$work/prep.log" 2>&1 || return 1
     options=(train="$work/data/train_*.bin" val="$work/data/val_*.bin" model=llama:d2 channels=64 heads=4 kv_heads=2 head_size=16
         ffn=96 max_seq_len=32 seq_len=32 batch_rows=1 batch_tokens=512 steps="$steps" warmup_steps=4 lr=3e-3 val_every=30 val_tokens=1024

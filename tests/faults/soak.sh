@@ -13,7 +13,7 @@ set -- "${2:-build}"
 . tests/lib.sh
 steps=$((40 * kills + 100)) save_every=10
 . tests/faults/ranks.sh
-why=$(ranks_why)
+why=$(mpi_missing)
 [ -z "$why" ] || { echo "soak.sh: $why" >&2; exit 1; }
 trap 'ranks_end; rm -rf "$work"' EXIT
 trap 'exit 1' INT TERM
