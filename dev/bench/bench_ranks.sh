@@ -61,7 +61,7 @@ record() { # WHAT NAME ROUND
     printf '{"what":"%s","round":%d,"tokens_per_second":%s,"comm_ms":%s,"comm_exposed_ms":%s,"step_ms":%s}\n' "$1" "$3" \
         "$speed" "$comm" "$exposed" "$(median_of "$2" step_ms)" >>"$RESULTS"
     printf '  round %d  %-28s %8.1f tokens/s  communication %7.1f ms, %3.0f %% hidden\n' "$3" "$1" "$speed" "$comm" \
-        "$(awk -v b="$comm" -v e="$exposed" 'BEGIN {print b > 0 ? 100 * (1 - e / b) : 100}')"
+        "$(awk -v b="$comm" -v e="$exposed" 'BEGIN {print (b > 0 ? 100 * (1 - e / b) : 100)}')"
 }
 ratio() { # WHAT AGAINST: of medians over rounds
     awk -v a="\"$1\"" -v b="\"$2\"" '
