@@ -56,3 +56,6 @@ mpi_missing() {
     elif [ ! -e "$BUILD/libllmc_mpi.so" ]; then echo "$BUILD/libllmc_mpi.so was not built: mpicc was not found (scripts/setup.sh --mpi, then make)"
     fi
 }
+# For env: gcc 12's leak checker itself crashes now and then ("Tracer caught signal 11") where more than two MPI processes end at
+# once: leaks are looked for with one and two ranks.
+sanitize_for() { echo "ASAN_OPTIONS=${ASAN_OPTIONS:-}$([ "$1" -le 2 ] || echo :detect_leaks=0)"; }

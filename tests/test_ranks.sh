@@ -20,7 +20,7 @@ run() {
     shift 2
     rm -rf "${work:?}/$name"
     [ "$ranks" -eq 1 ] || launcher=("${mpi[@]}" -np "$ranks")
-    timeout -k 5 120 "${launcher[@]}" "$train_gpt" train out_dir="$work/$name" train="$work/data/train_*.bin" \
+    env "$(sanitize_for "$ranks")" timeout -k 5 120 "${launcher[@]}" "$train_gpt" train out_dir="$work/$name" train="$work/data/train_*.bin" \
         val="$work/data/val_*.bin" device=cpu threads=1 model=llama:d3 channels=64 heads=4 kv_heads=2 head_size=16 ffn=96 max_seq_len=32 \
         seq_len=32 batch_rows=4 batch_tokens=1024 steps=6 warmup_steps=2 lr=3e-3 val_every=3 val_tokens=2048 save_every=0 keep_last=0 \
         sample_tokens=8 comm_timeout=60 progress_bar=false "$@" >"$work/$name.log" 2>&1 || { tail -n 5 "$work/$name.log"; return 1; }

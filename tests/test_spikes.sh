@@ -100,7 +100,7 @@ ranks() {
 }
 launched() {
     [ "$count" -gt 1 ] || { "$one" "$@"; return; }
-    timeout -k 5 120 "${mpi[@]}" -np "$count" "$one" "$@"
+    env "$(sanitize_for "$count")" timeout -k 5 120 "${mpi[@]}" -np "$count" "$one" "$@"
 }
 several_ranks() {
     check one_rank_in_lanes ranks lanes 1 lanes

@@ -13,7 +13,7 @@ run() {
     local name=$1 ranks=$2 launcher=()
     shift 2
     [ "$ranks" -eq 1 ] || launcher=("${mpi[@]}" -np "$ranks")
-    timeout -k 5 120 "${launcher[@]}" "$train_gpt" train out_dir="$work/$name" train="$work/data/train_*.bin" device=cpu threads=1 \
+    env "$(sanitize_for "$ranks")" timeout -k 5 120 "${launcher[@]}" "$train_gpt" train out_dir="$work/$name" train="$work/data/train_*.bin" device=cpu threads=1 \
         model=llama:d2 channels=64 heads=4 kv_heads=2 head_size=16 ffn=96 max_seq_len=32 seq_len=32 batch_rows=2 batch_tokens=512 \
         steps=8 warmup_steps=2 lr=3e-3 val_every=0 save_every=5 keep_last=0 sample_tokens=8 comm_timeout=60 progress_bar=false \
         deterministic=lanes compare_every=2 hash_every=1 "$@" >"$work/$name.log" 2>&1 || { tail -n 5 "$work/$name.log"; return 1; }
