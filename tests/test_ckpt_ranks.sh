@@ -31,7 +31,8 @@ words 12000 >"$work/text.txt"
 ranks() {
     local name=$1 launcher=()
     [ "$2" -eq 1 ] || launcher=("${mpi[@]}" -np "$2")
-    env "$(sanitize_for "$2")" timeout -k 5 120 "${launcher[@]}" bash "$work/rank.sh" "$train_gpt" train out_dir="$work/$name" train="$work/data/train_*.bin" \
+    env "$(sanitize_for "$2")" timeout -k 5 120 "${launcher[@]}" bash "$work/rank.sh" "$train_gpt" train out_dir="$work/$name" \
+        train="$work/data/train_*.bin" \
         device=cpu threads=1 model=llama:d3 channels=64 heads=4 kv_heads=2 head_size=16 ffn=96 max_seq_len=32 \
         seq_len=32 batch_rows=1 batch_tokens=512 steps=6 warmup_steps=2 lr=3e-3 val_every=0 save_every=3 keep_last=0 \
         sample_tokens=8 comm_timeout=60 progress_bar=false "${@:3}" >"$work/$name.log" 2>&1
