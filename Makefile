@@ -29,18 +29,18 @@ ISA_avx2       := -mavx2 -mfma -Wno-psabi
 ISA_avx512     := -mavx512f -mavx512bw -mavx512vl -mavx512dq -mfma -mprefer-vector-width=512 -Wno-psabi
 ISA_avx512bf16 := $(ISA_avx512) -mavx512bf16
 
-LIB_SRC     := $(filter-out %_kernels.c,$(wildcard llmc/*.c llmc/cpu/*.c llmc/cuda/*.c))
+LIB_SRC     := $(filter-out %_kernels.c,$(filter-out llmc/mpi/%,$(wildcard llmc/*/*.c)))
 KERNEL_SRC  := $(wildcard llmc/cpu/*_kernels.c)
 TRAIN_SRC   := $(wildcard train_gpt.cu)
-PREP_SRC    := $(wildcard data/*.c)
+PREP_SRC    := $(wildcard data/*.c data/*/*.c)
 BENCH_SRC   := $(wildcard dev/bench/*.c)
-TEST_SRC    := $(wildcard tests/test_*.c)
-TEST_COMMON := $(filter-out $(TEST_SRC),$(wildcard tests/*.c))
+TEST_SRC    := $(wildcard tests/*/test_*.c)
+TEST_COMMON := $(wildcard tests/support/*.c)
 
 obj = $(patsubst %,$(BUILD)/obj/%.o,$(basename $(1)))
 LIB_OBJ     := $(call obj,$(LIB_SRC)) $(foreach isa,$(ISAS),$(patsubst %.c,$(BUILD)/obj/%.$(isa).o,$(KERNEL_SRC)))
 LIB         := $(BUILD)/libllmc.a
-TESTS       := $(patsubst tests/%.c,$(BUILD)/tests/%,$(TEST_SRC))
+TESTS       := $(patsubst %.c,$(BUILD)/tests/%,$(notdir $(TEST_SRC)))
 PROGRAMS    := $(if $(TRAIN_SRC),$(BUILD)/train_gpt) $(if $(PREP_SRC),$(BUILD)/prep) $(if $(BENCH_SRC),$(BUILD)/bench)
 # Sub-makes use every core unless the caller chose -jN.
 JOBS         = $(if $(filter -j%,$(MAKEFLAGS)),,-j$(shell nproc 2>/dev/null || echo 2))
@@ -113,9 +113,12 @@ $(BUILD)/bench: $(call obj,$(BENCH_SRC)) $(LIB)
 	$(Q)$(CC) $(ALL_CFLAGS) -o $@ $^ $(LDLIBS)
 
 tests: $(TESTS) ## build the test programs
-$(BUILD)/tests/%: $(BUILD)/obj/tests/%.o $(call obj,$(TEST_COMMON)) $(LIB)
-	@mkdir -p $(@D)
-	$(Q)$(CC) $(ALL_CFLAGS) -o $@ $^ $(TEST_LDLIBS) $(LDLIBS)
+define test_rule
+$(BUILD)/tests/$(basename $(notdir $(1))): $(call obj,$(1) $(TEST_COMMON)) $(LIB)
+	@mkdir -p $$(@D)
+	$$(Q)$$(CC) $$(ALL_CFLAGS) -o $$@ $$^ $$(TEST_LDLIBS) $$(LDLIBS)
+endef
+$(foreach test,$(TEST_SRC),$(eval $(call test_rule,$(test))))
 
 # Objects depend on the flags that they were compiled with, and on the libraries being there.
 FLAGS_NOW := $(CC) $(ALL_CFLAGS) $(foreach isa,$(ISAS),$(ISA_$(isa)))

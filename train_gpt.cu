@@ -1,12 +1,12 @@
 // train_gpt.cu: the program. `train` below is the whole of training, top to bottom; the other commands are in
-// llmc/commands.c. Host code only, in the common subset of C11 and CUDA C++: `cc -x c` builds it where there is no
+// llmc/command/commands.c. Host code only, in the common subset of C11 and CUDA C++: `cc -x c` builds it where there is no
 // nvcc.
 #include <signal.h>
 #include <stdio.h>
 #include <string.h>
 
-#include "llmc/commands.h"
-#include "llmc/run.h"
+#include "llmc/command/commands.h"
+#include "llmc/run/run.h"
 
 // ---------------------------------------------------------------------------------------------------------------
 // Ctrl-C: finish the step, save, exit 0. SIGTERM and SIGUSR1, which clusters send before they take a machine away: the

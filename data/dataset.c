@@ -9,7 +9,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "llmc/shard.h"
+#include "llmc/loader/shard.h"
 
 static const char *const SPLIT_NAMES[SPLIT_COUNT] = {"train", "val"};
 

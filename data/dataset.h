@@ -3,8 +3,8 @@
 #ifndef DATA_DATASET_H
 #define DATA_DATASET_H
 
-#include "llmc/common.h"
-#include "llmc/tokenizer.h"
+#include "llmc/base/common.h"
+#include "llmc/tokenizer/tokenizer.h"
 
 typedef enum { SPLIT_TRAIN, SPLIT_VAL, SPLIT_COUNT } DatasetSplit;
 

@@ -6,8 +6,8 @@
 
 #include "data/options.h"
 #include "data/prep.h"
-#include "llmc/shard.h"
-#include "llmc/tokenizer.h"
+#include "llmc/loader/shard.h"
+#include "llmc/tokenizer/tokenizer.h"
 
 enum { READ_TOKENS = 1 << 16, LONGEST_SHOWN = 10 };
 

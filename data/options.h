@@ -4,7 +4,7 @@
 #ifndef DATA_OPTIONS_H
 #define DATA_OPTIONS_H
 
-#include "llmc/common.h"
+#include "llmc/base/common.h"
 
 typedef enum { OPTION_TEXT, OPTION_COUNT, OPTION_REAL, OPTION_CHOICE, OPTION_FLAG } OptionKind;
 

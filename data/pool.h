@@ -4,7 +4,7 @@
 #ifndef DATA_POOL_H
 #define DATA_POOL_H
 
-#include "llmc/common.h"
+#include "llmc/base/common.h"
 
 typedef struct {
     void *context;

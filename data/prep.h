@@ -3,7 +3,7 @@
 #ifndef DATA_PREP_H
 #define DATA_PREP_H
 
-#include "llmc/common.h"
+#include "llmc/base/common.h"
 
 enum { EXIT_OK = 0, EXIT_FAILED = 1, EXIT_USAGE = 2 };
 

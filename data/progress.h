@@ -3,7 +3,7 @@
 #ifndef DATA_PROGRESS_H
 #define DATA_PROGRESS_H
 
-#include "llmc/common.h"
+#include "llmc/base/common.h"
 
 typedef struct {
     const char *what;                    // "tokenize"

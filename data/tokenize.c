@@ -8,12 +8,12 @@
 #include <unistd.h>
 
 #include "data/dataset.h"
-#include "data/input.h"
+#include "data/read/input.h"
 #include "data/options.h"
 #include "data/pool.h"
 #include "data/prep.h"
 #include "data/progress.h"
-#include "data/reader.h"
+#include "data/read/reader.h"
 
 typedef struct {
     const char *tokenizer, *out, *field;

@@ -6,13 +6,13 @@
 #include <string.h>
 #include <unistd.h>
 
-#include "data/input.h"
+#include "data/read/input.h"
 #include "data/options.h"
 #include "data/pool.h"
 #include "data/prep.h"
 #include "data/progress.h"
-#include "data/reader.h"
-#include "llmc/tokenizer.h"
+#include "data/read/reader.h"
+#include "llmc/tokenizer/tokenizer.h"
 
 typedef struct {
     const char *out, *field;

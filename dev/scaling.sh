@@ -1,5 +1,5 @@
 #!/bin/bash
-# Everything in docs/scaling.md that the model of llmc/scaling.c says:
+# Everything in docs/scaling.md that the model of llmc/plan/scaling.c says:
 #     dev/scaling.sh anchors [BUILD]   published figures beside what is predicted for them
 #     dev/scaling.sh stages [BUILD]    memory and speed of ZeRO's stages
 #     dev/scaling.sh svg [BUILD]       the picture

@@ -3,7 +3,7 @@
 # through sudo. Does nothing, in well under a second, when everything is there.
 #     scripts/setup.sh [--fuzz] [--cuda] [--mpi] [--slurm] [--help]
 #         --mpi    also Open MPI, for runs of several processes (libllmc_mpi.so is built where mpicc is found)
-#         --slurm  also Slurm and munge, for tests/test_slurm.sh, which runs a private cluster; no service is set up
+#         --slurm  also Slurm and munge, for tests/ranks/test_slurm.sh, which runs a private cluster; no service is set up
 #         --fuzz   also clang and its libraries, for `make fuzz` and the emulator's race detector
 #         --cuda   also, where no CUDA toolkit is found, NVIDIA's wheels from PyPI, into .cuda (1.5 GB; no root needed)
 set -u

@@ -1,5 +1,5 @@
 #!/bin/bash
-# Runs every test program BUILD/tests/test_* and every script tests/test_*.sh, from the repository root:
+# Runs every test program BUILD/tests/test_* and every script tests/*/test_*.sh, from the repository root:
 #     tests/run.sh [BUILD [NAME]]      NAME: only tests whose file name contains it
 # Both report in cmocka's lines ("[ RUN      ] name", then "[       OK ] name", "[  FAILED  ] name" or "[  SKIPPED ] name",
 # the reason of a skip in between); scripts get BUILD as $1. What reports no line counts as one test by its exit status.
@@ -10,7 +10,7 @@ cd "$(dirname "$0")/.." || exit 1
 # spend their time waiting for threads that are not scheduled.
 export OMP_WAIT_POLICY=${OMP_WAIT_POLICY:-passive}
 # Where leaks are looked for, those of MPI's threads are not ours.
-export LSAN_OPTIONS="suppressions=$PWD/tests/mpi/lsan.supp:print_suppressions=0${LSAN_OPTIONS:+:$LSAN_OPTIONS}"
+export LSAN_OPTIONS="suppressions=$PWD/tests/ranks/mpi/lsan.supp:print_suppressions=0${LSAN_OPTIONS:+:$LSAN_OPTIONS}"
 build=${1:-build}
 only=${2:-}
 logs=$build/test-logs
@@ -20,12 +20,12 @@ passed=0 failed=0 skipped=0
 
 shopt -s nullglob
 started=$SECONDS
-for test in "$build"/tests/test_* tests/test_*.sh; do
+for test in "$build"/tests/test_* tests/*/test_*.sh; do
     name=$(basename "$test")
     case $name in *.d | *.o) continue ;; esac
     case $name in *"$only"*) ;; *) continue ;; esac
     # A program whose source is gone was built earlier.
-    case $name in *.sh) ;; *) [ -e "tests/$name.c" ] || continue ;; esac
+    case $name in *.sh) ;; *) sources=(tests/*/"$name".c); [ ${#sources[@]} -eq 1 ] || continue ;; esac
     log=$logs/$name.log
     printf '  %-28s ' "$name"
     from=$(date +%s.%N)

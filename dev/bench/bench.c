@@ -5,7 +5,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "llmc/device.h"
+#include "llmc/run/device.h"
 
 int bench_parse(const BenchOption *options, const char *usage, int argc, char **argv) {
     for (int i = 1; i < argc; ++i)

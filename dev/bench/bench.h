@@ -2,7 +2,7 @@
 #ifndef BENCH_BENCH_H
 #define BENCH_BENCH_H
 
-#include "llmc/common.h"
+#include "llmc/base/common.h"
 
 // "--name value" options, and "--name" alone for a flag; exactly one of text, count and flag is set.
 typedef struct {

@@ -6,7 +6,7 @@
 #include <string.h>
 
 #include "dev/bench/bench.h"
-#include "llmc/comm.h"
+#include "llmc/ranks/comm.h"
 
 #define MAX_ROUNDS 200
 #define ROUND_BYTES ((int64_t)256 << 20)  // what is moved for one row, as far as rounds allow

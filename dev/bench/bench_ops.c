@@ -7,7 +7,7 @@
 
 #include "dev/bench/bench.h"
 #include "dev/bench/op_bench.h"
-#include "llmc/json.h"
+#include "llmc/base/json.h"
 
 typedef struct {
     const char *only, *dtype, *models, *scale, *json, *against, *peer;

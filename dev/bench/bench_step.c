@@ -9,11 +9,11 @@
 
 #include "dev/bench/bench.h"
 #include "dev/bench/profile.h"
-#include "llmc/hf.h"
-#include "llmc/plan.h"
-#include "llmc/rng.h"
-#include "llmc/shard.h"
-#include "llmc/zero.h"
+#include "llmc/formats/hf.h"
+#include "llmc/plan/plan.h"
+#include "llmc/base/rng.h"
+#include "llmc/loader/shard.h"
+#include "llmc/train/zero.h"
 
 typedef struct {
     const char *name, *preset;

@@ -7,9 +7,9 @@
 #include <xxhash.h>
 
 #include "dev/bench/registry.h"
-#include "llmc/arena.h"
-#include "llmc/rng.h"
-#include "llmc/tensor_host.h"
+#include "llmc/backend/arena.h"
+#include "llmc/base/rng.h"
+#include "llmc/backend/tensor_host.h"
 
 // Operands repeat a pattern of random numbers: a gigabyte is then filled in no time, and a reference knows any
 // element without asking the device. The length has few divisors, so that rows of a matrix differ.

@@ -5,7 +5,7 @@
 #include <string.h>
 
 #include "dev/bench/op_bench.h"
-#include "llmc/json.h"
+#include "llmc/base/json.h"
 
 // Below this a difference is not worth a word, however quiet the machine was.
 #define LEAST_REGRESSION 0.02

@@ -4,7 +4,7 @@
 #include <string.h>
 
 #include "dev/bench/registry.h"
-#include "llmc/hash_element.h"
+#include "llmc/base/hash_element.h"
 
 #define LR 0.01f
 #define DECAY 0.1f

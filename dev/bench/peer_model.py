@@ -1,6 +1,6 @@
 """The decoder that `bench step --describe` describes, in PyTorch, with the engine's own starting weights and tokens.
 
-Both come from the engine's counter-based random numbers (llmc/rng.h), so that two programs begin at the same point without
+Both come from the engine's counter-based random numbers (llmc/base/rng.h), so that two programs begin at the same point without
 exchanging a file, and their losses can be compared step by step. Imported by peer_pytorch.py.
 """
 
@@ -37,7 +37,7 @@ def tensor_seed(seed, name):
 
 @torch.no_grad()
 def fill_normal(out, seed, std):
-    """Box-Muller over pairs of elements, as llmc/params.c does it."""
+    """Box-Muller over pairs of elements, as llmc/model/params.c does it."""
     flat, chunk = out.view(-1), 1 << 23
     for first in range(0, flat.numel(), 2 * chunk):
         part = flat[first:first + 2 * chunk]

@@ -3,7 +3,7 @@
 #ifndef BENCH_PROFILE_H
 #define BENCH_PROFILE_H
 
-#include "llmc/backend.h"
+#include "llmc/backend/backend.h"
 
 typedef enum {
     PROFILE_MATMUL,

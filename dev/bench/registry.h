@@ -6,8 +6,8 @@
 #ifndef BENCH_REGISTRY_H
 #define BENCH_REGISTRY_H
 
-#include "llmc/backend.h"
-#include "llmc/model_config.h"
+#include "llmc/backend/backend.h"
+#include "llmc/config/model_config.h"
 
 // ---- what is to be measured ----
 

@@ -48,9 +48,9 @@ $(BUILD)/libnccl_emu.so: $(BUILD)/emu/dev/emu/emu_nccl.o $(BUILD)/libllmc_cudaem
 $(BUILD)/emu_race/libnccl_emu.so: $(BUILD)/libnccl_emu.so
 	@mkdir -p $(@D)
 	$(Q)ln -sf ../libnccl_emu.so $@
-# The program that tests/test_comm_nccl.sh runs as several ranks.
+# The program that tests/ranks/test_comm_nccl.sh runs as several ranks.
 tests: $(BUILD)/tests/comm_nccl_ranks
-$(BUILD)/tests/comm_nccl_ranks: $(BUILD)/obj/tests/mpi/comm_nccl_ranks.o $(LIB)
+$(BUILD)/tests/comm_nccl_ranks: $(BUILD)/obj/tests/ranks/mpi/comm_nccl_ranks.o $(LIB)
 	@mkdir -p $(@D)
 	$(Q)$(CC) $(ALL_CFLAGS) -o $@ $^ $(LDLIBS)
 
@@ -73,20 +73,20 @@ $(BUILD)/emu_race/%.o: %.cpp $(BUILD)/emu/flags
 	@mkdir -p $(@D)
 	$(Q)$(EMU_CXX) $(EMU_OPT) $(EMU_FLAGS) $(EMU_RACE_FLAGS) -c -o $@ $<
 
-# The runtime's and cuBLASLt's own tests, linked without kernels; tests/test_emu_runtime.sh runs them.
+# The runtime's and cuBLASLt's own tests, linked without kernels; tests/gpu/test_emu_runtime.sh runs them.
 EMU_HOST_OBJ := $(filter $(BUILD)/emu/dev/emu/emu_runtime%.o $(BUILD)/emu/dev/emu/emu_cublaslt%.o,$(EMU_OBJ))
-EMU_TESTS    := $(patsubst tests/%.cpp,$(BUILD)/emu/%,$(wildcard tests/test_emu_*.cpp))
-$(BUILD)/emu/test_emu_%: $(BUILD)/emu/tests/test_emu_%.o $(EMU_HOST_OBJ) $(LIB)
+EMU_TESTS    := $(patsubst tests/gpu/%.cpp,$(BUILD)/emu/%,$(wildcard tests/gpu/test_emu_*.cpp))
+$(BUILD)/emu/test_emu_%: $(BUILD)/emu/tests/gpu/test_emu_%.o $(EMU_HOST_OBJ) $(LIB)
 	$(Q)$(EMU_CXX) $(SANITIZE) -o $@ $^ $(TEST_LDLIBS) $(LDLIBS)
-# The device half's tests, ordinary and race build; tests/test_emu_device.sh runs them.
-EMU_PROGRAMS  := $(patsubst tests/emu/%.cu,%,$(wildcard tests/emu/*.cu))
+# The device half's tests, ordinary and race build; tests/gpu/test_emu_device.sh runs them.
+EMU_PROGRAMS  := $(patsubst tests/gpu/emu/%.cu,%,$(wildcard tests/gpu/emu/*.cu))
 EMU_CORE_OBJ  := $(filter $(BUILD)/emu/dev/emu/emu_exec.o $(BUILD)/emu/dev/emu/emu_fiber.o \
                  $(BUILD)/emu/dev/emu/emu_runtime%.o,$(EMU_OBJ))
 EMU_RACE_CORE := $(patsubst $(BUILD)/emu/%,$(BUILD)/emu_race/%,$(EMU_CORE_OBJ)) $(BUILD)/emu_race/dev/emu/emu_race.o
 EMU_TESTS     += $(EMU_PROGRAMS:%=$(BUILD)/emu/%) $(if $(EMU_RACE_BUILT),$(EMU_PROGRAMS:%=$(BUILD)/emu_race/%))
-$(EMU_PROGRAMS:%=$(BUILD)/emu/%): $(BUILD)/emu/%: $(BUILD)/emu/tests/emu/%.o $(EMU_CORE_OBJ)
+$(EMU_PROGRAMS:%=$(BUILD)/emu/%): $(BUILD)/emu/%: $(BUILD)/emu/tests/gpu/emu/%.o $(EMU_CORE_OBJ)
 	$(Q)$(EMU_CXX) $(SANITIZE) -o $@ $^ $(TEST_LDLIBS) -ldl
-$(EMU_PROGRAMS:%=$(BUILD)/emu_race/%): $(BUILD)/emu_race/%: $(BUILD)/emu_race/tests/emu/%.o $(EMU_RACE_CORE)
+$(EMU_PROGRAMS:%=$(BUILD)/emu_race/%): $(BUILD)/emu_race/%: $(BUILD)/emu_race/tests/gpu/emu/%.o $(EMU_RACE_CORE)
 	$(Q)$(EMU_CXX) -o $@ $^ $(TEST_LDLIBS) -ldl
 ifneq ($(CUDA_INCLUDE),)
 tests: $(EMU_TESTS)

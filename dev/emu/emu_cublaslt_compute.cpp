@@ -11,7 +11,7 @@
 #include <vector>
 
 #include "emu_runtime.h"
-#include "llmc/backend.h"
+#include "llmc/backend/backend.h"
 
 // ---- elements ----
 

@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
-"""Writes the generated tables of llmc/unicode.h and llmc/unicode_nfc.h.
+"""Writes the generated tables of llmc/tokenizer/unicode.h and llmc/tokenizer/unicode_nfc.h.
 
 Run by hand, only when the Unicode version is to change:
     pip install unicodedata2==16.0.0
-    python3 dev/reference/make_unicode_tables.py classes > llmc/unicode_tables.c
-    python3 dev/reference/make_unicode_tables.py nfc > llmc/unicode_nfc_tables.c
+    python3 dev/reference/make_unicode_tables.py classes > llmc/tokenizer/unicode_tables.c
+    python3 dev/reference/make_unicode_tables.py nfc > llmc/tokenizer/unicode_nfc_tables.c
 Version 16 is what tiktoken 0.14 and Hugging Face tokenizers 0.23 use (check_tokenizer.py compares every code point).
 """
 import sys
@@ -45,7 +45,7 @@ def write_classes():
         index.append(pages.index(packed))
     assert len(pages) <= 256
     header("unicode_tables.c", f"2 bits a code point (UnicodeClass), in pages of {PAGE} code points")
-    print('#include "llmc/unicode.h"\n')
+    print('#include "llmc/tokenizer/unicode.h"\n')
     print(f"const uint8_t UNICODE_PAGE_OF[{len(index)}] = {{")
     print("\n".join(rows([f"{i:3d}" for i in index], 22)))
     print(f"}};\n\nconst uint8_t UNICODE_PAGES[][{PAGE // 4}] = {{")
@@ -74,7 +74,7 @@ def write_nfc():
         if len(parts) == 2 and unicodedata.normalize("NFC", chr(code)) == chr(code):
             compositions.append((*parts, code))
     header("unicode_nfc_tables.c", "canonical combining classes, decompositions and compositions, without Hangul")
-    print('#include "llmc/unicode_nfc.h"\n')
+    print('#include "llmc/tokenizer/unicode_nfc.h"\n')
     for kind, name, values, per_line in (
         ("CombiningRange", "COMBINING_RANGES", classes, 4),
         ("Decomposition", "DECOMPOSITIONS", decompositions, 3),

@@ -4,7 +4,7 @@
 #ifndef LLMC_CPU_GEMM_MICRO_H
 #define LLMC_CPU_GEMM_MICRO_H
 
-#include "llmc/backend.h"
+#include "llmc/backend/backend.h"
 #include "llmc/cpu/gemm_pack.h"
 
 // The register tile: TILE_ROWS x (TILE_VECTORS * VF_LANES) sums. Each word along K costs TILE_ROWS * TILE_VECTORS

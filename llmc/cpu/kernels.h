@@ -4,7 +4,7 @@
 #ifndef LLMC_CPU_KERNELS_H
 #define LLMC_CPU_KERNELS_H
 
-#include "llmc/op_check.h"
+#include "llmc/backend/op_check.h"
 
 #define CPU_KERNEL_FILES(X, isa) \
     X(attention, isa) \

@@ -3,7 +3,7 @@
 #include "llmc/cpu/isa.h"
 #include "llmc/cpu/kernels.h"
 #include "llmc/cpu/simd.h"
-#include "llmc/rng_philox.h"
+#include "llmc/base/rng_philox.h"
 
 // ---- norms ----
 // A fixed number of chunks, each summed in order in double, then added in order.

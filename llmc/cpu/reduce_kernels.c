@@ -2,7 +2,7 @@
 // hashes over elements, the same in any order.
 #include "llmc/cpu/isa.h"
 #include "llmc/cpu/partials.h"
-#include "llmc/hash_element.h"
+#include "llmc/base/hash_element.h"
 
 // partial(C) += rows [row, row + rows) of dout.
 SIMD_INLINE void add_rows(float *partial, const void *dout, int64_t row, int64_t rows, int64_t C, DType dtype) {

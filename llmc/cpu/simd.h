@@ -2,7 +2,7 @@
 // extensions, so that the same source compiles to AVX-512, AVX2, SSE or NEON. Only loads of bf16, exponentials
 // and horizontal sums need more than operators.
 //
-// Accuracy, checked by tests/test_simd.c and, at every level, tests/test_ops_*.c: vf_exp is within 1.5e-7 relative up
+// Accuracy, checked by tests/cpu/test_simd.c and, at every level, tests/backend/test_ops_*.c: vf_exp is within 1.5e-7 relative up
 // to 88.72, underflows gradually below -87 and overflows to infinity; vf_tanh is within 4e-7 relative. Both keep NaN.
 #ifndef LLMC_CPU_SIMD_H
 #define LLMC_CPU_SIMD_H
@@ -11,7 +11,7 @@
 #include <stdint.h>
 #include <string.h>
 
-#include "llmc/tensor.h"
+#include "llmc/backend/tensor.h"
 
 #if defined(__AVX512F__)
 #include <immintrin.h>

@@ -5,7 +5,7 @@
 #define LLMC_CUDA_ACTIVATION_H
 
 #include "llmc/cuda/gpu.h"
-#include "llmc/types.h"
+#include "llmc/base/op_types.h"
 
 #define GELU_SCALE 0.7978845608028654f  // sqrt(2/pi)
 #define GELU_CUBIC 0.044715f

@@ -6,7 +6,7 @@
 #include "llmc/cuda/attention_cudnn.h"
 #include "llmc/cuda/attention_tile.h"
 #include "llmc/cuda/workspace.h"
-#include "llmc/op_check.h"
+#include "llmc/backend/op_check.h"
 
 // Decoding fewer positions than this goes row by row: tiles would mostly compute padding.
 #define DECODE_TILE_QUERIES 16

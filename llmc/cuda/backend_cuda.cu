@@ -1,6 +1,6 @@
 // backend_cuda.cu: opens the CUDA backend: finds and checks the GPU, makes the streams, fills the function table from
 // the operation files, and owns memory, scratch, tickets and the first failure. The plug-in's one exported function is
-// at the end; the program calls it through dlopen (llmc/device.c).
+// at the end; the program calls it through dlopen (llmc/run/device.c).
 #include "llmc/cuda/backend_cuda.h"
 
 #include <stdio.h>

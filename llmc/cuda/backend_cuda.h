@@ -6,7 +6,7 @@
 #ifndef LLMC_CUDA_BACKEND_CUDA_H
 #define LLMC_CUDA_BACKEND_CUDA_H
 
-#include "llmc/backend.h"
+#include "llmc/backend/backend.h"
 #include "llmc/cuda/gpu.h"
 
 #define CUDA_TICKETS 64

@@ -15,7 +15,7 @@
 #include <string.h>
 #include <time.h>
 
-#include "llmc/comm_host.h"
+#include "llmc/ranks/comm_host.h"
 
 #if NCCL_BUILT
 

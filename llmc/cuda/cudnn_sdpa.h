@@ -1,6 +1,6 @@
 // cudnn_sdpa.h: attention as cuDNN operation graphs, through cuDNN's C backend interface opened at run time: a shape
 // and a mask in, an engine that cuDNN supports (or its refusal) out, then an executable plan. Called by
-// attention_cudnn.cu for training and by tests/cudnn/graphs.cpp, which checks the very same graphs against device
+// attention_cudnn.cu for training and by tests/gpu/cudnn/graphs.cpp, which checks the very same graphs against device
 // descriptions on a machine without a GPU. Knows nothing of backends, tensors in memory or streams.
 #ifndef LLMC_CUDA_CUDNN_SDPA_H
 #define LLMC_CUDA_CUDNN_SDPA_H

@@ -4,7 +4,7 @@
 #ifndef LLMC_CUDA_CUDNN_WORKSPACE_H
 #define LLMC_CUDA_CUDNN_WORKSPACE_H
 
-#include "llmc/common.h"
+#include "llmc/base/common.h"
 
 // Attention over some sequences and heads. Rows of qkv are [row_NH query heads | row_NKV key heads | row_NKV value
 // heads] x HS, in bf16, of which NH and NKV consecutive ones take part.
@@ -46,7 +46,7 @@ static inline int64_t cudnn_table_bytes(SdpaShape s) {
     return s.ragged ? round_up(s.batch * 4, 256) + 3 * round_up((s.batch + 1) * 8, 256) : 0;
 }
 
-// At most what cuDNN's engines want for themselves (9.10 to 9.26, checked by tests/test_cudnn_graphs.sh).
+// At most what cuDNN's engines want for themselves (9.10 to 9.26, checked by tests/gpu/test_cudnn_graphs.sh).
 static inline int64_t cudnn_engine_bytes(SdpaShape s) {
     int64_t bytes = ((int64_t)1 << 20) + s.batch * 1024, heads = s.batch * s.T * s.NH * s.HS;
     if (!s.backward) return bytes;

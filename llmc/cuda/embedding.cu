@@ -3,7 +3,7 @@
 // loss says so, and is left out in the backward.
 #include "llmc/cuda/backend_cuda.h"
 #include "llmc/cuda/workspace.h"
-#include "llmc/op_check.h"
+#include "llmc/backend/op_check.h"
 
 // ---- forward ----
 #define EMBEDDING_WARPS 8

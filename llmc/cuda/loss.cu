@@ -2,7 +2,7 @@
 // read from memory once and written once. Reached through backend.h; knows nothing of models.
 #include "llmc/cuda/backend_cuda.h"
 #include "llmc/cuda/ptx.h"
-#include "llmc/op_check.h"
+#include "llmc/backend/op_check.h"
 
 #define LOSS_MAX_THREADS 1024
 #define LOSS_PACKS 4  // of a thread on their way in the first pass

@@ -26,7 +26,7 @@
 #include <string.h>
 
 #include "llmc/cuda/activation.h"
-#include "llmc/op_check.h"
+#include "llmc/backend/op_check.h"
 
 #define FINISH_THREADS 256
 

@@ -5,7 +5,7 @@
 // from memory once. Rows wider than the registers hold are read again by the *_wide kernels, which take any shape.
 #include "llmc/cuda/absmax.h"
 #include "llmc/cuda/partials.h"
-#include "llmc/op_check.h"
+#include "llmc/backend/op_check.h"
 
 #define NORM_MAX_THREADS 1024
 #define NORM_WIDE_THREADS 512

@@ -6,8 +6,8 @@
 // masters or 4 + 2 without.
 #include "llmc/cuda/backend_cuda.h"
 #include "llmc/cuda/workspace.h"
-#include "llmc/op_check.h"
-#include "llmc/rng_philox.h"
+#include "llmc/backend/op_check.h"
+#include "llmc/base/rng_philox.h"
 
 #define THREADS 256
 

@@ -6,7 +6,7 @@
 #include "llmc/cuda/absmax.h"
 #include "llmc/cuda/activation.h"
 #include "llmc/cuda/backend_cuda.h"
-#include "llmc/op_check.h"
+#include "llmc/backend/op_check.h"
 
 #define POINTWISE_THREADS 256
 #define POINTWISE_PACKS 4  // of a thread

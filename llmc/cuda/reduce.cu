@@ -1,8 +1,8 @@
 // reduce.cu: sums over rows: bias gradients, the second stage of all parameter gradients (partials.h) and the
 // weighted loss; sums of hashes over elements. Reached through backend.h and partials.h; knows nothing of models.
 #include "llmc/cuda/partials.h"
-#include "llmc/hash_element.h"
-#include "llmc/op_check.h"
+#include "llmc/base/hash_element.h"
+#include "llmc/backend/op_check.h"
 
 // ---- second stage ----
 #define PARTIALS_WARPS 16

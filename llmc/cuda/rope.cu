@@ -6,7 +6,7 @@
 // first half of the head and the W elements half a head further, which are rotated together. PER and W are (1, 16
 // bytes) for heads of real models and (16, one element) for all others.
 #include "llmc/cuda/partials.h"
-#include "llmc/op_check.h"
+#include "llmc/backend/op_check.h"
 
 #define QK_THREADS 256
 #define QK_SCALAR_PER (OP_MAX_HEAD_SIZE / 2 / WARP)

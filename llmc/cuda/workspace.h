@@ -4,7 +4,7 @@
 #ifndef LLMC_CUDA_WORKSPACE_H
 #define LLMC_CUDA_WORKSPACE_H
 
-#include "llmc/backend.h"
+#include "llmc/backend/backend.h"
 
 // Column sums and the like are taken in two stages over a fixed number of row blocks, whatever the GPU: the order of
 // the sum, hence its bits, depends on the shape alone.

@@ -6,7 +6,7 @@
 
 #include <mpi.h>
 
-#include "llmc/comm_host.h"
+#include "llmc/ranks/comm_host.h"
 
 // Requests are in lanes, one for each other rank: COMM_WINDOW receives, then COMM_WINDOW sends.
 typedef struct {

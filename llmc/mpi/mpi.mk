@@ -32,8 +32,8 @@ $(BUILD)/mpi/%.o: llmc/mpi/%.c $(BUILD)/flags $(BUILD)/mpi.config
 $(BUILD)/libllmc_mpi.so: $(MPI_OBJ) $(LIB)
 	$(Q)$(MPI_CC) $(ALL_CFLAGS) -shared -o $@ $(MPI_OBJ) $(LIB) -Wl,--exclude-libs,ALL $(MPI_LIBS) $(LDLIBS)
 
-# The program that tests/test_comm_mpi.sh runs as several ranks. It finds the plug-in as train_gpt does.
+# The program that tests/ranks/test_comm_mpi.sh runs as several ranks. It finds the plug-in as train_gpt does.
 tests: $(BUILD)/tests/comm_ranks
-$(BUILD)/tests/comm_ranks: $(BUILD)/obj/tests/mpi/comm_ranks.o $(LIB)
+$(BUILD)/tests/comm_ranks: $(BUILD)/obj/tests/ranks/mpi/comm_ranks.o $(LIB)
 	@mkdir -p $(@D)
 	$(Q)$(CC) $(ALL_CFLAGS) -o $@ $^ $(LDLIBS)

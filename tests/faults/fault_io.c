@@ -1,4 +1,4 @@
-// fault_io.c: preloaded (LD_PRELOAD) into train_gpt by tests/test_train.sh and test_faults.sh: dies or fails at a chosen file operation under a chosen
+// fault_io.c: preloaded (LD_PRELOAD) into train_gpt by tests/cli/test_train.sh and test_faults.sh: dies or fails at a chosen file operation under a chosen
 // path, so that "killed in the middle of a checkpoint write" and "disk full" are exact places and not luck.
 //   FAULT_PATH   only operations on paths that contain this text count
 //   FAULT_AT     the number of the operation (write, pwrite, fsync, rename; from 1) that is hit

@@ -1,4 +1,4 @@
-// fault_mpi.c: preloaded (LD_PRELOAD) into one rank by tests/test_faults.sh: is killed or stopped at a chosen message, so that "in
+// fault_mpi.c: preloaded (LD_PRELOAD) into one rank by tests/ranks/test_faults.sh: is killed or stopped at a chosen message, so that "in
 // the middle of a reduction" is an exact place and not luck. MPI calls of the plug-in land here first.
 //   FAULT_AT     the number of the message (MPI_Isend, from 1) that is begun when it happens
 //   FAULT_KIND   kill (SIGKILL) or stop (SIGSTOP: a hang)

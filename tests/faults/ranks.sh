@@ -1,5 +1,5 @@
 # ranks.sh: runs of several real processes to do harm to, for test_faults.sh, soak.sh and test_slurm.sh. Sourced after
-# tests/lib.sh, whose $work and $train_gpt it uses. Every process that is started here carries a mark in its environment, by
+# tests/support/lib.sh, whose $work and $train_gpt it uses. Every process that is started here carries a mark in its environment, by
 # which it is found (rank_pid) and, whatever happens, ended (ranks_end).
 #     ranks_data             the shards; $options are the options of the run that all cases share
 #     start NAME NP [key=value...]   begins the run $work/NAME in the background

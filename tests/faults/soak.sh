@@ -10,7 +10,7 @@ set -u
 cd "$(dirname "$0")/../.." || exit 1
 kills=${1:-50}
 set -- "${2:-build}"
-. tests/lib.sh
+. tests/support/lib.sh
 steps=$((40 * kills + 100)) save_every=10
 . tests/faults/ranks.sh
 why=$(mpi_missing)

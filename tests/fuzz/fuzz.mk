@@ -3,7 +3,7 @@
 # Compiled without -fopenmp, the pragmas do nothing; a few calls of its library remain.
 BUILD ?= build-fuzz
 FUZZ_CC ?= clang
-SRC := $(filter-out %_kernels.c,$(wildcard llmc/*.c))
+SRC := $(filter-out llmc/cpu/% llmc/cuda/% llmc/mpi/%,$(wildcard llmc/*/*.c))
 FLAGS := -std=c11 -D_GNU_SOURCE -O1 -g -I. -fno-omit-frame-pointer -Wno-unknown-pragmas \
          -fsanitize=address,undefined -fno-sanitize-recover=all -MMD -MP
 LDLIBS := -fopenmp -lcjson -linih -lzstd -lz -lxxhash -lm -lpthread -ldl

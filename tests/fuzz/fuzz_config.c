@@ -3,7 +3,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "llmc/config.h"
+#include "llmc/config/config.h"
 #include "tests/fuzz/fuzz_file.h"
 
 static RunConfig first, second;

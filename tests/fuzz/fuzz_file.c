@@ -5,7 +5,7 @@
 #include <stdlib.h>
 #include <unistd.h>
 
-#include "llmc/common.h"
+#include "llmc/base/common.h"
 
 static char dir[64];
 

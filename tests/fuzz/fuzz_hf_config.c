@@ -1,6 +1,6 @@
 // fuzz_hf_config.c: Hugging Face's config.json. What is accepted must be a model that can be built, and its own
 // config.json must read back to the same architecture.
-#include "llmc/hf.h"
+#include "llmc/formats/hf.h"
 
 #include <stdlib.h>
 #include <string.h>

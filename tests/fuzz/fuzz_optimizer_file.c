@@ -1,6 +1,6 @@
 // fuzz_optimizer_file.c: the optimizer's state in one file, of a model of two parameters; whatever opens is whole, and
 // is read to the end.
-#include "llmc/optimizer_file.h"
+#include "llmc/checkpoint/optimizer_file.h"
 #include "tests/fuzz/fuzz_file.h"
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t bytes);

@@ -1,5 +1,5 @@
 // fuzz_safetensors.c: safetensors files; all tensors of what opens are read to the end.
-#include "llmc/safetensors.h"
+#include "llmc/formats/safetensors.h"
 #include "tests/fuzz/fuzz_file.h"
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t bytes);

@@ -2,7 +2,7 @@
 #include <stdio.h>
 #include <string.h>
 
-#include "llmc/safetensors.h"
+#include "llmc/formats/safetensors.h"
 #include "tests/fuzz/fuzz_file.h"
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t bytes);

@@ -1,5 +1,5 @@
 // fuzz_shard.c: token shards, alone and as a set; every token of what opens is read.
-#include "llmc/shard.h"
+#include "llmc/loader/shard.h"
 #include "tests/fuzz/fuzz_file.h"
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t bytes);

@@ -1,6 +1,6 @@
 // fuzz_state.c: state.json of a checkpoint. What is accepted must hold what a run relies on, and must read back from
 // what is written of it.
-#include "llmc/state_file.h"
+#include "llmc/checkpoint/state_file.h"
 
 #include <math.h>
 #include <stdlib.h>

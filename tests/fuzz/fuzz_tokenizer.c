@@ -1,6 +1,6 @@
 // fuzz_tokenizer.c: tokenizer files. The first byte says which: J tokenizer.json, T .tiktoken, B llama2.c's .bin,
 // G encoder.json, a zero byte, vocab.bpe. What loads must encode without loss.
-#include "llmc/tokenizer.h"
+#include "llmc/tokenizer/tokenizer.h"
 
 #include <stdio.h>
 #include <string.h>

@@ -1,0 +1,33 @@
+// tensor_host.h: single elements of a tensor's bytes in host memory, whatever the dtype: for tests, benchmarks and
+// logits that people asked for, not for computing.
+#ifndef LLMC_TENSOR_HOST_H
+#define LLMC_TENSOR_HOST_H
+
+#include "llmc/backend/tensor.h"
+
+static inline void tensor_host_store(void *host, DType dtype, int64_t i, double value) {
+    switch (dtype) {
+    case DTYPE_F32: ((float *)host)[i] = (float)value; return;
+    case DTYPE_BF16: ((uint16_t *)host)[i] = bf16_from_f32((float)value); return;
+    case DTYPE_I32: ((int32_t *)host)[i] = (int32_t)value; return;
+    case DTYPE_U8: ((uint8_t *)host)[i] = (uint8_t)value; return;
+    case DTYPE_F64: ((double *)host)[i] = value; return;
+    case DTYPE_COUNT: break;
+    }
+    CHECK(false, "dtype=%d", (int)dtype);
+}
+
+static inline double tensor_host_load(const void *host, DType dtype, int64_t i) {
+    switch (dtype) {
+    case DTYPE_F32: return (double)((const float *)host)[i];
+    case DTYPE_BF16: return (double)bf16_to_f32(((const uint16_t *)host)[i]);
+    case DTYPE_I32: return (double)((const int32_t *)host)[i];
+    case DTYPE_U8: return (double)((const uint8_t *)host)[i];
+    case DTYPE_F64: return ((const double *)host)[i];
+    case DTYPE_COUNT: break;
+    }
+    CHECK(false, "dtype=%d", (int)dtype);
+    return 0;
+}
+
+#endif

@@ -1,0 +1,24 @@
+// dir_list.h: the names in a directory. Called by what looks for checkpoints and for the files of one.
+#ifndef LLMC_DIR_LIST_H
+#define LLMC_DIR_LIST_H
+
+#include "llmc/base/common.h"
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+typedef struct {
+    char **name;
+    int count;
+} NameList;
+
+// Everything in dir but . and .., sorted, so that errors and manifests do not depend on the file system's order. Free
+// with name_list_free, which an empty list ({0}) may be given too.
+bool dir_list(NameList *out, const char *dir, Error *err);
+void name_list_free(NameList *list);
+
+#ifdef __cplusplus
+}
+#endif
+#endif

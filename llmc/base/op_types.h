@@ -1,0 +1,24 @@
+// op_types.h: the few enums that both sides of the backend seam speak of: what an element is and which variant of an
+// operation is meant. Included by tensor.h and backend.h, and by model_config.h, which must not see either of them.
+#ifndef LLMC_OP_TYPES_H
+#define LLMC_OP_TYPES_H
+
+typedef enum { DTYPE_F32, DTYPE_BF16, DTYPE_I32, DTYPE_U8, DTYPE_F64, DTYPE_COUNT } DType;
+
+typedef enum {
+    ACT_NONE,
+    ACT_GELU,    // tanh form: 0.5 x (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3)))  (GPT-2's "gelu_new")
+    ACT_RELU2,   // max(x, 0)^2  (So et al., Primer)
+    ACT_SWIGLU   // silu(gate) * up; the pre-activation row is [gate(F) | up(F)]
+} Activation;
+
+typedef enum { NORM_LAYER, NORM_RMS } NormKind;
+
+// Which 8-bit formats a product uses: E4M3 has three bits of mantissa, E5M2 a wider range for gradients.
+typedef enum {
+    FP8_NONE,
+    FP8_FORWARD,   // both inputs E4M3
+    FP8_BACKWARD   // input a, a gradient, E5M2; b E4M3
+} Fp8Role;
+
+#endif

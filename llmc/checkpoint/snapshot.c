@@ -1,0 +1,144 @@
+// snapshot.c: see snapshot.h.
+#include "llmc/checkpoint/snapshot.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+#define ALIGN_BYTES ((size_t)64)
+
+// The lists of what the rank writes and where each lies in the block.
+static void lay_out(Snapshot *s) {
+    const SnapshotShape *shape = &s->shape;
+    const PartitionOptions *ranks = &shape->ranks;
+    s->weight_count = model_file_shard_ranges(&s->weights, shape->arch, shape->params, ranks->rank, ranks->world);
+    s->state_count = state_pieces(&s->state, shape->params, ranks, shape->masters);
+    s->weight_at = xcalloc((size_t)s->weight_count + 1, sizeof *s->weight_at);
+    s->state_at = xcalloc((size_t)s->state_count + 1, sizeof *s->state_at);
+    for (int i = 0; i < s->weight_count; ++i) {
+        s->weight_at[i] = s->bytes;
+        s->bytes += to_size(s->weights[i].count) * dtype_bytes(shape->dtype);
+        s->bytes = (s->bytes + ALIGN_BYTES - 1) / ALIGN_BYTES * ALIGN_BYTES;
+    }
+    for (int i = 0; i < s->state_count; ++i) {
+        s->state_at[i] = s->bytes;
+        s->bytes += to_size(s->state[i].count) * sizeof(float);
+        s->bytes = (s->bytes + ALIGN_BYTES - 1) / ALIGN_BYTES * ALIGN_BYTES;
+    }
+}
+
+void snapshot_close(Snapshot *s) {
+    if (s->block != NULL) s->be->host_free(s->be, s->block);
+    free(s->weights);
+    free(s->state);
+    free(s->weight_at);
+    free(s->state_at);
+    *s = (Snapshot){0};
+}
+
+size_t snapshot_plan_bytes(const SnapshotShape *shape) {
+    Snapshot s = {.shape = *shape};
+    lay_out(&s);
+    size_t bytes = s.bytes;
+    snapshot_close(&s);
+    return bytes;
+}
+
+bool snapshot_open(Snapshot *s, const SnapshotShape *shape, Backend *be, const atomic_bool *cancelled, Error *err) {
+    *s = (Snapshot){.shape = *shape, .be = be, .cancelled = cancelled};
+    lay_out(s);
+    s->block = be->host_alloc(be, s->bytes, err);
+    if (s->block == NULL) {
+        error_prefix(err, "the copy that checkpoints are written from (async_save=false goes without)");
+        snapshot_close(s);
+        return false;
+    }
+    memset(s->block, 0, s->bytes);  // pages are there before the first step, not at the first checkpoint
+    return true;
+}
+
+float *snapshot_state_address(const Model *model, const Optimizer *optimizer, const StatePiece *state) {
+    const Partition *part = &model->part;
+    for (int i = 0; i < part->pieces; ++i) {
+        const Piece *piece = &part->piece[i];
+        int64_t within = state->first - piece->first;
+        if (piece->param != state->param || within < 0 || within >= piece->count) continue;
+        // Where one rank has everything, the parts of a parameter lie one behind the other.
+        CHECK(within + state->count <= piece->count || part->options.stage == 0, "param %d: elements %lld to %lld",
+              state->param, (long long)state->first, (long long)(state->first + state->count));
+        if (state->kind == STATE_MASTER) return model_master(model, piece) + within;
+        if (state->kind == STATE_M) return optimizer->m + piece->packed + within;
+        return optimizer->v + piece->v_packed + within;
+    }
+    CHECK(false, "param %d: element %lld is not this rank's", state->param, (long long)state->first);
+    return NULL;
+}
+
+// Bucket by bucket: with stage 3 that is how weights come to be whole, and only as long as the next ones have not
+// come.
+bool snapshot_take(Snapshot *s, const Model *model, const Optimizer *optimizer, Zero *zero, Error *err) {
+    Backend *be = s->be;
+    const size_t width = dtype_bytes(s->shape.dtype);
+    Ticket last = 0;
+    bool ok = true;
+    for (int i = 0; i < s->state_count; ++i)
+        last = be->download_begin(be, s->block + s->state_at[i],
+                                  snapshot_state_address(model, optimizer, &s->state[i]),
+                                  to_size(s->state[i].count) * sizeof(float));
+    int next = 0;
+    for (int b = 0; b < model->part.buckets; ++b) {
+        zero_gather_weights(zero, b);
+        const Bucket *bucket = &model->part.bucket[b];
+        for (; next < s->weight_count; ++next) {
+            const ParamRange *range = &s->weights[next];
+            int64_t within = model->params.spec[range->param].offset + range->first - bucket->first;
+            if (within >= bucket->elems) break;
+            last = be->download_begin(be, s->block + s->weight_at[next],
+                                      model->bucket_weights[b] + to_size(within) * width,
+                                      to_size(range->count) * width);
+        }
+        // A failure does not end the walk: the others wait for this rank's share of what follows.
+        if (model->part.options.stage == 3 && ok) ok = be->wait(be, last, err);
+    }
+    CHECK(next == s->weight_count, "%d of %d weights", next, s->weight_count);
+    // The gathers too, of which this rank may need nothing: others wait for its part in them, while it goes on to wait
+    // for others elsewhere.
+    return ok && be->wait(be, last, err) && be->wait(be, be->mark(be), err);
+}
+
+// ---- readers ----
+
+static bool is_cancelled(const Snapshot *s, Error *err) {
+    if (s->cancelled == NULL || !atomic_load(s->cancelled)) return false;
+    error_set(err, "%s", "");  // the reason is the other rank's to tell
+    return true;
+}
+
+bool snapshot_get_weights(void *context, const ParamSpec *spec, int64_t first, int64_t count, float *out,
+                          Error *err) {
+    Snapshot *s = context;
+    if (is_cancelled(s, err)) return false;
+    int param = (int)(spec - s->shape.params->spec);
+    for (int i = 0; i < s->weight_count; ++i) {
+        const ParamRange *range = &s->weights[i];
+        if (range->param != param) continue;
+        CHECK(first >= range->first && first + count <= range->first + range->count, "%s: elements %lld to %lld",
+              spec->name, (long long)first, (long long)(first + count));
+        const unsigned char *from = s->block + s->weight_at[i];
+        if (s->shape.dtype == DTYPE_F32) {
+            memcpy(out, (const float *)(const void *)from + (first - range->first), to_size(count) * sizeof *out);
+            return true;
+        }
+        const uint16_t *half = (const uint16_t *)(const void *)from + (first - range->first);
+        for (int64_t e = 0; e < count; ++e) out[e] = bf16_to_f32(half[e]);
+        return true;
+    }
+    CHECK(false, "%s is not in this snapshot", spec->name);
+    return false;
+}
+
+const void *snapshot_fetch_state(void *context, int index, int64_t first, int64_t count, Error *err) {
+    Snapshot *s = context;
+    (void)count;
+    if (is_cancelled(s, err)) return NULL;
+    return (const float *)(const void *)(s->block + s->state_at[index]) + first;
+}

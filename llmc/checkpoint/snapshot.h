@@ -1,0 +1,53 @@
+// snapshot.h: everything that a rank writes of a checkpoint, copied into host memory at one moment, so that it can be
+// written while training goes on. The memory is planned and taken before training; taking a snapshot allocates
+// nothing. Knows models and optimizers, not files; run_save.c hands its readers to the writers of files.
+#ifndef LLMC_SNAPSHOT_H
+#define LLMC_SNAPSHOT_H
+
+#include <stdatomic.h>
+
+#include "llmc/formats/hf.h"
+#include "llmc/train/optimizer.h"
+#include "llmc/checkpoint/optimizer_file.h"
+#include "llmc/train/zero.h"
+
+// What a rank of a run writes follows from these.
+typedef struct {
+    const ModelConfig *arch;
+    const ParamTable *params;
+    PartitionOptions ranks;
+    DType dtype;   // of the weights
+    bool masters;  // fp32 masters apart from bf16 weights
+} SnapshotShape;
+
+typedef struct {
+    SnapshotShape shape;
+    ParamRange *weights;  // in the order of the file
+    StatePiece *state;    // likewise
+    int weight_count, state_count;
+    size_t *weight_at, *state_at;  // where they lie in the block
+    size_t bytes;                  // of the block
+    unsigned char *block;
+    Backend *be;    // that the block is of
+    const atomic_bool *cancelled;  // readers fail once it is true; NULL: never
+} Snapshot;
+
+// Bytes of host memory that snapshot_open takes. Nothing is allocated.
+size_t snapshot_plan_bytes(const SnapshotShape *shape);
+// Takes the memory. shape's arch and params must live as long.
+bool snapshot_open(Snapshot *snapshot, const SnapshotShape *shape, Backend *be, const atomic_bool *cancelled,
+                   Error *err);
+void snapshot_close(Snapshot *snapshot);
+
+// Where a piece of the optimizer's state lies in backend memory: on a rank that keeps it.
+float *snapshot_state_address(const Model *model, const Optimizer *optimizer, const StatePiece *piece);
+// Copies weights and state as everything issued so far leaves them, and waits for it. Collective where weights are
+// sharded (stage 3). False: the device failed.
+bool snapshot_take(Snapshot *snapshot, const Model *model, const Optimizer *optimizer, Zero *zero, Error *err);
+
+// A ModelFileGet and a SafeTensorFetch (index into snapshot->state) over a Snapshot; any thread, one at a time.
+bool snapshot_get_weights(void *snapshot, const ParamSpec *spec, int64_t first, int64_t count, float *out,
+                          Error *err);
+const void *snapshot_fetch_state(void *snapshot, int index, int64_t first, int64_t count, Error *err);
+
+#endif

@@ -1,0 +1,287 @@
+// model_config.c: presets, derivation, checks and counts of an architecture; see model_config.h. Called by the run
+// config, by import and export, and by everything that needs a size before there is a tensor.
+#include "llmc/config/model_config.h"
+
+#include <ctype.h>
+#include <math.h>
+#include <stdio.h>
+#include <string.h>
+
+// Bounds far beyond any real model; with them no product of sizes overflows int64, however odd the file it came from.
+#define MAX_LAYERS ((int64_t)1 << 14)
+#define MAX_WIDTH ((int64_t)1 << 20)
+#define MAX_VOCAB (INT32_MAX - MODEL_VOCAB_MULTIPLE)
+
+// What the sizes of a family share. Vp, and HS, NKV, F where the general rule gives the right value, stay 0 until
+// model_config_finish, so that overriding C or NH of a preset moves them along.
+static const ModelConfig GPT2 = {
+    .V = 50257, .max_seq_len = 1024, .norm = NORM_LAYER, .norm_eps = 1e-5f, .position = POSITION_LEARNED,
+    .activation = ACT_GELU, .norm_bias = true, .qkv_bias = true, .proj_bias = true, .mlp_bias = true, .tied = true,
+    .init_std = 0.02f,
+};
+static const ModelConfig LLAMA = {
+    .max_seq_len = 2048, .norm = NORM_RMS, .norm_eps = 1e-5f, .position = POSITION_ROPE, .rope_theta = 10000,
+    .activation = ACT_SWIGLU, .init_std = 0.02f,
+};
+
+typedef struct {
+    const char *name;
+    int64_t L, C, NH, NKV, HS, F, V;
+    bool tied;
+} PresetSize;
+
+// GPT-3's table 2.1 (Brown et al. 2020), with the heads that make HS * NH = C where the paper's do not.
+static const PresetSize GPT2_SIZES[] = {
+    {"124M", 12, 768, 12, 0, 0, 0, 50257, true},   {"350M", 24, 1024, 16, 0, 0, 0, 50257, true},
+    {"355M", 24, 1024, 16, 0, 0, 0, 50257, true},  {"774M", 36, 1280, 20, 0, 0, 0, 50257, true},
+    {"1558M", 48, 1600, 25, 0, 0, 0, 50257, true}, {"1.5B", 48, 1600, 25, 0, 0, 0, 50257, true},
+};
+static const PresetSize GPT3_SIZES[] = {
+    {"125M", 12, 768, 12, 0, 0, 0, 50257, true},  {"350M", 24, 1024, 16, 0, 0, 0, 50257, true},
+    {"760M", 24, 1536, 16, 0, 0, 0, 50257, true}, {"1.3B", 24, 2048, 16, 0, 0, 0, 50257, true},
+    {"2.7B", 32, 2560, 32, 0, 0, 0, 50257, true}, {"6.7B", 32, 4096, 32, 0, 0, 0, 50257, true},
+    {"13B", 40, 5120, 40, 0, 0, 0, 50257, true},
+};
+static const PresetSize LLAMA3_SIZES[] = {
+    {"1B", 16, 2048, 32, 8, 0, 8192, 128256, true},
+    {"3B", 28, 3072, 24, 8, 0, 8192, 128256, true},
+    {"8B", 32, 4096, 32, 8, 0, 14336, 128256, false},
+    {"70B", 80, 8192, 64, 8, 0, 28672, 128256, false},
+};
+static const PresetSize QWEN2_SIZES[] = {
+    {"0.5B", 24, 896, 14, 2, 0, 4864, 151936, true},
+    {"1.5B", 28, 1536, 12, 2, 0, 8960, 151936, true},
+    {"3B", 36, 2048, 16, 2, 0, 11008, 151936, true},
+    {"7B", 28, 3584, 28, 4, 0, 18944, 152064, false},
+};
+static const PresetSize QWEN3_SIZES[] = {
+    {"0.6B", 28, 1024, 16, 8, 128, 3072, 151936, true},
+    {"1.7B", 28, 2048, 16, 8, 128, 6144, 151936, true},
+    {"4B", 36, 2560, 32, 8, 128, 9728, 151936, true},
+    {"8B", 36, 4096, 32, 8, 128, 12288, 151936, false},
+};
+static const PresetSize STORIES_SIZES[] = {
+    {"260K", 5, 64, 8, 4, 0, 172, 512, true},
+    {"15M", 6, 288, 6, 0, 0, 768, 32000, true},
+};
+
+typedef struct {
+    const char *name;
+    const ModelConfig *base;
+    const PresetSize *sizes;
+    int size_count;
+    bool any_depth;  // "dN" is known too
+} PresetFamily;
+#define SIZES(array) array, (int)(sizeof array / sizeof array[0])
+static const PresetFamily FAMILIES[] = {
+    {"gpt2", &GPT2, SIZES(GPT2_SIZES), true},      {"gpt3", &GPT2, SIZES(GPT3_SIZES), false},
+    {"llama", &LLAMA, NULL, 0, true},              {"llama3", &LLAMA, SIZES(LLAMA3_SIZES), false},
+    {"qwen2", &LLAMA, SIZES(QWEN2_SIZES), false},  {"qwen3", &LLAMA, SIZES(QWEN3_SIZES), false},
+    {"stories", &LLAMA, SIZES(STORIES_SIZES), false},
+};
+#define FAMILY_COUNT ((int)(sizeof FAMILIES / sizeof FAMILIES[0]))
+
+static bool unknown_preset(const char *name, Error *err) {
+    char known[768];
+    size_t used = 0;
+    for (int f = 0; f < FAMILY_COUNT; ++f) {
+        const PresetFamily *family = &FAMILIES[f];
+        used += (size_t)snprintf(known + used, sizeof known - used, "%s%s:", f ? ", " : "", family->name);
+        for (int s = 0; s < family->size_count; ++s)
+            used += (size_t)snprintf(known + used, sizeof known - used, "%s%s", s ? "|" : "", family->sizes[s].name);
+        if (family->any_depth)
+            used += (size_t)snprintf(known + used, sizeof known - used, "%sdN", family->size_count ? "|" : "");
+        CHECK(used < sizeof known, "list of presets needs %zu bytes", used);
+    }
+    return error_set(err, "unknown model '%s'; known are %s (dN: N layers, 64 N wide)", name, known);
+}
+
+static const PresetFamily *find_family(const char *name, size_t length) {
+    for (int f = 0; f < FAMILY_COUNT; ++f)
+        if (strlen(FAMILIES[f].name) == length && strncmp(FAMILIES[f].name, name, length) == 0) return &FAMILIES[f];
+    return NULL;
+}
+
+// What sets a family apart from its base, whatever the size.
+static void apply_family(ModelConfig *config, const char *family) {
+    if (strcmp(family, "gpt3") == 0) config->max_seq_len = 2048;
+    if (strcmp(family, "llama3") == 0) {
+        config->rope_theta = 500000;
+        config->max_seq_len = 8192;
+    }
+    if (strcmp(family, "qwen2") == 0 || strcmp(family, "qwen3") == 0) {
+        config->rope_theta = 1000000;
+        config->norm_eps = 1e-6f;
+        config->max_seq_len = 4096;
+        config->qkv_bias = strcmp(family, "qwen2") == 0;
+        config->qk_norm = strcmp(family, "qwen3") == 0;
+    }
+}
+
+bool model_config_preset(ModelConfig *out, const char *name, Error *err) {
+    const char *colon = strchr(name, ':');
+    if (colon == NULL) return unknown_preset(name, err);
+    const PresetFamily *family = find_family(name, (size_t)(colon - name));
+    if (family == NULL) return unknown_preset(name, err);
+    const char *size = colon + 1;
+
+    ModelConfig config = *family->base;
+    apply_family(&config, family->name);
+    int64_t depth;
+    if (family->any_depth && size[0] == 'd' && isdigit((unsigned char)size[1]) && parse_i64(size + 1, &depth)) {
+        if (depth < 1 || depth > MAX_WIDTH / 64)
+            return error_set(err, "model '%s': expected 1 to %lld layers", name, (long long)(MAX_WIDTH / 64));
+        config.L = config.NH = depth;
+        config.C = 64 * depth;
+        config.V = 0;  // a shape, not a published model: the tokenizer decides
+        *out = config;
+        return true;
+    }
+    for (int s = 0; s < family->size_count; ++s) {
+        const PresetSize *row = &family->sizes[s];
+        if (strcmp(row->name, size) != 0) continue;
+        config.L = row->L;
+        config.C = row->C;
+        config.NH = row->NH;
+        config.NKV = row->NKV;
+        config.HS = row->HS;
+        config.F = row->F;
+        config.V = row->V;
+        config.tied = row->tied;
+        if (strcmp(family->name, "stories") == 0) config.max_seq_len = strcmp(size, "260K") == 0 ? 512 : 256;
+        *out = config;
+        return true;
+    }
+    return unknown_preset(name, err);
+}
+
+static bool check_range(const char *what, int64_t value, int64_t max, Error *err) {
+    if (value >= 1 && value <= max) return true;
+    return error_set(err, "model: %s must lie between 1 and %lld, found %lld", what, (long long)max,
+                     (long long)value);
+}
+
+static bool derive_sizes(ModelConfig *config, Error *err) {
+    if (!check_range("layers (L)", config->L, MAX_LAYERS, err)) return false;
+    if (!check_range("width (C)", config->C, MAX_WIDTH, err)) return false;
+    if (!check_range("heads (NH)", config->NH, MAX_WIDTH, err)) return false;
+    if (config->HS == 0) {
+        if (config->C % config->NH != 0)
+            return error_set(err, "model: width (C) %lld does not divide into %lld heads; set a multiple or a head size",
+                             (long long)config->C, (long long)config->NH);
+        config->HS = config->C / config->NH;
+    }
+    if (config->NKV == 0) config->NKV = config->NH;
+    if (config->F == 0) {
+        // Three SwiGLU matrices of 8/3 C have the weights of two of 4 C.
+        config->F = config->activation == ACT_SWIGLU ? round_up(div_up(8 * config->C, 3), 64) : 4 * config->C;
+    }
+    if (!check_range("head size (HS)", config->HS, MAX_WIDTH, err)) return false;
+    if (!check_range("heads times head size (NH*HS)", config->NH * config->HS, MAX_WIDTH, err)) return false;
+    if (!check_range("key/value heads (NKV)", config->NKV, config->NH, err)) return false;
+    if (!check_range("feed-forward width (F)", config->F, 4 * MAX_WIDTH, err)) return false;
+    if (!check_range("vocabulary (V)", config->V, MAX_VOCAB, err)) return false;
+    if (!check_range("longest sequence (max_seq_len)", config->max_seq_len, INT32_MAX, err)) return false;
+    if (config->NH % config->NKV != 0)
+        return error_set(err, "model: %lld heads (NH) cannot share %lld key/value heads (NKV) evenly",
+                         (long long)config->NH, (long long)config->NKV);
+    config->Vp = round_up(config->V, MODEL_VOCAB_MULTIPLE);
+    return true;
+}
+
+static bool check_rope(const ModelConfig *config, Error *err) {
+    const RopeScaling *scaling = &config->rope_scaling;
+    if (config->HS % 2 != 0)
+        return error_set(err, "model: rotary positions need an even head size (HS), found %lld",
+                         (long long)config->HS);
+    if (!(config->rope_theta > 0 && isfinite(config->rope_theta)))
+        return error_set(err, "model: rope_theta must be positive, found %g", config->rope_theta);
+    if (scaling->factor == 0) return true;
+    if (!(scaling->factor >= 1 && isfinite(scaling->factor)) || scaling->original_max_seq_len < 1 ||
+        !(scaling->low_freq_factor > 0 && scaling->high_freq_factor > scaling->low_freq_factor &&
+          isfinite(scaling->high_freq_factor)))
+        return error_set(err,
+                         "model: RoPE scaling needs factor >= 1, 0 < low < high frequency factor and a positive "
+                         "original length, found factor %g, low %g, high %g, length %lld",
+                         scaling->factor, scaling->low_freq_factor, scaling->high_freq_factor,
+                         (long long)scaling->original_max_seq_len);
+    return true;
+}
+
+bool model_config_finish(ModelConfig *config, Error *err) {
+    if (!derive_sizes(config, err)) return false;
+    if (config->position == POSITION_ROPE && !check_rope(config, err)) return false;
+    if (config->position != POSITION_ROPE && config->rope_scaling.factor != 0)
+        return error_set(err, "model: RoPE scaling factor %g without rotary positions", config->rope_scaling.factor);
+    if (config->activation == ACT_NONE)
+        return error_set(err, "model: the feed-forward needs an activation, found none");
+    if (config->norm == NORM_RMS && config->norm_bias)
+        return error_set(err, "model: RMSNorm has no bias; turn norm_bias off or choose LayerNorm");
+    if (!(config->norm_eps > 0 && isfinite(config->norm_eps)))
+        return error_set(err, "model: norm_eps must be positive, found %g", (double)config->norm_eps);
+    if (!(config->init_std >= 0 && isfinite(config->init_std)))
+        return error_set(err, "model: init_std must not be negative, found %g", (double)config->init_std);
+    if (!(config->logit_softcap >= 0 && isfinite(config->logit_softcap)))
+        return error_set(err, "model: logit_softcap must be 0 (off) or positive, found %g",
+                         (double)config->logit_softcap);
+    if (config->window < 0)
+        return error_set(err, "model: window must be 0 (off) or positive, found %lld", (long long)config->window);
+    return true;
+}
+
+int64_t model_config_qkv_width(const ModelConfig *config) {
+    return (config->NH + 2 * config->NKV) * config->HS;
+}
+
+// Weights that take part in matrix products, of one block.
+static int64_t block_matmul_weights(const ModelConfig *config) {
+    int64_t fc_rows = config->activation == ACT_SWIGLU ? 2 * config->F : config->F;
+    return config->C * (model_config_qkv_width(config) + config->NH * config->HS + fc_rows + config->F);
+}
+
+int64_t model_config_param_count(const ModelConfig *config) {
+    int64_t C = config->C, fc_rows = config->activation == ACT_SWIGLU ? 2 * config->F : config->F;
+    int64_t norm = config->norm_bias ? 2 * C : C;
+    int64_t block = block_matmul_weights(config) + 2 * norm;
+    if (config->qkv_bias) block += model_config_qkv_width(config);
+    if (config->proj_bias) block += C;
+    if (config->mlp_bias) block += fc_rows + C;
+    if (config->qk_norm) block += 2 * config->HS;
+    int64_t tables = config->V * C * (config->tied ? 1 : 2);
+    if (config->position == POSITION_LEARNED) tables += config->max_seq_len * C;
+    return tables + config->L * block + norm;
+}
+
+double model_config_flops_per_token(const ModelConfig *config, int64_t T) {
+    double weights = (double)(config->L * block_matmul_weights(config) + config->V * config->C);
+    double length = (double)T, window = (double)config->window;
+    double keys = window > 0 && window < length ? window - window * window / (2 * length) : length / 2;
+    return 6 * weights + 12 * (double)config->L * (double)(config->NH * config->HS) * keys;
+}
+
+static const char *resemblance(const ModelConfig *config) {
+    if (config->norm == NORM_LAYER && config->position == POSITION_LEARNED && config->activation == ACT_GELU)
+        return "GPT-2-like";
+    if (config->norm == NORM_RMS && config->position == POSITION_ROPE && config->activation == ACT_SWIGLU)
+        return config->qk_norm ? "Qwen3-like" : config->qkv_bias ? "Qwen2-like" : "Llama-like";
+    return "custom decoder";
+}
+
+void model_config_describe(const ModelConfig *config, char *out, size_t out_bytes) {
+    double count = (double)model_config_param_count(config);
+    const char *unit = count >= 1e9 ? "B" : count >= 1e6 ? "M" : "K";
+    double scaled = count / (count >= 1e9 ? 1e9 : count >= 1e6 ? 1e6 : 1e3);
+    char kv[48] = "";
+    if (config->NKV != config->NH) snprintf(kv, sizeof kv, " (%lld key/value)", (long long)config->NKV);
+    // An import may have found no biases where GPT-2 has some: nobody should have to guess.
+    bool gpt2 = strcmp(resemblance(config), "GPT-2-like") == 0;
+    bool some_missing = !config->norm_bias || !config->qkv_bias || !config->proj_bias || !config->mlp_bias;
+    char missing[64] = "";
+    if (gpt2 && some_missing)
+        snprintf(missing, sizeof missing, " without%s%s%s%s bias", config->norm_bias ? "" : " norm",
+                 config->qkv_bias ? "" : " q/k/v", config->proj_bias ? "" : " projection",
+                 config->mlp_bias ? "" : " MLP");
+    snprintf(out, out_bytes, "%s%s, %lld layers, %lld wide, %lld heads%s, vocabulary %lld: %.1f%s parameters",
+             resemblance(config), missing, (long long)config->L, (long long)config->C, (long long)config->NH, kv,
+             (long long)config->V, scaled, unit);
+}

@@ -1,0 +1,37 @@
+// sample.h: text from a model, token by token with a KV cache.
+#ifndef LLMC_SAMPLE_H
+#define LLMC_SAMPLE_H
+
+#include "llmc/model/model.h"
+#include "llmc/tokenizer/tokenizer.h"
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+typedef struct {
+    double temperature;  // 0: greedy (ties go to the smallest id)
+    int64_t top_k;       // 0: off
+    double top_p;        // 1: off; the smallest set of tokens whose probability reaches it
+    uint64_t seed;       // the token at position i is a function of (seed, i, logits)
+    int64_t max_tokens;
+} SampleOptions;
+
+// Picks one id from logits[V] for position `position`. scratch holds V entries; contents are lost.
+typedef struct {
+    float logit;
+    int32_t id;
+} SampleCandidate;
+int32_t sample_pick(const float *logits, int64_t V, const SampleOptions *options, int64_t position,
+                    SampleCandidate *scratch);
+
+// Continues prompt[prompt_count] (at least one token) until max_tokens new ones, the end-of-text id, or a full cache.
+// Every new token goes to emit; false from it stops. Returns how many were made.
+typedef bool (*SampleEmit)(void *context, int32_t id);
+int64_t sample_continue(Model *model, const int32_t *prompt, int64_t prompt_count, int32_t eot,
+                        const SampleOptions *options, SampleEmit emit, void *context);
+
+#ifdef __cplusplus
+}
+#endif
+#endif

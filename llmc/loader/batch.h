@@ -1,0 +1,65 @@
+// batch.h: what the model is trained and evaluated on: rows of tokens with targets, weights, documents and prefixes,
+// and the host memory that holds them. Filled by the loader and the held-out reader; knows nothing of files, devices.
+#ifndef LLMC_BATCH_H
+#define LLMC_BATCH_H
+
+#include "llmc/base/common.h"
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+// Rows of one micro-batch (B, T), host memory.
+typedef struct {
+    int64_t B, T;
+    const int32_t *tokens;   // (B,T)
+    const int32_t *targets;  // (B,T)
+    const float *weights;    // (B,T) loss weight; 0: not trained on
+    const int32_t *doc;      // (B,T) segment id within the row, from 0, non-decreasing; NULL: no document mask
+    const uint8_t *prefix;   // (B,T) 1: visible to the whole segment; NULL: causal
+    const int32_t *source;   // (B) which source the row is from
+    const int64_t *row_index;  // (B) which of its rows, as cut to T tokens each; -1: padding
+} Batch;
+
+// The largest that a buffer has to hold: the micro-batches of one step, all rows one after the other.
+typedef struct {
+    int64_t batches, rows, tokens;
+    bool doc;  // room for segment ids
+} BatchCapacity;
+
+typedef struct {
+    BatchCapacity capacity;
+    int32_t *tokens, *targets, *doc, *source;
+    int64_t *row_index;
+    float *weights;
+    Batch *batch;  // [capacity.batches]
+} BatchBuffer;
+
+// Host bytes that batch_buffer_init takes.
+size_t batch_buffer_bytes(BatchCapacity capacity);
+void batch_buffer_init(BatchBuffer *buffer, BatchCapacity capacity);
+void batch_buffer_free(BatchBuffer *buffer);
+// Makes batch[0..batches) views of (B,T) each, one behind the other. with_doc: the batches carry segment ids.
+void batch_buffer_shape(BatchBuffer *buffer, int64_t batches, int64_t B, int64_t T, bool with_doc);
+
+// One row of a batch to be written, T long. A source's formatter (plain text; or metadata in front of documents,
+// prefixes, ...) is one function from stream tokens to these arrays.
+typedef struct {
+    int64_t T;
+    int32_t *tokens, *targets;
+    float *weights;
+    int32_t *doc;     // NULL when the batch has no segment ids
+    int32_t *source;  // one number
+    int64_t *row_index;  // likewise
+} BatchRow;
+
+BatchRow batch_buffer_row(BatchBuffer *buffer, int64_t row);
+// Plain text: tokens[i] = stream[i], targets[i] = stream[i+1], weight 1, for i < count <= T; the rest of the row is
+// token 0 with weight 0. stream holds count+1 tokens. A segment starts at each token `eot`, which stands before a
+// document; eot -1: one segment. Returns the sum of the weights.
+double batch_row_fill(const BatchRow *row, const int32_t *stream, int64_t count, int32_t eot);
+
+#ifdef __cplusplus
+}
+#endif
+#endif

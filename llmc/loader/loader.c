@@ -1,0 +1,342 @@
+// loader.c: see loader.h. The caller's thread and the prefetch thread share one job: "fill this slot with this step".
+// Whoever does not hold the job does not touch its slot, so the mutex around the job is all the locking there is.
+#include "llmc/loader/loader.h"
+
+#include <pthread.h>
+#include <signal.h>
+#include <stdlib.h>
+
+#include "llmc/loader/mixture.h"
+#include "llmc/loader/shard.h"
+
+_Static_assert(MIXTURE_MAX_SOURCES >= CONFIG_MAX_SOURCES, "a mixture holds every source");
+
+typedef struct {
+    bool used;  // has a weight in some phase; else the set is not open
+    bool doc_mask;
+    ShardSet set;
+} Source;
+
+typedef struct {
+    Mixture mixture;
+    bool with_doc;
+} PhaseData;
+
+typedef struct {
+    BatchBuffer buffer;
+    double *lane_weight;
+    StepBatch step;
+} Slot;
+
+typedef struct {
+    int64_t step;  // -1: none
+    int slot;
+    bool running, ok;
+    Error err;
+} Job;
+
+struct Loader {
+    Schedule schedule;  // a copy: the caller may move the horizon of its own while the thread reads
+    uint64_t seed;
+    int64_t vocab;
+    int32_t eot;
+    int rank, world;
+    int source_count;
+    Source source[CONFIG_MAX_SOURCES];
+    PhaseData phase[CONFIG_MAX_PHASES];
+    int32_t *stream;  // the thread's: T+1 tokens of a row
+    DataSkip skip[DATA_SKIPS_MAX];  // changed only while no job runs
+    int skip_count;
+    Slot slot[2];
+    int64_t next_step;
+    pthread_t thread;
+    bool thread_started;
+    pthread_mutex_t mutex;  // guards job and quit
+    pthread_cond_t changed;
+    Job job;
+    bool quit;
+};
+
+// ---- filling a step: on the prefetch thread ----
+
+// sample < 0: padding.
+static bool fill_row(Loader *loader, BatchRow row, const PhaseData *phase, int64_t sample, double *weight_sum,
+                     Error *err) {
+    if (sample < 0) {
+        batch_row_fill(&row, loader->stream, 0, -1);
+        *row.source = 0;
+        *row.row_index = -1;
+        return true;
+    }
+    MixturePick pick = mixture_pick(&phase->mixture, sample);
+    const Source *source = &loader->source[pick.source];
+    int64_t rows = (source->set.token_count - 1) / row.T;
+    int64_t index = mixture_row(NULL, loader->seed, pick.source, pick.ordinal, rows);
+    if (!shard_set_read(loader->stream, &source->set, index * row.T, row.T + 1, loader->vocab, err)) return false;
+    *weight_sum += batch_row_fill(&row, loader->stream, row.T, source->doc_mask ? loader->eot : -1);
+    *row.source = pick.source;
+    *row.row_index = index;
+    return true;
+}
+
+static bool fill_step(Loader *loader, Slot *slot, int64_t step, Error *err) {
+    const PhaseSpan *span = schedule_phase(&loader->schedule, step);
+    const PhaseData *phase = &loader->phase[span->index];
+    batch_buffer_shape(&slot->buffer, span->micro_batches, span->B, span->T, phase->with_doc);
+    int64_t data_step = data_skip_step(loader->skip, loader->skip_count, step);
+    int64_t first_sample = (data_step - span->first_step) * span->rows_per_step;
+    slot->step = (StepBatch){.step = step, .micro_batches = span->micro_batches, .batch = slot->buffer.batch,
+                             .lane_weight = slot->lane_weight};
+    for (int64_t m = 0; m < span->micro_batches; ++m) {
+        int64_t lane = m * loader->world + loader->rank;
+        slot->lane_weight[m] = 0;
+        for (int64_t b = 0; b < span->B; ++b) {
+            int64_t sample = lane < span->lanes ? first_sample + lane * span->B + b : -1;
+            BatchRow row = batch_buffer_row(&slot->buffer, m * span->B + b);
+            if (!fill_row(loader, row, phase, sample, &slot->lane_weight[m], err)) return false;
+        }
+        slot->step.weight_sum += slot->lane_weight[m];
+    }
+    return true;
+}
+
+static void *prefetch_main(void *argument) {
+    Loader *loader = argument;
+    pthread_mutex_lock(&loader->mutex);
+    while (!loader->quit) {
+        if (!loader->job.running) {
+            pthread_cond_wait(&loader->changed, &loader->mutex);
+            continue;
+        }
+        Slot *slot = &loader->slot[loader->job.slot];
+        int64_t step = loader->job.step;
+        Error err = {""};
+        pthread_mutex_unlock(&loader->mutex);
+        bool ok = fill_step(loader, slot, step, &err);
+        pthread_mutex_lock(&loader->mutex);
+        loader->job.ok = ok;
+        loader->job.err = err;
+        loader->job.running = false;
+        pthread_cond_broadcast(&loader->changed);
+    }
+    pthread_mutex_unlock(&loader->mutex);
+    return NULL;
+}
+
+// ---- opening ----
+
+static bool open_source(Source *source, const SourceConfig *config, Error *err) {
+    if (!shard_set_open(&source->set, config->train, err)) return error_prefix(err, "source %s: train", config->name);
+    source->used = true;
+    source->doc_mask = config->doc_mask;
+    return true;
+}
+
+// Opens the sources that some phase uses, and settles vocabulary and end-of-text id among them.
+static bool open_sources(Loader *loader, const RunConfig *config, Error *err) {
+    loader->source_count = config->source_count;
+    int64_t stated_vocab = 0;
+    for (int s = 0; s < config->source_count; ++s) {
+        bool wanted = false;
+        for (int p = 0; p < config->phase_count; ++p) wanted = wanted || config->phase[p].weight[s] > 0;
+        if (!wanted) continue;
+        if (!open_source(&loader->source[s], &config->source[s], err)) return false;
+        stated_vocab = max_i64(stated_vocab, loader->source[s].set.vocab);
+        if (loader->eot < 0) loader->eot = loader->source[s].set.eot;
+    }
+    if (loader->vocab == 0) loader->vocab = stated_vocab;
+    if (loader->vocab == 0)
+        return error_set(err, "the vocabulary is unknown: expected a tokenizer, a vocab option or version-2 shards, "
+                         "found only shards that do not state it");
+    for (int s = 0; s < config->source_count; ++s) {
+        const Source *source = &loader->source[s];
+        if (!source->used) continue;
+        if (!shard_set_check(&source->set, loader->vocab, loader->eot, err))
+            return error_prefix(err, "source %s", config->source[s].name);
+        if (source->doc_mask && loader->eot < 0)
+            return error_set(err, "source %s: doc_mask needs the end-of-text id, which neither the tokenizer nor the "
+                             "shards state", config->source[s].name);
+    }
+    return true;
+}
+
+static bool check_phase_rows(const Loader *loader, const RunConfig *config, const PhaseSpan *span, Error *err) {
+    const PhaseConfig *phase = &config->phase[span->index];
+    int64_t rows = 0, tokens = 0;
+    for (int s = 0; s < config->source_count; ++s) {
+        if (!(phase->weight[s] > 0)) continue;
+        int64_t source_tokens = loader->source[s].set.token_count;
+        if (source_tokens <= span->T)
+            return error_set(err, "source %s: expected at least seq_len + 1 = %lld tokens in %s, found %lld: lower "
+                             "seq_len or give it more text", config->source[s].name, (long long)span->T + 1,
+                             config->source[s].train, (long long)source_tokens);
+        rows += (source_tokens - 1) / span->T;
+        tokens += source_tokens;
+    }
+    if (tokens == 0)
+        return error_set(err, "phase %s: expected a source with a weight above 0, found none", phase->name);
+    if (rows < span->rows_per_step)
+        return error_set(err, "phase %s: expected sources of at least one step, %lld rows of %lld tokens, found %lld "
+                         "rows in %lld tokens: lower batch_tokens or give it more text", phase->name,
+                         (long long)span->rows_per_step, (long long)span->T, (long long)rows, (long long)tokens);
+    return true;
+}
+
+// Each phase's mixture, with the ordinals that the phases before it have reached.
+static bool init_phases(Loader *loader, const RunConfig *config, Error *err) {
+    int64_t given_tokens[CONFIG_MAX_SOURCES] = {0};
+    for (int p = 0; p < config->phase_count; ++p) {
+        const PhaseSpan *span = &loader->schedule.phase[p];
+        if (!check_phase_rows(loader, config, span, err)) return false;
+        int64_t first_ordinal[CONFIG_MAX_SOURCES];
+        for (int s = 0; s < config->source_count; ++s) first_ordinal[s] = given_tokens[s] / span->T;
+        Mixture *mixture = &loader->phase[p].mixture;
+        mixture_init(mixture, config->source_count, config->phase[p].weight, first_ordinal);
+        for (int s = 0; s < config->source_count; ++s) {
+            given_tokens[s] += mixture_count(mixture, s, span->steps * span->rows_per_step) * span->T;
+            if (config->source[s].doc_mask && config->phase[p].weight[s] > 0) loader->phase[p].with_doc = true;
+        }
+    }
+    return true;
+}
+
+static BatchCapacity capacity_of(const Schedule *schedule) {
+    const RunConfig *config = schedule->config;
+    BatchCapacity capacity = {0};
+    for (int p = 0; p < schedule->phase_count; ++p) {
+        const PhaseSpan *span = &schedule->phase[p];
+        int64_t rows = span->micro_batches * span->B;
+        capacity.batches = max_i64(capacity.batches, span->micro_batches);
+        capacity.rows = max_i64(capacity.rows, rows);
+        capacity.tokens = max_i64(capacity.tokens, rows * span->T);
+        for (int s = 0; s < config->source_count; ++s)
+            capacity.doc = capacity.doc || (config->source[s].doc_mask && config->phase[p].weight[s] > 0);
+    }
+    return capacity;
+}
+
+size_t loader_plan_bytes(const Schedule *schedule) {
+    BatchCapacity capacity = capacity_of(schedule);
+    return 2 * (batch_buffer_bytes(capacity) + to_size(capacity.batches) * sizeof(double));
+}
+
+// Signals belong to the main thread: Ctrl-C must interrupt the loop, not this thread's read.
+static bool start_thread(Loader *loader, Error *err) {
+    sigset_t all, before;
+    sigfillset(&all);
+    pthread_sigmask(SIG_SETMASK, &all, &before);
+    loader->thread_started = pthread_create(&loader->thread, NULL, prefetch_main, loader) == 0;
+    pthread_sigmask(SIG_SETMASK, &before, NULL);
+    return loader->thread_started ? true : error_set(err, "cannot start the loader's prefetch thread");
+}
+
+bool loader_open(Loader **out, const RunConfig *config, const Schedule *schedule, int64_t vocab, int32_t eot,
+                 int rank, int world, Error *err) {
+    CHECK(rank >= 0 && rank < world && config->source_count <= CONFIG_MAX_SOURCES, "rank=%d world=%d", rank, world);
+    CHECK(schedule->phase[0].micro_batches == div_up(schedule->phase[0].lanes, world),
+          "the schedule is of another world than %d", world);
+    Loader *loader = xcalloc(1, sizeof *loader);
+    loader->schedule = *schedule;
+    loader->seed = (uint64_t)config->seed;
+    loader->vocab = vocab;
+    loader->eot = eot;
+    loader->rank = rank;
+    loader->world = world;
+    loader->job.step = -1;
+    pthread_mutex_init(&loader->mutex, NULL);
+    pthread_cond_init(&loader->changed, NULL);
+    int64_t longest = 0;
+    for (int p = 0; p < schedule->phase_count; ++p) longest = max_i64(longest, schedule->phase[p].T);
+    bool ok = open_sources(loader, config, err) && init_phases(loader, config, err);
+    if (ok) {
+        loader->stream = xcalloc(to_size(longest + 1), sizeof *loader->stream);
+        BatchCapacity capacity = capacity_of(schedule);
+        for (int i = 0; i < 2; ++i) {
+            batch_buffer_init(&loader->slot[i].buffer, capacity);
+            loader->slot[i].lane_weight = xcalloc(to_size(capacity.batches), sizeof(double));
+        }
+        ok = start_thread(loader, err);
+    }
+    loader->schedule.config = NULL;  // not ours to keep
+    if (!ok) {
+        loader_close(loader);
+        return false;
+    }
+    *out = loader;
+    return true;
+}
+
+void loader_close(Loader *loader) {
+    if (loader->thread_started) {
+        pthread_mutex_lock(&loader->mutex);
+        loader->quit = true;
+        pthread_cond_broadcast(&loader->changed);
+        pthread_mutex_unlock(&loader->mutex);
+        pthread_join(loader->thread, NULL);
+    }
+    pthread_cond_destroy(&loader->changed);
+    pthread_mutex_destroy(&loader->mutex);
+    for (int i = 0; i < 2; ++i) {
+        batch_buffer_free(&loader->slot[i].buffer);
+        free(loader->slot[i].lane_weight);
+    }
+    for (int s = 0; s < loader->source_count; ++s)
+        if (loader->source[s].used) shard_set_close(&loader->source[s].set);
+    free(loader->stream);
+    free(loader);
+}
+
+// ---- the caller's side ----
+
+// Both with the mutex held.
+static void submit(Loader *loader, int64_t step, int slot) {
+    loader->job = (Job){.step = step, .slot = slot, .running = true};
+    pthread_cond_broadcast(&loader->changed);
+}
+static void wait_idle(Loader *loader) {
+    while (loader->job.running) pthread_cond_wait(&loader->changed, &loader->mutex);
+}
+
+void loader_seek(Loader *loader, int64_t step) {
+    CHECK(step >= 0, "step=%lld", (long long)step);
+    loader->next_step = step;
+}
+
+void loader_set_skips(Loader *loader, const DataSkip *skips, int count) {
+    CHECK(count >= 0 && count <= DATA_SKIPS_MAX, "count=%d", count);
+    pthread_mutex_lock(&loader->mutex);
+    wait_idle(loader);
+    for (int i = 0; i < count; ++i) loader->skip[i] = skips[i];
+    loader->skip_count = count;
+    loader->job.step = -1;  // what was prepared may be other data
+    pthread_mutex_unlock(&loader->mutex);
+}
+
+const StepBatch *loader_next(Loader *loader, Error *err) {
+    double start = now_seconds();
+    pthread_mutex_lock(&loader->mutex);
+    if (loader->job.step != loader->next_step) {  // the first call, after a seek, or after an error
+        wait_idle(loader);
+        submit(loader, loader->next_step, loader->job.slot);
+    }
+    wait_idle(loader);
+    StepBatch *result = NULL;
+    if (loader->job.ok) {
+        result = &loader->slot[loader->job.slot].step;
+        ++loader->next_step;
+        submit(loader, loader->next_step, 1 - loader->job.slot);
+    } else {
+        if (err != NULL) *err = loader->job.err;
+        loader->job.step = -1;
+    }
+    pthread_mutex_unlock(&loader->mutex);
+    if (result != NULL) result->wait_ms = (now_seconds() - start) * 1e3;
+    return result;
+}
+
+int64_t loader_source_tokens(const Loader *loader, int source) {
+    CHECK(source >= 0 && source < loader->source_count, "source=%d", source);
+    return loader->source[source].set.token_count;
+}
+int64_t loader_vocab(const Loader *loader) { return loader->vocab; }
+int32_t loader_eot(const Loader *loader) { return loader->eot; }

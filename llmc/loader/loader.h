@@ -1,0 +1,74 @@
+// loader.h: shards to batches. The sample at row r of step s is a pure function of (seed, s, r), whatever the world
+// size, threads or restarts; seeking is O(1). A thread prepares the next step while the current one is computed.
+// Called by the training loop; knows rank and world as ints, nothing of devices or models.
+//
+// A source is the stream of its shards' tokens. With rows of T tokens, row k predicts stream[kT+1 .. kT+T] from
+// stream[kT .. kT+T-1]; a source of n tokens has (n-1)/T rows, which may cross shards. Row r of step s is sample
+// (s - first step of the phase) * rows_per_step + r of the phase; mixture.h says which source and row that is. Lane k
+// of a step is its rows k*B + [0, B); micro-batch m of a rank is lane m*world + rank, so that all ranks together see
+// the same rows whatever the world size. Where the world does not divide the lanes, the last micro-batch of some
+// ranks lies past the last lane: it is padding, token 0 with weight 0, and no sample. Data that is left out
+// (loader_set_skips) moves s, within the phase's own sequence of samples.
+// A source goes on through the phases where it stopped. When T changes its rows are cut anew, so it goes on at
+// ordinal (tokens given so far) / T of the new cut: in the epoch of the change some text may come twice, some not.
+#ifndef LLMC_LOADER_H
+#define LLMC_LOADER_H
+
+#include "llmc/loader/batch.h"
+#include "llmc/loader/data_skip.h"
+#include "llmc/config/schedule.h"
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+// Everything of one optimizer step on this rank.
+typedef struct {
+    int64_t step;
+    int64_t micro_batches;
+    const Batch *batch;      // [micro_batches]; they carry doc when any source of the phase has doc_mask, and then
+                             // rows of sources without it are one segment each
+    double weight_sum;       // sum of weights over the micro-batches of THIS rank. The loss divides by the sum over
+                             // all ranks, which comm reduces: weights may depend on the text, and a rank reads only
+                             // its own rows.
+    const double *lane_weight;  // [micro_batches] the same of each of them
+    double wait_ms;          // how long the caller waited for the prefetch thread
+} StepBatch;
+
+typedef struct Loader Loader;
+// Opens every source that has a weight in some phase, and checks it: magic, size, vocabulary, end-of-text id and the
+// ids that shard_set_check reads (the rest when they are used); in each phase at least one row of each source, and
+// together the rows of one step. vocab 0: the largest that the shards state (error when none does). eot -1: the one
+// that the shards state, if any; doc_mask without one is an error. Copies what it needs of config and schedule.
+bool loader_open(Loader **out, const RunConfig *config, const Schedule *schedule, int64_t vocab, int32_t eot,
+                 int rank, int world, Error *err);
+void loader_close(Loader *loader);
+void loader_seek(Loader *loader, int64_t step);  // the next loader_next returns this step
+// Step s reads the samples of step data_skip_step(skips, count, s) from now on. count <= DATA_SKIPS_MAX; copied.
+void loader_set_skips(Loader *loader, const DataSkip *skips, int count);
+// Valid until the next call. NULL and err when a shard cannot be read or holds an id >= vocab; a further call tries
+// the same step again. Steps past the end go on with the last phase. Allocates nothing.
+const StepBatch *loader_next(Loader *loader, Error *err);
+// Host bytes of the two step buffers, by the config alone (for plan).
+size_t loader_plan_bytes(const Schedule *schedule);
+int64_t loader_source_tokens(const Loader *loader, int source);  // 0 for a source without a weight in any phase
+int64_t loader_vocab(const Loader *loader);
+int32_t loader_eot(const Loader *loader);  // -1: unknown
+
+// Held-out text of one source, in order: row k holds tokens [k*T, k*T+T] of the stream; the last row is padded with
+// weight 0, and the last batch with rows of weight 0, so that every token but the first is predicted exactly once.
+typedef struct HeldOut HeldOut;
+// max_tokens: predictions at most, 0: all. vocab, eot and errors as loader_open (vocab 0 where no shard states one:
+// ids are not checked); at least two tokens.
+bool heldout_open(HeldOut **out, const SourceConfig *source, int64_t B, int64_t T, int64_t max_tokens, int64_t vocab,
+                  int32_t eot, Error *err);
+void heldout_close(HeldOut *heldout);
+int64_t heldout_batches(const HeldOut *heldout);
+int64_t heldout_tokens(const HeldOut *heldout);  // predictions, the sum of all weights
+// Fills batch k (0-based); valid until the next call. batch->source is 0. NULL and err when a shard cannot be read.
+const Batch *heldout_batch(HeldOut *heldout, int64_t k, Error *err);
+
+#ifdef __cplusplus
+}
+#endif
+#endif

@@ -1,0 +1,233 @@
+// plan.c: see plan.h.
+#include "llmc/plan/plan.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+#include "llmc/formats/hf.h"
+#include "llmc/checkpoint/snapshot.h"
+
+// Resident size of the program before it holds any data: code, shared libraries, stacks of its threads.
+#define PLAN_PROGRAM_BYTES ((size_t)12 << 20)
+
+int64_t plan_loss_chunk_rows(const RunConfig *config, int64_t rows) {
+    if (config->loss_chunk_rows > 0) return min_i64(config->loss_chunk_rows, rows);
+    int64_t row_bytes = config->arch.Vp * (int64_t)dtype_bytes(config->dtype);
+    int64_t fitting = PLAN_LOGITS_BYTES / row_bytes / 64 * 64;
+    return min_i64(rows, max_i64(fitting, 64));
+}
+
+static PartitionOptions partition_options(const RunConfig *config, int rank, int world) {
+    return (PartitionOptions){.rank = rank,
+                              .world = world,
+                              .stage = (int)config->zero,
+                              .lanes = config->deterministic == DETERMINISTIC_LANES,
+                              .muon = config->optimizer == OPTIMIZER_MUON};
+}
+
+PlanRank plan_fullest_rank(const RunConfig *config, int world, const char *comm) {
+    PartitionOptions options = partition_options(config, 0, world);
+    ParamTable params;
+    params_build(&params, &config->arch);
+    int rank = partition_fullest_rank(&params, &options);
+    params_free(&params);
+    return (PlanRank){rank, world, comm};
+}
+
+ModelShape plan_model_shape(const RunConfig *config, const Schedule *schedule, PlanRank rank) {
+    ModelShape shape = {.dtype = config->dtype, .training = true, .recompute = config->recompute};
+    shape.ranks = partition_options(config, rank.rank, rank.world);
+    shape.fp8 = config->fp8;
+    shape.no_master = config->dtype == DTYPE_BF16 && !config->master_weights;
+    for (int i = 0; i < schedule->phase_count; ++i) {
+        const PhaseSpan *phase = &schedule->phase[i];
+        shape.max_rows = max_i64(shape.max_rows, phase->B * phase->T);
+        shape.max_seq_len = max_i64(shape.max_seq_len, phase->T);
+        shape.micro_batches = max_i64(shape.micro_batches, phase->micro_batches);
+    }
+    shape.loss_chunk_rows = plan_loss_chunk_rows(config, shape.max_rows);
+    shape.cache_tokens = config->sample_tokens > 0 ? shape.max_seq_len : 0;
+    return shape;
+}
+
+void plan_layout(Model *model, Optimizer *optimizer, Tensor *comm_scratch, const RunConfig *config,
+                 const Schedule *schedule, PlanRank rank, Backend *be, Arena *arena) {
+    ModelShape shape = plan_model_shape(config, schedule, rank);
+    model_init(model, &config->arch, &shape, be, arena);
+    optimizer_init(optimizer, config, model, arena);
+    // Of what travels in sums: buckets of gradients, and sums of squares and losses in fp64.
+    const Partition *part = &model->part;
+    int64_t numbers = 2 * max_i64(part->segments, model->shape.micro_batches);
+    CommSum how = {.tree = part->options.lanes, .accumulate = part->options.stage >= 2, .wire = config->reduce_dtype};
+    size_t bytes = comm_scratch_bytes(rank.comm, rank.world, max_i64(part->largest_bucket_elems, numbers),
+                                      max_i64(part->largest_owned_elems, numbers), how);
+    *comm_scratch = tensor_1d(bytes > 0 ? arena_alloc(arena, bytes, "communication") : NULL, DTYPE_U8, (int64_t)bytes);
+}
+
+// The largest inputs, together, of the three products of a linear layer of a block (out(N,O) = in(N,I) w(O,I)^T).
+static int64_t fp8_elems(const Model *m) {
+    if (!m->shape.fp8) return 0;
+    const int64_t N = round_up(m->shape.max_rows, 16);
+    const BlockTensors *w = &m->w.block[0];
+    const Tensor weights[] = {w->qkv_w, w->attn_proj_w, w->fc_w, w->mlp_proj_w};
+    int64_t most = 0;
+    for (size_t i = 0; i < sizeof weights / sizeof weights[0]; ++i) {
+        const int64_t O = weights[i].dim[0], I = weights[i].dim[1];
+        most = max_i64(most, max_i64(N * I, N * O) + O * I);
+        most = max_i64(most, N * (I + O));
+    }
+    return most;
+}
+
+void plan_compute(MemoryPlan *plan, const RunConfig *config, const Schedule *schedule, PlanRank rank,
+                  const Backend *be) {
+    *plan = (MemoryPlan){0};
+    Model model;
+    Optimizer optimizer;
+    arena_init_measuring(&plan->arena);
+    Tensor comm_scratch;
+    plan_layout(&model, &optimizer, &comm_scratch, config, schedule, rank, NULL, &plan->arena);
+    const ModelConfig *arch = &config->arch;
+    WorkspaceShape bounds = {.rows = model.shape.max_rows,
+                             .seq_len = model.shape.max_seq_len,
+                             .head_size = arch->HS,
+                             .NH = arch->NH,
+                             .NKV = arch->NKV,
+                             .Vp = arch->Vp,
+                             .attention_library = config->dtype == DTYPE_BF16 && strcmp(config->attention, "own") != 0,
+                             .chunk_rows = model.shape.loss_chunk_rows,
+                             .fp8_elems = fp8_elems(&model),
+                             .tensors = max_i64(1, model.part.pieces),
+                             .widest = max_i64(2 * arch->F, max_i64(model_config_qkv_width(arch), arch->C))};
+    plan->workspace_bytes = be != NULL ? be->plan_workspace(be, bounds) : backend_cuda_plan_workspace(bounds);
+    plan->transfer_bytes = model_staging_bytes(&model);
+    plan->staging_bytes = model_file_staging_bytes(arch, &model.params);
+    const SnapshotShape snapshot = {arch, &model.params, model.part.options, config->dtype,
+                                    config->dtype == DTYPE_BF16 && config->master_weights};
+    plan->snapshot_bytes = config->async_save ? snapshot_plan_bytes(&snapshot) : 0;
+    optimizer_free(&optimizer);
+    model_free(&model);
+    plan->loader_bytes = loader_plan_bytes(schedule);
+    plan->program_bytes = PLAN_PROGRAM_BYTES;
+    size_t device_bytes = plan->arena.used_bytes + plan->workspace_bytes;
+    plan->total_bytes = device_bytes + plan->loader_bytes + plan->transfer_bytes + plan->staging_bytes +
+                        plan->snapshot_bytes + plan->program_bytes;
+    plan->device_bytes = be != NULL && be->shares_host_memory ? plan->total_bytes : device_bytes;
+}
+
+// ---------------------------------------------------------------------------------------------------------------
+// What would fit
+
+static const char *const RECOMPUTE_NAMES[] = {"none", "norm_act", "block"};
+
+// The largest micro-batch that fits, halving; 0: not even one row does. Micro-batches of every phase shrink alike.
+static int64_t largest_rows(MemoryPlan *plan, const RunConfig *config, const Schedule *schedule, PlanRank rank,
+                            const Backend *be, size_t available_bytes) {
+    Schedule *smaller = xmalloc(sizeof *smaller);
+    *smaller = *schedule;
+    int64_t rows = 0;
+    for (bool shrunk = true; shrunk && rows == 0;) {
+        plan_compute(plan, config, smaller, rank, be);
+        if (plan->device_bytes <= available_bytes) rows = smaller->phase[0].B;
+        shrunk = false;
+        for (int i = 0; i < smaller->phase_count; ++i) {
+            PhaseSpan *phase = &smaller->phase[i];
+            // Only halves keep the tokens of a step a multiple of the micro-batch.
+            if (phase->B % 2 != 0) continue;
+            phase->B /= 2;
+            phase->lanes *= 2;
+            phase->micro_batches = div_up(phase->lanes, rank.world);
+            shrunk = true;
+        }
+    }
+    free(smaller);
+    return rows;
+}
+
+void plan_suggest(char *out, size_t out_bytes, const RunConfig *config, const Schedule *schedule, PlanRank rank,
+                  const Backend *be, size_t available_bytes) {
+    RunConfig *other = xmalloc(sizeof *other);
+    int found = 0;
+    int64_t rows_before = 0;
+    out[0] = '\0';
+    // Where the device's memory is the host's, the copy that checkpoints are written from is the first to go.
+    MemoryPlan whole, without_copy;
+    *other = *config;
+    other->async_save = false;
+    plan_compute(&whole, config, schedule, rank, be);
+    plan_compute(&without_copy, other, schedule, rank, be);
+    const bool copy_counts = without_copy.device_bytes < whole.device_bytes;
+    if (copy_counts && without_copy.device_bytes <= available_bytes)
+        found = snprintf(out, out_bytes, "async_save=false (%.1f MiB)",
+                         (double)without_copy.device_bytes / 1048576.0) > 0;
+    // As it is, in bf16, and as a last resort without master weights; without the copy where that alone is not enough.
+    for (int state = 0; state < 3; ++state)
+        for (int level = (int)config->recompute; level <= (int)RECOMPUTE_BLOCK; ++level) {
+            *other = *config;
+            other->recompute = (Recompute)level;
+            if (copy_counts && found == 0) other->async_save = false;
+            if (state > 0) other->dtype = DTYPE_BF16;
+            if (state == 2) other->master_weights = false;
+            if ((state == 1 && config->dtype == DTYPE_BF16) || (state == 2 && (found > 0 || !config->master_weights)))
+                continue;
+            MemoryPlan plan;
+            int64_t rows = largest_rows(&plan, other, schedule, rank, be, available_bytes);
+            // Recomputing more is only worth it for a larger micro-batch.
+            if (rows <= rows_before || found == 4) continue;
+            rows_before = rows;
+            char options[128] = "";
+            if (other->dtype != config->dtype) snprintf(options, sizeof options, "dtype=bf16 ");
+            size_t used = strlen(options);
+            if (other->async_save != config->async_save)
+                used += (size_t)snprintf(options + used, sizeof options - used, "async_save=false ");
+            if (other->master_weights != config->master_weights)
+                used += (size_t)snprintf(options + used, sizeof options - used, "master_weights=false ");
+            if (other->recompute != config->recompute)
+                used += (size_t)snprintf(options + used, sizeof options - used, "recompute=%s ",
+                                         RECOMPUTE_NAMES[level]);
+            if (rows != schedule->phase[0].B)
+                snprintf(options + used, sizeof options - used, "batch_rows=%lld ", (long long)rows);
+            size_t written = strlen(out);
+            snprintf(out + written, out_bytes - written, "%s%s(%.1f MiB)", found++ > 0 ? ", or " : "", options,
+                     (double)plan.device_bytes / 1048576.0);
+        }
+    free(other);
+    if (found == 0) snprintf(out, out_bytes, "a smaller model: not even one row at a time fits with recompute=block");
+}
+
+// ---------------------------------------------------------------------------------------------------------------
+// The table
+
+static void print_row(FILE *out, const char *what, size_t bytes, size_t total) {
+    fprintf(out, "  %-24s %16zu  %9.1f MiB  %5.1f %%\n", what, bytes, (double)bytes / 1048576.0,
+            100.0 * (double)bytes / (double)total);
+}
+
+void plan_print(FILE *out, const MemoryPlan *plan, const RunConfig *config, size_t available_bytes) {
+    char model[256];
+    model_config_describe(&config->arch, model, sizeof model);
+    fprintf(out, "%s\n%s%s, optimizer %s, recompute %s\n", model, dtype_name(config->dtype),
+            config->dtype == DTYPE_BF16 && !config->master_weights ? " without master weights" : "",
+            config->optimizer == OPTIMIZER_MUON ? "muon" : "adamw",
+            RECOMPUTE_NAMES[config->recompute]);
+    fprintf(out, "  %-24s %16s\n", "what", "bytes");
+    for (int i = 0; i < plan->arena.tag_count; ++i)
+        print_row(out, plan->arena.tags[i].tag, plan->arena.tags[i].bytes, plan->total_bytes);
+    print_row(out, "operation workspaces", plan->workspace_bytes, plan->total_bytes);
+    print_row(out, "loader", plan->loader_bytes, plan->total_bytes);
+    print_row(out, "batches in transfer", plan->transfer_bytes, plan->total_bytes);
+    print_row(out, "checkpoint staging", plan->staging_bytes, plan->total_bytes);
+    print_row(out, "copy for checkpoints", plan->snapshot_bytes, plan->total_bytes);
+    print_row(out, "program (estimate)", plan->program_bytes, plan->total_bytes);
+    print_row(out, "total", plan->total_bytes, plan->total_bytes);
+    if (available_bytes == 0) {
+        if (plan->device_bytes != plan->total_bytes)
+            fprintf(out, "on the GPU %.1f MiB, and what its driver and libraries take\n",
+                    (double)plan->device_bytes / 1048576.0);
+        return;
+    }
+    bool fits = plan->device_bytes <= available_bytes;
+    if (plan->device_bytes != plan->total_bytes)
+        fprintf(out, "on the GPU %.1f MiB; ", (double)plan->device_bytes / 1048576.0);
+    fprintf(out, "available %.1f MiB: %s\n", (double)available_bytes / 1048576.0, fits ? "fits" : "does not fit");
+}

@@ -1,0 +1,55 @@
+// plan.h: every byte of a run before anything is allocated, from the same layout calls that training makes.
+#ifndef LLMC_PLAN_H
+#define LLMC_PLAN_H
+
+#include <stdio.h>
+
+#include "llmc/train/optimizer.h"
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+typedef struct {
+    Arena arena;             // a measuring arena: total and per-tag bytes of device memory
+    size_t workspace_bytes;  // what operations keep beyond their operands (packing buffers)
+    size_t loader_bytes;     // host: two prefetched steps and one held-out batch
+    size_t transfer_bytes;   // host: batches on their way to the device
+    size_t staging_bytes;    // host: what passes through on the way to a checkpoint
+    size_t snapshot_bytes;   // host: the copy that checkpoints are written from
+    size_t program_bytes;    // code, libraries and stacks of the process, an estimate
+    size_t total_bytes;
+    size_t device_bytes;  // of them on the device: all, or on a GPU the arena and the workspaces
+} MemoryPlan;
+
+// Rows of logits that are alive at a time: the option, or as many as keep them within PLAN_LOGITS_BYTES.
+#define PLAN_LOGITS_BYTES ((int64_t)256 << 20)
+int64_t plan_loss_chunk_rows(const RunConfig *config, int64_t rows);
+// Which of how many ranks the memory is for, and how they talk to each other (Comm.kind).
+typedef struct {
+    int rank, world;
+    const char *comm;
+} PlanRank;
+static const PlanRank PLAN_ALONE = {0, 1, "none"};
+// The rank that needs the most of `world`.
+PlanRank plan_fullest_rank(const RunConfig *config, int world, const char *comm);
+
+// Shapes of the run's largest micro-batch.
+ModelShape plan_model_shape(const RunConfig *config, const Schedule *schedule, PlanRank rank);
+// The one layout: on a measuring arena (be NULL) it is the plan, on a real one it is the run. comm_scratch: for
+// CommOptions.
+void plan_layout(Model *model, Optimizer *optimizer, Tensor *comm_scratch, const RunConfig *config,
+                 const Schedule *schedule, PlanRank rank, Backend *be, Arena *arena);
+// be is only asked for its workspace; NULL: a GPU that is not here. schedule: built for rank.world. Nothing is allocated.
+void plan_compute(MemoryPlan *plan, const RunConfig *config, const Schedule *schedule, PlanRank rank,
+                  const Backend *be);
+void plan_print(FILE *out, const MemoryPlan *plan, const RunConfig *config, size_t available_bytes);
+// The options that would make the run fit into available_bytes of the device, each with what it then takes:
+// "recompute=norm_act (812.0 MiB), or batch_rows=4 (701.5 MiB)". When none of them is enough: says so.
+void plan_suggest(char *out, size_t out_bytes, const RunConfig *config, const Schedule *schedule, PlanRank rank,
+                  const Backend *be, size_t available_bytes);
+
+#ifdef __cplusplus
+}
+#endif
+#endif

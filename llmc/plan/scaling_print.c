@@ -1,0 +1,193 @@
+// scaling_print.c: what `train_gpt plan world=N` reads and prints; see scaling.h.
+#include <math.h>
+#include <stddef.h>
+#include <string.h>
+
+#include "llmc/plan/scaling.h"
+
+#define GIB 1073741824.0
+
+typedef enum { OPTION_WHOLE, OPTION_NUMBER, OPTION_WORD } ScalingOptionType;
+typedef struct {
+    const char *key;
+    ScalingOptionType type;
+    size_t offset;
+    double least, most;
+    const char *help;
+} ScalingOptionRow;
+#define FIELD(name) offsetof(ScalingOptions, name)
+
+static const ScalingOptionRow ROWS[] = {
+    {"world", OPTION_WHOLE, FIELD(world), 1, SCALING_MAX_WORLD,
+     "ranks; also predicts the step for 1, 2, 4, ... of them"},
+    {"gpu", OPTION_WORD, FIELD(gpu), 0, 0,
+     "h100, h200, a100, b200, or cpu (default: h100; cpu where the device is one)"},
+    {"gpus_per_node", OPTION_WHOLE, FIELD(gpus_per_node), 1, 1024, "ranks of a node (default: 8)"},
+    {"network_gbits", OPTION_NUMBER, FIELD(network_gbits), 0.001, 1e5,
+     "Gb/s between nodes for each rank, as reached"},
+    {"network_latency_us", OPTION_NUMBER, FIELD(network_latency_us), 0.001, 1e6, "of a hop between nodes"},
+    {"node_gbytes", OPTION_NUMBER, FIELD(node_gbytes), 0.001, 1e5, "GB/s between ranks of a node, as reached"},
+    {"node_latency_us", OPTION_NUMBER, FIELD(node_latency_us), 0.001, 1e6, "of a hop inside a node"},
+    {"memory_gib", OPTION_NUMBER, FIELD(memory_gib), 0.1, 1e6, "of a device"},
+    {"memory_gbytes", OPTION_NUMBER, FIELD(memory_gbytes), 0.1, 1e6, "GB/s of its memory, as reached"},
+    {"mfu", OPTION_NUMBER, FIELD(mfu), 0.001, 1,
+     "measured on one rank, passes only: replaces the model of the computation"},
+    {"tensor", OPTION_WHOLE, FIELD(tensor), 1, 64,
+     "on paper, training has it not: ranks that share every block's matrices"},
+    {"context", OPTION_WHOLE, FIELD(context), 1, 4096, "on paper, training has it not: ranks that share every row"},
+};
+#define ROW_COUNT ((int)(sizeof ROWS / sizeof ROWS[0]))
+
+static bool store(const ScalingOptionRow *row, void *field, const char *value, Error *err) {
+    int64_t whole = 0;
+    double number;
+    if (row->type == OPTION_WORD) {
+        Machine machine;
+        if (!machine_find(&machine, value, err)) return false;
+        memcpy(field, machine.name, sizeof machine.name);
+        return true;
+    }
+    bool ok = row->type == OPTION_WHOLE ? parse_i64(value, &whole) : parse_f64(value, &number);
+    if (row->type == OPTION_WHOLE) number = (double)whole;
+    if (!ok || !(number >= row->least && number <= row->most))
+        return error_set(err, "%s: expected a %s from %g to %g, found \"%s\"", row->key,
+                         row->type == OPTION_WHOLE ? "whole number" : "number", row->least, row->most, value);
+    if (row->type == OPTION_WHOLE) memcpy(field, &whole, sizeof whole);
+    else memcpy(field, &number, sizeof number);
+    return true;
+}
+
+static const ScalingOptionRow *find_row(const char *word) {
+    const char *equals = strchr(word, '=');
+    for (int i = 0; equals != NULL && i < ROW_COUNT; ++i) {
+        size_t length = strlen(ROWS[i].key);
+        if (length == (size_t)(equals - word) && strncmp(word, ROWS[i].key, length) == 0) return &ROWS[i];
+    }
+    return NULL;
+}
+
+bool scaling_take_options(ScalingOptions *out, int *argc, char **argv, Error *err) {
+    int kept = 0;
+    for (int i = 0; i < *argc; ++i) {
+        const ScalingOptionRow *row = find_row(argv[i]);
+        if (row == NULL) argv[kept++] = argv[i];
+        else if (!store(row, (char *)out + row->offset, argv[i] + strlen(row->key) + 1, err)) return false;
+    }
+    *argc = kept;
+    return true;
+}
+
+void scaling_options_help(FILE *out) {
+    fprintf(out, "Ranks elsewhere, for a plan only\n");
+    for (int i = 0; i < ROW_COUNT; ++i) fprintf(out, "  %-20s %s\n", ROWS[i].key, ROWS[i].help);
+    fprintf(out, "\n");
+}
+
+bool scaling_machine(Machine *out, const ScalingOptions *options, const RunConfig *config, Error *err) {
+    if (!machine_find(out, options->gpu[0] != '\0' ? options->gpu : "h100", err)) return false;
+    if (options->gpus_per_node > 0) out->per_node = options->gpus_per_node;
+    if (options->network_gbits > 0) out->network_bytes_per_second = options->network_gbits * 1e9 / 8;
+    if (options->network_latency_us > 0) out->network_latency_seconds = options->network_latency_us * 1e-6;
+    if (options->node_gbytes > 0) out->node_bytes_per_second = options->node_gbytes * 1e9;
+    if (options->node_latency_us > 0) out->node_latency_seconds = options->node_latency_us * 1e-6;
+    if (options->memory_gib > 0) out->memory_bytes = options->memory_gib * GIB;
+    if (options->memory_gbytes > 0) out->memory_bytes_per_second = options->memory_gbytes * 1e9;
+    if (options->mfu > 0) out->mfu = options->mfu;
+    if (config->fp8 && out->peak_fp8 <= 0) return error_set(err, "fp8=true: gpu=%s has no 8-bit products", out->name);
+    return true;
+}
+
+// ---------------------------------------------------------------------------------------------------------------
+// The table
+
+// "57.4k", or "989 T" with a space as separator: three digits.
+static void format_count(char *out, size_t bytes, double value, const char *separator) {
+    static const char *const UNITS[] = {"", "k", "M", "G", "T", "P"};
+    int unit = 0;
+    while (unit < 5 && value >= 999.5) {
+        value /= 1e3;
+        ++unit;
+    }
+    snprintf(out, bytes, "%.*f%s%s",
+             unit == 0 || value >= 99.95 ? 0
+             : value >= 9.995            ? 1
+                                         : 2,
+             value, separator, UNITS[unit]);
+}
+
+static void print_assumptions(FILE *out, const ScalingJob *job, const Machine *m) {
+    char peak[16], memory[16], node[16], network[16];
+    format_count(peak, sizeof peak, machine_peak(m, job->dtype), " ");
+    format_count(memory, sizeof memory, m->memory_bytes_per_second, " ");
+    format_count(node, sizeof node, m->node_bytes_per_second, " ");
+    format_count(network, sizeof network, 8 * m->network_bytes_per_second, " ");
+    fprintf(out, "predicted on %s: %sFLOP/s dense %s", m->name, peak, job->dtype == DTYPE_BF16 ? "bf16" : "fp32");
+    if (m->mfu > 0) fprintf(out, ", %.1f %% of it measured on one rank", 100 * m->mfu);
+    else fprintf(out, ", products reach %.0f %%, attention %.0f %%", 100 * m->matmul_share, 100 * m->attention_share);
+    fprintf(out, "; memory %sB/s;\n", memory);
+    if (m->slots > 0) fprintf(out, "  %lld ranks at full speed on one machine, ", (long long)m->slots);
+    else fprintf(out, "  %lld ranks a node, ", (long long)m->per_node);
+    fprintf(out, "%sB/s and %.1f us a hop inside it", node, m->node_latency_seconds * 1e6);
+    if (m->slots == 0)
+        fprintf(out, ", %sb/s a rank and %.1f us between nodes", network, m->network_latency_seconds * 1e6);
+    fprintf(out, "\n");
+}
+
+static void print_row(FILE *out, const ScalingPrediction *p) {
+    char batch[16], total[16], each[16];
+    format_count(batch, sizeof batch, (double)p->batch_tokens, "");
+    format_count(total, sizeof total, p->tokens_per_second, "");
+    format_count(each, sizeof each, p->tokens_per_second / (double)p->world, "");
+    fprintf(out, "%6lld %7s %3lld x%-4lld %7.1f %-3s %9.3f %9.3f %8.3f %7.3f %6.3f %6s %6s %5.1f\n",
+            (long long)p->world, batch, (long long)p->B, (long long)p->micro_batches, p->bytes.total / GIB,
+            p->fits ? "yes" : "no", p->step_seconds, p->compute_seconds, p->exposed_seconds, p->update_seconds,
+            p->agree_seconds, total, each, 100 * p->mfu);
+}
+
+static void print_bytes(FILE *out, const ScalingPrediction *p) {
+    const struct {
+        const char *name;
+        double bytes;
+    } parts[] = {{"weights", p->bytes.weights},
+                 {"gathered weights", p->bytes.gathered},
+                 {"master weights", p->bytes.masters},
+                 {"gradients", p->bytes.gradients},
+                 {"optimizer moments", p->bytes.moments},
+                 {"activations", p->bytes.activations},
+                 {"logits", p->bytes.logits},
+                 {"key/value cache", p->bytes.cache},
+                 {"receive buffers", p->bytes.scratch}};
+    fprintf(out, "of %lld ranks the fullest, GiB:", (long long)p->world);
+    const char *separator = " ";
+    for (size_t i = 0; i < sizeof parts / sizeof parts[0]; ++i) {
+        if (parts[i].bytes <= 0) continue;
+        fprintf(out, "%s%s %.2f", separator, parts[i].name, parts[i].bytes / GIB);
+        separator = ", ";
+    }
+    const bool small = p->comm_bytes < GIB;
+    fprintf(out, "\na rank sends %.*f %s a step; collectives are in progress %.3f s, %.0f %% of it hidden; ",
+            small ? 1 : 2, small ? 1024 * p->comm_bytes / GIB : p->comm_bytes / GIB, small ? "MiB" : "GiB",
+            p->comm_seconds, p->comm_seconds > 0 ? 100 * fmax(0, 1 - p->exposed_seconds / p->comm_seconds) : 100);
+    fprintf(out, "rank 0's hub is busy %.1f ms\n", 1e3 * p->hub_seconds);
+}
+
+bool scaling_print(FILE *out, const RunConfig *config, const ScalingOptions *options, Error *err) {
+    ScalingJob job;
+    Machine machine;
+    ScalingPrediction p = {0};
+    scaling_job_from_config(&job, config);
+    if (options->tensor > 0) job.tensor = options->tensor;
+    if (options->context > 0) job.context = options->context;
+    if (!scaling_machine(&machine, options, config, err)) return false;
+    print_assumptions(out, &job, &machine);
+    fprintf(out, "%6s %7s %9s %7s %-3s %9s %9s %8s %7s %6s %6s %6s %5s\n", "ranks", "batch", "rows", "GiB/r", "fit",
+            "step s", "compute", "exposed", "update", "agree", "tok/s", "a rank", "MFU %");
+    for (int64_t world = min_i64(job.tensor * job.context, options->world);;
+         world = min_i64(2 * world, options->world)) {
+        if (!scaling_predict(&p, &job, &machine, world, err)) return false;
+        print_row(out, &p);
+        if (world == options->world) break;
+    }
+    print_bytes(out, &p);
+    return true;
+}

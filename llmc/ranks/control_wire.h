@@ -1,0 +1,116 @@
+// control_wire.h: frames over TCP for the control connections: what they hold, and a Link that sends and receives
+// them without ever blocking. Used by control.c (one link to the hub), control_hub.c (one link a rank) and
+// control_meet.c (the first words). Knows nothing of who is alive and of what the numbers mean.
+#ifndef LLMC_CONTROL_WIRE_H
+#define LLMC_CONTROL_WIRE_H
+
+#include "llmc/ranks/control.h"
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+#define CONTROL_MAGIC "tokamak control"
+#define CONTROL_VERSION 1
+#define CONTROL_NONCE_BYTES 16
+#define CONTROL_WHAT_BYTES 48
+#define CONTROL_TEXT_BYTES 1024  // of a message about the end of the run
+// The longest data of one collective.
+#define CONTROL_DATA_BYTES ((size_t)1 << 30)
+
+// The first four bytes of each frame, so that nothing else is taken for one.
+typedef enum {
+    FRAME_HELLO = 0x4b4f5401,  // rank -> hub: HelloFrame, the first frame of a connection
+    FRAME_STATUS,              // rank -> hub: StatusFrame, twice a second
+    FRAME_CALL,                // rank -> hub: CallFrame, then the rank's data
+    FRAME_WELCOME,             // hub -> rank: WelcomeFrame, the answer to a hello that is accepted
+    FRAME_REFUSE,              // hub -> rank: uint32_t: 1: try again later; then text
+    FRAME_START,               // hub -> rank: everybody has come; the table of ranks
+    FRAME_BEAT,                // hub -> rank: nothing, twice a second
+    FRAME_RESULT,              // hub -> rank: int64_t sequence, then the data
+    FRAME_ABORT,               // both: text: why the run ends
+    FRAME_END
+} FrameType;
+
+// Every version of the protocol begins with these two as they are here.
+typedef struct {
+    char magic[16];
+    uint32_t version;
+    int32_t rank, world, pid;
+    uint8_t nonce[CONTROL_NONCE_BYTES];  // zeros: to be told
+    char host[LAUNCH_HOST_BYTES];
+} HelloFrame;
+typedef struct {
+    char magic[16];
+    uint32_t version;
+    uint8_t nonce[CONTROL_NONCE_BYTES];
+} WelcomeFrame;
+
+typedef struct {
+    int64_t step;
+    ControlStatus tensors;
+} StatusFrame;
+
+typedef enum { CALL_REDUCE, CALL_BROADCAST, CALL_GATHER, CALL_CLOSE } CallKind;
+// Equal on all ranks but for step.
+typedef struct {
+    int64_t sequence;  // from 1
+    int64_t step;
+    int32_t kind;
+    int32_t sums, maxes;  // reduce: doubles
+    int32_t zero;         // keeps the struct free of padding
+    uint64_t count;       // broadcast, gather: bytes of one rank
+    char what[CONTROL_WHAT_BYTES];
+} CallFrame;
+
+typedef struct {
+    const void *bytes;
+    size_t count;
+} Part;
+
+// One connection. Reading is one thread's, sending is to be serialized by the owner; they do not disturb each other.
+typedef struct {
+    int fd;       // -1: closed
+    bool broken;  // sending failed: the other side is gone, which reading will find out
+    uint8_t *in, *out;
+    size_t in_first, in_end, in_room;     // received and not yet consumed: [in_first, in_end)
+    size_t out_first, out_end, out_room;  // to be sent
+    size_t max_frame;                     // longer frames are foreign
+} Link;
+
+typedef struct {
+    FrameType type;
+    const uint8_t *bytes;  // inside the link; until the next link_receive; of any alignment
+    size_t count;
+} Frame;
+
+void link_init(Link *link, int fd, size_t max_frame);  // fd: a connected socket, non-blocking
+void link_free(Link *link);
+// Sends the parts as one frame, as much as goes out now; the rest is kept for link_flush.
+void link_send(Link *link, FrameType type, const Part *parts, int count);
+void link_flush(Link *link);
+static inline bool link_has_output(const Link *link) { return link->out_first < link->out_end && !link->broken; }
+// Takes in what has come. > 0: something; 0: nothing now; < 0: the connection is over.
+int link_receive(Link *link);
+// Takes the next whole frame: 1, 0: not there yet, -1: what came is not of this protocol.
+int link_next(Link *link, Frame *out);
+// Waits for a frame for `seconds` at most (what was kept is sent meanwhile): 1, 0: nothing came, -1: the connection
+// is over or foreign.
+int link_await(Link *link, Frame *out, double seconds);
+
+// poll() of one descriptor; 0: nothing within the time. Signals do not end it early.
+int wait_for_socket(int fd, short events, double seconds);
+
+// A clock that counts only the time in which its thread could run: a thread that wakes up at least every `most`
+// seconds advances it at each wake-up, and what a suspended machine or a stopped process slept is left out.
+typedef struct {
+    double now;
+    double real, most;
+} WatchClock;
+void watch_clock_start(WatchClock *clock, double most);
+void watch_clock_advance(WatchClock *clock);
+
+#ifdef __cplusplus
+}
+#endif
+#endif

@@ -1,0 +1,93 @@
+// device.c: see device.h.
+#include "llmc/run/device.h"
+
+#include <dlfcn.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+// The directory of the running program, where its plug-ins lie too.
+static char *program_dir(void) {
+    char path[4096];
+    ssize_t length = readlink("/proc/self/exe", path, sizeof path - 1);
+    if (length <= 0) return xstrdup(".");
+    path[length] = '\0';
+    char *slash = strrchr(path, '/');
+    if (slash != NULL) *slash = '\0';
+    return xstrdup(path);
+}
+
+// Tests are programs one directory below the plug-ins.
+char *device_plugin_path(const char *name) {
+    char *file = xasprintf("libllmc_%s.so", name);
+    const char *given = getenv("TOKAMAK_PLUGIN_DIR");
+    bool named = given != NULL && given[0] != '\0';
+    char *dir = named ? xstrdup(given) : program_dir();
+    char *path = path_join(dir, file);
+    if (!named && !file_exists(path)) {
+        char *above = xasprintf("%s/../%s", dir, file);
+        if (file_exists(above)) {
+            free(path);
+            path = above;
+        } else {
+            free(above);
+        }
+    }
+    free(dir);
+    free(file);
+    return path;
+}
+
+Backend *backend_plugin_open(const char *device, const BackendOptions *options, Error *err) {
+    char *path = device_plugin_path(device);
+    Backend *be = NULL;
+    void *library = file_exists(path) ? dlopen(path, RTLD_NOW | RTLD_LOCAL) : NULL;
+    void *symbol = library == NULL ? NULL : dlsym(library, "backend_plugin_entry");
+    if (!file_exists(path)) {
+        error_set(err, "device=%s: the plug-in %s is not there: run `make %s` (it needs the CUDA toolkit; `make config` "
+                       "says what was found)", device, path, strcmp(device, "cudaemu") == 0 ? "emu" : "cuda");
+    } else if (symbol == NULL) {
+        error_set(err, "device=%s: cannot open %s: %s; a missing library of CUDA must be on the loader's path "
+                       "(LD_LIBRARY_PATH)", device, path, dlerror());
+    } else {
+        BackendPluginEntry *entry;
+        memcpy(&entry, &symbol, sizeof entry);
+        BackendOptions complete = *options;
+        complete.abi = BACKEND_ABI;
+        complete.backend_bytes = sizeof(Backend);
+        be = entry(&complete, err);
+        if (be == NULL) error_prefix(err, "device=%s", device);
+    }
+    // The library stays: its code runs until the backend is closed, and the driver does not like to be unloaded.
+    free(path);
+    return be;
+}
+
+// Opening a plug-in loads hundreds of megabytes of libraries; where there is no driver it is not even tried.
+static bool driver_is_present(void) {
+    void *driver = dlopen("libcuda.so.1", RTLD_NOW | RTLD_LOCAL);
+    if (driver != NULL) dlclose(driver);
+    return driver != NULL;
+}
+
+Backend *device_open(const DeviceChoice *choice, char *note, size_t note_bytes, Error *err) {
+    note[0] = '\0';
+    if (strcmp(choice->device, "cpu") == 0) return backend_cpu_open(choice->threads, choice->cpu_isa, err);
+    if (strcmp(choice->device, "cuda") == 0 && !driver_is_present()) {
+        error_set(err, "device=cuda: there is no NVIDIA driver on this machine (libcuda.so.1 is not found); install one, "
+                       "or use device=cpu");
+        return NULL;
+    }
+    if (strcmp(choice->device, "auto") != 0) return backend_plugin_open(choice->device, &choice->plugin, err);
+    Error why = {""};
+    Backend *be = NULL;
+    if (!driver_is_present()) {
+        error_set(&why, "there is no NVIDIA driver (libcuda.so.1 is not found)");
+    } else {
+        be = backend_plugin_open("cuda", &choice->plugin, &why);
+    }
+    if (be != NULL) return be;
+    snprintf(note, note_bytes, "device=auto: the CPU computes: %s", why.message);
+    return backend_cpu_open(choice->threads, choice->cpu_isa, err);
+}

@@ -1,0 +1,35 @@
+// open_model.h: models without a run: opened from a file, for sampling and evaluation. Called by the commands.
+#ifndef LLMC_OPEN_MODEL_H
+#define LLMC_OPEN_MODEL_H
+
+#include "llmc/run/run.h"
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+// A model for inference from a checkpoint, a Hugging Face directory or an llm.c file. rows, seq_len, cache_tokens: as
+// in ModelShape; seq_len 0: the model's own. The arena and model are the caller's to free, tokenizer may come out
+// NULL.
+typedef struct {
+    RunConfig config;  // only dtype, arch and device are meaningful
+    Backend *be;
+    Arena arena;
+    Model model;
+    Tokenizer *tokenizer;
+} InferenceModel;
+typedef struct {
+    const char *path;
+    const char *tokenizer;  // NULL or "": beside the model
+    const char *device;     // "auto", ...
+    DType dtype;
+    int threads;
+    int64_t rows, seq_len, cache_tokens;
+} InferenceOptions;
+bool inference_open(InferenceModel *out, const InferenceOptions *options, Error *err);
+void inference_close(InferenceModel *inference);
+
+#ifdef __cplusplus
+}
+#endif
+#endif

@@ -1,0 +1,104 @@
+// run_load.c: see run_load.h.
+#include "llmc/run/run_load.h"
+
+#include <inttypes.h>
+#include <stdlib.h>
+
+#include "llmc/formats/hf.h"
+#include "llmc/checkpoint/snapshot.h"
+
+#define STATE_MAX_BYTES ((size_t)1 << 20)
+
+static const char *optimizer_name(OptimizerKind kind) { return kind == OPTIMIZER_MUON ? "muon" : "adamw"; }
+
+// ---------------------------------------------------------------------------------------------------------------
+// The optimizer's state
+
+// Masters come before anything else is in memory, so that they may pass through whole.
+static bool read_master(Run *run, const OptimizerFiles *files, int param, Error *err) {
+    const ParamSpec *spec = &run->model.params.spec[param];
+    float *values = xmalloc(to_size(spec->elems) * sizeof *values);
+    bool ok = optimizer_files_read(files, STATE_MASTER, param, 0, spec->elems, values, err);
+    if (ok) model_set_param(&run->model, spec, values);
+    free(values);
+    optimizer_files_release(files, STATE_MASTER, param);
+    return ok;
+}
+
+static bool read_moment(Run *run, const OptimizerFiles *files, const StatePiece *piece, float *staging, Error *err) {
+    Backend *be = run->be;
+    float *device = snapshot_state_address(&run->model, &run->optimizer, piece);
+    for (int64_t at = 0; at < piece->count; at += SAFETENSORS_CHUNK_ELEMS) {
+        int64_t count = min_i64(SAFETENSORS_CHUNK_ELEMS, piece->count - at);
+        if (!optimizer_files_read(files, piece->kind, piece->param, piece->first + at, count, staging, err))
+            return false;
+        be->upload(be, device + at, staging, to_size(count) * sizeof(float));
+    }
+    optimizer_files_release(files, piece->kind, piece->param);
+    return true;
+}
+
+// masters: they are in the file and the run has them. Otherwise what the weights, already loaded, left there is
+// right.
+static bool read_optimizer(Run *run, const char *dir, bool masters, Error *err) {
+    const ParamTable *params = &run->model.params;
+    OptimizerFiles *files;
+    if (!optimizer_files_open(&files, dir, params, err)) return false;
+    bool ok = optimizer_files_check(files, run->config.optimizer == OPTIMIZER_MUON, masters, err);
+    for (int i = 0; i < params->count && ok && masters; ++i) ok = read_master(run, files, i, err);
+    if (ok) optimizer_reset(&run->optimizer, &run->model);
+    const Partition *part = &run->model.part;
+    float *staging = xmalloc(to_size(SAFETENSORS_CHUNK_ELEMS) * sizeof *staging);
+    for (int i = 0; i < part->pieces && ok; ++i) {
+        const Piece *piece = &part->piece[i];
+        StatePiece state = {STATE_M, piece->param, piece->first, piece->count};
+        ok = read_moment(run, files, &state, staging, err);
+        state.kind = STATE_V;
+        if (piece->v_packed >= 0) ok = ok && read_moment(run, files, &state, staging, err);
+    }
+    free(staging);
+    optimizer_files_close(files);
+    return ok;
+}
+
+// ---------------------------------------------------------------------------------------------------------------
+// The whole
+
+static bool check_state(const Run *run, const StateFile *state, const char *dir, Error *err) {
+    const char *wanted = optimizer_name(run->config.optimizer);
+    if (strcmp(state->optimizer, wanted) != 0)
+        return error_set(err,
+                         "%s: this checkpoint was trained with optimizer=%s, the run asks for %s: to change it, "
+                         "start a new run with init_from=%s",
+                         dir, state->optimizer, wanted, dir);
+    uint64_t fingerprint = run->tokenizer == NULL ? 0 : tokenizer_fingerprint(run->tokenizer);
+    if (state->tokenizer_fingerprint != 0 && fingerprint != 0 && state->tokenizer_fingerprint != fingerprint)
+        return error_set(err,
+                         "%s: this checkpoint was trained with another tokenizer (fingerprint %016" PRIx64
+                         ", the run's is %016" PRIx64 ")",
+                         dir, state->tokenizer_fingerprint, fingerprint);
+    ModelConfig arch;
+    if (!model_file_read_config(&arch, dir, err) || !model_config_finish(&arch, err)) return false;
+    if (!model_file_same_architecture(&arch, &run->config.arch)) {
+        char theirs[256], ours[256];
+        model_config_describe(&arch, theirs, sizeof theirs);
+        model_config_describe(&run->config.arch, ours, sizeof ours);
+        return error_set(err, "%s: this checkpoint is another architecture (%s) than the run (%s)", dir, theirs,
+                         ours);
+    }
+    return true;
+}
+
+bool run_state_load(Run *run, const char *dir, Error *err) {
+    char *path = path_join(dir, "state.json"), *json = NULL;
+    StateFile state;
+    bool ok = file_read_all(path, STATE_MAX_BYTES, &json, NULL, err) && state_file_parse(&state, json, path, err);
+    free(json);
+    free(path);
+    if (!ok || !check_state(run, &state, dir, err)) return false;
+    if (!model_file_read(dir, &run->config.arch, &run->model.params, model_put_param, &run->model, err)) return false;
+    bool masters = strcmp(state.dtype, dtype_name(DTYPE_BF16)) == 0 && state.master_weights;
+    if (!read_optimizer(run, dir, masters && run->model.master != NULL, err)) return false;
+    run->progress = state.progress;
+    return true;
+}

@@ -1,0 +1,396 @@
+// tokenizer_encode.c: text to ids. The text is split into pieces; a piece is looked up in a cache of recent pieces,
+// and merged when it is not there. Most pieces of ordinary text are cache hits, which is what makes it fast.
+#include <stdlib.h>
+#include <string.h>
+
+#include "llmc/tokenizer/tokenizer_impl.h"
+#include "llmc/tokenizer/unicode.h"
+#include "llmc/tokenizer/unicode_nfc.h"
+
+// ---- lists of ids ----
+
+static void token_list_reserve(TokenList *list, int64_t more) {
+    if (list->count + more <= list->capacity) return;
+    list->capacity = max_i64(list->count + more, 2 * list->capacity);
+    list->ids = xrealloc(list->ids, to_size(list->capacity) * sizeof *list->ids);
+}
+void token_list_push(TokenList *list, int32_t id) {
+    token_list_reserve(list, 1);
+    list->ids[list->count++] = id;
+}
+void token_list_free(TokenList *list) {
+    free(list->ids);
+    *list = (TokenList){0};
+}
+
+// ---- merging: always the pair of lowest rank, the leftmost of equals ----
+
+// A pair is a key, rank and position in one number, so that the smallest key is the pair to merge: a search over a few
+// vectors. Symbols keep their positions; a symbol that was merged into its left neighbour has no key any more.
+enum { SHORT_BITS = 7, SHORT_SYMBOLS = 1 << SHORT_BITS, KEY_LANES = 8, NO_KEY = INT32_MAX };
+_Static_assert((int64_t)TOKENIZER_MAX_VOCAB << SHORT_BITS < NO_KEY, "ranks are below the vocabulary's bound");
+
+typedef struct {
+    int32_t keys[SHORT_SYMBOLS];     // of the pair of a symbol and the next one
+    int32_t results[SHORT_SYMBOLS];  // what that pair becomes
+    uint8_t next[SHORT_SYMBOLS], previous[SHORT_SYMBOLS];
+} ShortPiece;
+
+static inline void set_key(const Tokenizer *t, ShortPiece *piece, const int32_t *symbols, int at, int next) {
+    const PairSlot *pair = tokenizer_find_pair(t, symbols[at], symbols[next]);
+    piece->keys[at] = pair == NULL ? NO_KEY : pair->rank << SHORT_BITS | at;
+    if (pair != NULL) piece->results[at] = pair->result;
+}
+
+static int64_t merge_short(const Tokenizer *t, int32_t *symbols, int64_t symbol_count) {
+    ShortPiece piece;
+    int count = (int)symbol_count, searched = (count + KEY_LANES - 1) / KEY_LANES * KEY_LANES;
+    for (int i = count - 1; i < searched; ++i) piece.keys[i] = NO_KEY;
+    for (int i = 0; i < count; ++i) {
+        if (i + 1 < count) set_key(t, &piece, symbols, i, i + 1);
+        piece.next[i] = (uint8_t)(i + 1);
+        piece.previous[i] = (uint8_t)(i - 1);  // not read where i is 0
+    }
+    for (;;) {
+        int32_t best = NO_KEY;
+        for (int i = 0; i < searched; ++i) best = piece.keys[i] < best ? piece.keys[i] : best;
+        if (best == NO_KEY) break;
+        int at = best & (SHORT_SYMBOLS - 1), right = piece.next[at], after = piece.next[right];
+        symbols[at] = piece.results[at];
+        symbols[right] = -1;
+        piece.keys[right] = NO_KEY;
+        piece.next[at] = (uint8_t)after;
+        if (after < count) {
+            piece.previous[after] = (uint8_t)at;
+            set_key(t, &piece, symbols, at, after);
+        } else {
+            piece.keys[at] = NO_KEY;
+        }
+        if (at > 0) set_key(t, &piece, symbols, piece.previous[at], at);
+    }
+    int64_t kept = 0;
+    for (int i = 0; i < count; ++i)
+        if (symbols[i] >= 0) symbols[kept++] = symbols[i];
+    return kept;
+}
+
+// A candidate merge of the symbol at `at` with its right neighbour; stale once either has changed.
+typedef struct {
+    int32_t rank, at;
+    int32_t left, right, result;
+} Candidate;
+
+typedef struct {
+    Candidate *items;
+    int64_t count, capacity;
+} CandidateHeap;
+
+static bool candidate_less(Candidate a, Candidate b) { return a.rank != b.rank ? a.rank < b.rank : a.at < b.at; }
+
+static void heap_push(CandidateHeap *heap, Candidate item) {
+    if (heap->count == heap->capacity) {
+        heap->capacity = 2 * heap->capacity + 64;
+        heap->items = xrealloc(heap->items, to_size(heap->capacity) * sizeof *heap->items);
+    }
+    int64_t i = heap->count++;
+    for (; i > 0 && candidate_less(item, heap->items[(i - 1) / 2]); i = (i - 1) / 2)
+        heap->items[i] = heap->items[(i - 1) / 2];
+    heap->items[i] = item;
+}
+
+static Candidate heap_pop(CandidateHeap *heap) {
+    Candidate top = heap->items[0], item = heap->items[--heap->count];
+    int64_t i = 0;
+    for (int64_t child; (child = 2 * i + 1) < heap->count; i = child) {
+        if (child + 1 < heap->count && candidate_less(heap->items[child + 1], heap->items[child])) ++child;
+        if (!candidate_less(heap->items[child], item)) break;
+        heap->items[i] = heap->items[child];
+    }
+    heap->items[i] = item;
+    return top;
+}
+
+static void push_candidate(const Tokenizer *t, CandidateHeap *heap, const int32_t *symbols, int32_t at,
+                           int32_t next) {
+    const PairSlot *pair = tokenizer_find_pair(t, symbols[at], symbols[next]);
+    if (pair != NULL) heap_push(heap, (Candidate){pair->rank, at, pair->left, pair->right, pair->result});
+}
+
+// For long pieces: a heap of candidates over a linked list; a symbol that was merged away is -1.
+static int64_t merge_long(const Tokenizer *t, int32_t *symbols, int64_t symbol_count) {
+    int32_t count = to_i32(symbol_count);
+    int32_t *previous = xmalloc((size_t)count * sizeof *previous), *next = xmalloc((size_t)count * sizeof *next);
+    CandidateHeap heap = {0};
+    for (int32_t i = 0; i < count; ++i) {
+        previous[i] = i - 1;
+        next[i] = i + 1;
+        if (i + 1 < count) push_candidate(t, &heap, symbols, i, i + 1);
+    }
+    while (heap.count > 0) {
+        Candidate best = heap_pop(&heap);
+        int32_t at = best.at, right = next[at];
+        if (symbols[at] != best.left || right >= count || symbols[right] != best.right) continue;
+        symbols[at] = best.result;
+        symbols[right] = -1;
+        next[at] = next[right];
+        if (next[at] < count) {
+            previous[next[at]] = at;
+            push_candidate(t, &heap, symbols, at, next[at]);
+        }
+        if (previous[at] >= 0) push_candidate(t, &heap, symbols, previous[at], at);
+    }
+    int64_t kept = 0;
+    for (int32_t i = 0; i < count; ++i)
+        if (symbols[i] >= 0) symbols[kept++] = symbols[i];
+    free(heap.items);
+    free(previous);
+    free(next);
+    return kept;
+}
+
+int64_t tokenizer_merge_symbols(const Tokenizer *t, int32_t *symbols, int64_t count) {
+    return count <= SHORT_SYMBOLS ? merge_short(t, symbols, count) : merge_long(t, symbols, count);
+}
+
+// llama2.c starts from characters, or bytes where a character is no token.
+static int64_t symbols_llama2c(const Tokenizer *t, int32_t *symbols, const uint8_t *piece, int64_t bytes) {
+    int64_t count = 0;
+    for (int64_t pos = 0; pos < bytes;) {
+        uint32_t code;
+        int length = utf8_decode(piece + pos, bytes - pos, &code);
+        int32_t id = tokenizer_find_token(t, piece + pos, length);
+        if (id >= 0) symbols[count++] = id;
+        for (int i = 0; id < 0 && i < length; ++i) symbols[count++] = t->byte_ids[piece[pos + i]];
+        pos += length;
+    }
+    return count;
+}
+
+// Appends the ids of one piece.
+static void encode_piece(const Tokenizer *t, TokenList *out, const uint8_t *piece, int64_t bytes) {
+    if (t->whole_pieces) {
+        int32_t id = tokenizer_find_token(t, piece, bytes);
+        if (id >= 0) {
+            token_list_push(out, id);
+            return;
+        }
+    }
+    token_list_reserve(out, bytes);
+    int32_t *symbols = out->ids + out->count;
+    int64_t count = bytes;
+    if (t->llama2c) {
+        count = symbols_llama2c(t, symbols, piece, bytes);
+    } else {
+        for (int64_t i = 0; i < bytes; ++i) symbols[i] = t->byte_ids[piece[i]];
+    }
+    out->count += t->pairs_used == 0 ? count : tokenizer_merge_symbols(t, symbols, count);
+}
+
+// ---- the cache of pieces: direct-mapped, one cache line a piece, the newest stays ----
+
+enum { CACHE_KEY_BYTES = 23, CACHE_IDS = 9, CACHE_SLOTS = 1 << 15, SMALL_TEXT_BYTES = 1 << 16 };
+
+typedef struct {
+    uint64_t key[3];  // the piece, zero-padded; its length in the last byte (0: empty slot)
+    int32_t count;
+    int32_t ids[CACHE_IDS];
+} CacheSlot;
+_Static_assert(sizeof(CacheSlot) == 64, "a cache line");
+
+struct TokenEncoder {
+    const Tokenizer *tokenizer;
+    CacheSlot *cache;  // NULL: none, for short texts
+    uint8_t *pending;  // text whose pieces are not certain yet
+    int64_t pending_bytes, pending_capacity, pending_scanned;
+    bool inside_document;  // something of this document was fed
+};
+
+TokenEncoder *token_encoder_new(const Tokenizer *tokenizer) {
+    TokenEncoder *encoder = xcalloc(1, sizeof *encoder);
+    encoder->tokenizer = tokenizer;
+    encoder->cache = xcalloc(CACHE_SLOTS, sizeof *encoder->cache);
+    return encoder;
+}
+
+void token_encoder_free(TokenEncoder *encoder) {
+    if (encoder == NULL) return;
+    free(encoder->cache);
+    free(encoder->pending);
+    free(encoder);
+}
+
+static inline void load_key(uint64_t key[3], const uint8_t *piece, int64_t bytes, int64_t readable) {
+    if (readable >= 24) {
+        // Whole words, then the bytes past the piece cleared: cheaper than copying a varying number of bytes.
+        memcpy(key, piece, 24);
+        int64_t word = bytes >> 3;
+        key[word] &= ~(~(uint64_t)0 << (8 * (bytes & 7)));
+        if (word < 2) key[2] = 0;
+        if (word < 1) key[1] = 0;
+    } else {
+        key[0] = key[1] = key[2] = 0;
+        memcpy(key, piece, (size_t)bytes);
+    }
+    key[2] |= (uint64_t)bytes << 56;
+}
+
+static inline uint64_t hash_key(const uint64_t key[3]) {
+    uint64_t h = (key[0] ^ (key[1] * 0xC2B2AE3D27D4EB4Fu) ^ (key[2] * 0x165667B19E3779F9u)) * 0x9E3779B97F4A7C15u;
+    return h >> 49;
+}
+_Static_assert(CACHE_SLOTS == 1 << 15, "hash_key gives 15 bits");
+
+static void encode_split(const Tokenizer *t, CacheSlot *cache, TokenList *out, const uint8_t *text, int64_t bytes) {
+    for (int64_t pos = 0, length; pos < bytes; pos += length) {
+        length = split_piece(t->pattern, text + pos, bytes - pos);
+        if (cache == NULL || length > CACHE_KEY_BYTES) {
+            encode_piece(t, out, text + pos, length);
+            continue;
+        }
+        uint64_t key[3];
+        load_key(key, text + pos, length, bytes - pos);
+        CacheSlot *slot = &cache[hash_key(key)];
+        token_list_reserve(out, CACHE_IDS);
+        if (slot->key[0] == key[0] && slot->key[1] == key[1] && slot->key[2] == key[2]) {
+            memcpy(out->ids + out->count, slot->ids, sizeof slot->ids);
+            out->count += slot->count;
+            continue;
+        }
+        int64_t first = out->count;
+        encode_piece(t, out, text + pos, length);
+        int64_t count = out->count - first;
+        if (count > CACHE_IDS) continue;
+        memcpy(slot->key, key, sizeof key);
+        slot->count = (int32_t)count;
+        memcpy(slot->ids, out->ids + first, (size_t)count * sizeof(int32_t));
+    }
+}
+
+// Appends the ids of text, split from its first byte on.
+static void encode_pieces(const Tokenizer *t, CacheSlot *cache, TokenList *out, const uint8_t *text, int64_t bytes) {
+    if (t->normalize_nfc && !unicode_is_plainly_nfc(text, bytes)) {
+        // Cuts are before white space, across which nothing composes: part by part is the same as the whole.
+        uint8_t *normalized = xmalloc(to_size(3 * bytes));
+        encode_split(t, cache, out, normalized, unicode_nfc(normalized, text, bytes));
+        free(normalized);
+        return;
+    }
+    encode_split(t, cache, out, text, bytes);
+}
+
+// ---- streaming ----
+
+static void append_pending(TokenEncoder *encoder, const uint8_t *text, int64_t bytes) {
+    if (encoder->pending_bytes + bytes > encoder->pending_capacity) {
+        encoder->pending_capacity = 2 * (encoder->pending_bytes + bytes) + 256;
+        encoder->pending = xrealloc(encoder->pending, to_size(encoder->pending_capacity));
+    }
+    if (bytes > 0) memcpy(encoder->pending + encoder->pending_bytes, text, to_size(bytes));
+    encoder->pending_bytes += bytes;
+}
+
+void token_encoder_feed(TokenEncoder *encoder, TokenList *out, const void *text, int64_t bytes) {
+    const Tokenizer *t = encoder->tokenizer;
+    if (bytes == 0) return;
+    if (!encoder->inside_document && t->llama2c) append_pending(encoder, (const uint8_t *)" ", 1);
+    encoder->inside_document = true;
+    if (encoder->pending_bytes == 0) {  // ordinary case: straight from the caller's text, keeping only its end
+        int64_t cut = split_safe_cut(t->pattern, text, 0, bytes);
+        encode_pieces(t, encoder->cache, out, text, cut);
+        append_pending(encoder, (const uint8_t *)text + cut, bytes - cut);
+    } else {
+        append_pending(encoder, text, bytes);
+        int64_t cut = split_safe_cut(t->pattern, encoder->pending, encoder->pending_scanned, encoder->pending_bytes);
+        encode_pieces(t, encoder->cache, out, encoder->pending, cut);
+        encoder->pending_bytes -= cut;
+        memmove(encoder->pending, encoder->pending + cut, to_size(encoder->pending_bytes));
+    }
+    encoder->pending_scanned = encoder->pending_bytes;  // no sure boundary is left in it
+}
+
+void token_encoder_finish(TokenEncoder *encoder, TokenList *out) {
+    encode_pieces(encoder->tokenizer, encoder->cache, out, encoder->pending, encoder->pending_bytes);
+    encoder->pending_bytes = encoder->pending_scanned = 0;
+    encoder->inside_document = false;
+}
+
+int64_t tokenizer_safe_cut(const Tokenizer *t, const void *text, int64_t bytes) {
+    return split_safe_cut(t->pattern, text, 0, bytes);
+}
+
+// ---- whole texts ----
+
+// The special token whose name starts at text[0], or -1; the longest one.
+static int32_t special_at(const Tokenizer *t, const uint8_t *text, int64_t bytes) {
+    for (int32_t i = 0; i < t->special_count; ++i) {
+        const Token *token = &t->tokens[t->specials[i]];
+        if (token->bytes <= bytes && memcmp(t->bytes + token->offset, text, (size_t)token->bytes) == 0)
+            return t->specials[i];
+    }
+    return -1;
+}
+
+void tokenizer_encode(const Tokenizer *t, TokenList *out, const void *text, int64_t bytes, bool specials) {
+    const uint8_t *bytes_left = text;
+    TokenEncoder encoder = {.tokenizer = t};
+    if (bytes > SMALL_TEXT_BYTES) encoder.cache = xcalloc(CACHE_SLOTS, sizeof *encoder.cache);
+    bool may_start[256] = {false};
+    for (int32_t i = 0; i < t->special_count && specials; ++i)
+        may_start[t->bytes[t->tokens[t->specials[i]].offset]] = true;
+    int64_t done = 0;
+    for (int64_t pos = 0; pos < bytes && specials;) {
+        int32_t id = may_start[bytes_left[pos]] ? special_at(t, bytes_left + pos, bytes - pos) : -1;
+        if (id < 0) {
+            ++pos;
+            continue;
+        }
+        token_encoder_feed(&encoder, out, bytes_left + done, pos - done);
+        token_encoder_finish(&encoder, out);
+        token_list_push(out, id);
+        pos += t->tokens[id].bytes;
+        done = pos;
+    }
+    token_encoder_feed(&encoder, out, bytes_left + done, bytes - done);
+    token_encoder_finish(&encoder, out);
+    free(encoder.cache);
+    free(encoder.pending);
+}
+
+void tokenizer_encode_parallel(const Tokenizer *t, TokenList *out, const void *text, int64_t bytes) {
+    enum { CHUNK_BYTES = 1 << 18 };
+    int64_t chunk_capacity = bytes / CHUNK_BYTES + 2, chunk_count = 0;
+    int64_t *ends = xmalloc(to_size(chunk_capacity) * sizeof *ends);
+    for (int64_t start = 0; start < bytes; ++chunk_count) {
+        int64_t left = bytes - start, cut = 0;
+        for (int64_t window = CHUNK_BYTES; cut == 0 && window < left; window *= 2)
+            cut = tokenizer_safe_cut(t, (const uint8_t *)text + start, window);
+        if (chunk_count == chunk_capacity) {
+            chunk_capacity *= 2;
+            ends = xrealloc(ends, to_size(chunk_capacity) * sizeof *ends);
+        }
+        start += cut > 0 ? cut : left;
+        ends[chunk_count] = start;
+    }
+    TokenList *lists = xcalloc(to_size(chunk_count), sizeof *lists);
+#pragma omp parallel if (chunk_count > 1)
+    {
+        TokenEncoder *encoder = token_encoder_new(t);
+#pragma omp for schedule(dynamic)
+        for (int64_t i = 0; i < chunk_count; ++i) {
+            int64_t start = i == 0 ? 0 : ends[i - 1];
+            encoder->inside_document = i > 0;
+            token_encoder_feed(encoder, &lists[i], (const uint8_t *)text + start, ends[i] - start);
+            token_encoder_finish(encoder, &lists[i]);
+        }
+        token_encoder_free(encoder);
+    }
+    for (int64_t i = 0; i < chunk_count; ++i) {
+        token_list_reserve(out, lists[i].count);
+        if (lists[i].count > 0)
+            memcpy(out->ids + out->count, lists[i].ids, to_size(lists[i].count) * sizeof(int32_t));
+        out->count += lists[i].count;
+        token_list_free(&lists[i]);
+    }
+    free(lists);
+    free(ends);
+}

@@ -1,0 +1,224 @@
+// hash_chain.c: see hash_chain.h.
+#include "llmc/train/hash_chain.h"
+
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+#include <xxhash.h>
+
+#include "llmc/base/jsonl_file.h"
+
+enum { SUM_WEIGHTS, SUM_OPTIMIZER, DEVICE_SUMS };
+// First and second moments of an element are hashed at places of their own.
+#define SECOND_MOMENTS_PLACE ((int64_t)1 << 62)
+
+static bool is_due(int64_t step, int64_t every) { return every > 0 && step % every == 0; }
+
+bool hash_chain_resume(HashChain *chain, const RunProgress *progress, Error *err) {
+    chain->chain = progress->chain;
+    chain->since = progress->chain_step;
+    chain->data = chain->options.rank == 0 ? progress->chain_data : 0;
+    chain->agreed = 0;
+    if (chain->options.rank != 0 || chain->options.every == 0) return true;
+    if (chain->file >= 0) close(chain->file);
+    return step_file_open(&chain->file, chain->options.out_dir, HASH_FILE_NAME, progress->step, err);
+}
+
+bool hash_chain_open(HashChain *chain, Backend *be, const HashChainOptions *options, const RunProgress *progress,
+                     Error *err) {
+    CHECK(options->world > 0 && options->rank >= 0 && options->rank < options->world, "rank=%d world=%d",
+          options->rank, options->world);
+    *chain = (HashChain){.options = *options, .be = be, .file = -1};
+    chain->options.out_dir = xstrdup(options->out_dir);
+    if (options->every > 0 || (options->compare_every > 0 && options->world > 1)) {
+        chain->all = xcalloc((size_t)options->world, sizeof *chain->all);
+        chain->device = be->alloc(be, DEVICE_SUMS * sizeof(uint64_t), err);
+        if (chain->device != NULL) chain->host = be->host_alloc(be, DEVICE_SUMS * sizeof(uint64_t), err);
+        if (chain->host == NULL) return false;
+    }
+    return hash_chain_resume(chain, progress, err);
+}
+
+void hash_chain_close(HashChain *chain) {
+    if (chain->file >= 0 && chain->be != NULL) close(chain->file);
+    if (chain->host != NULL) chain->be->host_free(chain->be, chain->host);
+    if (chain->device != NULL) chain->be->free(chain->be, chain->device, DEVICE_SUMS * sizeof(uint64_t));
+    free(chain->all);
+    free((char *)chain->options.out_dir);
+    *chain = (HashChain){.file = -1};
+}
+
+// ---- data ----
+
+static uint64_t hash_row(int64_t step, const Batch *batch, int64_t row) {
+    const int64_t place[4] = {step, batch->source[row], batch->row_index[row], batch->T}, at = row * batch->T;
+    const size_t tokens = to_size(batch->T);
+    uint64_t hash = XXH3_64bits(place, sizeof place);
+    hash = XXH3_64bits_withSeed(batch->tokens + at, tokens * sizeof *batch->tokens, hash);
+    hash = XXH3_64bits_withSeed(batch->targets + at, tokens * sizeof *batch->targets, hash);
+    hash = XXH3_64bits_withSeed(batch->weights + at, tokens * sizeof *batch->weights, hash);
+    if (batch->doc != NULL) hash = XXH3_64bits_withSeed(batch->doc + at, tokens * sizeof *batch->doc, hash);
+    if (batch->prefix != NULL) hash = XXH3_64bits_withSeed(batch->prefix + at, tokens * sizeof *batch->prefix, hash);
+    return hash;
+}
+
+void hash_chain_add_batch(HashChain *chain, int64_t step, const Batch *batch) {
+    if (chain->options.every == 0) return;
+    for (int64_t row = 0; row < batch->B; ++row)
+        if (batch->row_index[row] >= 0) chain->data += hash_row(step, batch, row);
+}
+
+// ---- what the device holds ----
+
+static bool read_sums(const HashChain *chain, Error *err) {
+    Backend *be = chain->be;
+    return be->wait(be, be->download_begin(be, chain->host, chain->device, DEVICE_SUMS * sizeof(uint64_t)), err);
+}
+
+// Where every rank updates everything each hashes a part of it.
+static void hash_piece(const HashChain *chain, const Model *model, const Optimizer *opt, const Piece *piece) {
+    Backend *be = chain->be;
+    const int64_t rank = chain->options.rank, world = chain->options.world;
+    bool replicated = model->part.options.stage == 0;
+    int64_t first = replicated ? piece->count * rank / world : 0;
+    int64_t count = (replicated ? piece->count * (rank + 1) / world : piece->count) - first;
+    int64_t place = model->params.spec[piece->param].offset + piece->first + first;
+    float *master = model_master(model, piece);
+    Tensor value = master != NULL ? tensor_1d(master + first, DTYPE_F32, count)
+                                  : tensor_1d((uint16_t *)model_weight(model, piece) + first, DTYPE_BF16, count);
+    be->hash_sum(be, &chain->device[SUM_WEIGHTS], value, place, true);
+    uint64_t *optimizer = &chain->device[SUM_OPTIMIZER];
+    be->hash_sum(be, optimizer, tensor_1d(opt->m + piece->packed + first, DTYPE_F32, count), place, true);
+    if (piece->v_packed < 0) return;
+    be->hash_sum(be, optimizer, tensor_1d(opt->v + piece->v_packed + first, DTYPE_F32, count),
+                 SECOND_MOMENTS_PLACE + place, true);
+}
+
+static bool combine(const HashChain *chain, const char *what, HashSums *total, const HashSums *mine, Error *err) {
+    if (!control_gather(chain->options.control, what, chain->all, mine, sizeof *mine))
+        return error_set(err, "%s: the ranks no longer meet: the run is ending", what);
+    *total = (HashSums){0};
+    for (int rank = 0; rank < chain->options.world; ++rank) {
+        total->data += chain->all[rank].data;
+        total->weights += chain->all[rank].weights;
+        total->optimizer += chain->all[rank].optimizer;
+    }
+    return true;
+}
+
+static void append(HashChain *chain, const HashLink *link) {
+    char line[HASH_LINK_BYTES];
+    size_t bytes = hash_link_format(line, link);
+    if (chain->file < 0 || step_file_append(chain->file, line, bytes) || chain->failed) return;
+    chain->failed = true;
+    fprintf(stderr, "warning: %s: cannot write %s.jsonl: %s; training goes on\n", chain->options.out_dir,
+            HASH_FILE_NAME, strerror(errno));
+}
+
+bool hash_chain_link(HashChain *chain, int64_t step, const Model *model, const Optimizer *opt, Error *err) {
+    if (!is_due(step, chain->options.every)) return true;
+    CHECK(step > chain->since, "step %lld after the link of step %lld", (long long)step, (long long)chain->since);
+    chain->be->zero(chain->be, chain->device, DEVICE_SUMS * sizeof(uint64_t));
+    for (int i = 0; i < model->part.pieces; ++i) hash_piece(chain, model, opt, &model->part.piece[i]);
+    if (!read_sums(chain, err)) return false;
+    const HashSums mine = {chain->data, chain->host[SUM_WEIGHTS], chain->host[SUM_OPTIMIZER]};
+    HashSums total = {0};
+    if (!combine(chain, "hash chain", &total, &mine, err)) return false;
+    HashLink link = {.step = step, .since = chain->since, .data = total.data, .weights = total.weights,
+                     .optimizer = total.optimizer};
+    link.chain = hash_link_chain(chain->chain, &link);
+    append(chain, &link);
+    chain->chain = link.chain;
+    chain->since = step;
+    chain->data = 0;
+    return true;
+}
+
+bool hash_chain_save(HashChain *chain, RunProgress *progress, Error *err) {
+    HashSums total = {0};
+    // Steps that no link will cover: a later chain begins behind them.
+    if (chain->options.every == 0) chain->since = progress->step;
+    else if (!combine(chain, "hash chain's data", &total, &(HashSums){.data = chain->data}, err)) return false;
+    progress->chain = chain->chain;
+    progress->chain_step = chain->since;
+    progress->chain_data = total.data;
+    return true;
+}
+
+// ---------------------------------------------------------------------------------------------------------------
+// Replicas
+
+int replicas_judge(bool *odd, const uint64_t *hashes, int world) {
+    // The candidate of a majority vote (Boyer & Moore 1981), then its votes.
+    uint64_t candidate = 0;
+    int lead = 0, votes = 0, count = 0;
+    for (int rank = 0; rank < world; ++rank) {
+        if (lead == 0) candidate = hashes[rank];
+        lead += hashes[rank] == candidate ? 1 : -1;
+    }
+    for (int rank = 0; rank < world; ++rank) votes += hashes[rank] == candidate;
+    for (int rank = 0; rank < world; ++rank) {
+        odd[rank] = 2 * votes <= world || hashes[rank] != candidate;
+        count += odd[rank];
+    }
+    return count;
+}
+
+#define RANKS_NAMED 8
+// "rank 2 (node3, pid 4711) and rank 5 (node4, pid 12)"
+static void name_ranks(const HashChain *chain, const bool *odd, int count, char *out, size_t bytes) {
+    int named = 0;
+    size_t used = 0;
+    out[0] = '\0';
+    for (int rank = 0; rank < chain->options.world && named < RANKS_NAMED; ++rank) {
+        if (!odd[rank]) continue;
+        char name[128];
+        control_describe_rank(chain->options.control, rank, name, sizeof name);
+        const char *between = named == 0 ? "" : named == count - 1 ? " and " : ", ";
+        used += (size_t)snprintf(out + used, bytes - used, "%s%s", between, name);
+        CHECK(used < bytes, "%d ranks take %zu bytes", count, used);
+        ++named;
+    }
+    if (named < count) snprintf(out + used, bytes - used, " and %d more", count - named);
+}
+
+static bool report_drift(const HashChain *chain, int64_t step, const bool *odd, int count, Error *err) {
+    char names[RANKS_NAMED * 136], since[64] = "this was the first comparison";
+    name_ranks(chain, odd, count, names, sizeof names);
+    if (chain->agreed > 0) snprintf(since, sizeof since, "they were the same at step %lld", (long long)chain->agreed);
+    const char *advice = "Resume from a checkpoint of before, and look at that machine's memory and at its version";
+    if (count == chain->options.world)
+        return error_set(err, "step %lld: the ranks have drifted apart: the weights of %s differ, and no majority "
+                              "has the same; %s. %s", (long long)step, names, since, advice);
+    return error_set(err, "step %lld: %s %s drifted: %s weights are not those of the other %d ranks; %s. %s",
+                     (long long)step, names, count == 1 ? "has" : "have", count == 1 ? "its" : "their",
+                     chain->options.world - count, since, advice);
+}
+
+bool replicas_compare(HashChain *chain, int64_t step, const Model *model, Error *err) {
+    int world = chain->options.world;
+    if (!is_due(step, chain->options.compare_every) || world == 1 || model->part.options.stage == 3) return true;
+    Backend *be = chain->be;
+    const size_t elem_bytes = dtype_bytes(model->shape.dtype);
+    be->zero(be, chain->device, DEVICE_SUMS * sizeof(uint64_t));
+    for (int i = 0; i < model->params.count; ++i) {
+        const ParamSpec *spec = &model->params.spec[i];
+        void *values = (unsigned char *)model->weights + to_size(spec->offset) * elem_bytes;
+        be->hash_sum(be, &chain->device[SUM_WEIGHTS], tensor_1d(values, model->shape.dtype, spec->elems),
+                     spec->offset, true);
+    }
+    if (!read_sums(chain, err)) return false;
+    uint64_t *hashes = xcalloc((size_t)world, sizeof *hashes);
+    bool *odd = xcalloc((size_t)world, sizeof *odd);
+    bool ok = control_gather(chain->options.control, "replicas' weights", hashes, &chain->host[SUM_WEIGHTS],
+                             sizeof *hashes) ||
+              error_set(err, "comparing replicas: the ranks no longer meet: the run is ending");
+    int count = ok ? replicas_judge(odd, hashes, world) : 0;
+    if (count > 0) ok = report_drift(chain, step, odd, count, err);
+    free(hashes);
+    free(odd);
+    if (ok) chain->agreed = step;
+    return ok;
+}

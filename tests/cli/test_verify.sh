@@ -1,0 +1,59 @@
+#!/bin/bash
+# test_verify.sh: runs with hash_every=N and what train_gpt verify says of them: the same links whatever the ranks, the ZeRO stage and
+# the interruptions; the step and the cause of a difference. Files and messages in detail are test_command_verify's.
+set -u
+cd "$(dirname "$0")/../.." || exit 1
+. tests/support/lib.sh
+
+words 12000 >"$work/text.txt"
+"$prep" tokenize --tokenizer bytes --out "$work/data" --val-fraction 0.1 "$work/text.txt" >/dev/null 2>&1 || exit 1
+
+# run NAME RANKS [key=value...]: eight steps of eight micro-batches; goes on where NAME stopped.
+run() {
+    local name=$1 ranks=$2 launcher=()
+    shift 2
+    [ "$ranks" -eq 1 ] || launcher=("${mpi[@]}" -np "$ranks")
+    env "$(sanitize_for "$ranks")" timeout -k 5 120 "${launcher[@]}" "$train_gpt" train out_dir="$work/$name" train="$work/data/train_*.bin" device=cpu threads=1 \
+        model=llama:d2 channels=64 heads=4 kv_heads=2 head_size=16 ffn=96 max_seq_len=32 seq_len=32 batch_rows=2 batch_tokens=512 \
+        steps=8 warmup_steps=2 lr=3e-3 val_every=0 save_every=5 keep_last=0 sample_tokens=8 comm_timeout=60 progress_bar=false \
+        deterministic=lanes compare_every=2 hash_every=1 "$@" >"$work/$name.log" 2>&1 || { tail -n 5 "$work/$name.log"; return 1; }
+}
+verify() { expect "$1" "$2" "$train_gpt" verify "$work/$3" "$work/$4"; }
+# STATUS TEXT NAME REFERENCE RANKS [key=value...]
+run_and_verify() {
+    run "$3" "$5" "${@:6}" && verify "$1" "$2" "$3" "$4"
+}
+# A checkpoint of step 5, between the links of 3 and 6, is gone on with by other ranks: the file is the one of the run that was
+# left alone.
+resumed() {
+    rm -rf "${work:?}/parts"
+    cp -r "$work/thirds" "$work/parts" && rm -r "$work/parts/step_00000008" && run parts "$1" "${@:2}" hash_every=3 || return 1
+    grep -q 'resumed' "$work/parts.log" && cmp "$work/thirds/hashes.jsonl" "$work/parts/hashes.jsonl"
+}
+
+check one run one 1
+check a_repetition run_and_verify 0 '^equal' again one 1
+check other_links run_and_verify 0 '^2 of 2 common links agree' thirds one 1 hash_every=3
+check resumed_by_one resumed 1
+check other_data run_and_verify 1 'different from step 1 on: data, weights and optimizer state' data one 1 seed=5
+check other_rate run_and_verify 1 'different from step 1 on: weights' rate one 1 lr=4e-3
+check other_rate_same_data verify 1 'the data was the same' rate one
+check one_bf16 run bf16 1 dtype=bf16
+check one_muon run muon 1 optimizer=muon
+no_chain() { run none 1 hash_every=0 && verify 1 'none/hashes.jsonl: there is no such file' none one; }
+check no_chain no_chain
+
+why=$(mpi_missing)
+if [ -n "$why" ]; then
+    skip ranks "$why"
+    finish
+    exit
+fi
+for zero in 0 1 2 3; do check "two_ranks_zero$zero" run_and_verify 0 '^equal' "two$zero" one 2 zero=$zero; done
+check four_ranks run_and_verify 0 '^equal' four one 4 zero=3
+check two_ranks_bf16 run_and_verify 0 '^equal' two-bf16 bf16 2 dtype=bf16 zero=1
+check two_ranks_muon run_and_verify 0 '^equal' two-muon muon 2 optimizer=muon zero=2
+check resumed_by_two resumed 2 zero=3
+# Lanes want a power of two; the data is the same for any number, padding and all.
+check three_ranks run_and_verify 1 'the data was the same' three one 3 zero=1 deterministic=run
+finish

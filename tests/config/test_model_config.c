@@ -1,0 +1,170 @@
+// test_model_config.c: presets against published parameter counts, derivation, rejections that name what is wrong.
+#include <math.h>
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <string.h>
+
+#include <cmocka.h>
+
+#include "llmc/config/model_config.h"
+
+static ModelConfig preset(const char *name) {
+    ModelConfig config;
+    Error err = {""};
+    if (!model_config_preset(&config, name, &err)) fail_msg("%s: %s", name, err.message);
+    if (config.V == 0) config.V = 50257;
+    if (!model_config_finish(&config, &err)) fail_msg("%s: %s", name, err.message);
+    return config;
+}
+
+// Totals as transformers' num_parameters() gives them for the published configurations (positions: see the preset).
+static void test_published_counts(void **state) {
+    (void)state;
+    static const struct {
+        const char *name;
+        int64_t params;
+    } CASES[] = {
+        {"gpt2:124M", 124439808},    {"gpt2:355M", 354823168},   {"gpt2:350M", 354823168},
+        {"gpt2:774M", 774030080},    {"gpt2:1558M", 1557611200}, {"gpt2:1.5B", 1557611200},
+        {"llama3:1B", 1235814400},   {"llama3:3B", 3212749824},  {"llama3:8B", 8030261248},
+        {"llama3:70B", 70553706496}, {"qwen2:0.5B", 494032768},  {"qwen2:1.5B", 1543714304},
+        {"qwen2:3B", 3085938688},    {"qwen2:7B", 7615616512},   {"qwen3:0.6B", 596049920},
+        {"qwen3:1.7B", 1720574976},  {"qwen3:4B", 4022468096},   {"qwen3:8B", 8190735360},
+        {"stories:260K", 260032},    {"stories:15M", 15191712},  {"gpt2:d12", 124439808},
+    };
+    for (size_t i = 0; i < sizeof CASES / sizeof CASES[0]; ++i) {
+        ModelConfig config = preset(CASES[i].name);
+        if (model_config_param_count(&config) != CASES[i].params)
+            fail_msg("%s: expected %lld parameters, found %lld", CASES[i].name, (long long)CASES[i].params,
+                     (long long)model_config_param_count(&config));
+    }
+}
+
+static void test_every_preset_finishes(void **state) {
+    (void)state;
+    static const char *NAMES[] = {"gpt3:125M", "gpt3:350M", "gpt3:760M", "gpt3:1.3B", "gpt3:2.7B", "gpt3:6.7B",
+                                  "gpt3:13B", "gpt2:d1", "llama:d4", "llama:d20"};
+    for (size_t i = 0; i < sizeof NAMES / sizeof NAMES[0]; ++i) {
+        ModelConfig config = preset(NAMES[i]);
+        assert_int_equal(config.Vp % MODEL_VOCAB_MULTIPLE, 0);
+        assert_int_equal(config.NH * config.HS, config.C);
+    }
+    ModelConfig config = preset("gpt3:1.3B");
+    assert_int_equal(config.HS, 128);
+    assert_int_equal(config.max_seq_len, 2048);
+    config = preset("llama:d4");
+    assert_int_equal(config.F, 704);  // 8/3 * 256 = 682.7, up to a multiple of 64
+    assert_int_equal(config.NKV, 4);
+}
+
+static void test_unknown_presets(void **state) {
+    (void)state;
+    static const char *NAMES[] = {"", "gpt2", "gpt2:", "gpt2:d", "gpt2:d0", "gpt2:d-1", "gpt2:d12x", "gpt2:125M",
+                                  "gpt3:d12", "llama:8B", "bert:base", ":d12", "gpt2:d99999999999999999999"};
+    for (size_t i = 0; i < sizeof NAMES / sizeof NAMES[0]; ++i) {
+        ModelConfig config;
+        Error err = {""};
+        if (model_config_preset(&config, NAMES[i], &err)) fail_msg("'%s' was accepted", NAMES[i]);
+        assert_true(err.message[0] != '\0');
+    }
+    Error err = {""};
+    ModelConfig config;
+    assert_false(model_config_preset(&config, "gpt2:125M", &err));
+    assert_non_null(strstr(err.message, "gpt2:125M"));
+    assert_non_null(strstr(err.message, "124M|350M"));
+    assert_non_null(strstr(err.message, "stories:260K|15M"));
+}
+
+static void expect_rejected(ModelConfig config, const char *mention) {
+    Error err = {""};
+    if (model_config_finish(&config, &err)) fail_msg("accepted, expected an error about %s", mention);
+    if (strstr(err.message, mention) == NULL) fail_msg("'%s' does not mention '%s'", err.message, mention);
+}
+static void test_rejections(void **state) {
+    (void)state;
+    const ModelConfig gpt = preset("gpt2:124M"), llama = preset("llama3:1B");
+    ModelConfig c;
+#define REJECT(base, field, value, mention) (c = (base), c.field = (value), expect_rejected(c, mention))
+    REJECT(gpt, L, 0, "layers");
+    REJECT(gpt, L, -3, "found -3");
+    REJECT(gpt, C, 0, "width (C)");
+    REJECT(gpt, NH, 0, "heads (NH)");
+    REJECT(gpt, NKV, 24, "key/value heads");
+    REJECT(gpt, NKV, -1, "key/value heads");
+    REJECT(gpt, NKV, 5, "12 heads (NH) cannot share 5");
+    REJECT(gpt, HS, -64, "head size");
+    REJECT(gpt, F, -1, "feed-forward");
+    REJECT(gpt, V, 0, "vocabulary (V)");
+    REJECT(gpt, V, INT64_MAX, "vocabulary (V)");
+    REJECT(gpt, C, INT64_MAX, "width (C)");
+    REJECT(gpt, max_seq_len, 0, "max_seq_len");
+    REJECT(gpt, norm_eps, 0, "norm_eps");
+    REJECT(gpt, norm_eps, NAN, "norm_eps");
+    REJECT(gpt, init_std, -1, "init_std");
+    REJECT(gpt, logit_softcap, NAN, "logit_softcap");
+    REJECT(gpt, window, -1, "window");
+    REJECT(gpt, activation, ACT_NONE, "activation");
+    REJECT(gpt, rope_scaling.factor, 2, "without rotary");
+    REJECT(llama, norm_bias, true, "RMSNorm");
+    REJECT(llama, HS, 63, "even head size");
+    REJECT(llama, rope_theta, 0, "rope_theta");
+    REJECT(llama, rope_scaling.factor, 8, "RoPE scaling");
+#undef REJECT
+    c = gpt;
+    c.HS = 0;
+    c.NH = 7;
+    expect_rejected(c, "does not divide into 7 heads");
+}
+
+// An override of a preset moves what depends on it, because presets leave derived sizes open.
+static void test_overrides_move_derived_sizes(void **state) {
+    (void)state;
+    ModelConfig config;
+    assert_true(model_config_preset(&config, "gpt2:124M", NULL));
+    config.C = 384;
+    config.NH = 6;
+    config.V = 300;
+    assert_true(model_config_finish(&config, NULL));
+    assert_int_equal(config.HS, 64);
+    assert_int_equal(config.NKV, 6);
+    assert_int_equal(config.F, 1536);
+    assert_int_equal(config.Vp, 384);
+    config.V = 384;  // finishing again after a change is allowed
+    assert_true(model_config_finish(&config, NULL));
+    assert_int_equal(config.Vp, 384);
+}
+
+static void test_flops(void **state) {
+    (void)state;
+    ModelConfig config = preset("gpt2:124M");
+    double expected = 6.0 * (12.0 * 12 * 768 * 768 + 50257.0 * 768) + 6.0 * 12 * 768 * 256;
+    assert_true(fabs(model_config_flops_per_token(&config, 256) - expected) <= 1);
+    config.window = 256;  // as long as the sequence: nothing changes
+    assert_true(fabs(model_config_flops_per_token(&config, 256) - expected) <= 1);
+    config.window = 64;   // keys seen on average: 64 - 64^2/512 = 56 instead of 128
+    assert_true(fabs(model_config_flops_per_token(&config, 256) - (expected - 12.0 * 12 * 768 * (128 - 56))) <= 1);
+}
+
+static void test_describe(void **state) {
+    (void)state;
+    char text[160];
+    ModelConfig config = preset("gpt2:124M");
+    model_config_describe(&config, text, sizeof text);
+    assert_string_equal(text, "GPT-2-like, 12 layers, 768 wide, 12 heads, vocabulary 50257: 124.4M parameters");
+    config = preset("qwen3:0.6B");
+    model_config_describe(&config, text, sizeof text);
+    assert_string_equal(text, "Qwen3-like, 28 layers, 1024 wide, 16 heads (8 key/value), vocabulary 151936: "
+                              "596.0M parameters");
+}
+
+int main(void) {
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_published_counts), cmocka_unit_test(test_every_preset_finishes),
+        cmocka_unit_test(test_unknown_presets),  cmocka_unit_test(test_rejections),
+        cmocka_unit_test(test_overrides_move_derived_sizes), cmocka_unit_test(test_flops),
+        cmocka_unit_test(test_describe),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}

@@ -1,0 +1,72 @@
+// file_test.c: see file_test.h.
+#include "tests/support/file_test.h"
+
+#include <dirent.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/resource.h>
+#include <unistd.h>
+
+int file_test_setup(void **state) {
+    FileTest *t = xcalloc(1, sizeof *t);
+    const char *base = getenv("TMPDIR");
+    if (base == NULL)
+        base = access("/dev/shm", W_OK) == 0 ? "/dev/shm" : "/tmp";  // memory: a disk's fsync takes seconds
+    snprintf(t->dir, sizeof t->dir, "%s/tokamak-test-XXXXXX", base);
+    *state = t;
+    return mkdtemp(t->dir) == NULL ? -1 : 0;
+}
+int file_test_teardown(void **state) {
+    FileTest *t = *state;
+    file_test_limit_file_size(0);
+    bool ok = remove_tree(t->dir, &t->err);
+    free(t);
+    return ok ? 0 : -1;
+}
+
+char *file_test_path(const FileTest *t, const char *name) { return path_join(t->dir, name); }
+
+void file_test_write(const FileTest *t, const char *name, const void *bytes, size_t count) {
+    char *path = file_test_path(t, name);
+    remove(path);  // overwriting makes ext4 sync the new contents: a hundred times slower
+    FILE *file = fopen(path, "wb");
+    assert_non_null(file);
+    assert_int_equal(fwrite(bytes, 1, count, file), count);
+    assert_int_equal(fclose(file), 0);
+    free(path);
+}
+
+int file_test_count_entries(const char *dir) {
+    DIR *stream = opendir(dir);
+    assert_non_null(stream);
+    int count = 0;
+    for (struct dirent *entry; (entry = readdir(stream)) != NULL;)
+        count += strcmp(entry->d_name, ".") != 0 && strcmp(entry->d_name, "..") != 0;
+    closedir(stream);
+    return count;
+}
+
+void file_test_expect_error(FileTest *t, bool ok, const char *mention) {
+    if (ok) fail_msg("expected an error about '%s', found success", mention);
+    if (strstr(t->err.message, mention) == NULL) fail_msg("'%s' does not mention '%s'", t->err.message, mention);
+    t->err.message[0] = '\0';
+}
+void file_test_expect_ok(FileTest *t, bool ok) {
+    if (!ok) fail_msg("expected success, found: %s", t->err.message);
+}
+
+void file_test_limit_file_size(size_t bytes) {
+    struct rlimit limit;
+    assert_int_equal(getrlimit(RLIMIT_FSIZE, &limit), 0);
+    limit.rlim_cur = bytes == 0 ? limit.rlim_max : bytes;
+    assert_int_equal(setrlimit(RLIMIT_FSIZE, &limit), 0);
+    signal(SIGXFSZ, bytes == 0 ? SIG_DFL : SIG_IGN);
+}
+
+char *file_test_replaced(const char *text, const char *from, const char *to) {
+    const char *at = strstr(text, from);
+    if (at == NULL) fail_msg("'%s' is not in: %s", from, text);
+    return xasprintf("%.*s%s%s", (int)(at - text), text, to, at + strlen(from));
+}

@@ -1,0 +1,100 @@
+// op_test.h: what all tests of backend operations share: a backend per case and instruction-set level, poisoned
+// device tensors, host copies in double, relative errors that NaN cannot pass, numeric gradients. Operations are
+// reached only through backend.h, so the same tests serve every backend (TOKAMAK_TEST_DEVICE, default cpu).
+//
+// A test file lists its cases and hands them to op_test_main, which runs each of them at every level of the device:
+//
+//     static void test_add(OpTest *t) {
+//         Tensor a = op_test_random(t, DTYPE_BF16, OP_TEST_DIMS(3, 7), 1.0), b = ...;
+//         Tensor out = op_test_tensor(t, DTYPE_BF16, OP_TEST_DIMS(3, 7));  // NaN until the operation writes it
+//         t->be->add(t->be, out, a, b);
+//         ... a reference in double from op_test_host(t, a) ...
+//         op_test_close(t, out, ref, op_test_tolerance(out.dtype), "add 3x7");
+//     }
+//     int main(void) {
+//         const OpTestCase CASES[] = {OP_TEST_CASE(test_add)};
+//         return op_test_main(CASES, sizeof CASES / sizeof CASES[0]);
+//     }
+#ifndef TESTS_OP_TEST_H
+#define TESTS_OP_TEST_H
+
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include <cmocka.h>
+
+#include "llmc/backend/backend.h"
+
+// Unit round-off of what a result is stored as: half the distance between 1 and the next number.
+#define OP_TEST_EPS_F32 0x1p-24
+#define OP_TEST_EPS_BF16 0x1p-8
+
+typedef struct {
+    Backend *be;
+    uint64_t draws;  // tensors filled so far: each gets its own random numbers, the same in every run
+    struct OpTestBlock *blocks;
+    uint64_t seen;  // hash of all results that the case has read
+} OpTest;
+
+typedef struct {
+    const char *name;
+    void (*body)(OpTest *t);
+} OpTestCase;
+#define OP_TEST_CASE(function) {#function, function}
+
+// The two arguments "number of dimensions, dimensions": op_test_tensor(t, DTYPE_F32, OP_TEST_DIMS(N, C)).
+#define OP_TEST_DIMS(...) \
+    (int)(sizeof((int64_t[]){__VA_ARGS__}) / sizeof(int64_t)), (int64_t[]) { __VA_ARGS__ }
+
+// Tolerances of operations that round once on store. fp32: a few dozen roundings of 2^-24 each in sums and
+// polynomials. bf16: that one rounding, at most 2^-8 of each element, and nothing else that counts.
+static inline double op_test_tolerance(DType dtype) { return dtype == DTYPE_F32 ? 2e-6 : 1.02 * OP_TEST_EPS_BF16; }
+
+// Returns the number of failed cases: main's exit status.
+int op_test_main(const OpTestCase *cases, size_t count);
+
+// ---- device tensors, freed with the case; writing just outside of one fails the case ----
+Tensor op_test_tensor(OpTest *t, DType dtype, int ndim, const int64_t *dims);  // poisoned
+Tensor op_test_random(OpTest *t, DType dtype, int ndim, const int64_t *dims, double scale);  // scale * N(0,1)
+Tensor op_test_integers(OpTest *t, int ndim, const int64_t *dims, int64_t below);  // int32, uniform in [0, below)
+Tensor op_test_from(OpTest *t, DType dtype, int ndim, const int64_t *dims, const double *values);
+// Every byte 0xff: NaN as fp32, bf16 or fp64, -1 as int32.
+void op_test_poison(OpTest *t, Tensor tensor);
+void op_test_upload(OpTest *t, Tensor tensor, const double *values);  // rounded to the tensor's dtype
+
+// Frees all that the case holds so far, on the device and on the host: for a case that goes through hundreds of shapes,
+// which an emulated GPU would all keep under guard.
+void op_test_release(OpTest *t);
+
+// ---- host memory, freed with the case ----
+void *op_test_bytes(OpTest *t, size_t bytes);           // zeroed
+double *op_test_doubles(OpTest *t, int64_t elems);      // zeroed
+double *op_test_host(OpTest *t, Tensor tensor);         // the tensor's elements now, exactly
+
+// ---- comparisons ----
+// norm(out - ref) / norm(ref); norm(out) if ref is all zero; NaN if either holds a NaN.
+double op_test_error(const double *out, const double *ref, int64_t elems);
+// Fails the case unless the relative error is at most tolerance. The label says what was compared, at which shape.
+void op_test_close(OpTest *t, Tensor out, const double *ref, double tolerance, const char *label, ...)
+    PRINTF_LIKE(5, 6);
+void op_test_same_bits(OpTest *t, Tensor a, Tensor b, const char *label);
+// Runs the operation with 1, 2 and 3 threads, with the outputs poisoned before each, and fails the case unless all
+// outputs are the same to the bit. run sets up what is read and added to (+=).
+void op_test_thread_invariant(OpTest *t, void (*run)(OpTest *t, void *user), void *user, const Tensor *outs,
+                              size_t out_count, const char *label);
+
+// Whether the device under test is the CPU, where a wrong value stops the process; a GPU's kernels cannot.
+bool op_test_on_cpu(void);
+
+// Fails the case unless run aborts with a message that contains `message`: a CHECK of the operation's contract. It runs
+// in a child process; only for backends in host memory, and for sizes too small for threads.
+void op_test_aborts(OpTest *t, void (*run)(OpTest *t, void *user), void *user, const char *message);
+
+// ---- gradients ----
+// grad[i] = (f(x + h e_i) - f(x - h e_i)) / 2h. x is restored. In double with h = 1e-5 and values near 1 the
+// truncation and rounding errors are both about 1e-10, far below any tolerance here.
+void op_test_numeric_gradient(double *grad, double *x, int64_t elems, double h, double (*f)(void *user), void *user);
+
+#endif
