@@ -6,10 +6,6 @@
 
 #include "llmc/backend/tensor.h"
 
-#ifdef __cplusplus
-extern "C" {
-#endif
-
 struct Backend;
 
 #define ARENA_ALIGN_BYTES 256
@@ -39,8 +35,4 @@ void *arena_alloc(Arena *arena, size_t bytes, const char *tag);
 Tensor arena_tensor(Arena *arena, const char *tag, DType dtype, int ndim, int64_t d0, int64_t d1, int64_t d2,
                     int64_t d3);
 size_t arena_tag_bytes(const Arena *arena, const char *tag);
-
-#ifdef __cplusplus
-}
-#endif
 #endif

@@ -4,10 +4,6 @@
 
 #include "llmc/base/common.h"
 
-#ifdef __cplusplus
-extern "C" {
-#endif
-
 typedef struct {
     char **name;
     int count;
@@ -17,8 +13,4 @@ typedef struct {
 // with name_list_free, which an empty list ({0}) may be given too.
 bool dir_list(NameList *out, const char *dir, Error *err);
 void name_list_free(NameList *list);
-
-#ifdef __cplusplus
-}
-#endif
 #endif

@@ -5,10 +5,6 @@
 
 #include "llmc/base/common.h"
 
-#ifdef __cplusplus
-extern "C" {
-#endif
-
 typedef struct {
     int fd;
     char *path, *temporary;
@@ -19,8 +15,4 @@ bool file_writer_open(FileWriter *writer, const char *path, Error *err);
 bool file_writer_append(FileWriter *writer, const void *bytes, size_t count, Error *err);
 bool file_writer_commit(FileWriter *writer, Error *err);
 void file_writer_abort(FileWriter *writer);
-
-#ifdef __cplusplus
-}
-#endif
 #endif

@@ -8,10 +8,6 @@
 
 #include "llmc/base/common.h"
 
-#ifdef __cplusplus
-extern "C" {
-#endif
-
 // Parses text whose top level is an object; `path` is only for messages. Free with cJSON_Delete. NULL: error.
 cJSON *json_parse(const char *text, size_t bytes, const char *path, Error *err);
 cJSON *json_parse_file(const char *path, size_t max_bytes, Error *err);
@@ -21,8 +17,4 @@ const cJSON *json_find(const cJSON *object, const char *key);
 bool json_as_i64(const cJSON *item, int64_t *out);
 bool json_as_f64(const cJSON *item, double *out);  // finite
 bool utf8_is_valid(const char *text, size_t bytes);
-
-#ifdef __cplusplus
-}
-#endif
 #endif

@@ -6,10 +6,6 @@
 
 #include "llmc/base/common.h"
 
-#ifdef __cplusplus
-extern "C" {
-#endif
-
 // Streams keep independent uses of one seed apart.
 typedef enum {
     RNG_STREAM_INIT = 1,        // parameter initialisation; index = element index inside the named tensor
@@ -31,8 +27,4 @@ uint64_t rng_hash(const char *text);
 // A keyed permutation of [0, n) evaluated at one point in O(1): cycle-walking over a balanced Feistel network with
 // Philox round functions. For n == 1 returns 0. key chooses the permutation.
 uint64_t rng_permute(uint64_t key, uint64_t n, uint64_t index);
-
-#ifdef __cplusplus
-}
-#endif
 #endif

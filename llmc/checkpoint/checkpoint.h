@@ -9,10 +9,6 @@
 
 #include "llmc/base/dir_list.h"
 
-#ifdef __cplusplus
-extern "C" {
-#endif
-
 #define CHECKPOINT_MANIFEST "MANIFEST.json"
 
 typedef struct {
@@ -57,8 +53,4 @@ typedef struct {
 bool checkpoint_prune(const char *run_dir, const CheckpointRetention *retention, Error *err);
 // Every checkpoint of the run, whole or not, newest first (name: paths). A directory that is not there has none.
 bool checkpoint_list(NameList *out, const char *run_dir, Error *err);
-
-#ifdef __cplusplus
-}
-#endif
 #endif

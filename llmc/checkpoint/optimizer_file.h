@@ -11,10 +11,6 @@
 #include "llmc/model/partition.h"
 #include "llmc/formats/safetensors.h"
 
-#ifdef __cplusplus
-extern "C" {
-#endif
-
 typedef enum { STATE_MASTER, STATE_M, STATE_V, STATE_KINDS } StateKind;
 
 // Elements [first, first + count) of one kind of state of a parameter.
@@ -53,8 +49,4 @@ bool optimizer_files_read(const OptimizerFiles *files, StateKind kind, int param
                           float *out, Error *err);
 // The pages of this state are not needed any more; reading them again is possible, and slow.
 void optimizer_files_release(const OptimizerFiles *files, StateKind kind, int param);
-
-#ifdef __cplusplus
-}
-#endif
 #endif

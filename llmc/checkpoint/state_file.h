@@ -5,10 +5,6 @@
 
 #include "llmc/loader/data_skip.h"
 
-#ifdef __cplusplus
-extern "C" {
-#endif
-
 // Losses and gradient norms of the last steps that were not skipped, oldest first; guard.h says what for.
 typedef struct {
     int64_t step;  // 1 for the first
@@ -46,8 +42,4 @@ char *state_file_write(const StateFile *state, const char *config_json);  // cal
 // Errors: anything that is not as it is written; what older files did not have (spikes, skips, chain, guard) may be
 // absent. What is read is what was written, to the bit, but for seconds.
 bool state_file_parse(StateFile *out, const char *json, const char *path, Error *err);
-
-#ifdef __cplusplus
-}
-#endif
 #endif

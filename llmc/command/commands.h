@@ -5,10 +5,6 @@
 
 #include "llmc/config/config.h"
 
-#ifdef __cplusplus
-extern "C" {
-#endif
-
 #define COMMAND_GOES_ON (-1)
 
 // Reads "COMMAND [run.conf] [key=value ...]" (argv[0] is the command). Returns COMMAND_GOES_ON, or the exit code
@@ -18,8 +14,4 @@ int command_read_config(RunConfig *config, const char *command, int argc, char *
 int command_fail(const Error *err);
 // Every command but train; argv[1] is its name.
 int command_main(int argc, char **argv);
-
-#ifdef __cplusplus
-}
-#endif
 #endif

@@ -24,10 +24,6 @@
 
 #include "llmc/config/model_config.h"
 
-#ifdef __cplusplus
-extern "C" {
-#endif
-
 #define CONFIG_MAX_SOURCES 32
 #define CONFIG_MAX_PHASES 32
 #define CONFIG_NAME_BYTES 64
@@ -144,8 +140,4 @@ void config_print(FILE *out, const RunConfig *config);
 char *config_to_json(const RunConfig *config);
 // Every option: name, type, default, range, meaning; grouped. `filter` NULL or part of a name or group.
 void config_help(FILE *out, const char *filter);
-
-#ifdef __cplusplus
-}
-#endif
 #endif

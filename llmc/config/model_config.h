@@ -7,10 +7,6 @@
 #include "llmc/base/common.h"
 #include "llmc/base/op_types.h"
 
-#ifdef __cplusplus
-extern "C" {
-#endif
-
 typedef enum { POSITION_LEARNED, POSITION_ROPE, POSITION_NONE } PositionKind;
 
 // What the backward pass computes again instead of keeping it: nothing; the normalized inputs and the activation's
@@ -69,8 +65,4 @@ int64_t model_config_param_count(const ModelConfig *config);
 double model_config_flops_per_token(const ModelConfig *config, int64_t T);
 // One line for people: "GPT-2-like, 12 layers, 768 wide, 12 heads, vocabulary 50257: 124.4M parameters".
 void model_config_describe(const ModelConfig *config, char *out, size_t out_bytes);
-
-#ifdef __cplusplus
-}
-#endif
 #endif

@@ -14,10 +14,6 @@
 
 #include "llmc/config/config.h"
 
-#ifdef __cplusplus
-extern "C" {
-#endif
-
 typedef struct {
     int index;               // in config->phase
     int64_t first_step, steps;
@@ -54,8 +50,4 @@ double schedule_lr(const Schedule *schedule, int64_t step);
 void schedule_set_horizon(Schedule *schedule, int64_t total_steps);
 // Tokens seen before `step`.
 int64_t schedule_tokens_before(const Schedule *schedule, int64_t step);
-
-#ifdef __cplusplus
-}
-#endif
 #endif

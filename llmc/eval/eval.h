@@ -7,10 +7,6 @@
 #include "llmc/model/model.h"
 #include "llmc/tokenizer/tokenizer.h"
 
-#ifdef __cplusplus
-extern "C" {
-#endif
-
 typedef struct {
     int64_t tokens;        // predicted tokens
     int64_t text_bytes;    // bytes that those tokens stand for; 0 without a tokenizer
@@ -25,8 +21,4 @@ typedef struct {
 // they do not depend on B but for rounding. False when the shards cannot be read, or control says that the run ends.
 bool eval_heldout(EvalResult *result, Model *model, HeldOut *heldout, const Tokenizer *tokenizer, Control *control,
                   int rank, int world, Error *err);
-
-#ifdef __cplusplus
-}
-#endif
 #endif

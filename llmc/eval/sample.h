@@ -5,10 +5,6 @@
 #include "llmc/model/model.h"
 #include "llmc/tokenizer/tokenizer.h"
 
-#ifdef __cplusplus
-extern "C" {
-#endif
-
 typedef struct {
     double temperature;  // 0: greedy (ties go to the smallest id)
     int64_t top_k;       // 0: off
@@ -30,8 +26,4 @@ int32_t sample_pick(const float *logits, int64_t V, const SampleOptions *options
 typedef bool (*SampleEmit)(void *context, int32_t id);
 int64_t sample_continue(Model *model, const int32_t *prompt, int64_t prompt_count, int32_t eot,
                         const SampleOptions *options, SampleEmit emit, void *context);
-
-#ifdef __cplusplus
-}
-#endif
 #endif

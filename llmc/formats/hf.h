@@ -6,10 +6,6 @@
 
 #include "llmc/model/params.h"
 
-#ifdef __cplusplus
-extern "C" {
-#endif
-
 // Which names and which bias vectors the other side has. A bias that it has and the model has not is written as
 // zeros, and when read may be absent but must be zero: adding it changes nothing.
 typedef struct {
@@ -97,8 +93,4 @@ bool model_file_write_hf_index(const char *dir, const ModelConfig *config, const
 // llm.c's model file: version 3 (fp32) or 5 (bf16); GPT-2 architecture only.
 bool model_file_write_llmc(const char *path, const ModelConfig *config, const ParamTable *params, DType dtype,
                            ModelFileGet get, void *context, Error *err);
-
-#ifdef __cplusplus
-}
-#endif
 #endif

@@ -4,10 +4,6 @@
 
 #include "llmc/formats/hf.h"
 
-#ifdef __cplusplus
-extern "C" {
-#endif
-
 bool model_bin_read_config(ModelConfig *out, const char *path, Error *err);
 // For reading parameter by parameter, in any order.
 typedef struct ModelBin ModelBin;
@@ -15,8 +11,4 @@ bool model_bin_open(ModelBin **out, const char *path, const ModelConfig *config,
                     Error *err);
 bool model_bin_read(ModelBin *bin, const ParamSpec *spec, float *values, Error *err);
 void model_bin_close(ModelBin *bin);
-
-#ifdef __cplusplus
-}
-#endif
 #endif

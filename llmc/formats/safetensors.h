@@ -6,10 +6,6 @@
 
 #include "llmc/backend/tensor.h"
 
-#ifdef __cplusplus
-extern "C" {
-#endif
-
 #define SAFETENSORS_MAX_DIMS 8
 
 typedef struct {
@@ -56,8 +52,4 @@ SafeTensorsIndex *safetensors_index_new(void);
 void safetensors_index_add(SafeTensorsIndex *index, const char *tensor, const char *file_name, int64_t bytes);
 void safetensors_index_free(SafeTensorsIndex *index);  // of one that is not written
 bool safetensors_index_write(SafeTensorsIndex *index, const char *dir, Error *err);
-
-#ifdef __cplusplus
-}
-#endif
 #endif

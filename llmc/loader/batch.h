@@ -5,10 +5,6 @@
 
 #include "llmc/base/common.h"
 
-#ifdef __cplusplus
-extern "C" {
-#endif
-
 // Rows of one micro-batch (B, T), host memory.
 typedef struct {
     int64_t B, T;
@@ -58,8 +54,4 @@ BatchRow batch_buffer_row(BatchBuffer *buffer, int64_t row);
 // token 0 with weight 0. stream holds count+1 tokens. A segment starts at each token `eot`, which stands before a
 // document; eot -1: one segment. Returns the sum of the weights.
 double batch_row_fill(const BatchRow *row, const int32_t *stream, int64_t count, int32_t eot);
-
-#ifdef __cplusplus
-}
-#endif
 #endif

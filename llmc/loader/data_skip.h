@@ -5,10 +5,6 @@
 
 #include "llmc/base/common.h"
 
-#ifdef __cplusplus
-extern "C" {
-#endif
-
 #define DATA_SKIPS_MAX 64
 
 // From step at_step on (0-based), the data of `steps` more steps has been left out.
@@ -23,8 +19,4 @@ static inline int64_t data_skip_step(const DataSkip *skips, int count, int64_t s
         if (skips[i].at_step <= step) shifted += skips[i].steps;
     return shifted;
 }
-
-#ifdef __cplusplus
-}
-#endif
 #endif

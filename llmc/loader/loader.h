@@ -18,10 +18,6 @@
 #include "llmc/loader/data_skip.h"
 #include "llmc/config/schedule.h"
 
-#ifdef __cplusplus
-extern "C" {
-#endif
-
 // Everything of one optimizer step on this rank.
 typedef struct {
     int64_t step;
@@ -67,8 +63,4 @@ int64_t heldout_batches(const HeldOut *heldout);
 int64_t heldout_tokens(const HeldOut *heldout);  // predictions, the sum of all weights
 // Fills batch k (0-based); valid until the next call. batch->source is 0. NULL and err when a shard cannot be read.
 const Batch *heldout_batch(HeldOut *heldout, int64_t k, Error *err);
-
-#ifdef __cplusplus
-}
-#endif
 #endif

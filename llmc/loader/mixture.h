@@ -12,10 +12,6 @@
 
 #include "llmc/base/common.h"
 
-#ifdef __cplusplus
-extern "C" {
-#endif
-
 #define MIXTURE_MAX_SOURCES 32
 #define MIXTURE_MAX_EPOCHS ((int64_t)1 << 48)  // of one source, so that source and epoch make one key
 
@@ -37,8 +33,4 @@ MixturePick mixture_pick(const Mixture *mixture, int64_t sample);
 int64_t mixture_count(const Mixture *mixture, int source, int64_t samples);
 // Row in [0, rows) of the source's epoch; rows > 0. epoch may be NULL.
 int64_t mixture_row(int64_t *epoch, uint64_t seed, int source, int64_t ordinal, int64_t rows);
-
-#ifdef __cplusplus
-}
-#endif
 #endif

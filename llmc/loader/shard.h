@@ -11,10 +11,6 @@
 
 #include "llmc/base/common.h"
 
-#ifdef __cplusplus
-extern "C" {
-#endif
-
 #define SHARD_MAGIC 20240520
 #define SHARD_MAGIC_LLAMA3 20240801
 #define SHARD_HEADER_BYTES 1024
@@ -73,8 +69,4 @@ ShardWriter *shard_writer_open(const char *path, int version, int64_t vocab, int
 bool shard_writer_append(ShardWriter *writer, const int32_t *tokens, int64_t count, Error *err);
 bool shard_writer_finish(ShardWriter *writer, Error *err);  // also frees, and removes the temporary file on error
 void shard_writer_abort(ShardWriter *writer);               // removes the temporary file and frees
-
-#ifdef __cplusplus
-}
-#endif
 #endif

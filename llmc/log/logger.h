@@ -8,10 +8,6 @@
 
 #include "llmc/base/common.h"
 
-#ifdef __cplusplus
-extern "C" {
-#endif
-
 typedef struct {
     int64_t step;         // 1 after the first step
     int64_t total_steps;  // 0: unknown
@@ -55,8 +51,4 @@ void logger_close(Logger *logger);
 
 // The picture alone, from any metrics.jsonl.
 bool logger_draw_curve(const char *metrics_path, const char *svg_path, Error *err);
-
-#ifdef __cplusplus
-}
-#endif
 #endif

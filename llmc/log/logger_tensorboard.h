@@ -6,10 +6,6 @@
 
 #include "llmc/base/common.h"
 
-#ifdef __cplusplus
-extern "C" {
-#endif
-
 typedef struct EventWriter EventWriter;
 
 // Creates dir/events.out.tfevents.TIME.HOST.PID. What readers have seen of earlier files at first_step and later is
@@ -26,8 +22,4 @@ bool event_writer_flush(EventWriter *writer);
 void event_writer_close(EventWriter *writer);
 
 uint32_t crc32c(const void *bytes, size_t count);
-
-#ifdef __cplusplus
-}
-#endif
 #endif

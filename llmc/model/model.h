@@ -20,10 +20,6 @@
 #include "llmc/loader/loader.h"
 #include "llmc/model/partition.h"
 
-#ifdef __cplusplus
-extern "C" {
-#endif
-
 // Views of one block's parameters, or of their gradients. Tensors that the architecture lacks are TENSOR_NONE.
 typedef struct {
     Tensor norm1_w, norm1_b, qkv_w, qkv_b, q_norm_w, k_norm_w, attn_proj_w, attn_proj_b;
@@ -165,8 +161,4 @@ void model_logits(Model *model, const Batch *batch, float *logits);
 // Decoding: appends n tokens at positions start.. to the KV cache (n <= max_rows) and returns the logits of the last,
 // host fp32 [V].
 void model_decode(Model *model, const int32_t *tokens, int64_t n, int64_t start, float *logits);
-
-#ifdef __cplusplus
-}
-#endif
 #endif

@@ -7,10 +7,6 @@
 #include "llmc/config/model_config.h"
 #include "llmc/backend/tensor.h"
 
-#ifdef __cplusplus
-extern "C" {
-#endif
-
 typedef enum {
     PARAM_WTE,          // token embedding (Vp, C)
     PARAM_WPE,          // learned positions (max_seq_len, C)
@@ -62,8 +58,4 @@ const ParamSpec *params_find(const ParamTable *table, ParamRole role, int layer)
 Tensor params_view(const ParamSpec *spec, void *base, DType dtype);
 // Writes initial fp32 values into out[elems]: f(seed, name, index), independent of device and of other tensors.
 void params_init_values(const ParamSpec *spec, uint64_t seed, float *out);
-
-#ifdef __cplusplus
-}
-#endif
 #endif

@@ -17,10 +17,6 @@
 #include "llmc/ranks/comm.h"
 #include "llmc/model/params.h"
 
-#ifdef __cplusplus
-extern "C" {
-#endif
-
 #define PARTITION_GRAINS 16
 
 typedef struct {
@@ -72,8 +68,4 @@ void partition_free(Partition *partition);
 int partition_bucket_of(const ParamTable *params, int param);
 // The rank whose packed arrays are the longest: the one to plan for.
 int partition_fullest_rank(const ParamTable *params, const PartitionOptions *options);
-
-#ifdef __cplusplus
-}
-#endif
 #endif

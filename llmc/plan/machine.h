@@ -10,10 +10,6 @@
 #include "llmc/base/common.h"
 #include "llmc/base/op_types.h"
 
-#ifdef __cplusplus
-extern "C" {
-#endif
-
 typedef struct {
     char name[16];
     // One device.
@@ -52,8 +48,4 @@ double machine_collective_seconds(const Machine *machine, CollectiveKind kind, d
 double machine_collective_sent(CollectiveKind kind, double bytes, int64_t world);
 // Rank 0 takes a message from every rank and answers each.
 double machine_hub_seconds(const Machine *machine, int64_t world);
-
-#ifdef __cplusplus
-}
-#endif
 #endif

@@ -6,10 +6,6 @@
 
 #include "llmc/train/optimizer.h"
 
-#ifdef __cplusplus
-extern "C" {
-#endif
-
 typedef struct {
     Arena arena;             // a measuring arena: total and per-tag bytes of device memory
     size_t workspace_bytes;  // what operations keep beyond their operands (packing buffers)
@@ -48,8 +44,4 @@ void plan_print(FILE *out, const MemoryPlan *plan, const RunConfig *config, size
 // "recompute=norm_act (812.0 MiB), or batch_rows=4 (701.5 MiB)". When none of them is enough: says so.
 void plan_suggest(char *out, size_t out_bytes, const RunConfig *config, const Schedule *schedule, PlanRank rank,
                   const Backend *be, size_t available_bytes);
-
-#ifdef __cplusplus
-}
-#endif
 #endif

@@ -13,10 +13,6 @@
 #include "llmc/config/config.h"
 #include "llmc/plan/machine.h"
 
-#ifdef __cplusplus
-extern "C" {
-#endif
-
 // What is trained, and how; of a run's first phase.
 typedef struct {
     ModelConfig arch;
@@ -81,8 +77,4 @@ void scaling_options_help(FILE *out);
 bool scaling_machine(Machine *out, const ScalingOptions *options, const RunConfig *config, Error *err);
 // A table for 1, 2, 4, ... world ranks, what it assumes, and the bytes of a rank at the end.
 bool scaling_print(FILE *out, const RunConfig *config, const ScalingOptions *options, Error *err);
-
-#ifdef __cplusplus
-}
-#endif
 #endif

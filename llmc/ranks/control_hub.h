@@ -9,10 +9,6 @@
 
 #include "llmc/ranks/control_meet.h"
 
-#ifdef __cplusplus
-extern "C" {
-#endif
-
 // What the hub knows of a rank, or of a connection that has not said hello. Times are of Hub.clock.
 typedef struct {
     Link link;
@@ -82,8 +78,4 @@ void watch_describe_mismatch(const Hub *hub, const Peer *peer, const CallFrame *
 // Of the hub itself, by a rank that hears nothing from it any more: `me` is that rank as the hub would know it.
 void watch_describe_hub(const char *hub, const Peer *me, const char *why, char *text, size_t text_bytes);
 void watch_name_peer(const Peer *peer, char *text, size_t text_bytes);
-
-#ifdef __cplusplus
-}
-#endif
 #endif

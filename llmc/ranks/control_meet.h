@@ -6,10 +6,6 @@
 
 #include "llmc/ranks/control_wire.h"
 
-#ifdef __cplusplus
-extern "C" {
-#endif
-
 enum { PLACE_ADDRESSES = 16, PLACE_ADDRESS_BYTES = 256, PLACE_TEXT_BYTES = 8192 };
 
 // Where a hub listens and which start it belongs to.
@@ -42,8 +38,4 @@ typedef struct {
 // Connects to the hub and waits until everybody has come; *start is then the table of ranks, inside *link. Errors: no
 // hub of this start within the time, refused by it (and why), somebody did not come.
 bool meet_join(Link *link, Frame *start, const Meeting *meeting, Error *err);
-
-#ifdef __cplusplus
-}
-#endif
 #endif

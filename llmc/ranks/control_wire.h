@@ -6,10 +6,6 @@
 
 #include "llmc/ranks/control.h"
 
-#ifdef __cplusplus
-extern "C" {
-#endif
-
 #define CONTROL_MAGIC "tokamak control"
 #define CONTROL_VERSION 1
 #define CONTROL_NONCE_BYTES 16
@@ -109,8 +105,4 @@ typedef struct {
 } WatchClock;
 void watch_clock_start(WatchClock *clock, double most);
 void watch_clock_advance(WatchClock *clock);
-
-#ifdef __cplusplus
-}
-#endif
 #endif

@@ -5,10 +5,6 @@
 
 #include "llmc/backend/backend.h"
 
-#ifdef __cplusplus
-extern "C" {
-#endif
-
 typedef struct {
     const char *device;      // "auto", "cpu", "cuda", "cudaemu"
     int threads;             // CPU: 0 for all
@@ -23,8 +19,4 @@ char *device_plugin_path(const char *name);
 // auto: the GPU where there is a driver and a plug-in that opens, else the CPU, and then `note` says in one line why.
 // Any other device opens or is an error; nothing falls back.
 Backend *device_open(const DeviceChoice *choice, char *note, size_t note_bytes, Error *err);
-
-#ifdef __cplusplus
-}
-#endif
 #endif

@@ -4,10 +4,6 @@
 
 #include "llmc/run/run.h"
 
-#ifdef __cplusplus
-extern "C" {
-#endif
-
 // A model for inference from a checkpoint, a Hugging Face directory or an llm.c file. rows, seq_len, cache_tokens: as
 // in ModelShape; seq_len 0: the model's own. The arena and model are the caller's to free, tokenizer may come out
 // NULL.
@@ -28,8 +24,4 @@ typedef struct {
 } InferenceOptions;
 bool inference_open(InferenceModel *out, const InferenceOptions *options, Error *err);
 void inference_close(InferenceModel *inference);
-
-#ifdef __cplusplus
-}
-#endif
 #endif

@@ -14,10 +14,6 @@
 #include "llmc/train/zero.h"
 #include "llmc/checkpoint/state_file.h"
 
-#ifdef __cplusplus
-extern "C" {
-#endif
-
 // What a step leaves behind on the device, read back beside the steps that follow.
 typedef struct {
     GradStats stats;
@@ -147,8 +143,4 @@ void run_close_steps(Run *run);
 // threads: where the config leaves them open.
 Backend *run_open_backend(const RunConfig *config, int local_rank, int threads, char *note, size_t note_bytes,
                           Error *err);
-
-#ifdef __cplusplus
-}
-#endif
 #endif

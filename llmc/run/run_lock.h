@@ -6,10 +6,6 @@
 
 #include "llmc/base/common.h"
 
-#ifdef __cplusplus
-extern "C" {
-#endif
-
 #define RUN_LOCK_FILE ".lock"
 
 typedef struct {
@@ -22,8 +18,4 @@ typedef struct {
 // cannot be written.
 bool run_lock_take(RunLock *lock, const char *dir, double wait_seconds, Error *err);
 void run_lock_release(RunLock *lock);
-
-#ifdef __cplusplus
-}
-#endif
 #endif

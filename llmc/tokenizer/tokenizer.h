@@ -15,10 +15,6 @@
 
 #include "llmc/base/common.h"
 
-#ifdef __cplusplus
-extern "C" {
-#endif
-
 typedef struct Tokenizer Tokenizer;
 
 // ---- making and keeping ----
@@ -114,8 +110,4 @@ void word_counts_merge(WordCounts *counts, const WordCounts *other);
 int64_t word_counts_unique(const WordCounts *counts);
 int64_t word_counts_bytes(const WordCounts *counts);  // bytes of text counted
 Tokenizer *tokenizer_train(const WordCounts *counts, const TokenizerTraining *training, Error *err);
-
-#ifdef __cplusplus
-}
-#endif
 #endif

@@ -18,10 +18,6 @@
 #include "llmc/config/schedule.h"
 #include "llmc/checkpoint/state_file.h"
 
-#ifdef __cplusplus
-extern "C" {
-#endif
-
 #define GUARD_LATE_STEPS 2
 #define GUARD_LEAST_DEVIATION 1e-3
 #define GUARD_MAX_REWINDS 3  // to one checkpoint
@@ -56,8 +52,4 @@ GuardAction guard_count(RunProgress *progress, char *line, size_t line_bytes, co
 // Errors: the run went back to this checkpoint GUARD_MAX_REWINDS times, or DATA_SKIPS_MAX times in all.
 bool guard_rewind(RunProgress *progress, char *line, size_t line_bytes, const RunProgress *before, int64_t t,
                   Error *err);
-
-#ifdef __cplusplus
-}
-#endif
 #endif

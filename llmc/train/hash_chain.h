@@ -19,10 +19,6 @@
 #include "llmc/train/optimizer.h"
 #include "llmc/checkpoint/state_file.h"
 
-#ifdef __cplusplus
-extern "C" {
-#endif
-
 typedef struct {
     Control *control;  // NULL: one process
     int rank, world;
@@ -74,8 +70,4 @@ bool replicas_compare(HashChain *chain, int64_t step, const Model *model, Error 
 // odd[r] =: rank r's hash is not the one that more than half of the ranks have; where there is no such hash, all are
 // odd. Returns how many are.
 int replicas_judge(bool *odd, const uint64_t *hashes, int world);
-
-#ifdef __cplusplus
-}
-#endif
 #endif

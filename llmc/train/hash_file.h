@@ -6,10 +6,6 @@
 
 #include "llmc/base/common.h"
 
-#ifdef __cplusplus
-extern "C" {
-#endif
-
 #define HASH_FILE_NAME "hashes"  // .jsonl
 
 typedef struct {
@@ -35,8 +31,4 @@ typedef struct {
 // one whose chain does not follow from the line before.
 bool hash_file_read(HashFile *out, const char *path, Error *err);
 void hash_file_free(HashFile *file);
-
-#ifdef __cplusplus
-}
-#endif
 #endif

@@ -9,10 +9,6 @@
 
 #include "llmc/model/model.h"
 
-#ifdef __cplusplus
-extern "C" {
-#endif
-
 // A matrix that Muon orthogonalizes: rows of a parameter.
 typedef struct {
     int64_t rows, cols;
@@ -60,8 +56,4 @@ void optimizer_update(Optimizer *opt, Model *model, const RunConfig *config, con
 void optimizer_step(Optimizer *opt, Model *model, const RunConfig *config, double lr, double lr_factor, int64_t t);
 // What the last step saw; waits for the device.
 GradStats optimizer_stats(const Optimizer *opt, const Model *model);
-
-#ifdef __cplusplus
-}
-#endif
 #endif

@@ -16,10 +16,6 @@
 
 #include "llmc/model/model.h"
 
-#ifdef __cplusplus
-extern "C" {
-#endif
-
 typedef struct {
     Model *model;
     Comm *comm;
@@ -54,8 +50,4 @@ void zero_sum_squares(Zero *zero, Tensor sums);
 
 // values (count) in the tree in which rounds are added: ((0+1)+(2+3))+...
 double zero_sum_rounds(const double *values, int64_t count);
-
-#ifdef __cplusplus
-}
-#endif
 #endif
