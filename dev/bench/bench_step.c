@@ -9,7 +9,7 @@
 
 #include "dev/bench/bench.h"
 #include "dev/bench/profile.h"
-#include "llmc/formats/hf.h"
+#include "llmc/formats/model_file.h"
 #include "llmc/plan/plan.h"
 #include "llmc/base/rng.h"
 #include "llmc/loader/shard.h"

@@ -95,12 +95,6 @@ typedef struct {
     int32_t skip;        // SkipReason; unless SKIP_NOT, updates leave everything untouched
     int32_t pad;
 } GradStats;
-typedef enum {
-    SKIP_NOT,
-    SKIP_NOT_FINITE,  // the norm or the loss is not finite
-    SKIP_NORM,        // norm > ClipArgs.skip_norm
-    SKIP_LOSS         // loss > ClipArgs.skip_loss
-} SkipReason;
 
 typedef struct {
     float max_norm;     // of the clipped gradient; <= 0: it is not clipped

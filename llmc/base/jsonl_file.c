@@ -42,7 +42,7 @@ static bool put_aside(const char *dir, const char *name, const char *path, Error
     return true;
 }
 
-bool step_file_open(int *fd, const char *dir, const char *name, int64_t resume_step, Error *err) {
+bool jsonl_file_open(int *fd, const char *dir, const char *name, int64_t resume_step, Error *err) {
     char *path = xasprintf("%s/%s.jsonl", dir, name);
     bool resumed = resume_step > 0 && file_exists(path);
     bool ok = resumed ? cut(path, resume_step, err) : put_aside(dir, name, path, err);
@@ -55,7 +55,7 @@ bool step_file_open(int *fd, const char *dir, const char *name, int64_t resume_s
     return ok;
 }
 
-bool step_file_append(int fd, const char *line, size_t bytes) {
+bool jsonl_file_append(int fd, const char *line, size_t bytes) {
     struct stat before;
     bool known = fstat(fd, &before) == 0;
     ssize_t wrote = write(fd, line, bytes);

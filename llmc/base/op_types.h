@@ -21,4 +21,11 @@ typedef enum {
     FP8_BACKWARD   // input a, a gradient, E5M2; b E4M3
 } Fp8Role;
 
+// Why an optimizer step left everything untouched.
+typedef enum {
+    SKIP_NOT,
+    SKIP_NOT_FINITE,  // the norm or the loss is not finite
+    SKIP_NORM,        // norm > ClipArgs.skip_norm
+    SKIP_LOSS         // loss > ClipArgs.skip_loss
+} SkipReason;
 #endif

@@ -7,7 +7,7 @@
 #include <string.h>
 
 #include "llmc/base/dir_list.h"
-#include "llmc/formats/hf.h"
+#include "llmc/formats/model_file.h"
 
 #define STEM "optimizer"
 

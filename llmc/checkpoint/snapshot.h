@@ -6,7 +6,7 @@
 
 #include <stdatomic.h>
 
-#include "llmc/formats/hf.h"
+#include "llmc/formats/model_file.h"
 #include "llmc/train/optimizer.h"
 #include "llmc/checkpoint/optimizer_file.h"
 #include "llmc/train/zero.h"

@@ -4,7 +4,7 @@
 #define LLMC_CKPT_COMMON_H
 
 #include "llmc/checkpoint/checkpoint.h"
-#include "llmc/formats/hf.h"
+#include "llmc/formats/model_file.h"
 #include "llmc/checkpoint/optimizer_file.h"
 #include "llmc/checkpoint/state_file.h"
 

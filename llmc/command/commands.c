@@ -7,8 +7,9 @@
 #include "llmc/command/command_ckpt.h"
 #include "llmc/command/command_options.h"
 #include "llmc/command/command_verify.h"
-#include "llmc/formats/hf.h"
+#include "llmc/formats/model_file.h"
 #include "llmc/run/open_model.h"
+#include "llmc/run/run.h"
 #include "llmc/plan/scaling.h"
 
 static const char USAGE[] =
@@ -96,11 +97,11 @@ static int command_plan(int argc, char **argv) {
               partition_check(&(PartitionOptions){.world = world, .lanes = lanes}, &err);
     tokenizer_free(tokenizer);
     if (!ok) return command_fail(&err);
-    char note[RUN_NOTE_BYTES];
+    char note[DEVICE_NOTE_BYTES];
     // A plan for a GPU can be made where there is none.
     const bool for_gpu = scaling.gpu[0] != '\0' && strcmp(scaling.gpu, "cpu") != 0;
     if (for_gpu && strcmp(config.device, "auto") == 0) snprintf(config.device, sizeof config.device, "cuda");
-    Backend *be = run_open_backend(&config, 0, 0, note, sizeof note, &err);
+    Backend *be = device_open_for(&config, 0, 0, note, sizeof note, &err);
     bool elsewhere = be == NULL && strcmp(config.device, "cuda") == 0;
     if (be == NULL && !elsewhere) return command_fail(&err);
     const char *comm = be != NULL ? comm_kind(be, world) : "nccl";
@@ -163,7 +164,7 @@ static bool parse_ids(TokenList *out, const char *text, int64_t vocab, Error *er
     return ok;
 }
 
-static bool build_prompt(TokenList *out, const InferenceModel *model, const char *prompt, const char *ids,
+static bool build_prompt(TokenList *out, const OpenModel *model, const char *prompt, const char *ids,
                          Error *err) {
     if (ids != NULL) return parse_ids(out, ids, model->model.config.V, err);
     if (model->tokenizer == NULL)
@@ -202,7 +203,7 @@ static int command_sample(int argc, char **argv) {
         argc, argv);
     if (status != COMMAND_GOES_ON) return status;
     Error err = {""};
-    InferenceOptions open = {
+    OpenModelOptions open = {
         .path = ckpt, .tokenizer = tokenizer, .device = device, .threads = (int)threads, .rows = 256};
     if (ckpt == NULL || !dtype_parse(dtype, &open.dtype) || (open.dtype != DTYPE_F32 && open.dtype != DTYPE_BF16)) {
         fprintf(stderr, "train_gpt sample: expected ckpt=DIR and dtype fp32 or bf16, see --help\n");
@@ -211,8 +212,8 @@ static int command_sample(int argc, char **argv) {
     ModelConfig arch;
     if (!model_file_read_config(&arch, ckpt, &err)) return command_fail(&err);
     open.seq_len = open.cache_tokens = context > 0 ? context : arch.max_seq_len;
-    InferenceModel model;
-    if (!inference_open(&model, &open, &err)) return command_fail(&err);
+    OpenModel model;
+    if (!open_model_load(&model, &open, &err)) return command_fail(&err);
     TokenList start = {0};
     bool ok = build_prompt(&start, &model, prompt, ids, &err);
     if (ok && start.count > open.cache_tokens)
@@ -227,7 +228,7 @@ static int command_sample(int argc, char **argv) {
         printf("%s", i + 1 < samples ? "\n\n" : "\n");
     }
     token_list_free(&start);
-    inference_close(&model);
+    open_model_close(&model);
     return ok ? 0 : command_fail(&err);
 }
 
@@ -235,7 +236,7 @@ static int command_sample(int argc, char **argv) {
 // eval
 
 // Rows of the stream's logits as raw fp32 (tokens, V), for comparison with other programs.
-static bool dump_logits(InferenceModel *model, const TokenList *ids, const char *path, Error *err) {
+static bool dump_logits(OpenModel *model, const TokenList *ids, const char *path, Error *err) {
     int64_t T = ids->count, V = model->model.config.V;
     float *logits = xmalloc(to_size(T * V) * sizeof *logits);
     float *weights = xcalloc(to_size(T), sizeof *weights);
@@ -247,7 +248,7 @@ static bool dump_logits(InferenceModel *model, const TokenList *ids, const char 
     return ok;
 }
 
-static bool eval_data(InferenceModel *model, const char *data, int64_t B, int64_t T, int64_t tokens, bool doc_mask,
+static bool eval_data(OpenModel *model, const char *data, int64_t B, int64_t T, int64_t tokens, bool doc_mask,
                       Error *err) {
     SourceConfig source = {.doc_mask = doc_mask};
     if (strlen(data) >= sizeof source.val) return error_set(err, "data: the pattern is too long");
@@ -292,7 +293,7 @@ static int command_eval(int argc, char **argv) {
                               "example\n  train_gpt eval ckpt=runs/kjv/step_00000500 data='data/work/kjv_val_*.bin'",
                               argc, argv);
     if (status != COMMAND_GOES_ON) return status;
-    InferenceOptions open = {.path = ckpt, .tokenizer = tokenizer, .device = device, .threads = (int)threads};
+    OpenModelOptions open = {.path = ckpt, .tokenizer = tokenizer, .device = device, .threads = (int)threads};
     bool dump = ids != NULL && logits_out != NULL;
     if (ckpt == NULL || (data == NULL && !dump) || !dtype_parse(dtype, &open.dtype) ||
         (open.dtype != DTYPE_F32 && open.dtype != DTYPE_BF16)) {
@@ -308,15 +309,15 @@ static int command_eval(int argc, char **argv) {
     if (dump && !parse_ids(&list, ids, arch.V, &err)) return command_fail(&err);
     open.seq_len = seq_len > 0 ? seq_len : arch.max_seq_len;
     open.rows = max_i64(batch_rows * open.seq_len, list.count);
-    InferenceModel model;
-    bool ok = inference_open(&model, &open, &err);
+    OpenModel model;
+    bool ok = open_model_load(&model, &open, &err);
     if (ok && dump) ok = dump_logits(&model, &list, logits_out, &err);
     char *patterns = data == NULL ? NULL : xstrdup(data), *rest = patterns;
     for (char *pattern = strsep(&rest, ","); ok && pattern != NULL; pattern = strsep(&rest, ","))
         ok = eval_data(&model, pattern, batch_rows, open.seq_len, tokens, doc_mask != 0, &err);
     free(patterns);
     token_list_free(&list);
-    inference_close(&model);
+    open_model_close(&model);
     return ok ? 0 : command_fail(&err);
 }
 

@@ -3,6 +3,7 @@
 #ifndef LLMC_EVAL_H
 #define LLMC_EVAL_H
 
+#include "llmc/loader/heldout.h"
 #include "llmc/ranks/control.h"
 #include "llmc/model/model.h"
 #include "llmc/tokenizer/tokenizer.h"

@@ -2,7 +2,7 @@
 #ifndef LLMC_MODEL_BIN_H
 #define LLMC_MODEL_BIN_H
 
-#include "llmc/formats/hf.h"
+#include "llmc/formats/model_file.h"
 
 bool model_bin_read_config(ModelConfig *out, const char *path, Error *err);
 // For reading parameter by parameter, in any order.

@@ -1,7 +1,7 @@
-// heldout.c: held-out text in order, every token predicted once; see loader.h.
+// heldout.c: held-out text in order, every token predicted once; see heldout.h.
 #include <stdlib.h>
 
-#include "llmc/loader/loader.h"
+#include "llmc/loader/heldout.h"
 #include "llmc/loader/shard.h"
 
 struct HeldOut {

@@ -50,17 +50,4 @@ size_t loader_plan_bytes(const Schedule *schedule);
 int64_t loader_source_tokens(const Loader *loader, int source);  // 0 for a source without a weight in any phase
 int64_t loader_vocab(const Loader *loader);
 int32_t loader_eot(const Loader *loader);  // -1: unknown
-
-// Held-out text of one source, in order: row k holds tokens [k*T, k*T+T] of the stream; the last row is padded with
-// weight 0, and the last batch with rows of weight 0, so that every token but the first is predicted exactly once.
-typedef struct HeldOut HeldOut;
-// max_tokens: predictions at most, 0: all. vocab, eot and errors as loader_open (vocab 0 where no shard states one:
-// ids are not checked); at least two tokens.
-bool heldout_open(HeldOut **out, const SourceConfig *source, int64_t B, int64_t T, int64_t max_tokens, int64_t vocab,
-                  int32_t eot, Error *err);
-void heldout_close(HeldOut *heldout);
-int64_t heldout_batches(const HeldOut *heldout);
-int64_t heldout_tokens(const HeldOut *heldout);  // predictions, the sum of all weights
-// Fills batch k (0-based); valid until the next call. batch->source is 0. NULL and err when a shard cannot be read.
-const Batch *heldout_batch(HeldOut *heldout, int64_t k, Error *err);
 #endif

@@ -42,7 +42,7 @@ static void report_failure(Logger *logger, const char *what) {
 
 static void metrics_write(Logger *logger) {
     text_put(&logger->line, "}\n");
-    if (!step_file_append(logger->metrics, logger->line.data, logger->line.length))
+    if (!jsonl_file_append(logger->metrics, logger->line.data, logger->line.length))
         report_failure(logger, "metrics.jsonl");
 }
 
@@ -62,7 +62,7 @@ static void put_time(Text *text) {
 }
 
 static bool metrics_open(Logger *logger, const char *config_json, int64_t resume_step, Error *err) {
-    if (!step_file_open(&logger->metrics, logger->dir, "metrics", resume_step, err)) return false;
+    if (!jsonl_file_open(&logger->metrics, logger->dir, "metrics", resume_step, err)) return false;
     metrics_begin(logger, resume_step);
     if (resume_step > 0) text_put(&logger->line, ",\"resumed\":true");
     put_time(&logger->line);

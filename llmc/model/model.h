@@ -17,7 +17,7 @@
 
 #include "llmc/backend/arena.h"
 #include "llmc/backend/backend.h"
-#include "llmc/loader/loader.h"
+#include "llmc/loader/batch.h"
 #include "llmc/model/partition.h"
 
 // Views of one block's parameters, or of their gradients. Tensors that the architecture lacks are TENSOR_NONE.

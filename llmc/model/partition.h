@@ -14,7 +14,7 @@
 #ifndef LLMC_PARTITION_H
 #define LLMC_PARTITION_H
 
-#include "llmc/ranks/comm.h"
+#include "llmc/base/segment.h"
 #include "llmc/model/params.h"
 
 #define PARTITION_GRAINS 16

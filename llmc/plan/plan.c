@@ -4,8 +4,9 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "llmc/formats/hf.h"
 #include "llmc/checkpoint/snapshot.h"
+#include "llmc/formats/model_file.h"
+#include "llmc/loader/loader.h"
 
 // Resident size of the program before it holds any data: code, shared libraries, stacks of its threads.
 #define PLAN_PROGRAM_BYTES ((size_t)12 << 20)

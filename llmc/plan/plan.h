@@ -4,6 +4,7 @@
 
 #include <stdio.h>
 
+#include "llmc/config/schedule.h"
 #include "llmc/train/optimizer.h"
 
 typedef struct {

@@ -7,6 +7,7 @@
 
 #include "llmc/model/partition.h"
 #include "llmc/plan/plan.h"
+#include "llmc/ranks/comm.h"
 
 void scaling_job_from_config(ScalingJob *out, const RunConfig *config) {
     const PhaseConfig *phase = &config->phase[0];

@@ -8,7 +8,7 @@
 #include <string.h>
 
 #include "llmc/ranks/comm_host.h"
-#include "llmc/run/device.h"
+#include "llmc/base/plugin.h"
 
 // ---- none: one rank. What needs a copy is an ordinary operation of the backend, so there is nothing to wait for;
 // nothing travels, so nothing is rounded to the wire's dtype ----
@@ -139,7 +139,7 @@ bool comm_open(Comm **out, const char *kind, Backend *be, const CommOptions *opt
 // ---- the MPI plug-in ----
 bool comm_mpi_open(CommMpiPlugin *out, Launch *launch, Error *err) {
     *out = (CommMpiPlugin){.library = NULL};
-    char *path = device_plugin_path("mpi");
+    char *path = plugin_path("mpi");
     if (!file_exists(path)) {
         error_set(err, "launch=mpi: the plug-in %s is not there: MPI was not found when it was built; run "
                        "`scripts/setup.sh --mpi`, then `make`", path);

@@ -19,6 +19,7 @@
 #define LLMC_COMM_H
 
 #include "llmc/backend/backend.h"
+#include "llmc/base/segment.h"
 #include "llmc/ranks/control.h"
 
 #ifdef __cplusplus
@@ -29,11 +30,6 @@ typedef struct Comm Comm;
 // An operation that was issued; 0: nothing to wait for.
 typedef int64_t CommEvent;
 
-// Elements [first, first + count) of a buffer belong to `owner`. Lists are ordered and do not overlap; counts > 0.
-typedef struct {
-    int owner;
-    int64_t first, count;
-} CommSegment;
 
 typedef struct {
     bool tree;        // sum in the fixed tree, whatever the library would do

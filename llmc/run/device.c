@@ -1,46 +1,16 @@
 // device.c: see device.h.
 #include "llmc/run/device.h"
 
+#include "llmc/base/plugin.h"
+
 #include <dlfcn.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
 
-// The directory of the running program, where its plug-ins lie too.
-static char *program_dir(void) {
-    char path[4096];
-    ssize_t length = readlink("/proc/self/exe", path, sizeof path - 1);
-    if (length <= 0) return xstrdup(".");
-    path[length] = '\0';
-    char *slash = strrchr(path, '/');
-    if (slash != NULL) *slash = '\0';
-    return xstrdup(path);
-}
-
-// Tests are programs one directory below the plug-ins.
-char *device_plugin_path(const char *name) {
-    char *file = xasprintf("libllmc_%s.so", name);
-    const char *given = getenv("TOKAMAK_PLUGIN_DIR");
-    bool named = given != NULL && given[0] != '\0';
-    char *dir = named ? xstrdup(given) : program_dir();
-    char *path = path_join(dir, file);
-    if (!named && !file_exists(path)) {
-        char *above = xasprintf("%s/../%s", dir, file);
-        if (file_exists(above)) {
-            free(path);
-            path = above;
-        } else {
-            free(above);
-        }
-    }
-    free(dir);
-    free(file);
-    return path;
-}
-
 Backend *backend_plugin_open(const char *device, const BackendOptions *options, Error *err) {
-    char *path = device_plugin_path(device);
+    char *path = plugin_path(device);
     Backend *be = NULL;
     void *library = file_exists(path) ? dlopen(path, RTLD_NOW | RTLD_LOCAL) : NULL;
     void *symbol = library == NULL ? NULL : dlsym(library, "backend_plugin_entry");
@@ -90,4 +60,24 @@ Backend *device_open(const DeviceChoice *choice, char *note, size_t note_bytes, 
     if (be != NULL) return be;
     snprintf(note, note_bytes, "device=auto: the CPU computes: %s", why.message);
     return backend_cpu_open(choice->threads, choice->cpu_isa, err);
+}
+
+// Where measured choices are kept between runs: the user's cache directory. NULL when there is none.
+static char *cache_dir(void) {
+    const char *cache = getenv("XDG_CACHE_HOME"), *home = getenv("HOME");
+    if (cache != NULL && cache[0] == '/') return xasprintf("%s/tokamak", cache);
+    return home != NULL && home[0] == '/' ? xasprintf("%s/.cache/tokamak", home) : NULL;
+}
+
+Backend *device_open_for(const RunConfig *config, int local_rank, int threads, char *note, size_t note_bytes,
+                         Error *err) {
+    char *cache = cache_dir();
+    DeviceChoice choice = {.device = config->device,
+                           .threads = config->threads > 0 ? (int)config->threads : threads,
+                           .cpu_isa = config->cpu_isa,
+                           .plugin = {.device_index = local_rank, .attention = config->attention, .cache_dir = cache,
+                                      .graphs = config->graphs}};
+    Backend *be = device_open(&choice, note, note_bytes, err);
+    free(cache);
+    return be;
 }

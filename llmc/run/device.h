@@ -4,6 +4,7 @@
 #define LLMC_DEVICE_H
 
 #include "llmc/backend/backend.h"
+#include "llmc/config/config.h"
 
 typedef struct {
     const char *device;      // "auto", "cpu", "cuda", "cudaemu"
@@ -12,11 +13,13 @@ typedef struct {
     BackendOptions plugin;   // abi and backend_bytes are filled in here
 } DeviceChoice;
 
-// Where libllmc_<name>.so is expected: beside the program or one directory above it, or in $TOKAMAK_PLUGIN_DIR. The
-// caller frees it; whether it is there is the caller's question.
-char *device_plugin_path(const char *name);
-
 // auto: the GPU where there is a driver and a plug-in that opens, else the CPU, and then `note` says in one line why.
 // Any other device opens or is an error; nothing falls back.
 Backend *device_open(const DeviceChoice *choice, char *note, size_t note_bytes, Error *err);
+
+#define DEVICE_NOTE_BYTES 1200
+// Opens the device that the options name; note: why device=auto took the CPU, "" if it did not. local_rank: which GPU;
+// threads: where the config leaves them open.
+Backend *device_open_for(const RunConfig *config, int local_rank, int threads, char *note, size_t note_bytes,
+                         Error *err);
 #endif

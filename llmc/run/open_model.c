@@ -5,9 +5,11 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "llmc/formats/hf.h"
+#include "llmc/formats/model_file.h"
+#include "llmc/plan/plan.h"
+#include "llmc/run/device.h"
 
-static bool inference_load(InferenceModel *out, const InferenceOptions *options, Error *err) {
+static bool load(OpenModel *out, const OpenModelOptions *options, Error *err) {
     RunConfig *config = &out->config;
     if (!model_file_read_config(&config->arch, options->path, err) || !model_config_finish(&config->arch, err))
         return false;
@@ -20,12 +22,12 @@ static bool inference_load(InferenceModel *out, const InferenceOptions *options,
     }
     free(beside);
     if (!ok) return false;
-    char note[RUN_NOTE_BYTES];
+    char note[DEVICE_NOTE_BYTES];
     snprintf(config->device, sizeof config->device, "%s", options->device);
     snprintf(config->cpu_isa, sizeof config->cpu_isa, "auto");
     snprintf(config->attention, sizeof config->attention, "auto");
     config->threads = options->threads;
-    out->be = run_open_backend(config, 0, 0, note, sizeof note, err);
+    out->be = device_open_for(config, 0, 0, note, sizeof note, err);
     if (out->be == NULL) return false;
     if (note[0] != '\0') fprintf(stderr, "%s\n", note);
     int64_t seq_len = options->seq_len > 0 ? options->seq_len : config->arch.max_seq_len;
@@ -47,17 +49,17 @@ static bool inference_load(InferenceModel *out, const InferenceOptions *options,
     return model_file_read(options->path, &config->arch, &out->model.params, model_put_param, &out->model, err);
 }
 
-bool inference_open(InferenceModel *out, const InferenceOptions *options, Error *err) {
-    *out = (InferenceModel){0};
-    if (inference_load(out, options, err)) return true;
-    inference_close(out);
+bool open_model_load(OpenModel *out, const OpenModelOptions *options, Error *err) {
+    *out = (OpenModel){0};
+    if (load(out, options, err)) return true;
+    open_model_close(out);
     return false;
 }
 
-void inference_close(InferenceModel *inference) {
+void open_model_close(OpenModel *inference) {
     model_free(&inference->model);
     arena_free(&inference->arena);
     tokenizer_free(inference->tokenizer);
     if (inference->be != NULL) inference->be->close(inference->be);
-    *inference = (InferenceModel){0};
+    *inference = (OpenModel){0};
 }

@@ -2,7 +2,9 @@
 #ifndef LLMC_OPEN_MODEL_H
 #define LLMC_OPEN_MODEL_H
 
-#include "llmc/run/run.h"
+#include "llmc/config/config.h"
+#include "llmc/model/model.h"
+#include "llmc/tokenizer/tokenizer.h"
 
 // A model for inference from a checkpoint, a Hugging Face directory or an llm.c file. rows, seq_len, cache_tokens: as
 // in ModelShape; seq_len 0: the model's own. The arena and model are the caller's to free, tokenizer may come out
@@ -13,7 +15,7 @@ typedef struct {
     Arena arena;
     Model model;
     Tokenizer *tokenizer;
-} InferenceModel;
+} OpenModel;
 typedef struct {
     const char *path;
     const char *tokenizer;  // NULL or "": beside the model
@@ -21,7 +23,7 @@ typedef struct {
     DType dtype;
     int threads;
     int64_t rows, seq_len, cache_tokens;
-} InferenceOptions;
-bool inference_open(InferenceModel *out, const InferenceOptions *options, Error *err);
-void inference_close(InferenceModel *inference);
+} OpenModelOptions;
+bool open_model_load(OpenModel *out, const OpenModelOptions *options, Error *err);
+void open_model_close(OpenModel *inference);
 #endif

@@ -9,31 +9,11 @@
 #include <unistd.h>
 
 #include "llmc/run/device.h"
-#include "llmc/formats/hf.h"
+#include "llmc/formats/model_file.h"
 #include "llmc/base/rng.h"
 #include "llmc/run/run_save.h"
 #include "llmc/run/run_load.h"
 #include "llmc/loader/shard.h"
-
-// Where measured choices are kept between runs: the user's cache directory. NULL when there is none.
-static char *cache_dir(void) {
-    const char *cache = getenv("XDG_CACHE_HOME"), *home = getenv("HOME");
-    if (cache != NULL && cache[0] == '/') return xasprintf("%s/tokamak", cache);
-    return home != NULL && home[0] == '/' ? xasprintf("%s/.cache/tokamak", home) : NULL;
-}
-
-Backend *run_open_backend(const RunConfig *config, int local_rank, int threads, char *note, size_t note_bytes,
-                          Error *err) {
-    char *cache = cache_dir();
-    DeviceChoice choice = {.device = config->device,
-                           .threads = config->threads > 0 ? (int)config->threads : threads,
-                           .cpu_isa = config->cpu_isa,
-                           .plugin = {.device_index = local_rank, .attention = config->attention, .cache_dir = cache,
-                                      .graphs = config->graphs}};
-    Backend *be = device_open(&choice, note, note_bytes, err);
-    free(cache);
-    return be;
-}
 
 // dir/tokenizer.json of the directory that holds the first shard of a glob; NULL when there is none.
 static char *tokenizer_beside(const char *pattern) {
@@ -216,7 +196,7 @@ static bool open_weights(Run *run, char *resumed_from, size_t resumed_bytes, Err
     if (!run_choose_checkpoint(run, config->resume, resumed_from, resumed_bytes, err)) return false;
     bool ok = true;
     if (resumed_from[0] != '\0') {
-        ok = run_state_load(run, resumed_from, err);
+        ok = run_load(run, resumed_from, err);
     } else {
         if (config->init_from[0] == '\0') model_init_weights(&run->model, (uint64_t)config->seed);
         else ok = model_file_read(config->init_from, &config->arch, &run->model.params, model_put_param, &run->model, err);
@@ -333,7 +313,7 @@ static bool open_local(Run *run, Error *err) {
     if (!schedule_build(&run->schedule, config, run->launch.world, err)) return false;
     if (!check_lengths(config, &run->schedule, err)) return false;
     if (!open_data(run, err)) return false;
-    run->be = run_open_backend(config, run->launch.local_rank, threads_of_rank(run), run->device_note,
+    run->be = device_open_for(config, run->launch.local_rank, threads_of_rank(run), run->device_note,
                                sizeof run->device_note, err);
     if (run->be == NULL || !check_fp8(config, run->be, err)) return false;
     run->peak_flops = run->be->measure_peak(run->be, config->dtype);

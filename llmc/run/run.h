@@ -4,15 +4,18 @@
 #define LLMC_RUN_H
 
 #include "llmc/checkpoint/checkpoint.h"
-#include "llmc/ranks/comm.h"
+#include "llmc/checkpoint/state_file.h"
 #include "llmc/eval/eval.h"
-#include "llmc/train/hash_chain.h"
+#include "llmc/eval/sample.h"
+#include "llmc/loader/heldout.h"
+#include "llmc/loader/loader.h"
 #include "llmc/log/logger.h"
 #include "llmc/plan/plan.h"
+#include "llmc/ranks/comm.h"
+#include "llmc/run/device.h"
 #include "llmc/run/run_lock.h"
-#include "llmc/eval/sample.h"
+#include "llmc/train/hash_chain.h"
 #include "llmc/train/zero.h"
-#include "llmc/checkpoint/state_file.h"
 
 // What a step leaves behind on the device, read back beside the steps that follow.
 typedef struct {
@@ -35,7 +38,6 @@ typedef struct {
     Ticket read;
 } PendingStep;
 
-#define RUN_NOTE_BYTES 1200
 typedef struct {
     RunConfig config;
     Schedule schedule;
@@ -46,7 +48,7 @@ typedef struct {
     Comm *comm;
     RunLock lock;         // rank 0's
     Backend *be;
-    char device_note[RUN_NOTE_BYTES];  // why device=auto took the CPU; "": it did not
+    char device_note[DEVICE_NOTE_BYTES];  // why device=auto took the CPU; "": it did not
     double peak_flops;                 // of the matmul dtype
     MemoryPlan plan;
     Arena arena;
@@ -138,9 +140,4 @@ bool run_choose_checkpoint(Run *run, const char *resume, char *out, size_t out_b
 // What reading results and agreeing takes.
 bool run_open_steps(Run *run, Error *err);
 void run_close_steps(Run *run);
-
-// Opens the device that the options name; note: why device=auto took the CPU, "" if it did not. local_rank: which GPU;
-// threads: where the config leaves them open.
-Backend *run_open_backend(const RunConfig *config, int local_rank, int threads, char *note, size_t note_bytes,
-                          Error *err);
 #endif

@@ -4,7 +4,7 @@
 #include <inttypes.h>
 #include <stdlib.h>
 
-#include "llmc/formats/hf.h"
+#include "llmc/formats/model_file.h"
 #include "llmc/checkpoint/snapshot.h"
 
 #define STATE_MAX_BYTES ((size_t)1 << 20)
@@ -89,7 +89,7 @@ static bool check_state(const Run *run, const StateFile *state, const char *dir,
     return true;
 }
 
-bool run_state_load(Run *run, const char *dir, Error *err) {
+bool run_load(Run *run, const char *dir, Error *err) {
     char *path = path_join(dir, "state.json"), *json = NULL;
     StateFile state;
     bool ok = file_read_all(path, STATE_MAX_BYTES, &json, NULL, err) && state_file_parse(&state, json, path, err);

@@ -9,5 +9,5 @@
 // Weights, moments and progress. The run may have another dtype and other master weights than the checkpoint: masters
 // come from masters, else from the weights; bf16 weights are what they were, or rounded to nearest. Errors when the
 // checkpoint's architecture, optimizer or tokenizer is another one.
-bool run_state_load(Run *run, const char *dir, Error *err);
+bool run_load(Run *run, const char *dir, Error *err);
 #endif

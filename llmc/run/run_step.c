@@ -147,7 +147,7 @@ bool run_rewind(Run *run, Error *err) {
     if (!run_choose_checkpoint(run, "auto", newest, sizeof newest, err)) return false;
     bool ok = newest[0] != '\0' ||
               error_set(err, "%s holds no complete checkpoint any more to go back to", run->config.out_dir);
-    ok = ok && run_state_load(run, newest, err) &&
+    ok = ok && run_load(run, newest, err) &&
          guard_rewind(&run->progress, line, sizeof line, &before, because, err);
     ok = ok && hash_chain_resume(&run->chain, &run->progress, err);
     if (!run_agree(run, "go back", ok, err)) return false;

@@ -14,9 +14,9 @@
 #ifndef LLMC_GUARD_H
 #define LLMC_GUARD_H
 
-#include "llmc/backend/backend.h"
+#include "llmc/base/op_types.h"
 #include "llmc/config/schedule.h"
-#include "llmc/checkpoint/state_file.h"
+#include "llmc/train/progress.h"
 
 #define GUARD_LATE_STEPS 2
 #define GUARD_LEAST_DEVIATION 1e-3

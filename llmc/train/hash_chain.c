@@ -23,7 +23,7 @@ bool hash_chain_resume(HashChain *chain, const RunProgress *progress, Error *err
     chain->agreed = 0;
     if (chain->options.rank != 0 || chain->options.every == 0) return true;
     if (chain->file >= 0) close(chain->file);
-    return step_file_open(&chain->file, chain->options.out_dir, HASH_FILE_NAME, progress->step, err);
+    return jsonl_file_open(&chain->file, chain->options.out_dir, HASH_FILE_NAME, progress->step, err);
 }
 
 bool hash_chain_open(HashChain *chain, Backend *be, const HashChainOptions *options, const RunProgress *progress,
@@ -111,7 +111,7 @@ static bool combine(const HashChain *chain, const char *what, HashSums *total, c
 static void append(HashChain *chain, const HashLink *link) {
     char line[HASH_LINK_BYTES];
     size_t bytes = hash_link_format(line, link);
-    if (chain->file < 0 || step_file_append(chain->file, line, bytes) || chain->failed) return;
+    if (chain->file < 0 || jsonl_file_append(chain->file, line, bytes) || chain->failed) return;
     chain->failed = true;
     fprintf(stderr, "warning: %s: cannot write %s.jsonl: %s; training goes on\n", chain->options.out_dir,
             HASH_FILE_NAME, strerror(errno));

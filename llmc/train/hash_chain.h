@@ -17,7 +17,7 @@
 #include "llmc/ranks/control.h"
 #include "llmc/train/hash_file.h"
 #include "llmc/train/optimizer.h"
-#include "llmc/checkpoint/state_file.h"
+#include "llmc/train/progress.h"
 
 typedef struct {
     Control *control;  // NULL: one process

@@ -7,6 +7,7 @@
 #ifndef LLMC_OPTIMIZER_H
 #define LLMC_OPTIMIZER_H
 
+#include "llmc/config/config.h"
 #include "llmc/model/model.h"
 
 // A matrix that Muon orthogonalizes: rows of a parameter.

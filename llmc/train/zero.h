@@ -15,6 +15,7 @@
 #define LLMC_ZERO_H
 
 #include "llmc/model/model.h"
+#include "llmc/ranks/comm.h"
 
 typedef struct {
     Model *model;

@@ -243,35 +243,35 @@ static void expect_text(const FileTest *t, const char *name, const char *expecte
 static void test_step_file(void **state) {
     FileTest *t = *state;
     int fd;
-    file_test_expect_ok(t, step_file_open(&fd, t->dir, "x", 0, &t->err));
-    assert_true(step_file_append(fd, "{\"step\":1}\n", 11) && step_file_append(fd, "{\"step\":3}\n", 11));
-    assert_true(step_file_append(fd, "{\"step\":2", 9));
+    file_test_expect_ok(t, jsonl_file_open(&fd, t->dir, "x", 0, &t->err));
+    assert_true(jsonl_file_append(fd, "{\"step\":1}\n", 11) && jsonl_file_append(fd, "{\"step\":3}\n", 11));
+    assert_true(jsonl_file_append(fd, "{\"step\":2", 9));
     close(fd);
     // Going on from step 3 cuts only what has no end; from 2, what is later; from 0, a new run begins.
-    file_test_expect_ok(t, step_file_open(&fd, t->dir, "x", 3, &t->err));
+    file_test_expect_ok(t, jsonl_file_open(&fd, t->dir, "x", 3, &t->err));
     close(fd);
     expect_text(t, "x.jsonl", "{\"step\":1}\n{\"step\":3}\n");
-    file_test_expect_ok(t, step_file_open(&fd, t->dir, "x", 2, &t->err));
-    assert_true(step_file_append(fd, "{\"step\":3,\"again\":1}\n", 21));
+    file_test_expect_ok(t, jsonl_file_open(&fd, t->dir, "x", 2, &t->err));
+    assert_true(jsonl_file_append(fd, "{\"step\":3,\"again\":1}\n", 21));
     close(fd);
     expect_text(t, "x.jsonl", "{\"step\":1}\n{\"step\":3,\"again\":1}\n");
     for (int i = 1; i <= 2; ++i) {
-        file_test_expect_ok(t, step_file_open(&fd, t->dir, "x", 0, &t->err));
+        file_test_expect_ok(t, jsonl_file_open(&fd, t->dir, "x", 0, &t->err));
         expect_text(t, "x.jsonl", "");
-        assert_true(step_file_append(fd, "{\"step\":9}\n", 11));
+        assert_true(jsonl_file_append(fd, "{\"step\":9}\n", 11));
         close(fd);
         expect_text(t, "x-1.jsonl", "{\"step\":1}\n{\"step\":3,\"again\":1}\n");
     }
     expect_text(t, "x-2.jsonl", "{\"step\":9}\n");
     // A full disk takes a line whole or not at all.
-    file_test_expect_ok(t, step_file_open(&fd, t->dir, "x", 9, &t->err));
+    file_test_expect_ok(t, jsonl_file_open(&fd, t->dir, "x", 9, &t->err));
     file_test_limit_file_size(15);
-    bool ok = step_file_append(fd, "{\"step\":10}\n", 12);
+    bool ok = jsonl_file_append(fd, "{\"step\":10}\n", 12);
     file_test_limit_file_size(0);
     close(fd);
     assert_false(ok);
     expect_text(t, "x.jsonl", "{\"step\":9}\n");
-    file_test_expect_error(t, step_file_open(&fd, "/nowhere/at/all", "x", 0, &t->err), "/nowhere/at/all/x.jsonl");
+    file_test_expect_error(t, jsonl_file_open(&fd, "/nowhere/at/all", "x", 0, &t->err), "/nowhere/at/all/x.jsonl");
 }
 
 int main(void) {

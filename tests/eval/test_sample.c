@@ -9,7 +9,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 
-#include "llmc/formats/hf.h"
+#include "llmc/formats/model_file.h"
 #include "llmc/base/rng.h"
 #include "llmc/eval/sample.h"
 #include "tests/support/model_test.h"

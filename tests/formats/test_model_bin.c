@@ -2,7 +2,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "llmc/formats/hf.h"
+#include "llmc/formats/model_file.h"
 #include "tests/support/file_test.h"
 #include "tests/support/model_kinds.h"
 

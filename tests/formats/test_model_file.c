@@ -5,7 +5,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "llmc/formats/hf.h"
+#include "llmc/formats/model_file.h"
 #include "llmc/base/json.h"
 #include "llmc/formats/safetensors.h"
 #include "tests/support/file_test.h"

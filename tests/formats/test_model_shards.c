@@ -7,7 +7,7 @@
 #include <unistd.h>
 
 #include "llmc/base/dir_list.h"
-#include "llmc/formats/hf.h"
+#include "llmc/formats/model_file.h"
 #include "llmc/formats/safetensors.h"
 #include "tests/support/file_test.h"
 #include "tests/support/model_kinds.h"

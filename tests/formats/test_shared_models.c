@@ -9,8 +9,9 @@
 #include <stdio.h>
 #include <stdlib.h>
 
-#include "llmc/formats/hf.h"
+#include "llmc/formats/model_file.h"
 #include "llmc/base/json.h"
+#include "llmc/eval/sample.h"
 #include "llmc/run/open_model.h"
 #include "tests/support/model_test.h"
 
@@ -30,16 +31,16 @@ static cJSON *read_json(const char *path) {
     return root;
 }
 
-static InferenceModel *open_inference(const char *path, DType dtype, int64_t rows, int64_t cache) {
+static OpenModel *open_inference(const char *path, DType dtype, int64_t rows, int64_t cache) {
     Error err = {""};
-    InferenceModel *model = xmalloc(sizeof *model);
-    InferenceOptions options = {.path = path, .device = "cpu", .dtype = dtype, .threads = 2, .rows = rows,
+    OpenModel *model = xmalloc(sizeof *model);
+    OpenModelOptions options = {.path = path, .device = "cpu", .dtype = dtype, .threads = 2, .rows = rows,
                                 .seq_len = max_i64(rows, cache), .cache_tokens = cache};
-    if (!inference_open(model, &options, &err)) fail_msg("%s", err.message);
+    if (!open_model_load(model, &options, &err)) fail_msg("%s", err.message);
     return model;
 }
-static void close_inference(InferenceModel *model) {
-    inference_close(model);
+static void close_inference(OpenModel *model) {
+    open_model_close(model);
     free(model);
 }
 
@@ -66,7 +67,7 @@ static void test_stories_greedy(void **state) {
     assert_true(total > 50);
     static const int64_t ROWS[] = {1, 16};
     for (int k = 0; k < 2; ++k) {
-        InferenceModel *model = open_inference(MODELS "stories260K_hf", DTYPE_F32, ROWS[k], 256);
+        OpenModel *model = open_inference(MODELS "stories260K_hf", DTYPE_F32, ROWS[k], 256);
         int32_t prompt[17];
         // From BOS alone; then from the first 17 ids, read in pieces of `rows`.
         for (int given = 1; given <= 17; given += 16) {
@@ -301,7 +302,7 @@ static double nll(const float *logits, int32_t target) {
 
 static void check_llama2xs(DType dtype, double tolerance) {
     static const int IDS[] = {0, 1, 100, 511};
-    InferenceModel *model = open_inference(MODELS "llama2xs_hf", dtype, XS_T, 0);
+    OpenModel *model = open_inference(MODELS "llama2xs_hf", dtype, XS_T, 0);
     int32_t tokens[XS_T], targets[XS_T] = {0};
     float weights[XS_T] = {0}, *logits = xmalloc(XS_T * XS_V * sizeof *logits);
     tokens[0] = 1;

@@ -1,5 +1,6 @@
 // test_loader.c: batches against the description in loader.h, from the tokens up; any world size, seek, phases,
 // document ids, held-out text, and every refusal.
+#include "llmc/loader/heldout.h"
 #include "llmc/loader/loader.h"
 
 #include <setjmp.h>

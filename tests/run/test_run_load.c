@@ -153,7 +153,7 @@ static void check_resume(FileTest *t, const char *out_dir, const char *extra) {
     char *elsewhere = xasprintf("%s_elsewhere", out_dir), *dir = xasprintf("%s/%s/step_00000005", t->dir, out_dir);
     run = open_run(t, elsewhere, other);
     train_steps(t, run, 1);
-    file_test_expect_ok(t, run_state_load(run, dir, &t->err));
+    file_test_expect_ok(t, run_load(run, dir, &t->err));
     resumed = bits_of(run);
     check_same_bits(&resumed, &at_5);
     bits_free(&resumed);
@@ -255,7 +255,7 @@ static void test_other_masters(void **state) {
 static void check_refused(FileTest *t, const char *dir, const char *extra, const char *mention) {
     char *out_dir = xasprintf("refused_%d", file_test_count_entries(t->dir));
     Run *run = open_run(t, out_dir, extra);
-    file_test_expect_error(t, run_state_load(run, dir, &t->err), mention);
+    file_test_expect_error(t, run_load(run, dir, &t->err), mention);
     close_run(run);
     free(out_dir);
 }
@@ -352,7 +352,7 @@ static void test_damaged(void **state) {
     }
     // Nothing of this has harmed the checkpoint itself.
     Run *run = open_run(t, "again", "dtype=bf16");
-    file_test_expect_ok(t, run_state_load(run, dir, &t->err));
+    file_test_expect_ok(t, run_load(run, dir, &t->err));
     assert_int_equal(run->progress.step, 1);
     close_run(run);
     // resume=DIR looks at the hashes first.

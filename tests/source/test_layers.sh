@@ -1,47 +1,34 @@
 #!/bin/bash
-# Include directions: train_gpt -> llmc -> backend.h -> {llmc/cpu, llmc/cuda}. Text, data and configuration know nothing of
-# devices, tensors or models; the backends know nothing of models. Reports like cmocka (tests/run.sh).
+# Include directions by place: every file of the library lies in a room, and a room includes only the rooms of its row. A
+# file in no room, or a room without a row, fails. Reports like cmocka (tests/run.sh).
 set -u
 cd "$(dirname "$0")/../.." || exit 1
 failures=0
 
-# What each file includes with quotes, read once.
-declare -A includes=()
-while IFS=: read -r file line; do
-    header=${line#*\"}
-    includes[$file]+="${header%%\"*} "
-done < <(grep -HE '^[[:space:]]*#[[:space:]]*include[[:space:]]*"' train_gpt.cu llmc/*.* llmc/*/*.* data/*.* 2>/dev/null)
+# room: what it may include besides itself. `none` stands for nothing, a path for one header alone.
+ROOMS='
+base:        none
+backend:     base
+tokenizer:   base
+log:         base
+config:      base
+ranks:       base backend
+loader:      base config
+model:       base backend config llmc/loader/batch.h
+train:       base backend config ranks model llmc/loader/data_skip.h
+formats:     base backend config model
+eval:        base backend tokenizer ranks loader model
+checkpoint:  base config loader model train formats
+plan:        base backend config ranks loader model train formats checkpoint
+run:         base backend tokenizer log config ranks loader model train formats eval checkpoint plan
+command:     base backend tokenizer log config ranks loader model train formats eval checkpoint plan run
+cpu:         base backend
+cuda:        base backend llmc/ranks/comm_host.h
+mpi:         base backend llmc/ranks/comm_host.h
+train_gpt:   base config run command
+data:        base tokenizer loader
+'
 
-# Everything that a file includes, directly or not; one path a line.
-closure() {
-    local -A seen=()
-    local queue=("$1") header
-    while [ ${#queue[@]} -gt 0 ]; do
-        for header in ${includes[${queue[0]}]:-}; do
-            [ -z "${seen[$header]:-}" ] || continue
-            seen[$header]=1
-            echo "$header"
-            queue+=("$header")
-        done
-        queue=("${queue[@]:1}")
-    done
-}
-
-# check NAME EXPRESSION FILE...: no header that matches the extended regular expression is reached from any of the files.
-check() {
-    local name=$1 forbidden=$2 file found bad=0
-    shift 2
-    echo "[ RUN      ] $name"
-    for file in "$@"; do
-        [ -e "$file" ] || continue
-        found=$(closure "$file" | grep -E "$forbidden" | tr '\n' ' ')
-        if [ -n "$found" ]; then
-            echo "$file reaches $found"
-            bad=1
-        fi
-    done
-    report $bad "$name"
-}
 report() {
     if [ "$1" -eq 0 ]; then
         echo "[       OK ] $2"
@@ -50,39 +37,85 @@ report() {
         failures=$((failures + 1))
     fi
 }
+room_of() {
+    case $1 in
+    train_gpt.cu) echo train_gpt ;;
+    llmc/*/*/*) ;;
+    llmc/*/*) local rest=${1#llmc/}; echo "${rest%%/*}" ;;
+    data/*) echo data ;;
+    esac
+}
+declare -A may=()
+while IFS=: read -r room allowed; do
+    [ -z "$room" ] || may[$room]=" $allowed "
+done <<<"$ROOMS"
 
-shopt -s nullglob
-devices='^llmc/(backend|tensor|arena|model|params|optimizer|plan|run|eval|sample)\.h$|^llmc/(cpu|cuda)/'
+# includes FILE...: lines "file:header" of what they include with quotes.
+includes() { grep -HoE '^[[:space:]]*#[[:space:]]*include[[:space:]]*"[^"]+"' "$@" 2>/dev/null | sed -E 's/:[^"]*"/:/; s/"$//'; }
+# wrong FILE HEADER: prints why this include is against the table, or nothing.
+wrong() {
+    local from to
+    from=$(room_of "$1") to=$(room_of "$2")
+    case $2 in emu_device.h) [ "$from" = cuda ] || echo "$1 includes $2: only cuda is emulated"; return ;; esac
+    [ -e "$2" ] || { echo "$1 includes $2: spell it from the root of the tree"; return; }
+    [ -n "$to" ] || { echo "$1 ($from) includes $2, which is in no room"; return; }
+    [ "$from" != "$to" ] || return
+    case ${may[$from]:-} in *" $to "* | *" $2 "*) ;; *) echo "$1 ($from) includes $2 ($to)" ;; esac
+}
 
-# A closure that finds nothing would let everything pass.
-echo '[ RUN      ] layers_closure_works'
-reached=$(closure llmc/model/model.c)
+files=$(git ls-files -co --exclude-standard 'llmc/*' 'data/*' train_gpt.cu 2>/dev/null) ||
+    files=$(find llmc data train_gpt.cu -type f)
+sources=$(grep -E '\.(c|h|cu|cuh|cpp)$' <<<"$files")
+
+echo '[ RUN      ] every_file_has_a_room'
 bad=0
-for header in llmc/model/model.h llmc/backend/backend.h llmc/backend/tensor.h llmc/base/op_types.h llmc/base/common.h; do
-    grep -qx "$header" <<<"$reached" || { echo "llmc/model/model.c does not seem to reach $header"; bad=1; }
-done
-report $bad layers_closure_works
+while read -r file; do
+    [ -e "$file" ] || continue
+    room=$(room_of "$file")
+    [ -n "$room" ] && [ -n "${may[$room]:-}" ] || { echo "$file is in no room"; bad=1; }
+done <<<"$sources"
+report $bad every_file_has_a_room
 
-check text_and_data_know_no_devices "$devices" \
-    llmc/{tokenizer,unicode,shard,mixture,loader,heldout,batch,schedule}*.[ch] data/*.[ch]
-check config_and_reports_know_no_devices "$devices" llmc/{config,model_config,logger,checkpoint,json,file_writer}*.[ch]
-check foundations_stand_alone '^llmc/' llmc/{types,common}.h
-check loader_knows_no_processes '^llmc/comm\.h$' llmc/{shard,mixture,loader,heldout,batch,schedule}*.[ch]
-# Of the library, a backend sees its seam and what that is made of, groups of ranks included, nothing else.
-echo '[ RUN      ] backends_see_only_the_seam'
-bad=0
-for file in llmc/cpu/*.[ch] llmc/cuda/*; do
-    found=$(closure "$file" | grep -vE '^(emu_device\.h$|llmc/((backend|op_check|tensor|types|common|arena|rng|rng_philox|hash_element|comm|comm_host|control|launch)\.h$|(cpu|cuda)/))' | tr '\n' ' ')
-    [ -z "$found" ] || { echo "$file reaches $found"; bad=1; }
+echo '[ RUN      ] rooms_include_only_what_they_may'
+bad=0 count=0
+while IFS=: read -r file header; do
+    count=$((count + 1))
+    found=$(wrong "$file" "$header")
+    [ -z "$found" ] || { echo "$found"; bad=1; }
+done < <(includes $sources)
+[ $count -gt 300 ] || { echo "only $count includes were found"; bad=1; }
+report $bad rooms_include_only_what_they_may
+
+# The table itself has no circles: rooms that do nothing but include what is already standing can be stacked.
+echo '[ RUN      ] rooms_have_no_circles'
+standing=' ' bad=0 left=$(grep -oE '^[a-z_]+:' <<<"$ROOMS" | tr -d :)
+while [ -n "$left" ]; do
+    next=
+    for room in $left; do
+        ready=1
+        for other in ${may[$room]}; do
+            case $other in none) continue ;; */*) other=$(room_of "$other") ;; esac
+            case $standing in *" $other "*) ;; *) ready= ;; esac
+        done
+        if [ -n "$ready" ]; then standing+="$room "; else next+="$room "; fi
+    done
+    [ "$next" != "$left" ] || { echo "a circle among: $left"; bad=1; break; }
+    left=$next
 done
-report $bad backends_see_only_the_seam
-check cpu_and_cuda_do_not_mix '^llmc/cuda/' llmc/cpu/*.[ch]
-check cuda_and_cpu_do_not_mix '^llmc/cpu/' llmc/cuda/*
-check library_reaches_backends_through_the_seam '^llmc/(cpu|cuda)/' llmc/*.[ch] train_gpt.cu data/*.[ch]
-check library_knows_no_programs '^(train_gpt|data/|tests/|dev/)' llmc/*.[ch] llmc/*/*.[ch]
+report $bad rooms_have_no_circles
+
+# The rules can fail: what each of them forbids is planted.
+echo '[ RUN      ] rules_find_what_is_planted'
+bad=0
+for planted in 'llmc/model/model.c llmc/run/run.h' 'llmc/cpu/kernels.h llmc/model/model.h' 'llmc/loader/loader.c llmc/backend/backend.h' \
+    'llmc/base/rng.c llmc/config/config.h' 'llmc/cuda/norm.cu llmc/cpu/kernels.h' 'data/tokenize.c llmc/model/model.h' \
+    'llmc/model/model.c llmc/loader/loader.h' 'llmc/model/model.c tests/support/op_test.h' 'llmc/model/model.c model.h'; do
+    [ -n "$(wrong ${planted% *} "${planted#* }")" ] || { echo "not found: $planted"; bad=1; }
+done
+report $bad rules_find_what_is_planted
 
 echo '[ RUN      ] model_has_no_ifdef'
 bad=0
-grep -nE '^[[:space:]]*#[[:space:]]*(if|ifdef|ifndef|elif|else)' llmc/model/model.c && bad=1
+grep -nE '^[[:space:]]*#[[:space:]]*(if|ifdef|ifndef|elif|else)' llmc/model/*.c && bad=1
 report $bad model_has_no_ifdef
 exit $((failures > 0))

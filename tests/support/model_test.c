@@ -8,7 +8,7 @@
 #include <cmocka.h>
 #include <math.h>
 
-#include "llmc/formats/hf.h"
+#include "llmc/formats/model_file.h"
 #include "llmc/loader/shard.h"
 
 void model_test_config(RunConfig *config, const char *const *overrides) {

@@ -1,5 +1,6 @@
 // test_guard.c: bounds against a reference that knows nothing of windows, whatever is known late or was resumed;
 // spikes put into curves are found and noise is not; counting, going back, and the data that is left out.
+#include "llmc/checkpoint/state_file.h"
 #include "llmc/train/guard.h"
 
 #include <math.h>

@@ -1,0 +1,20 @@
+// heldout.h: the text of a source that is not trained on, as batches. Knows nothing of ranks: callers deal out batches.
+#ifndef LLMC_HELDOUT_H
+#define LLMC_HELDOUT_H
+
+#include "llmc/config/config.h"
+#include "llmc/loader/batch.h"
+
+// Held-out text of one source, in order: row k holds tokens [k*T, k*T+T] of the stream; the last row is padded with
+// weight 0, and the last batch with rows of weight 0, so that every token but the first is predicted exactly once.
+typedef struct HeldOut HeldOut;
+// max_tokens: predictions at most, 0: all. vocab, eot and errors as loader_open (vocab 0 where no shard states one:
+// ids are not checked); at least two tokens.
+bool heldout_open(HeldOut **out, const SourceConfig *source, int64_t B, int64_t T, int64_t max_tokens, int64_t vocab,
+                  int32_t eot, Error *err);
+void heldout_close(HeldOut *heldout);
+int64_t heldout_batches(const HeldOut *heldout);
+int64_t heldout_tokens(const HeldOut *heldout);  // predictions, the sum of all weights
+// Fills batch k (0-based); valid until the next call. batch->source is 0. NULL and err when a shard cannot be read.
+const Batch *heldout_batch(HeldOut *heldout, int64_t k, Error *err);
+#endif
