@@ -69,11 +69,11 @@ void plan_layout(Model *model, Optimizer *optimizer, Tensor *comm_scratch, const
 static int64_t fp8_elems(const Model *m) {
     if (!m->shape.fp8) return 0;
     const int64_t N = round_up(m->shape.max_rows, 16);
-    const BlockTensors *w = &m->w.block[0];
-    const Tensor weights[] = {w->qkv_w, w->attn_proj_w, w->fc_w, w->mlp_proj_w};
     int64_t most = 0;
-    for (size_t i = 0; i < sizeof weights / sizeof weights[0]; ++i) {
-        const int64_t O = weights[i].dim[0], I = weights[i].dim[1];
+    for (int i = 0; i < m->params.count; ++i) {
+        const ParamSpec *weight = &m->params.spec[i];
+        if (PARAM_ROWS[weight->role].fp8 == 0) continue;
+        const int64_t O = weight->dim[0], I = weight->dim[1];
         most = max_i64(most, max_i64(N * I, N * O) + O * I);
         most = max_i64(most, N * (I + O));
     }
@@ -206,7 +206,7 @@ static void print_row(FILE *out, const char *what, size_t bytes, size_t total) {
 
 void plan_print(FILE *out, const MemoryPlan *plan, const RunConfig *config, size_t available_bytes) {
     char model[256];
-    model_config_describe(&config->arch, model, sizeof model);
+    params_describe(&config->arch, model, sizeof model);
     fprintf(out, "%s\n%s%s, optimizer %s, recompute %s\n", model, dtype_name(config->dtype),
             config->dtype == DTYPE_BF16 && !config->master_weights ? " without master weights" : "",
             config->optimizer == OPTIMIZER_MUON ? "muon" : "adamw",

@@ -216,7 +216,7 @@ static bool open_logger(Run *run, const char *resumed_from, Error *err) {
     free(json);
     if (!ok) return false;
     char model[256];
-    model_config_describe(&config->arch, model, sizeof model);
+    params_describe(&config->arch, model, sizeof model);
     logger_message(run->logger, "model    %s, %s", model, dtype_name(config->dtype));
     if (run->device_note[0] != '\0') logger_message(run->logger, "%s", run->device_note);
     if (run->lock.note[0] != '\0') logger_message(run->logger, "%s", run->lock.note);
