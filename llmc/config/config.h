@@ -41,6 +41,8 @@ typedef struct {
     char val[CONFIG_PATH_BYTES];    // glob of held-out shards; "" : none
     double weight;                  // relative share of samples; a phase may override it
     bool doc_mask;                  // attention stays inside documents (split at the tokenizer's end-of-text)
+    char format[CONFIG_NAME_BYTES]; // row format by name (llmc/loader/row_format.h); "": the first of the table. No
+                                    // option sets it while there is one format only.
 } SourceConfig;
 
 // Learning rate over a segment of steps: warm-up, then the kind's curve down to final_lr_frac * lr.
