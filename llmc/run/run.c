@@ -148,7 +148,9 @@ static bool open_memory(Run *run, Error *err) {
                               "what would fit: %s", (double)wanted / 1048576.0, (double)available / 1048576.0, options);
     }
     Tensor scratch;
-    plan_layout(&run->model, &run->optimizer, &scratch, config, &run->schedule, rank, run->be, &run->arena);
+    const PlanModels models = plan_models(config, &run->schedule, rank);
+    CHECK(models.count == 1, "models=%d", models.count);
+    plan_layout(&run->model, &run->optimizer, &scratch, &models, config, rank, run->be, &run->arena);
     CHECK(run->arena.used_bytes == run->plan.arena.used_bytes, "laid out %zu bytes, planned %zu",
           run->arena.used_bytes, run->plan.arena.used_bytes);
     CommOptions options = {.rank = rank.rank, .world = rank.world, .scratch = scratch.data,
