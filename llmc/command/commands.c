@@ -94,7 +94,7 @@ static int command_plan(int argc, char **argv) {
     const bool lanes = config.deterministic == DETERMINISTIC_LANES;
     bool ok = run_find_tokenizer(&tokenizer, &config, &err) && run_resolve_model(&config, tokenizer, &err) &&
               schedule_build(&schedule, &config, world, &err) &&
-              partition_check(&(PartitionOptions){.world = world, .lanes = lanes}, &err);
+              partition_check(&(PartitionOptions){.data.world = world, .lanes = lanes}, &err);
     tokenizer_free(tokenizer);
     if (!ok) return command_fail(&err);
     char note[DEVICE_NOTE_BYTES];
@@ -112,7 +112,7 @@ static int command_plan(int argc, char **argv) {
     if (note[0] != '\0') printf("%s\n", note);
     if (elsewhere) printf("planned for a GPU elsewhere: %s\n", err.message);
     else printf("%s\n", be->description);
-    if (world > 1) printf("rank %d of %d, zero=%d: no rank takes more\n", rank.rank, world, (int)config.zero);
+    if (world > 1) printf("rank %d of %d, zero=%d: no rank takes more\n", rank.data.rank, world, (int)config.zero);
     plan_print(stdout, &plan, &config, available);
     bool fits = available == 0 || plan.device_bytes <= available;
     if (!fits) {
@@ -257,7 +257,7 @@ static bool eval_data(OpenModel *model, const char *data, int64_t B, int64_t T, 
     int32_t eot = model->tokenizer == NULL ? -1 : tokenizer_eot(model->tokenizer);
     if (!heldout_open(&heldout, &source, B, T, tokens, model->model.config.V, eot, err)) return false;
     EvalResult result;
-    bool ok = eval_heldout(&result, &model->model, heldout, model->tokenizer, NULL, 0, 1, err);
+    bool ok = eval_heldout(&result, &model->model, heldout, model->tokenizer, NULL, MESH_ALONE, err);
     heldout_close(heldout);
     if (!ok) return false;
     printf("%s: %lld tokens, loss %.6f nats a token, perplexity %.4f", data, (long long)result.tokens, result.loss,

@@ -64,7 +64,7 @@ const Option OPTIONS[] = {
              "weights"},
     {"deterministic", RUN(deterministic), OPTION_ENUM, .names = "run lanes", .fallback = "run",
      .help = "run: the same bits in every run with the same ranks; lanes: also with 1, 2, 4, 8 or 16 ranks and any zero: "
-             "micro-batches are added in one fixed binary tree"},
+             "a step's lanes (the micro-batches of all ranks) are added in one fixed binary tree"},
     {"reduce_dtype", RUN(reduce_dtype), OPTION_ENUM, .names = "fp32 bf16", .fallback = "fp32",
      .help = "in which gradients travel between ranks; they are added in fp32"},
     {"comm_timeout", RUN(comm_timeout), OPTION_REAL, 0.5, 1e6, .fallback = "600",

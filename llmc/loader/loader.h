@@ -1,19 +1,20 @@
 // loader.h: shards to batches. The sample at row r of step s is a pure function of (seed, s, r), whatever the world
 // size, threads or restarts; seeking is O(1). A thread prepares the next step while the current one is computed.
-// Called by the training loop; knows rank and world as ints, nothing of devices or models.
+// Called by the training loop; knows its place on the data axis of the ranks, nothing of devices or models.
 //
 // A source is the stream of its shards' tokens. With rows of T tokens, row k predicts stream[kT+1 .. kT+T] from
 // stream[kT .. kT+T-1]; a source of n tokens has (n-1)/T rows, which may cross shards. Row r of step s is sample
 // (s - first step of the phase) * rows_per_step + r of the phase; mixture.h says which source and row that is. Lane k
-// of a step is its rows k*B + [0, B); micro-batch m of a rank is lane m*world + rank, so that all ranks together see
-// the same rows whatever the world size. Where the world does not divide the lanes, the last micro-batch of some
-// ranks lies past the last lane: it is padding, token 0 with weight 0, and no sample. Data that is left out
+// of a step is its rows k*B + [0, B); micro-batch m of a rank is lane m * data.world + data.rank, so that all ranks
+// together see the same rows whatever their number. Where data.world does not divide the lanes, the last micro-batch of
+// some ranks lies past the last lane: it is padding, token 0 with weight 0, and no sample. Data that is left out
 // (loader_set_skips) moves s, within the phase's own sequence of samples.
 // A source goes on through the phases where it stopped. When T changes its rows are cut anew, so it goes on at
 // ordinal (tokens given so far) / T of the new cut: in the epoch of the change some text may come twice, some not.
 #ifndef LLMC_LOADER_H
 #define LLMC_LOADER_H
 
+#include "llmc/base/mesh_axis.h"
 #include "llmc/loader/batch.h"
 #include "llmc/loader/data_skip.h"
 #include "llmc/config/schedule.h"
@@ -27,7 +28,7 @@ typedef struct {
     double weight_sum;       // sum of weights over the micro-batches of THIS rank. The loss divides by the sum over
                              // all ranks, which comm reduces: weights may depend on the text, and a rank reads only
                              // its own rows.
-    const double *lane_weight;  // [micro_batches] the same of each of them
+    const double *micro_batch_weight;  // [micro_batches] the same of each of them
     double wait_ms;          // how long the caller waited for the prefetch thread
 } StepBatch;
 
@@ -37,7 +38,7 @@ typedef struct Loader Loader;
 // together the rows of one step. vocab 0: the largest that the shards state (error when none does). eot -1: the one
 // that the shards state, if any; doc_mask without one is an error. Copies what it needs of config and schedule.
 bool loader_open(Loader **out, const RunConfig *config, const Schedule *schedule, int64_t vocab, int32_t eot,
-                 int rank, int world, Error *err);
+                 MeshAxis data, Error *err);
 void loader_close(Loader *loader);
 void loader_seek(Loader *loader, int64_t step);  // the next loader_next returns this step
 // Step s reads the samples of step data_skip_step(skips, count, s) from now on. count <= DATA_SKIPS_MAX; copied.
