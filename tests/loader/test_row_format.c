@@ -104,8 +104,12 @@ static RunConfig *config_new(const FileTest *t) {
     }
     snprintf(config->source[1].format, sizeof config->source[1].format, "half");
     for (int p = 0; p < 3; ++p)
-        config->phase[p] = (PhaseConfig){.name = {(char)('p' + p)}, .tokens = STEPS_A_PHASE * 64, .seq_len = p == 2 ? 16 : 8,
-                                         .batch_tokens = 64, .batch_rows = p == 2 ? 1 : 2, .weight = {1, p == 1 ? 0 : 2}};
+        config->phase[p] = (PhaseConfig){.name = {(char)('p' + p)},
+                                         .tokens = STEPS_A_PHASE * 64,
+                                         .seq_len = p == 2 ? 16 : 8,
+                                         .batch_tokens = 64,
+                                         .batch_rows = p == 2 ? 1 : 2,
+                                         .weight = {1, p == 1 ? 0 : 2}};
     return config;
 }
 static Loader *open_ok(const RunConfig *config, int rank, int world) {
@@ -134,7 +138,8 @@ typedef struct {
     int64_t row_index[8];
 } Rows;
 
-static void expect_row(Rows *out, int64_t row, int64_t T, MixturePick pick, uint64_t seed, int64_t tokens, bool carried) {
+static void expect_row(Rows *out, int64_t row, int64_t T, MixturePick pick, uint64_t seed, int64_t tokens,
+                       bool carried) {
     int64_t rows = pick.source == 0 ? (tokens - 1) / T : tokens / (2 * T), epoch;
     int64_t index = mixture_row(&epoch, seed, pick.source, pick.ordinal, rows);
     out->row_index[row] = index;
