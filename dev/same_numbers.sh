@@ -179,7 +179,7 @@ missing() { # NAME: why the run cannot be made, or nothing
 plain_json() {
     local expression= key
     for key in $ignored; do expression="$expression;s/,?[[:space:]]*\"$key\":[[:space:]]*(\"[^\"]*\"|[-+0-9.eE]+|true|false|null)//g"; done
-    sed -E "${expression#;};s/\{,/{/;/^\{\}\$/d" | sed '/^[[:space:]]*$/d' | sed -E 's/^(\{?)[[:space:]]*,/\1/'
+    sed -E "${expression#;};s/\{,/{/;/^\{(\"step\":0)?\}\$/d" | sed '/^[[:space:]]*$/d' | sed -E 's/^(\{?)[[:space:]]*,/\1/'
 }
 metrics() { grep -aE '"(loss|val_loss|sample)":|"event":"(step [0-9]+ skipped|back to step)' "$1" | plain_json; }
 header_bytes() { od -An -tu8 -N8 "$1" | tr -d ' '; }
