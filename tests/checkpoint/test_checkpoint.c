@@ -536,7 +536,7 @@ static void test_interrupted_deletion_is_finished(void **state) {
 int main(void) {
     const struct CMUnitTest tests[] = {
         FILE_TEST(test_names), FILE_TEST(test_write_and_verify), FILE_TEST(test_damage_is_named),
-        FILE_TEST(test_kill_at_every_stage), FILE_TEST(test_kill_at_random_moments), FILE_TEST(test_full_disk),
+        FILE_TEST(test_kill_at_every_stage), FILE_TEST(test_kill_at_random_moments), FILE_TEST(test_full_disk), FILE_TEST(test_newer_format),
         FILE_TEST(test_unwritable_places), FILE_TEST(test_saving_a_step_again_replaces_it), FILE_TEST(test_any_path),
         FILE_TEST(test_only_plain_files), FILE_TEST(test_abort_leaves_nothing), FILE_TEST(test_prune),
         FILE_TEST(test_retention), FILE_TEST(test_prune_trusts_the_commit), FILE_TEST(test_parts),
