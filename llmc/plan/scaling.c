@@ -155,13 +155,13 @@ static Work weight_gradient_work(const Scene *s, double I, double O, bool accumu
 
 typedef struct {
     double in, out;
-} Linear;
-static void block_linears(const ModelConfig *c, Linear out[4]) {
+} LinearSize;
+static void block_linears(const ModelConfig *c, LinearSize out[4]) {
     const double C = (double)c->C, att = (double)(c->NH * c->HS);
-    out[0] = (Linear){C, (double)model_config_qkv_width(c)};
-    out[1] = (Linear){att, C};
-    out[2] = (Linear){C, width_of_fc(c)};
-    out[3] = (Linear){(double)c->F, C};
+    out[0] = (LinearSize){C, (double)model_config_qkv_width(c)};
+    out[1] = (LinearSize){att, C};
+    out[2] = (LinearSize){C, width_of_fc(c)};
+    out[3] = (LinearSize){(double)c->F, C};
 }
 
 // Keys that a query sees on average.
@@ -199,7 +199,7 @@ static Work block_pointwise_backward(const Scene *s) {
 }
 
 static Work block_forward_work(const Scene *s) {
-    Linear linear[4];
+    LinearSize linear[4];
     block_linears(&s->arch, linear);
     Work w = block_pointwise_forward(s);
     for (int i = 0; i < 4; ++i) w = work_add(w, product_work(s, linear[i].in, linear[i].out, s->job->fp8));
@@ -207,7 +207,7 @@ static Work block_forward_work(const Scene *s) {
 }
 
 static Work block_backward_work(const Scene *s) {
-    Linear linear[4];
+    LinearSize linear[4];
     block_linears(&s->arch, linear);
     const bool accumulates = s->part.options.stage < 2 && !s->part.options.lanes;
     Work w = block_pointwise_backward(s);
@@ -251,7 +251,7 @@ static double update_seconds(const Scene *s) {
     Work w = {.bytes = bytes, .kernels = 4};
     if (job->optimizer == OPTIMIZER_MUON) {
         double hidden = packed - v, flops = 0;
-        Linear linear[4];
+        LinearSize linear[4];
         block_linears(&s->arch, linear);
         double all = 0;
         for (int i = 0; i < 4; ++i) {
