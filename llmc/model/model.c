@@ -201,7 +201,7 @@ static double rope_frequency(const ModelConfig *c, int64_t i) {
 static void fill_rope_tables(Model *m) {
     int64_t half = m->config.HS / 2, P = m->shape.max_seq_len;
     float *cosines = xmalloc(tensor_bytes(m->rope_cos)), *sines = xmalloc(tensor_bytes(m->rope_sin));
-    for (int64_t i = 0; i < half; ++i) {
+    for (int64_t i = 0; i < half && !m->be->counts_only; ++i) {
         double frequency = rope_frequency(&m->config, i);
         for (int64_t p = 0; p < P; ++p) {
             cosines[p * half + i] = (float)cos((double)p * frequency);
@@ -533,7 +533,7 @@ static void block_backward(Model *m, int64_t l, bool accumulate) {
 
 static void upload_positions(Model *m, int64_t N, int64_t T, int64_t start) {
     int32_t *positions = xmalloc(to_size(N) * sizeof *positions);
-    for (int64_t i = 0; i < N; ++i) positions[i] = (int32_t)(start + i % T);
+    for (int64_t i = 0; i < N && !m->be->counts_only; ++i) positions[i] = (int32_t)(start + i % T);
     m->be->upload(m->be, m->positions.data, positions, to_size(N) * sizeof *positions);
     free(positions);
 }
@@ -565,6 +565,7 @@ static void upload_batch(Model *m, const Batch *batch, double loss_scale) {
     for (size_t i = 0; i < sizeof parts / sizeof parts[0]; ++i) {
         if (parts[i].from == NULL) continue;
         last = tensor_rows(parts[i].to, 0, N);
+        if (be->counts_only) continue;
         memcpy(in->host + input_span(in, last) - tensor_bytes(last), parts[i].from, tensor_bytes(last));
     }
     in->sent = be->upload_after(be, in->loss_scale.data, in->host, input_span(in, last), in->used);
