@@ -252,13 +252,6 @@ int64_t model_config_param_count(const ModelConfig *config) {
     return tables + config->L * block + norm;
 }
 
-double model_config_flops_per_token(const ModelConfig *config, int64_t T) {
-    double weights = (double)(config->L * block_matmul_weights(config) + config->V * config->C);
-    double length = (double)T, window = (double)config->window;
-    double keys = window > 0 && window < length ? window - window * window / (2 * length) : length / 2;
-    return 6 * weights + 12 * (double)config->L * (double)(config->NH * config->HS) * keys;
-}
-
 static const char *resemblance(const ModelConfig *config) {
     if (config->norm == NORM_LAYER && config->position == POSITION_LEARNED && config->activation == ACT_GELU)
         return "GPT-2-like";
