@@ -54,6 +54,8 @@ static int64_t chunk_rows(const ScalingJob *job, int64_t Vp, int64_t N) {
 // ---------------------------------------------------------------------------------------------------------------
 // Bytes
 
+static double tag_bytes(const Scene *s, const char *tag) { return (double)arena_tag_bytes(&s->work.arena, tag); }
+
 // Tensor parallelism would divide the tokens of what is C wide, and gather them into two tensors around products.
 static double activation_bytes(const Scene *s) {
     static const char *const TAGS[] = {"activations", "activation gradients"};
@@ -61,12 +63,9 @@ static double activation_bytes(const Scene *s) {
     narrow.C = div_up(narrow.C, s->job->tensor);
     double bytes = s->tensor > 1 ? s->E * s->N * 2 * (double)s->arch.C : 0;
     for (size_t i = 0; i < sizeof TAGS / sizeof TAGS[0]; ++i)
-        bytes += (double)(s->tensor > 1 ? work_tag_bytes(&narrow, &s->work.model.shape, TAGS[i])
-                                        : arena_tag_bytes(&s->work.arena, TAGS[i]));
+        bytes += s->tensor > 1 ? (double)work_tag_bytes(&narrow, &s->work.model.shape, TAGS[i]) : tag_bytes(s, TAGS[i]);
     return bytes;
 }
-
-static double tag_bytes(const Scene *s, const char *tag) { return (double)arena_tag_bytes(&s->work.arena, tag); }
 
 static ScalingBytes count_bytes(const Scene *s) {
     const ScalingJob *job = s->job;
@@ -361,9 +360,9 @@ static bool check_parallel(const ScalingJob *job, const Machine *machine, int64_
 static void play(Play *p, const Scene *s) {
     *p = (Play){.scene = s, .seconds = pass_seconds(s), .clock.interference = s->machine.interference};
     const bool exchange = s->job->lanes || s->job->reduce_dtype == DTYPE_BF16;
-    p->reduce = exchange                     ? COLLECTIVE_EXCHANGE
+    p->reduce = exchange                      ? COLLECTIVE_EXCHANGE
                 : s->part->options.stage == 0 ? COLLECTIVE_ALL_REDUCE
-                                             : COLLECTIVE_REDUCE_SCATTER;
+                                              : COLLECTIVE_REDUCE_SCATTER;
     p->forward_block = block_trade(s, false);
     p->backward_block = block_trade(s, true);
     p->outside = outside_trade(s);
@@ -375,6 +374,7 @@ static void play(Play *p, const Scene *s) {
     free(p->seconds.forward);
 }
 
+// What the rank that has most is asked for.
 static WorkShape work_shape(const Scene *s, const PartitionOptions *options) {
     const ScalingJob *job = s->job;
     const int64_t T = job->T / job->context, N = s->B * T;
@@ -464,8 +464,7 @@ bool scaling_predict(ScalingPrediction *out, const ScalingJob *job, const Machin
     out->step_seconds = p.clock.now + out->update_seconds + out->agree_seconds;
     out->tokens_per_second = (double)out->batch_tokens / out->step_seconds;
     double processors = (double)(machine->slots > 0 ? min_i64(world, machine->slots * out->nodes) : world);
-    out->mfu = out->tokens_per_second * s.flops_per_token /
-               (processors * machine_peak(machine, job->dtype));
+    out->mfu = out->tokens_per_second * s.flops_per_token / (processors * machine_peak(machine, job->dtype));
     step_work_free(&s.work);
     return true;
 }
