@@ -220,7 +220,7 @@ static void print_profile(const StepBench *bench, double total, double peak) {
         printf("\"%s\": %.4f, ", PROFILE_NAMES[i], profile->seconds[i] / total);
         known += profile->seconds[i];
     }
-    double rate = profile->matmul_flops / profile->seconds[PROFILE_MATMUL];
+    double rate = profile->counting.counts.op[COUNT_MATMUL].flops / profile->seconds[PROFILE_MATMUL];
     printf("\"rest\": %.4f}, \"matmul_gflops\": %.1f, \"matmul_peak_share\": %.4f", (total - known) / total,
            rate * 1e-9, rate / peak);
 }
