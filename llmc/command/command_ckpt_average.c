@@ -188,7 +188,7 @@ static bool check_states(DType *dtype, const Average *average, Error *err) {
 
 static bool write_state(Average *average, const char *dir, Error *err) {
     const Source *last = &average->source[average->count - 1];
-    PartitionOptions options = {.world = 1, .muon = last->muon};
+    PartitionOptions options = {.data = MESH_ALONE, .muon = last->muon};
     StatePiece *list;
     int count = state_pieces(&list, &average->params, &options, last->masters);
     StateSource source = {average, list};

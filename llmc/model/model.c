@@ -239,8 +239,8 @@ void model_init(Model *m, const ModelConfig *config, const ModelShape *shape, Ba
     *m = (Model){.config = *config, .shape = *shape, .be = be};
     CHECK(shape->max_rows > 0 && shape->max_seq_len > 0 && shape->loss_chunk_rows > 0, "rows=%lld T=%lld chunk=%lld",
           (long long)shape->max_rows, (long long)shape->max_seq_len, (long long)shape->loss_chunk_rows);
-    if (!shape->training || shape->ranks.world <= 1) {
-        m->shape.ranks = (PartitionOptions){.world = 1, .lanes = shape->training && shape->ranks.lanes,
+    if (!shape->training || shape->ranks.data.world <= 1) {
+        m->shape.ranks = (PartitionOptions){.data = MESH_ALONE, .lanes = shape->training && shape->ranks.lanes,
                                             .muon = shape->ranks.muon};
     }
     m->shape.micro_batches = max_i64(1, shape->micro_batches);

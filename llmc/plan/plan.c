@@ -21,26 +21,25 @@ int64_t plan_fitting_chunk_rows(int64_t Vp, DType dtype, int64_t rows) {
     return min_i64(rows, max_i64(fitting, 64));
 }
 
-static PartitionOptions partition_options(const RunConfig *config, int rank, int world) {
-    return (PartitionOptions){.rank = rank,
-                              .world = world,
+static PartitionOptions partition_options(const RunConfig *config, MeshAxis data) {
+    return (PartitionOptions){.data = data,
                               .stage = (int)config->zero,
                               .lanes = config->deterministic == DETERMINISTIC_LANES,
                               .muon = config->optimizer == OPTIMIZER_MUON};
 }
 
-PlanRank plan_fullest_rank(const RunConfig *config, int world, const char *comm) {
-    PartitionOptions options = partition_options(config, 0, world);
+PlanRank plan_fullest_rank(const RunConfig *config, int data_world, const char *comm) {
+    PartitionOptions options = partition_options(config, (MeshAxis){0, data_world});
     ParamTable params;
     params_build(&params, &config->arch);
-    int rank = partition_fullest_rank(&params, &options);
+    options.data.rank = partition_fullest_rank(&params, &options);
     params_free(&params);
-    return (PlanRank){rank, world, comm};
+    return (PlanRank){options.data, comm};
 }
 
 ModelShape plan_model_shape(const RunConfig *config, const Schedule *schedule, PlanRank rank) {
     ModelShape shape = {.dtype = config->dtype, .training = true, .recompute = config->recompute};
-    shape.ranks = partition_options(config, rank.rank, rank.world);
+    shape.ranks = partition_options(config, rank.data);
     shape.fp8 = config->fp8;
     shape.no_master = config->dtype == DTYPE_BF16 && !config->master_weights;
     for (int i = 0; i < schedule->phase_count; ++i) {
@@ -63,7 +62,7 @@ void plan_layout(Model *model, Optimizer *optimizer, Tensor *comm_scratch, const
     const Partition *part = &model->part;
     int64_t numbers = 2 * max_i64(part->segments, model->shape.micro_batches);
     CommSum how = {.tree = part->options.lanes, .accumulate = part->options.stage >= 2, .wire = config->reduce_dtype};
-    size_t bytes = comm_scratch_bytes(rank.comm, rank.world, max_i64(part->largest_bucket_elems, numbers),
+    size_t bytes = comm_scratch_bytes(rank.comm, rank.data.world, max_i64(part->largest_bucket_elems, numbers),
                                       max_i64(part->largest_owned_elems, numbers), how);
     *comm_scratch = tensor_1d(bytes > 0 ? arena_alloc(arena, bytes, "communication") : NULL, DTYPE_U8, (int64_t)bytes);
 }
@@ -136,7 +135,7 @@ static int64_t largest_rows(MemoryPlan *plan, const RunConfig *config, const Sch
             if (phase->B % 2 != 0) continue;
             phase->B /= 2;
             phase->lanes *= 2;
-            phase->micro_batches = div_up(phase->lanes, rank.world);
+            phase->micro_batches = div_up(phase->lanes, rank.data.world);
             shrunk = true;
         }
     }

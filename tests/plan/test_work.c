@@ -187,7 +187,7 @@ static void test_large_models_cost_nothing(void **state) {
     double start = now_seconds();
     WorkShape shape = {.arch = preset("llama3:70B"), .B = 1, .T = 131072, .optimizer = OPTIMIZER_MUON, .muon_steps = 5};
     shape.shape = (ModelShape){.max_rows = 131072, .max_seq_len = 131072, .loss_chunk_rows = 1024, .training = true,
-                               .dtype = DTYPE_BF16, .fp8 = true, .micro_batches = 4, .ranks = {.world = 1, .muon = true}};
+                               .dtype = DTYPE_BF16, .fp8 = true, .micro_batches = 4, .ranks = {.data.world = 1, .muon = true}};
     StepWork work;
     step_work_count(&work, &shape);
     // The largest pair of inputs in 8 bits: those of the gradient of fc_w.
