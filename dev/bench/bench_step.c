@@ -305,7 +305,8 @@ static bool lay_out(StepBench *bench, MemoryPlan *plan, Error *err) {
     Backend *used = be->threads > 0 ? &bench->profile.outer : be;
     if (!arena_init(&bench->arena, used, plan->arena.used_bytes, err)) return false;
     Tensor comm_scratch;
-    plan_layout(&bench->model, &bench->optimizer, &comm_scratch, &bench->config, &bench->schedule, PLAN_ALONE, used,
+    const PlanModels models = plan_models(&bench->config, &bench->schedule, PLAN_ALONE);
+    plan_layout(&bench->model, &bench->optimizer, &comm_scratch, &models, &bench->config, PLAN_ALONE, used,
                 &bench->arena);
     for (int i = 0; i < bench->model.params.count; ++i) bench->optimizer.trainable[i] = true;
     model_init_weights(&bench->model, SEED);

@@ -2,7 +2,7 @@
 #include "llmc/backend/counting.h"
 
 #include <stdio.h>
-#include <stdlib.h>
+#include <sys/mman.h>
 
 #define COUNTED_OP_NAME(op, name) name,
 const char *const COUNTED_OP_NAMES[COUNT_OPS] = {COUNTED_OPS(COUNTED_OP_NAME)};
@@ -115,14 +115,31 @@ static bool count_synchronize(Backend *be, Error *err) {
     return c->inner == NULL || c->inner->synchronize(c->inner, err);
 }
 
+// Pages that exist once they are written: a micro-batch may be planned that no machine could hold. The length stands in
+// front.
+#define HOST_HEADER_BYTES ((size_t)256)
 static void *count_host_alloc(Backend *be, size_t bytes, Error *err) {
     Counting *c = counting_of(be);
-    return c->inner != NULL ? c->inner->host_alloc(c->inner, bytes, err) : xmalloc(bytes);
+    if (c->inner != NULL) return c->inner->host_alloc(c->inner, bytes, err);
+    const size_t whole = bytes + HOST_HEADER_BYTES;
+    void *map = mmap(NULL, whole, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    if (map == MAP_FAILED) {
+        error_set(err, "out of address space for %zu bytes of host memory", bytes);
+        return NULL;
+    }
+    memcpy(map, &whole, sizeof whole);
+    return (unsigned char *)map + HOST_HEADER_BYTES;
 }
 static void count_host_free(Backend *be, void *pointer) {
     Counting *c = counting_of(be);
-    if (c->inner != NULL) c->inner->host_free(c->inner, pointer);
-    else free(pointer);
+    if (c->inner != NULL) {
+        c->inner->host_free(c->inner, pointer);
+        return;
+    }
+    unsigned char *map = (unsigned char *)pointer - HOST_HEADER_BYTES;
+    size_t whole;
+    memcpy(&whole, map, sizeof whole);
+    munmap(map, whole);
 }
 static Ticket count_mark(Backend *be) {
     Counting *c = counting_of(be);

@@ -77,8 +77,8 @@ static bool open_source(Average *average, Source *source, Error *err) {
         return false;
     if (!model_file_same_architecture(&average->config, &config)) {
         char theirs[256], first[256];
-        model_config_describe(&config, theirs, sizeof theirs);
-        model_config_describe(&average->config, first, sizeof first);
+        params_describe(&config, theirs, sizeof theirs);
+        params_describe(&average->config, first, sizeof first);
         return error_set(err, "%s: is another architecture (%s) than %s (%s)", source->path, theirs,
                          average->source[0].path, first);
     }

@@ -10,10 +10,6 @@ bool partition_check(const PartitionOptions *options, Error *err) {
                           "branches everywhere; use deterministic=run with other numbers", PARTITION_GRAINS, world);
 }
 
-static bool is_outside_head(const ParamSpec *spec) {
-    return spec->role == PARAM_NORM_F_W || spec->role == PARAM_NORM_F_B || spec->role == PARAM_HEAD;
-}
-
 static int64_t block_count(const ParamTable *params) {
     int64_t blocks = 0;
     for (int i = 0; i < params->count; ++i) blocks = max_i64(blocks, params->spec[i].layer + 1);
@@ -22,7 +18,7 @@ static int64_t block_count(const ParamTable *params) {
 
 static int bucket_index(const ParamSpec *spec, int64_t blocks) {
     if (spec->layer >= 0) return 1 + spec->layer;
-    return is_outside_head(spec) ? (int)blocks + 1 : 0;
+    return PARAM_ROWS[spec->role].place == PLACE_BACK ? (int)blocks + 1 : 0;
 }
 
 int partition_bucket_of(const ParamTable *params, int param) {

@@ -53,11 +53,20 @@ ModelShape plan_model_shape(const RunConfig *config, const Schedule *schedule, P
     return shape;
 }
 
-void plan_layout(Model *model, Optimizer *optimizer, Tensor *comm_scratch, const RunConfig *config,
-                 const Schedule *schedule, PlanRank rank, Backend *be, Arena *arena) {
-    ModelShape shape = plan_model_shape(config, schedule, rank);
-    model_init(model, &config->arch, &shape, be, arena);
-    optimizer_init(optimizer, config, model, arena);
+PlanModels plan_models(const RunConfig *config, const Schedule *schedule, PlanRank rank) {
+    return (PlanModels){.model = {{PLAN_STUDENT, config->arch, plan_model_shape(config, schedule, rank)}}, .count = 1};
+}
+
+void plan_layout(Model *models, Optimizer *optimizer, Tensor *comm_scratch, const PlanModels *list,
+                 const RunConfig *config, PlanRank rank, Backend *be, Arena *arena) {
+    for (int i = 0; i < list->count; ++i) {
+        const PlanModel *planned = &list->model[i];
+        CHECK((i == 0) == (planned->role == PLAN_STUDENT) && planned->shape.training == (i == 0),
+              "model %d: role=%d training=%d", i, (int)planned->role, planned->shape.training);
+        model_init(&models[i], &planned->config, &planned->shape, be, arena);
+        if (i == 0) optimizer_init(optimizer, config, &models[0], arena);
+    }
+    const Model *model = &models[0];
     // Of what travels in sums: buckets of gradients, and sums of squares and losses in fp64.
     const Partition *part = &model->part;
     int64_t numbers = 2 * max_i64(part->segments, model->shape.micro_batches);
@@ -67,9 +76,9 @@ void plan_layout(Model *model, Optimizer *optimizer, Tensor *comm_scratch, const
     *comm_scratch = tensor_1d(bytes > 0 ? arena_alloc(arena, bytes, "communication") : NULL, DTYPE_U8, (int64_t)bytes);
 }
 
-// What operations will be asked for: the largest operands that the passes and the update of every phase were seen with.
-static WorkspaceShape workspace_bounds(const RunConfig *config, const Schedule *schedule, const Model *model) {
-    const ModelConfig *arch = &config->arch;
+// What operations will be asked for: the largest operands that a model's passes and its update were seen with in any
+// phase.
+static WorkspaceShape workspace_bounds(const RunConfig *config, const Schedule *schedule, const Model *m) {
     WorkspaceShape bounds = {0};
     StepWork *work = xcalloc(1, sizeof *work);
     for (int i = 0; i < schedule->phase_count; ++i) {
@@ -77,7 +86,7 @@ static WorkspaceShape workspace_bounds(const RunConfig *config, const Schedule *
         bool seen = false;
         for (int j = 0; j < i; ++j) seen |= phase->B == schedule->phase[j].B && phase->T == schedule->phase[j].T;
         if (seen) continue;
-        WorkShape shape = {.arch = *arch, .shape = model->shape, .B = phase->B, .T = phase->T,
+        WorkShape shape = {.arch = m->config, .shape = m->shape, .B = phase->B, .T = phase->T,
                            .optimizer = config->optimizer, .muon_steps = config->muon_steps};
         step_work_count(work, &shape);
         work_bounds_join(&bounds, &work->counting.largest);
@@ -85,29 +94,34 @@ static WorkspaceShape workspace_bounds(const RunConfig *config, const Schedule *
     }
     free(work);
     bounds.attention_library = config->dtype == DTYPE_BF16 && strcmp(config->attention, "own") != 0;
-    bounds.tensors = max_i64(1, model->part.pieces);  // an update may list them all
-    bounds.widest = max_i64(bounds.widest, 2 * arch->F);
+    bounds.tensors = max_i64(1, m->part.pieces);  // an update may list them all
+    bounds.widest = max_i64(bounds.widest, 2 * m->config.F);
     return bounds;
 }
 
 void plan_compute(MemoryPlan *plan, const RunConfig *config, const Schedule *schedule, PlanRank rank,
                   const Backend *be) {
     *plan = (MemoryPlan){0};
-    Model model;
+    const PlanModels list = plan_models(config, schedule, rank);
+    Model models[PLAN_MAX_MODELS];
     Optimizer optimizer;
     arena_init_measuring(&plan->arena);
     Tensor comm_scratch;
-    plan_layout(&model, &optimizer, &comm_scratch, config, schedule, rank, NULL, &plan->arena);
+    plan_layout(models, &optimizer, &comm_scratch, &list, config, rank, NULL, &plan->arena);
+    for (int i = 0; i < list.count; ++i) {
+        const WorkspaceShape bounds = workspace_bounds(config, schedule, &models[i]);
+        size_t bytes = be != NULL ? be->plan_workspace(be, bounds) : backend_cuda_plan_workspace(bounds);
+        if (bytes > plan->workspace_bytes) plan->workspace_bytes = bytes;
+        plan->transfer_bytes += model_staging_bytes(&models[i]);
+    }
     const ModelConfig *arch = &config->arch;
-    const WorkspaceShape bounds = workspace_bounds(config, schedule, &model);
-    plan->workspace_bytes = be != NULL ? be->plan_workspace(be, bounds) : backend_cuda_plan_workspace(bounds);
-    plan->transfer_bytes = model_staging_bytes(&model);
-    plan->staging_bytes = model_file_staging_bytes(arch, &model.params);
-    const SnapshotShape snapshot = {arch, &model.params, model.part.options, config->dtype,
+    const Model *student = &models[0];
+    plan->staging_bytes = model_file_staging_bytes(arch, &student->params);
+    const SnapshotShape snapshot = {arch, &student->params, student->part.options, config->dtype,
                                     config->dtype == DTYPE_BF16 && config->master_weights};
     plan->snapshot_bytes = config->async_save ? snapshot_plan_bytes(&snapshot) : 0;
     optimizer_free(&optimizer);
-    model_free(&model);
+    for (int i = 0; i < list.count; ++i) model_free(&models[i]);
     plan->loader_bytes = loader_plan_bytes(schedule);
     plan->program_bytes = PLAN_PROGRAM_BYTES;
     size_t device_bytes = plan->arena.used_bytes + plan->workspace_bytes;
@@ -204,7 +218,7 @@ static void print_row(FILE *out, const char *what, size_t bytes, size_t total) {
 
 void plan_print(FILE *out, const MemoryPlan *plan, const RunConfig *config, size_t available_bytes) {
     char model[256];
-    model_config_describe(&config->arch, model, sizeof model);
+    params_describe(&config->arch, model, sizeof model);
     fprintf(out, "%s\n%s%s, optimizer %s, recompute %s\n", model, dtype_name(config->dtype),
             config->dtype == DTYPE_BF16 && !config->master_weights ? " without master weights" : "",
             word_of(OPTIMIZER_WORDS, (int)config->optimizer), word_of(RECOMPUTE_WORDS, (int)config->recompute));

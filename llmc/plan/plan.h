@@ -34,10 +34,27 @@ PlanRank plan_fullest_rank(const RunConfig *config, int data_world, const char *
 
 // Shapes of the run's largest micro-batch.
 ModelShape plan_model_shape(const RunConfig *config, const Schedule *schedule, PlanRank rank);
-// The one layout: on a measuring arena (be NULL) it is the plan, on a real one it is the run. comm_scratch: for
-// CommOptions.
-void plan_layout(Model *model, Optimizer *optimizer, Tensor *comm_scratch, const RunConfig *config,
-                 const Schedule *schedule, PlanRank rank, Backend *be, Arena *arena);
+
+// The models of a run, which share one arena. The first is the student: it is trained and has the optimizer. Teachers
+// only compute (shape.training false).
+typedef enum { PLAN_STUDENT, PLAN_TEACHER } PlanRole;
+typedef struct {
+    PlanRole role;
+    ModelConfig config;
+    ModelShape shape;
+} PlanModel;
+#define PLAN_MAX_MODELS 4
+typedef struct {
+    PlanModel model[PLAN_MAX_MODELS];
+    int count;
+} PlanModels;
+// Those of a run: today the student alone.
+PlanModels plan_models(const RunConfig *config, const Schedule *schedule, PlanRank rank);
+
+// The one layout: on a measuring arena (be NULL) it is the plan, on a real one it is the run. models [list->count] =;
+// comm_scratch =, for CommOptions.
+void plan_layout(Model *models, Optimizer *optimizer, Tensor *comm_scratch, const PlanModels *list,
+                 const RunConfig *config, PlanRank rank, Backend *be, Arena *arena);
 // be is only asked for its workspace; NULL: a GPU that is not here. schedule: built for rank.data.world. Nothing is allocated.
 void plan_compute(MemoryPlan *plan, const RunConfig *config, const Schedule *schedule, PlanRank rank,
                   const Backend *be);

@@ -4,8 +4,8 @@
 #include <math.h>
 #include <stdlib.h>
 
-// More than any model needs: an arena of addresses costs nothing.
-#define ADDRESS_BYTES ((size_t)1 << 52)
+// More than any model needs, however odd its sizes: an arena of addresses costs nothing.
+#define ADDRESS_BYTES ((size_t)1 << 62)
 
 typedef struct {
     Counting *counting;
@@ -27,8 +27,8 @@ static void count_passes(StepWork *work, const WorkShape *shape, Counts *forward
     PassCounts counts = {&work->counting, forward, backward};
     Batch batch = {.B = shape->B, .T = shape->T, .tokens = ids, .targets = ids, .weights = weights};
     work->model.hooks = (ModelHooks){&counts, count_into_bucket, ignore_bucket, ignore_bucket};
-    model_forward(&work->model, &batch, 1, true);
-    model_backward(&work->model);
+    model_forward(&work->model, &batch, 1, shape->shape.training);
+    if (shape->shape.training) model_backward(&work->model);
     work->model.hooks = (ModelHooks){0};
     work->counting.into = &work->counting.counts;
 }
@@ -72,9 +72,9 @@ void step_work_count(StepWork *out, const WorkShape *shape) {
     config->optimizer = shape->optimizer;
     config->muon_steps = shape->muon_steps;
     model_init(&out->model, &shape->arch, &shape->shape, &out->counting.backend, &out->arena);
-    optimizer_init(&out->optimizer, config, &out->model, &out->arena);
+    if (shape->shape.training) optimizer_init(&out->optimizer, config, &out->model, &out->arena);
     count_mean_micro_batch(out, shape);
-    count_update(out, config);
+    if (shape->shape.training) count_update(out, config);
     free(config);
 }
 

@@ -10,7 +10,7 @@
 
 typedef struct {
     ModelConfig arch;  // finished
-    ModelShape shape;  // training; ranks: the rank that is counted
+    ModelShape shape;  // ranks: the rank that is counted. Not training: a forward pass is all there is
     int64_t B, T;      // of a micro-batch, at most shape.max_rows tokens
     OptimizerKind optimizer;
     int64_t muon_steps;

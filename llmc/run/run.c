@@ -46,7 +46,9 @@ static bool open_memory(Run *run, Error *err) {
                               "what would fit: %s", (double)wanted / 1048576.0, (double)available / 1048576.0, options);
     }
     Tensor scratch;
-    plan_layout(&run->model, &run->optimizer, &scratch, config, &run->schedule, rank, run->be, &run->arena);
+    const PlanModels models = plan_models(config, &run->schedule, rank);
+    CHECK(models.count == 1, "models=%d", models.count);
+    plan_layout(&run->model, &run->optimizer, &scratch, &models, config, rank, run->be, &run->arena);
     CHECK(run->arena.used_bytes == run->plan.arena.used_bytes, "laid out %zu bytes, planned %zu",
           run->arena.used_bytes, run->plan.arena.used_bytes);
     CommOptions options = {.axis = data, .scratch = scratch.data, .scratch_bytes = tensor_bytes(scratch),
@@ -82,7 +84,7 @@ static bool open_logger(Run *run, const char *resumed_from, Error *err) {
     free(json);
     if (!ok) return false;
     char model[256];
-    model_config_describe(&config->arch, model, sizeof model);
+    params_describe(&config->arch, model, sizeof model);
     logger_message(run->logger, "model    %s, %s", model, dtype_name(config->dtype));
     if (run->device_note[0] != '\0') logger_message(run->logger, "%s", run->device_note);
     if (run->lock.note[0] != '\0') logger_message(run->logger, "%s", run->lock.note);

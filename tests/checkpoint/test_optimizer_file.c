@@ -160,7 +160,7 @@ static void test_format_version(void **state) {
     ModelConfig config = model_kind(model_kind_find("qwen3"));
     ParamTable params;
     params_build(&params, &config);
-    write_all(t, &params, (PartitionOptions){.world = 1}, false);
+    write_all(t, &params, (PartitionOptions){.data = MESH_ALONE}, false);
     char *path = file_test_path(t, "optimizer.safetensors"), *bytes;
     size_t count, at = 0;
     file_test_expect_ok(t, file_read_all(path, (size_t)1 << 26, &bytes, &count, &t->err));
