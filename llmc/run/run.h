@@ -50,6 +50,7 @@ typedef struct {
     Backend *be;
     char device_note[DEVICE_NOTE_BYTES];  // why device=auto took the CPU; "": it did not
     double peak_flops;                 // of the matmul dtype
+    double flops_per_token[CONFIG_MAX_PHASES];  // of each phase's row length
     MemoryPlan plan;
     Arena arena;
     Model model;

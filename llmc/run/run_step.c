@@ -102,7 +102,7 @@ static StepRecord step_record(const Run *run, const PendingStep *pending, double
     const PhaseSpan *phase = schedule_phase(&run->schedule, step - 1);
     double tokens = (double)(phase->rows_per_step * phase->T);
     double rate = tokens / (step_ms * 1e-3);
-    double flops = model_config_flops_per_token(&run->config.arch, phase->T) * rate / run->launch.world;  // of a rank
+    double flops = run->flops_per_token[phase->index] * rate / run->launch.world;  // of a rank
     // Unknown before a run bounded by time has measured its first step.
     int64_t total_steps = run->schedule.total_steps < SCHEDULE_OPEN_STEPS ? run->schedule.total_steps : 0;
     double spent = run->progress.seconds;
