@@ -1,7 +1,7 @@
 // loader.h: the room between token shards and the model. shard.h reads shards as the token stream of a source,
 // row_format.h makes rows of it, mixture.h says which row of which source a sample is, and the loader puts the rows of
 // a step into batches (batch.h), one step ahead on a thread of its own; heldout.h is the text to measure on. The room
-// must not know models, devices, or how ranks talk: rank and world are two ints.
+// must not know models, devices, or how ranks communicate: it is given its place on the data axis.
 //
 // The sample at row r of step s is a pure function of (seed, s, r), whatever the world size, threads or restarts;
 // seeking is O(1). Row r of step s is sample (s - first step of the phase) * rows_per_step + r of the phase; mixture.h
@@ -10,9 +10,9 @@
 // of n tokens has (n-1)/T rows, which may cross shards.
 //
 // Micro-batch and lane: see the glossary in llmc/model/model.h. Lane k of a step is its rows k*B + [0, B); micro-batch
-// m of a rank is lane m*world + rank, so that all ranks together see the same rows whatever the world size. Where the
-// world does not divide the lanes, the last micro-batch of some ranks lies past the last lane: it is padding, token 0
-// with weight 0, and no sample. Data that is left out (loader_set_skips) moves s, within the phase's own sequence of
+// m of a rank is lane m * data.world + data.rank, so that all ranks together see the same rows whatever their number.
+// Where data.world does not divide the lanes, the last micro-batch of some ranks is past the last lane: it is padding,
+// token 0 with weight 0, and no sample. Skipped data (loader_set_skips) moves s, within the phase's own sequence of
 // samples.
 //
 // In a new phase a source continues where it stopped. When T changes its rows are cut anew, and it continues at ordinal
@@ -20,6 +20,7 @@
 #ifndef LLMC_LOADER_H
 #define LLMC_LOADER_H
 
+#include "llmc/base/mesh_axis.h"
 #include "llmc/loader/batch.h"
 #include "llmc/loader/data_skip.h"
 #include "llmc/config/schedule.h"
@@ -34,7 +35,7 @@ typedef struct {
     double weight_sum;       // sum of weights over the micro-batches of THIS rank. The loss divides by the sum over
                              // all ranks, which comm reduces: weights may depend on the text, and a rank reads only
                              // its own rows.
-    const double *lane_weight;  // [micro_batches] the same of each of them; of padding 0
+    const double *micro_batch_weight;  // [micro_batches] the same of each of them; of padding 0
     double wait_ms;          // how long the caller waited for the prefetch thread
 } StepBatch;
 
@@ -45,7 +46,7 @@ typedef struct Loader Loader;
 // eot -1: the one that the shards state, if any; doc_mask without one is an error. Copies what it needs of config and
 // schedule.
 bool loader_open(Loader **out, const RunConfig *config, const Schedule *schedule, int64_t vocab, int32_t eot,
-                 int rank, int world, Error *err);
+                 MeshAxis data, Error *err);
 void loader_close(Loader *loader);
 void loader_seek(Loader *loader, int64_t step);  // the next loader_next returns this step
 // Step s reads the samples of step data_skip_step(skips, count, s) from now on. count <= DATA_SKIPS_MAX; copied.

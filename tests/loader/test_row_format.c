@@ -117,7 +117,7 @@ static Loader *open_ok(const RunConfig *config, int rank, int world) {
     Error err = {""};
     Loader *loader = NULL;
     if (!schedule_build(&schedule, config, world, &err) ||
-        !loader_open(&loader, config, &schedule, 0, -1, rank, world, &err))
+        !loader_open(&loader, config, &schedule, 0, -1, (MeshAxis){rank, world}, &err))
         fail_msg("%s", err.message);
     return loader;
 }
@@ -198,11 +198,11 @@ static void place_step(Rows *out, const StepBatch *step, int rank, int world) {
         int64_t lane = m * world + rank;
         if (lane >= 4) {
             check_padding(&step->batch[m]);
-            assert_true(step->lane_weight[m] == 0);
+            assert_true(step->micro_batch_weight[m] == 0);
             continue;
         }
         double weight = place_batch(out, &step->batch[m], lane);
-        assert_true(step->lane_weight[m] == weight);
+        assert_true(step->micro_batch_weight[m] == weight);
         sum += weight;
     }
     assert_true(step->weight_sum == sum);
@@ -297,10 +297,10 @@ static void test_refusals(void **state) {
     Schedule schedule;
     Loader *loader;
     file_test_expect_ok(t, schedule_build(&schedule, config, 1, &t->err));
-    file_test_expect_error(t, loader_open(&loader, config, &schedule, 0, -1, 0, 1, &t->err),
+    file_test_expect_error(t, loader_open(&loader, config, &schedule, 0, -1, MESH_ALONE, &t->err),
                            "source b: expected at least seq_len + 16 = 32 tokens");
     snprintf(config->source[1].format, sizeof config->source[1].format, "quarter");
-    file_test_expect_error(t, loader_open(&loader, config, &schedule, 0, -1, 0, 1, &t->err),
+    file_test_expect_error(t, loader_open(&loader, config, &schedule, 0, -1, MESH_ALONE, &t->err),
                            "source b: format: expected one of: plain half spelled; found 'quarter'");
     HeldOut *heldout;
     file_test_expect_error(t, heldout_open(&heldout, &config->source[1], 2, 8, 0, 0, -1, &t->err),
