@@ -22,9 +22,9 @@ static bool open_set(HeldOut *heldout, const SourceConfig *source, int64_t max_t
     if (source->doc_mask && eot < 0)
         return error_set(err, "source %s: doc_mask needs the end-of-text id, which neither the tokenizer nor the "
                          "held-out shards state", source->name);
-    int64_t token_count = max_tokens > 0 ? min_i64(set->token_count, max_tokens + 1) : set->token_count;
+    int64_t token_count = max_tokens > 0 ? min_i64(set->token_count - 1, max_tokens) + 1 : set->token_count;
     heldout->stream = (RowSource){.set = set, .token_count = token_count, .vocab = vocab, .eot = eot,
-                                .doc_mask = source->doc_mask, .heldout = true};
+                                  .doc_mask = source->doc_mask, .heldout = true};
     heldout->rows = heldout->format->rows(&heldout->stream, heldout->T);
     if (heldout->rows < 1)
         return error_set(err, "source %s: expected at least 2 held-out tokens in %s, found %lld", source->name,
