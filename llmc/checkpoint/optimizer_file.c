@@ -35,7 +35,7 @@ static void add_kinds(StatePiece *list, int *count, int param, int64_t first, in
 
 int state_pieces(StatePiece **out, const ParamTable *params, const PartitionOptions *options, bool masters) {
     int count = 0;
-    if (options->world == 1) {
+    if (options->data.world == 1) {
         *out = xcalloc((size_t)params->count * STATE_KINDS, sizeof **out);
         for (int i = 0; i < params->count; ++i)
             add_kinds(*out, &count, i, 0, params->spec[i].elems, !(options->muon && params->spec[i].hidden_matrix),

@@ -26,7 +26,7 @@ typedef struct {
 
 typedef struct {
     BatchBuffer buffer;
-    double *lane_weight;
+    double *micro_batch_weight;
     StepBatch step;
 } Slot;
 
@@ -42,7 +42,7 @@ struct Loader {
     uint64_t seed;
     int64_t vocab;
     int32_t eot;
-    int rank, world;
+    MeshAxis data;
     int source_count;
     Source source[CONFIG_MAX_SOURCES];
     PhaseData phase[CONFIG_MAX_PHASES];
@@ -90,16 +90,16 @@ static bool fill_step(Loader *loader, Slot *slot, int64_t step, Error *err) {
     int64_t data_step = data_skip_step(loader->skip, loader->skip_count, step);
     int64_t first_sample = (data_step - span->first_step) * span->rows_per_step;
     slot->step = (StepBatch){.step = step, .micro_batches = span->micro_batches, .batch = slot->buffer.batch,
-                             .lane_weight = slot->lane_weight};
+                             .micro_batch_weight = slot->micro_batch_weight};
     for (int64_t m = 0; m < span->micro_batches; ++m) {
-        int64_t lane = m * loader->world + loader->rank;
-        slot->lane_weight[m] = 0;
+        int64_t lane = m * loader->data.world + loader->data.rank;
+        slot->micro_batch_weight[m] = 0;
         for (int64_t b = 0; b < span->B; ++b) {
             int64_t sample = lane < span->lanes ? first_sample + lane * span->B + b : -1;
             BatchRow row = batch_buffer_row(&slot->buffer, m * span->B + b);
-            if (!fill_row(loader, row, phase, sample, &slot->lane_weight[m], err)) return false;
+            if (!fill_row(loader, row, phase, sample, &slot->micro_batch_weight[m], err)) return false;
         }
-        slot->step.weight_sum += slot->lane_weight[m];
+        slot->step.weight_sum += slot->micro_batch_weight[m];
     }
     return true;
 }
@@ -255,17 +255,16 @@ static bool start_thread(Loader *loader, Error *err) {
 }
 
 bool loader_open(Loader **out, const RunConfig *config, const Schedule *schedule, int64_t vocab, int32_t eot,
-                 int rank, int world, Error *err) {
-    CHECK(rank >= 0 && rank < world && config->source_count <= CONFIG_MAX_SOURCES, "rank=%d world=%d", rank, world);
-    CHECK(schedule->phase[0].micro_batches == div_up(schedule->phase[0].lanes, world),
-          "the schedule is of another world than %d", world);
+                 MeshAxis data, Error *err) {
+    CHECK(mesh_axis_is_valid(data) && config->source_count <= CONFIG_MAX_SOURCES, "rank=%d world=%d", data.rank, data.world);
+    CHECK(schedule->phase[0].micro_batches == div_up(schedule->phase[0].lanes, data.world),
+          "the schedule is of another world than %d", data.world);
     Loader *loader = xcalloc(1, sizeof *loader);
     loader->schedule = *schedule;
     loader->seed = (uint64_t)config->seed;
     loader->vocab = vocab;
     loader->eot = eot;
-    loader->rank = rank;
-    loader->world = world;
+    loader->data = data;
     loader->job.step = -1;
     pthread_mutex_init(&loader->mutex, NULL);
     pthread_cond_init(&loader->changed, NULL);
@@ -279,7 +278,7 @@ bool loader_open(Loader **out, const RunConfig *config, const Schedule *schedule
         BatchCapacity capacity = capacity_of(schedule);
         for (int i = 0; i < 2; ++i) {
             batch_buffer_init(&loader->slot[i].buffer, capacity);
-            loader->slot[i].lane_weight = xcalloc(to_size(capacity.batches), sizeof(double));
+            loader->slot[i].micro_batch_weight = xcalloc(to_size(capacity.batches), sizeof(double));
         }
         ok = start_thread(loader, err);
     }
@@ -304,7 +303,7 @@ void loader_close(Loader *loader) {
     pthread_mutex_destroy(&loader->mutex);
     for (int i = 0; i < 2; ++i) {
         batch_buffer_free(&loader->slot[i].buffer);
-        free(loader->slot[i].lane_weight);
+        free(loader->slot[i].micro_batch_weight);
     }
     for (int s = 0; s < loader->source_count; ++s)
         if (loader->source[s].used) shard_set_close(&loader->source[s].set);

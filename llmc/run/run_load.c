@@ -80,8 +80,8 @@ static bool check_state(const Run *run, const StateFile *state, const char *dir,
     if (!model_file_read_config(&arch, dir, err) || !model_config_finish(&arch, err)) return false;
     if (!model_file_same_architecture(&arch, &run->config.arch)) {
         char theirs[256], ours[256];
-        model_config_describe(&arch, theirs, sizeof theirs);
-        model_config_describe(&run->config.arch, ours, sizeof ours);
+        params_describe(&arch, theirs, sizeof theirs);
+        params_describe(&run->config.arch, ours, sizeof ours);
         return error_set(err, "%s: this checkpoint is another architecture (%s) than the run (%s)", dir, theirs,
                          ours);
     }

@@ -448,7 +448,7 @@ static void test_picture(void **state) {
         if (s % 500 == 0) logger_eval(logger, &eval);
         if (s % 500 == 0) logger_eval(logger, &mean);
     }
-    logger_flush(logger);
+    logger_close(logger);
     svg = read_file(scene, "loss.svg", NULL);
     check_svg(svg);
     assert_int_equal(count_of(svg, "<circle"), 12);
@@ -456,7 +456,6 @@ static void test_picture(void **state) {
     assert_non_null(strstr(svg, "step 3000, 3.00M tokens, 1.210 bits per byte"));
     assert_true(strlen(svg) < 200000);  // however long the run
     free(svg);
-    logger_close(logger);
 }
 
 // ---- the line ----
