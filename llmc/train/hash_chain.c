@@ -10,10 +10,9 @@
 #include <xxhash.h>
 
 #include "llmc/base/jsonl_file.h"
+#include "llmc/train/state_kinds.h"
 
 enum { SUM_WEIGHTS, SUM_OPTIMIZER, DEVICE_SUMS };
-// First and second moments of an element are hashed at places of their own.
-#define SECOND_MOMENTS_PLACE ((int64_t)1 << 62)
 
 static bool is_due(int64_t step, int64_t every) { return every > 0 && step % every == 0; }
 
@@ -109,10 +108,14 @@ static void hash_piece(const HashChain *chain, const Model *model, const Optimiz
                                   : tensor_1d((uint16_t *)model_weight(model, piece) + first, DTYPE_BF16, count);
     be->hash_sum(be, &chain->device[SUM_WEIGHTS], value, place, true);
     uint64_t *optimizer = &chain->device[SUM_OPTIMIZER];
-    be->hash_sum(be, optimizer, tensor_1d(opt->m + piece->packed + first, DTYPE_F32, count), place, true);
-    if (piece->v_packed < 0) return;
-    be->hash_sum(be, optimizer, tensor_1d(opt->v + piece->v_packed + first, DTYPE_F32, count),
-                 SECOND_MOMENTS_PLACE + place, true);
+    const StateKept kept = state_kept_by(model);
+    for (int kind = 0; kind < STATE_KINDS; ++kind) {
+        const StateKindRow *row = &STATE_ROWS[kind];
+        if (row->is_weight || !row->kept(&kept, &model->params.spec[piece->param])) continue;
+        unsigned char *state = row->address(model, opt, piece);
+        be->hash_sum(be, optimizer, tensor_1d(state + to_size(first) * dtype_bytes(row->dtype), row->dtype, count),
+                     row->hash_place + place, true);
+    }
 }
 
 static bool combine(const HashChain *chain, const char *what, HashSums *total, const HashSums *mine, Error *err) {
