@@ -9,7 +9,7 @@
 #include "llmc/tokenizer/tokenizer.h"
 
 typedef struct {
-    int64_t tokens;        // predicted tokens
+    int64_t tokens;        // predicted tokens: those of a weight above 0, of which each counts once
     int64_t text_bytes;    // bytes that those tokens stand for; 0 without a tokenizer
     double loss;           // mean -log p, nats a token
     double perplexity;     // exp(loss)

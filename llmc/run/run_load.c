@@ -4,6 +4,7 @@
 #include <inttypes.h>
 #include <stdlib.h>
 
+#include "llmc/checkpoint/checkpoint.h"
 #include "llmc/formats/model_file.h"
 #include "llmc/checkpoint/snapshot.h"
 
@@ -88,6 +89,7 @@ static bool check_state(const Run *run, const StateFile *state, const char *dir,
 }
 
 bool run_load(Run *run, const char *dir, Error *err) {
+    if (!checkpoint_verify(dir, false, err)) return false;  // hashes were looked at when it was chosen
     char *path = path_join(dir, "state.json"), *json = NULL;
     StateFile state;
     bool ok = file_read_all(path, STATE_MAX_BYTES, &json, NULL, err) && state_file_parse(&state, json, path, err);

@@ -5,6 +5,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <unistd.h>
 #include <xxhash.h>
 
@@ -16,6 +17,23 @@ enum { SUM_WEIGHTS, SUM_OPTIMIZER, DEVICE_SUMS };
 
 static bool is_due(int64_t step, int64_t every) { return every > 0 && step % every == 0; }
 
+static void append_line(HashChain *chain, const char *line, size_t bytes) {
+    if (chain->file < 0 || jsonl_file_append(chain->file, line, bytes) || chain->failed) return;
+    chain->failed = true;
+    fprintf(stderr, "warning: %s: cannot write %s.jsonl: %s; training goes on\n", chain->options.out_dir,
+            HASH_FILE_NAME, strerror(errno));
+}
+
+// A file that is resumed keeps the first line that it has.
+static bool open_file(HashChain *chain, int64_t resume_step, Error *err) {
+    struct stat info;
+    char line[HASH_LINK_BYTES];
+    if (!jsonl_file_open(&chain->file, chain->options.out_dir, HASH_FILE_NAME, FORMAT_HASHES, resume_step, err))
+        return false;
+    if (fstat(chain->file, &info) == 0 && info.st_size == 0) append_line(chain, line, hash_header_format(line));
+    return true;
+}
+
 bool hash_chain_resume(HashChain *chain, const RunProgress *progress, Error *err) {
     chain->chain = progress->chain;
     chain->since = progress->chain_step;
@@ -23,7 +41,7 @@ bool hash_chain_resume(HashChain *chain, const RunProgress *progress, Error *err
     chain->agreed = 0;
     if (chain->options.launch_rank != 0 || chain->options.every == 0) return true;
     if (chain->file >= 0) close(chain->file);
-    return jsonl_file_open(&chain->file, chain->options.out_dir, HASH_FILE_NAME, progress->step, err);
+    return open_file(chain, progress->step, err);
 }
 
 bool hash_chain_open(HashChain *chain, Backend *be, const HashChainOptions *options, const RunProgress *progress,
@@ -111,11 +129,7 @@ static bool combine(const HashChain *chain, const char *what, HashSums *total, c
 
 static void append(HashChain *chain, const HashLink *link) {
     char line[HASH_LINK_BYTES];
-    size_t bytes = hash_link_format(line, link);
-    if (chain->file < 0 || jsonl_file_append(chain->file, line, bytes) || chain->failed) return;
-    chain->failed = true;
-    fprintf(stderr, "warning: %s: cannot write %s.jsonl: %s; training goes on\n", chain->options.out_dir,
-            HASH_FILE_NAME, strerror(errno));
+    append_line(chain, line, hash_link_format(line, link));
 }
 
 bool hash_chain_link(HashChain *chain, int64_t step, const Model *model, const Optimizer *opt, Error *err) {

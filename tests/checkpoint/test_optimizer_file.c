@@ -154,6 +154,39 @@ static void test_one_rank_writes_whole_parameters(void **state) {
     params_free(&params);
 }
 
+// Of a file that says nothing of its version, of this one, of a newer one.
+static void test_format_version(void **state) {
+    FileTest *t = *state;
+    ModelConfig config = model_kind(model_kind_find("qwen3"));
+    ParamTable params;
+    params_build(&params, &config);
+    write_all(t, &params, (PartitionOptions){.data = MESH_ALONE}, false);
+    char *path = file_test_path(t, "optimizer.safetensors"), *bytes;
+    size_t count, at = 0;
+    file_test_expect_ok(t, file_read_all(path, (size_t)1 << 26, &bytes, &count, &t->err));
+    static const char KEY[] = "{\"format_version\":\"1\"}";
+    while (memcmp(bytes + at, KEY, sizeof KEY - 1) != 0) CHECK(++at + sizeof KEY < count, "no %s", KEY);
+    static const struct {
+        const char *metadata, *mention;  // as long as KEY
+    } CASES[] = {{"{\"format_version\":\"1\"}", NULL},
+                 {"{\"format_versioX\":\"1\"}", NULL},
+                 {"{\"format_version\":\"2\"}", "optimizer.safetensors: this checkpoint's optimizer state has format version 2, "
+                                             "this program reads versions up to 1"},
+                 {"{\"format_version\":\"x\"}", "format_version to be a whole number, found 'x'"}};
+    for (size_t i = 0; i < sizeof CASES / sizeof CASES[0]; ++i) {
+        OptimizerFiles *files;
+        memcpy(bytes + at, CASES[i].metadata, sizeof KEY - 1);
+        file_test_write(t, "optimizer.safetensors", bytes, count);
+        bool ok = optimizer_files_open(&files, t->dir, &params, &t->err);
+        if (CASES[i].mention != NULL) file_test_expect_error(t, ok, CASES[i].mention);
+        else file_test_expect_ok(t, ok);
+        if (ok) optimizer_files_close(files);
+    }
+    free(bytes);
+    free(path);
+    params_free(&params);
+}
+
 // ---- what does not fit ----
 
 enum { WTE = 0 };  // the first parameter of every table
@@ -286,6 +319,7 @@ static void test_tensors_that_lie(void **state) {
 int main(void) {
     const struct CMUnitTest tests[] = {
         FILE_TEST(test_any_world_to_any_other), FILE_TEST(test_one_rank_writes_whole_parameters),
+        FILE_TEST(test_format_version),
         FILE_TEST(test_gaps_and_overlaps), FILE_TEST(test_sets_of_files), FILE_TEST(test_tensors_that_lie),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -6,6 +6,7 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "llmc/base/tree_sum.h"
 #include "llmc/ranks/comm_host.h"
 #include "llmc/backend/tensor_host.h"
 
@@ -41,20 +42,15 @@ static double value(int rank, int salt, int64_t i) {
 }
 static float rounded(float x, bool narrow) { return narrow ? bf16_to_f32(bf16_from_f32(x)) : x; }
 
-// Round after round, neighbours are added.
 static float expected_f32(int world, int salt, int64_t i, bool narrow) {
     float sum[64];
     for (int r = 0; r < world; ++r) sum[r] = rounded((float)value(r, salt, i), narrow);
-    for (int n = world; n > 1; n = (n + 1) / 2)
-        for (int r = 0; r < n; r += 2) sum[r / 2] = r + 1 < n ? sum[r] + sum[r + 1] : sum[r];
-    return sum[0];
+    return tree_sum_f32(sum, world);
 }
 static double expected_f64(int world, int salt, int64_t i) {
     double sum[64];
     for (int r = 0; r < world; ++r) sum[r] = value(r, salt, i);
-    for (int n = world; n > 1; n = (n + 1) / 2)
-        for (int r = 0; r < n; r += 2) sum[r / 2] = r + 1 < n ? sum[r] + sum[r + 1] : sum[r];
-    return sum[0];
+    return tree_sum_f64(sum, world);
 }
 
 // Uneven lists: owners in any order, ranks that own nothing, gaps between segments.
