@@ -168,17 +168,17 @@ bool hash_chain_save(HashChain *chain, RunProgress *progress, Error *err) {
 // ---------------------------------------------------------------------------------------------------------------
 // Replicas
 
-int replicas_judge(bool *odd, const uint64_t *hashes, int world) {
+int replicas_judge(bool *odd, const uint64_t *hashes, int launch_world) {
     // The candidate of a majority vote (Boyer & Moore 1981), then its votes.
     uint64_t candidate = 0;
     int lead = 0, votes = 0, count = 0;
-    for (int rank = 0; rank < world; ++rank) {
+    for (int rank = 0; rank < launch_world; ++rank) {
         if (lead == 0) candidate = hashes[rank];
         lead += hashes[rank] == candidate ? 1 : -1;
     }
-    for (int rank = 0; rank < world; ++rank) votes += hashes[rank] == candidate;
-    for (int rank = 0; rank < world; ++rank) {
-        odd[rank] = 2 * votes <= world || hashes[rank] != candidate;
+    for (int rank = 0; rank < launch_world; ++rank) votes += hashes[rank] == candidate;
+    for (int rank = 0; rank < launch_world; ++rank) {
+        odd[rank] = 2 * votes <= launch_world || hashes[rank] != candidate;
         count += odd[rank];
     }
     return count;
