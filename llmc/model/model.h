@@ -100,7 +100,7 @@ typedef struct {
     bool no_master;           // bf16 training without fp32 master weights: updates round stochastically
     Recompute recompute;      // what the backward pass computes again instead of keeping it
     int64_t cache_tokens;     // > 0: a KV cache for decoding this many positions
-    PartitionOptions ranks;   // world 0 or 1: this rank has everything, whatever the stage
+    PartitionOptions ranks;   // data.world 0 or 1: this rank has everything, whatever the stage
     int64_t micro_batches;    // training: most of them in a step on one rank
 } ModelShape;
 

@@ -175,7 +175,7 @@ static double rope_frequency(const ModelConfig *c, int64_t i) {
 static void fill_rope_tables(Model *m) {
     int64_t half = m->config.HS / 2, P = m->shape.max_seq_len;
     float *cosines = xmalloc(tensor_bytes(m->rope_cos)), *sines = xmalloc(tensor_bytes(m->rope_sin));
-    for (int64_t i = 0; i < half; ++i) {
+    for (int64_t i = 0; i < half && !m->be->counts_only; ++i) {
         double frequency = rope_frequency(&m->config, i);
         for (int64_t p = 0; p < P; ++p) {
             cosines[p * half + i] = (float)cos((double)p * frequency);
@@ -212,8 +212,8 @@ void model_init(Model *m, const ModelConfig *config, const ModelShape *shape, Ba
     *m = (Model){.config = *config, .shape = *shape, .be = be, .objective = OBJECTIVE_DEFAULT};
     CHECK(shape->max_rows > 0 && shape->max_seq_len > 0 && shape->loss_chunk_rows > 0, "rows=%lld T=%lld chunk=%lld",
           (long long)shape->max_rows, (long long)shape->max_seq_len, (long long)shape->loss_chunk_rows);
-    if (!shape->training || shape->ranks.world <= 1) {
-        m->shape.ranks = (PartitionOptions){.world = 1, .lanes = shape->training && shape->ranks.lanes,
+    if (!shape->training || shape->ranks.data.world <= 1) {
+        m->shape.ranks = (PartitionOptions){.data = MESH_ALONE, .lanes = shape->training && shape->ranks.lanes,
                                             .muon = shape->ranks.muon};
     }
     m->shape.micro_batches = max_i64(1, shape->micro_batches);

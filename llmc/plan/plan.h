@@ -22,14 +22,15 @@ typedef struct {
 // Rows of logits that are alive at a time: the option, or as many as keep them within PLAN_LOGITS_BYTES.
 #define PLAN_LOGITS_BYTES ((int64_t)256 << 20)
 int64_t plan_loss_chunk_rows(const RunConfig *config, int64_t rows);
-// Which of how many ranks the memory is for, and how they talk to each other (Comm.kind).
+int64_t plan_fitting_chunk_rows(int64_t Vp, DType dtype, int64_t rows);
+// Which of the data axis's ranks the memory is for, and how these communicate (Comm.kind).
 typedef struct {
-    int rank, world;
+    MeshAxis data;
     const char *comm;
 } PlanRank;
-static const PlanRank PLAN_ALONE = {0, 1, "none"};
-// The rank that needs the most of `world`.
-PlanRank plan_fullest_rank(const RunConfig *config, int world, const char *comm);
+static const PlanRank PLAN_ALONE = {{0, 1}, "none"};
+// The rank that needs the most of `data_world`.
+PlanRank plan_fullest_rank(const RunConfig *config, int data_world, const char *comm);
 
 // Shapes of the run's largest micro-batch.
 ModelShape plan_model_shape(const RunConfig *config, const Schedule *schedule, PlanRank rank);
@@ -54,7 +55,7 @@ PlanModels plan_models(const RunConfig *config, const Schedule *schedule, PlanRa
 // comm_scratch =, for CommOptions.
 void plan_layout(Model *models, Optimizer *optimizer, Tensor *comm_scratch, const PlanModels *list,
                  const RunConfig *config, PlanRank rank, Backend *be, Arena *arena);
-// be is only asked for its workspace; NULL: a GPU that is not here. schedule: built for rank.world. Nothing is allocated.
+// be is only asked for its workspace; NULL: a GPU that is not here. schedule: built for rank.data.world. Nothing is allocated.
 void plan_compute(MemoryPlan *plan, const RunConfig *config, const Schedule *schedule, PlanRank rank,
                   const Backend *be);
 void plan_print(FILE *out, const MemoryPlan *plan, const RunConfig *config, size_t available_bytes);
