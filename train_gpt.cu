@@ -5,6 +5,7 @@
 #include <stdio.h>
 #include <string.h>
 
+#include "llmc/command/command.h"
 #include "llmc/command/commands.h"
 #include "llmc/run/run.h"
 
@@ -33,7 +34,7 @@ static bool train_step(Run *run, Error *err) {
     model_begin_step(model);
     zero_begin_step(&run->zero, batch->micro_batches);
     for (int64_t i = 0; i < batch->micro_batches; ++i) {
-        zero_begin_round(&run->zero, i);
+        zero_begin_micro_batch(&run->zero, i);
         model_forward(model, &batch->batch[i], loss_scale, true);
         model_backward(model);
         hash_chain_add_batch(&run->chain, batch->step, &batch->batch[i]);
@@ -91,7 +92,7 @@ static bool train_loop(Run *run, Error *err) {
 static int command_train(int argc, char **argv) {
     RunConfig config;
     int status = command_read_config(&config, "train", argc, argv);
-    if (status != COMMAND_GOES_ON) return status;
+    if (status != OPTIONS_CONTINUE) return status;
     Error err = {""};
     Run run;
     bool ok = run_open(&run, &config, &err);

@@ -1,26 +1,21 @@
 // tensor.c: see tensor.h.
 #include "llmc/backend/tensor.h"
 
-static const struct {
-    const char *name;
-    size_t bytes;
-} DTYPES[DTYPE_COUNT] = {{"fp32", 4}, {"bf16", 2}, {"int32", 4}, {"uint8", 1}, {"fp64", 8}};
+#include "llmc/base/words.h"
+
+static const size_t DTYPE_BYTES[DTYPE_COUNT] = {
+    [DTYPE_F32] = 4, [DTYPE_BF16] = 2, [DTYPE_I32] = 4, [DTYPE_U8] = 1, [DTYPE_F64] = 8};
 
 size_t dtype_bytes(DType dtype) {
     CHECK(dtype < DTYPE_COUNT, "dtype=%d", (int)dtype);
-    return DTYPES[dtype].bytes;
+    return DTYPE_BYTES[dtype];
 }
-const char *dtype_name(DType dtype) {
-    CHECK(dtype < DTYPE_COUNT, "dtype=%d", (int)dtype);
-    return DTYPES[dtype].name;
-}
+const char *dtype_name(DType dtype) { return word_of(DTYPE_WORDS, (int)dtype); }
 bool dtype_parse(const char *name, DType *out) {
-    for (int i = 0; i < DTYPE_COUNT; ++i)
-        if (strcmp(name, DTYPES[i].name) == 0) {
-            *out = (DType)i;
-            return true;
-        }
-    return false;
+    int value;
+    if (!word_find(&value, DTYPE_WORDS, name)) return false;
+    *out = (DType)value;
+    return true;
 }
 
 static Tensor tensor_make(void *data, DType dtype, int ndim, int64_t d0, int64_t d1, int64_t d2, int64_t d3) {
@@ -32,9 +27,6 @@ Tensor tensor_1d(void *data, DType dtype, int64_t d0) { return tensor_make(data,
 Tensor tensor_2d(void *data, DType dtype, int64_t d0, int64_t d1) { return tensor_make(data, dtype, 2, d0, d1, 1, 1); }
 Tensor tensor_3d(void *data, DType dtype, int64_t d0, int64_t d1, int64_t d2) {
     return tensor_make(data, dtype, 3, d0, d1, d2, 1);
-}
-Tensor tensor_4d(void *data, DType dtype, int64_t d0, int64_t d1, int64_t d2, int64_t d3) {
-    return tensor_make(data, dtype, 4, d0, d1, d2, d3);
 }
 
 int64_t tensor_elems(Tensor t) {
@@ -52,11 +44,4 @@ Tensor tensor_rows(Tensor t, int64_t first, int64_t count) {
     if (t.data != NULL) t.data = (unsigned char *)t.data + to_size(first * row_elems) * dtype_bytes(t.dtype);
     t.dim[0] = count;
     return t;
-}
-Tensor tensor_as_2d(Tensor t) {
-    CHECK(t.ndim >= 1, "ndim=%d", t.ndim);
-    int64_t last = t.dim[t.ndim - 1];
-    int64_t rows = 1;
-    for (int i = 0; i + 1 < t.ndim; ++i) rows *= t.dim[i];
-    return tensor_2d(t.data, t.dtype, rows, last);
 }

@@ -6,6 +6,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "llmc/base/format_version.h"
 #include "llmc/config/config_file.h"
 #include "llmc/config/config_options.h"
 
@@ -353,6 +354,7 @@ static void print_part(FILE *out, const RunConfig *config, const SourceConfig *s
 
 void config_print(FILE *out, const RunConfig *config) {
     bool one_source = source_is_implicit(config), one_phase = phase_is_implicit(config);
+    fprintf(out, FORMAT_VERSION_KEY " = %lld\n\n", (long long)format_version(FORMAT_RUN_FILE));
     print_part(out, config, one_source ? &config->source[0] : NULL, one_phase ? &config->phase[0] : NULL);
     for (int i = 0; !one_source && i < config->source_count; ++i) {
         fprintf(out, "\n[source %s]\n", config->source[i].name);
@@ -372,8 +374,8 @@ void config_print(FILE *out, const RunConfig *config) {
 
 static void json_add(cJSON *object, const Option *option, const void *base) {
     char *text = option_format(option, base);
-    if (option->type == OPTION_BOOL) cJSON_AddBoolToObject(object, option->name, strcmp(text, "true") == 0);
-    else if (option->type == OPTION_TEXT || option->type == OPTION_ENUM)
+    if (option->kind == OPTION_BOOL) cJSON_AddBoolToObject(object, option->name, strcmp(text, "true") == 0);
+    else if (option->kind == OPTION_CHARS || option->kind == OPTION_WORD)
         cJSON_AddStringToObject(object, option->name, text);
     else cJSON_AddRawToObject(object, option->name, text);
     free(text);

@@ -6,12 +6,15 @@
 
 #include "llmc/base/common.h"
 #include "llmc/base/op_types.h"
+#include "llmc/base/words.h"
 
 typedef enum { POSITION_LEARNED, POSITION_ROPE, POSITION_NONE } PositionKind;
 
 // What the backward pass computes again instead of keeping it: nothing; the normalized inputs and the activation's
 // output (cheap to compute, a third of the memory); whole blocks (one more forward pass, only h_l is kept).
 typedef enum { RECOMPUTE_NONE, RECOMPUTE_NORM_ACT, RECOMPUTE_BLOCK } Recompute;
+
+extern const Word POSITION_WORDS[], RECOMPUTE_WORDS[];
 
 // Llama-3.1's frequency rescaling; factor == 0: none.
 typedef struct {
@@ -57,12 +60,10 @@ bool model_config_preset(ModelConfig *out, const char *name, Error *err);
 bool model_config_finish(ModelConfig *config, Error *err);
 
 int64_t model_config_qkv_width(const ModelConfig *config);  // (NH + 2 NKV) HS
-// Parameters as people count them (V, not Vp, rows; a tied head once).
-int64_t model_config_param_count(const ModelConfig *config);
+// The sliding attention window of a layer, 0: none. (All layers have the same one today.)
+int64_t model_config_window(const ModelConfig *config, int64_t layer);
 // Training FLOPs of one token at sequence length T: 6 per matmul weight (head included, embedding lookups not) plus
 // causal attention 6 * L * NH * HS * T (half of the full square), within the window. V, not Vp, rows: padding is no
 // work that anybody asked for.
 double model_config_flops_per_token(const ModelConfig *config, int64_t T);
-// One line for people: "GPT-2-like, 12 layers, 768 wide, 12 heads, vocabulary 50257: 124.4M parameters".
-void model_config_describe(const ModelConfig *config, char *out, size_t out_bytes);
 #endif

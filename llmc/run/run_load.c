@@ -4,12 +4,11 @@
 #include <inttypes.h>
 #include <stdlib.h>
 
+#include "llmc/checkpoint/checkpoint.h"
 #include "llmc/formats/model_file.h"
 #include "llmc/checkpoint/snapshot.h"
 
 #define STATE_MAX_BYTES ((size_t)1 << 20)
-
-static const char *optimizer_name(OptimizerKind kind) { return kind == OPTIMIZER_MUON ? "muon" : "adamw"; }
 
 // ---------------------------------------------------------------------------------------------------------------
 // The optimizer's state
@@ -65,7 +64,7 @@ static bool read_optimizer(Run *run, const char *dir, bool masters, Error *err) 
 // The whole
 
 static bool check_state(const Run *run, const StateFile *state, const char *dir, Error *err) {
-    const char *wanted = optimizer_name(run->config.optimizer);
+    const char *wanted = word_of(OPTIMIZER_WORDS, (int)run->config.optimizer);
     if (strcmp(state->optimizer, wanted) != 0)
         return error_set(err,
                          "%s: this checkpoint was trained with optimizer=%s, the run asks for %s: to change it, "
@@ -81,8 +80,8 @@ static bool check_state(const Run *run, const StateFile *state, const char *dir,
     if (!model_file_read_config(&arch, dir, err) || !model_config_finish(&arch, err)) return false;
     if (!model_file_same_architecture(&arch, &run->config.arch)) {
         char theirs[256], ours[256];
-        model_config_describe(&arch, theirs, sizeof theirs);
-        model_config_describe(&run->config.arch, ours, sizeof ours);
+        params_describe(&arch, theirs, sizeof theirs);
+        params_describe(&run->config.arch, ours, sizeof ours);
         return error_set(err, "%s: this checkpoint is another architecture (%s) than the run (%s)", dir, theirs,
                          ours);
     }
@@ -90,6 +89,7 @@ static bool check_state(const Run *run, const StateFile *state, const char *dir,
 }
 
 bool run_load(Run *run, const char *dir, Error *err) {
+    if (!checkpoint_verify(dir, false, err)) return false;  // hashes were looked at when it was chosen
     char *path = path_join(dir, "state.json"), *json = NULL;
     StateFile state;
     bool ok = file_read_all(path, STATE_MAX_BYTES, &json, NULL, err) && state_file_parse(&state, json, path, err);

@@ -301,6 +301,13 @@ static void test_bad_files(void **state) {
         {"out_dir = \"abc\" d\n", {"run.conf:1:", "after the closing quote", NULL}},
         {"out_dir = \"a\\q\"\n", {"run.conf:1:", "backslash", "\\q"}},
         {"out_dir = \"a\\x00\"\n", {"run.conf:1:", "NUL", NULL}},
+        {"# new\nformat_version = 2\nspeed = 9\n",
+         {"run.conf:2:", "run file has format version 2", "reads versions up to 1"}},
+        {"format_version = 0\n", {"run.conf:1:", "of 1 or more", "found 0"}},
+        {"format_version = one\n", {"run.conf:1:", "whole number", "'one'"}},
+        {"seed = 1\nformat_version = 1\n", {"run.conf:2:", "before everything else", NULL}},
+        {"format_version = 1\nformat_version = 1\n", {"run.conf:2:", "before everything else", NULL}},
+        {"[phase a]\nformat_version = 1\n", {"run.conf:2:", "before everything else", NULL}},
     };
     for (size_t i = 0; i < sizeof CASES / sizeof CASES[0]; ++i) {
         const char *parts[4] = {CASES[i].part[0], CASES[i].part[1], CASES[i].part[2], NULL};
@@ -391,22 +398,18 @@ static void random_text(Dice *dice, char *out, int64_t most) {
 // A value that the row accepts (its cross checks aside), as text.
 static char *random_value(Dice *dice, const Option *option) {
     char text[400];
-    if (option->type == OPTION_BOOL) return xstrdup(roll(dice, 2) ? "true" : "false");
-    if (option->names != NULL) {
-        char *names = xstrdup(option->names);
-        int64_t words = 1;
-        for (const char *p = names; *p != '\0'; ++p) words += *p == ' ';
-        char *word = strtok(names, " ");
-        for (int64_t skip = roll(dice, words); skip > 0; --skip) word = strtok(NULL, " ");
-        char *copy = xstrdup(word);
-        free(names);
-        return copy;
+    if (option->kind == OPTION_BOOL) return xstrdup(roll(dice, 2) ? "true" : "false");
+    if (option->words != NULL) {
+        int64_t words = option->word_count;
+        if (words == 0)
+            while (option->words[words].word != NULL) ++words;
+        return xstrdup(option->words[roll(dice, words)].word);
     }
-    if (option->type == OPTION_TEXT) {
+    if (option->kind == OPTION_CHARS) {
         random_text(dice, text, (int64_t)option->bytes < 390 ? (int64_t)option->bytes : 390);
         return xstrdup(text);
     }
-    if (option->type == OPTION_INT) {
+    if (option->kind == OPTION_WHOLE) {
         int64_t low = (int64_t)option->min, high = (int64_t)option->max;
         return xasprintf(
             "%lld", (long long)(low + roll(dice, roll(dice, 2) ? min_i64(high - low, 100) + 1 : high - low + 1)));
@@ -418,7 +421,7 @@ static char *random_value(Dice *dice, const Option *option) {
 static void put_option(FILE *out, Dice *dice, const Option *option) {
     char *value = random_value(dice, option);
     fprintf(out, "%s = ", option->name);
-    if (option->type != OPTION_TEXT) {
+    if (option->kind != OPTION_CHARS) {
         fprintf(out, "%s\n", value);
     } else {  // every byte by number, in short lines
         fprintf(out, "\"");
@@ -522,8 +525,7 @@ static void test_table(void **state) {
     assert_non_null(strstr(text, "warmup_steps"));
     assert_null(strstr(text, "out_dir"));
     free(text);
-    assert_string_equal(option_nearest("bach_rows"), "batch_rows");
-    assert_int_equal(edit_distance("kitten", "sitting"), 3);
+    assert_string_equal(options_nearest(&RUN_OPTIONS, "bach_rows"), "batch_rows");
 }
 
 int main(void) {
