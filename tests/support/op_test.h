@@ -5,7 +5,7 @@
 // What a table can say of an operation is a case of dev/cases, which case_test.h runs. A test file lists what no table
 // can say and hands it to op_test_main, which runs each at every level of the device:
 //
-//     static void test_add(OpTest *t) {
+//     static void test_add_views(OpTest *t) {
 //         Tensor a = op_test_random(t, DTYPE_BF16, OP_TEST_DIMS(3, 7), 1.0), b = ...;
 //         Tensor out = op_test_tensor(t, DTYPE_BF16, OP_TEST_DIMS(3, 7));  // NaN until the operation writes it
 //         t->be->add(t->be, out, a, b);
@@ -13,7 +13,7 @@
 //         op_test_close(t, out, ref, op_test_tolerance(out.dtype), "add 3x7");
 //     }
 //     int main(void) {
-//         const OpTestCase CASES[] = {OP_TEST_CASE(test_add)};
+//         const OpTestCase CASES[] = {OP_TEST_CASE(test_add_views)};
 //         return op_test_main(CASES, sizeof CASES / sizeof CASES[0]);
 //     }
 #ifndef TESTS_OP_TEST_H
