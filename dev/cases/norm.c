@@ -12,6 +12,7 @@
 #define ADD_DW 4u        // dweight and dbias are added to
 #define OVERWRITE_DX 8u  // dx is not
 #define LARGE_MEAN 16u   // x is about 4096 in steps of a quarter
+#define SMALL_X 32u      // so small that eps counts
 enum { OUT, MEAN, RSTD, X, WEIGHT, BIAS, DX, DWEIGHT, DBIAS, DOUT };
 
 // ---- shapes ----
@@ -45,9 +46,11 @@ static void odd_layer_forward(OpShapes *shapes, DType dtype) {
     for (int i = 0; i < SMALL; ++i) op_add(shapes, OP_DIMS(ODD[i][0], ODD[i][1]), NO_BIAS, "odd");
     // A variance computed as E[x^2] - mean^2 in fp32 would have lost all digits.
     if (dtype == DTYPE_F32) op_add(shapes, OP_DIMS(2, 100), LARGE_MEAN, "large mean");
+    op_add(shapes, OP_DIMS(2, 100), SMALL_X, "small");
 }
 static void odd_rms_forward(OpShapes *shapes, DType dtype) {
     (void)dtype;
+    op_add(shapes, OP_DIMS(2, 100), RMS | SMALL_X, "small");
     for (int i = 0; i < ODD_COUNT; ++i) op_add(shapes, OP_DIMS(ODD[i][0], ODD[i][1]), RMS | NO_BIAS, "odd");
 }
 // With one channel a normalized row does not depend on x, and the gradient is all cancellation.
@@ -79,11 +82,11 @@ static Tensor present(bool there, Tensor t) { return there ? t : TENSOR_NONE; }
 static void lay_out(OpCall *call, unsigned out, OpFill statistics, unsigned statistics_access) {
     int64_t N = call->c->shape.dim[0], C = call->c->shape.dim[1], layer = is_rms(call->c) ? 0 : 1;
     DType dtype = call->c->dtype;
-    bool large = call->c->shape.flags & LARGE_MEAN;
+    bool large = call->c->shape.flags & LARGE_MEAN, small = call->c->shape.flags & SMALL_X;
     op_operand(call, out, FILL_DERIVED, 0, dtype, OP_DIMS(N, C));
     op_operand(call, statistics_access, statistics, 0, DTYPE_F32, OP_DIMS(layer * N));
     op_operand(call, statistics_access, statistics, 0, DTYPE_F32, OP_DIMS(N));
-    op_operand(call, OP_READ, large ? FILL_OWN : FILL_NORMAL, 1.5, dtype, OP_DIMS(N, C));
+    op_operand(call, OP_READ, large ? FILL_OWN : FILL_NORMAL, small ? 0.002 : 1.5, dtype, OP_DIMS(N, C));
     op_operand(call, OP_READ, FILL_NORMAL, 1, dtype, OP_DIMS(C));
     op_operand(call, out, FILL_NORMAL, 1, dtype, OP_DIMS(has_bias(call->c) ? C : 0));
 }

@@ -19,6 +19,7 @@ static const GradStats STATS = {.scale = 0.5f};
 #define CROWD 2u      // several tensors of odd sizes, with and without masters and weights, each aligned
 #define MANY 4u       // more than one launch may take, one behind the other, wherever 16-byte packs begin
 #define PLAIN_MOMENTUM 8u
+#define TINY 16u  // gradients so small that eps counts
 #define STEP_SHIFT 8  // which step it is; 0: STEP
 #define STEP 10
 enum { GRAD, STATS_BYTES, MASTER, M, V, WEIGHT };  // AdamW; the others have the first of them
@@ -36,8 +37,10 @@ static int64_t elems_of(const OpCase *c) {
 }
 static int64_t step_of(const OpCase *c) { return c->shape.flags >> STEP_SHIFT > 0 ? c->shape.flags >> STEP_SHIFT : STEP; }
 
+// Of gradients; moments are scaled alike. The clip and the hash have other flags.
+static double scale_of(const OpCase *c) { return c->shape.flags & TINY ? 1e-8 : 1; }
 static void grad_and_stats(OpCall *call, unsigned stats_access) {
-    op_operand(call, OP_READ, FILL_NORMAL, 1, DTYPE_F32, OP_DIMS(elems_of(call->c)));
+    op_operand(call, OP_READ, FILL_NORMAL, scale_of(call->c), DTYPE_F32, OP_DIMS(elems_of(call->c)));
     op_operand(call, stats_access, FILL_DERIVED, 0, DTYPE_U8, OP_DIMS((int64_t)sizeof(GradStats)));
 }
 static void upload_stats(OpCall *call) {
@@ -208,16 +211,18 @@ static void odd_adamw(OpShapes *shapes, DType dtype) {
     for (int i = 0; i < MAX_PARTS; ++i) many += i * 37 % 53;
     for (unsigned step = 1; step <= 3; ++step) op_add(shapes, OP_DIMS(crowd), CROWD | step << STEP_SHIFT, "crowd");
     op_add(shapes, OP_DIMS(many), MANY, "many");
+    op_add(shapes, OP_DIMS(crowd), CROWD | TINY, "small");
 }
 static void adamw_lay_out(OpCall *call) {
     int64_t elems = elems_of(call->c);
     unsigned flags = call->c->shape.flags;
     bool crowd = flags & (CROWD | MANY);
+    double scale = scale_of(call->c);
     unsigned weight = crowd || flags & NO_MASTER ? OP_READ | OP_WRITE : OP_WRITE;
     grad_and_stats(call, OP_READ);
     op_operand(call, OP_READ | OP_WRITE, FILL_NORMAL, 1, DTYPE_F32, OP_DIMS(flags & NO_MASTER ? 0 : elems));
-    op_operand(call, OP_READ | OP_WRITE, FILL_NORMAL, 0.1, DTYPE_F32, OP_DIMS(elems));
-    op_operand(call, OP_READ | OP_WRITE, FILL_ABSOLUTE, 0.1, DTYPE_F32, OP_DIMS(elems));
+    op_operand(call, OP_READ | OP_WRITE, FILL_NORMAL, 0.1 * scale, DTYPE_F32, OP_DIMS(elems));
+    op_operand(call, OP_READ | OP_WRITE, FILL_ABSOLUTE, 0.1 * scale * scale, DTYPE_F32, OP_DIMS(elems));
     op_operand(call, weight, FILL_NORMAL, 1, DTYPE_BF16, OP_DIMS(bf16_of(call->c) ? elems : 0));
 }
 static void adamw_run(Backend *be, const OpCase *c, const Tensor *t) {

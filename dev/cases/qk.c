@@ -12,6 +12,7 @@ enum { N, NH, NKV, HS };
 #define NO_ROPE 2u
 #define ADD_DW 4u          // the weights' gradients are added to
 #define FEW_POSITIONS 8u   // FEW of them, in any order, and tables of as many
+#define SMALL_IN 16u       // so small that eps counts
 #define POSITIONS ((int64_t)1024)
 #define FEW ((int64_t)13)
 enum { OUT, RSTD, IN, POSITION, COS, SIN, Q_WEIGHT, K_WEIGHT, DIN, DQ, DK, DOUT };
@@ -46,6 +47,7 @@ static void odd_rope(OpShapes *shapes, DType dtype) {
 static void odd_normed(OpShapes *shapes, DType dtype) {
     (void)dtype;
     add_odd(shapes, QK_NORM);
+    op_add(shapes, OP_DIMS(3, 2, 1, 10), QK_NORM | FEW_POSITIONS | SMALL_IN, "small");
 }
 static void odd_normed_backward(OpShapes *shapes, DType dtype) {
     (void)dtype;
@@ -66,7 +68,7 @@ static void lay_out(OpCall *call, unsigned out, unsigned in, unsigned rstd, unsi
     int64_t normed = is_normed(call->c) ? 1 : 0, table = is_rotated(call->c) ? few ? FEW : POSITIONS : 0;
     op_operand(call, out, FILL_DERIVED, 0, dtype, OP_DIMS(d[N], width_of(s)));
     op_operand(call, rstd, FILL_DERIVED, 0, DTYPE_F32, OP_DIMS(normed * d[N], d[NH] + d[NKV]));
-    op_operand(call, in, FILL_NORMAL, 1, dtype, OP_DIMS(d[N], width_of(s)));
+    op_operand(call, in, FILL_NORMAL, s->flags & SMALL_IN ? 5e-4 : 1, dtype, OP_DIMS(d[N], width_of(s)));
     op_operand(call, OP_READ, few ? FILL_BELOW : FILL_RAMP, (double)(few ? FEW : POSITIONS), DTYPE_I32, OP_DIMS(d[N]));
     // Any angles do: c^2 + s^2 = 1 is not used.
     op_operand(call, OP_READ, FILL_NORMAL, 1, DTYPE_F32, OP_DIMS(table, d[HS] / 2));
