@@ -26,7 +26,7 @@ static ModelConfig preset(const char *name) {
 // 6 for each weight in a product (the real vocabulary's rows of the head; no look-ups), 12 L NH HS for each key that a
 // query sees: T/2, or within a window w - w^2/2T.
 static double formula(const ModelConfig *c, int64_t T) {
-    double fc = (double)(c->activation == ACT_SWIGLU ? 2 * c->F : c->F), att = (double)(c->NH * c->HS);
+    double fc = (double)(activation_is_gated(c->activation) ? 2 * c->F : c->F), att = (double)(c->NH * c->HS);
     double qkv = (double)((c->NH + 2 * c->NKV) * c->HS), C = (double)c->C, L = (double)c->L;
     double weights = L * C * (qkv + att + fc + (double)c->F) + (double)c->V * C;
     double w = (double)c->window, keys = (double)T / 2;

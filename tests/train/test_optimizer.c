@@ -88,7 +88,7 @@ static int matrix_rows(int64_t rows[3], const ModelConfig *c, const ParamSpec *s
         rows[1] = rows[2] = c->NKV * c->HS;
         return 3;
     }
-    bool gated = spec->role == PARAM_FC_W && c->activation == ACT_SWIGLU;
+    bool gated = spec->role == PARAM_FC_W && activation_is_gated(c->activation);
     rows[0] = rows[1] = gated ? c->F : spec->dim[0];
     return gated ? 2 : 1;
 }
