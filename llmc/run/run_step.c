@@ -162,7 +162,7 @@ bool run_rewind(Run *run, Error *err) {
 bool run_check_step(Run *run, Error *err) {
     int64_t step = run->progress.step, every = run->config.compare_every;
     if (!hash_chain_link(&run->chain, step, &run->model, &run->optimizer, err)) return false;
-    if (run->launch.world == 1 || run->config.zero == 3 || every == 0 || step % every != 0) return true;
+    if (run->launch.world == 1 || run->config.zero == 3 || !is_due(step, every)) return true;
     for (int b = 0; b < run->model.part.buckets; ++b) zero_gather_weights(&run->zero, b);
     bool same = replicas_compare(&run->chain, step, &run->model, err);
     return run_agree(run, "compare the replicas", same, err);

@@ -14,8 +14,6 @@ enum { SUM_WEIGHTS, SUM_OPTIMIZER, DEVICE_SUMS };
 // First and second moments of an element are hashed at places of their own.
 #define SECOND_MOMENTS_PLACE ((int64_t)1 << 62)
 
-static bool is_due(int64_t step, int64_t every) { return every > 0 && step % every == 0; }
-
 bool hash_chain_resume(HashChain *chain, const RunProgress *progress, Error *err) {
     chain->chain = progress->chain;
     chain->since = progress->chain_step;
