@@ -1,6 +1,7 @@
 // run_report.c: what a run shows on the way and at its end: held-out loss, samples, the cost of its ranks, the summary.
 #include "llmc/run/run.h"
 
+#include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
