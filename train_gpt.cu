@@ -32,7 +32,7 @@ static bool train_step(Run *run, Error *err) {
     model_begin_step(model);
     zero_begin_step(&run->zero, batch->micro_batches);
     for (int64_t i = 0; i < batch->micro_batches; ++i) {
-        zero_begin_round(&run->zero, i);
+        zero_begin_micro_batch(&run->zero, i);
         model_forward(model, &batch->batch[i], loss_scale, true);
         model_backward(model);
         hash_chain_add_batch(&run->chain, batch->step, &batch->batch[i]);

@@ -9,6 +9,7 @@
 
 #include "dev/bench/bench.h"
 #include "dev/bench/profile.h"
+#include "llmc/base/tree_sum.h"
 #include "llmc/formats/model_file.h"
 #include "llmc/plan/plan.h"
 #include "llmc/base/rng.h"
@@ -170,7 +171,7 @@ static bool run_steps(StepBench *bench, double *seconds, double *losses, int64_t
         int64_t ends = synchronous ? t : t - 1;
         if (ends < 1 || ends > all) continue;
         if (!bench->be->wait(bench->be, read[ends % 2], err)) return false;
-        losses[ends - 1] = zero_sum_rounds(step_loss(bench, ends), bench->micro_batches) / tokens;
+        losses[ends - 1] = tree_sum_f64(step_loss(bench, ends), bench->micro_batches) / tokens;
         double now = now_seconds();
         if (ends > WARMUP_STEPS) seconds[ends - WARMUP_STEPS - 1] = now - ended;
         ended = now;
@@ -304,7 +305,8 @@ static bool lay_out(StepBench *bench, MemoryPlan *plan, Error *err) {
     Backend *used = be->threads > 0 ? &bench->profile.outer : be;
     if (!arena_init(&bench->arena, used, plan->arena.used_bytes, err)) return false;
     Tensor comm_scratch;
-    plan_layout(&bench->model, &bench->optimizer, &comm_scratch, &bench->config, &bench->schedule, PLAN_ALONE, used,
+    const PlanModels models = plan_models(&bench->config, &bench->schedule, PLAN_ALONE);
+    plan_layout(&bench->model, &bench->optimizer, &comm_scratch, &models, &bench->config, PLAN_ALONE, used,
                 &bench->arena);
     for (int i = 0; i < bench->model.params.count; ++i) bench->optimizer.trainable[i] = true;
     model_init_weights(&bench->model, SEED);

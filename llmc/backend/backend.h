@@ -254,9 +254,9 @@ struct Backend {
                              AttentionArgs args);
 
     // ---- activations ----
-    // out(N,F) =; pre is (N,F), for ACT_SWIGLU (N,2F).
+    // out(N,F) =; pre is (N,F), for a gated activation (N,2F).
     void (*activation_forward)(Backend *be, Tensor out, Tensor pre, Activation kind);
-    // dpre = (shape of pre); dpre may be pre's or (not SWIGLU) dout's memory.
+    // dpre = (shape of pre); dpre may be pre's or (not gated) dout's memory.
     void (*activation_backward)(Backend *be, Tensor dpre, Tensor dout, Tensor pre, Activation kind);
 
     // ---- loss ----

@@ -7,6 +7,7 @@
 #include <string.h>
 
 #include "llmc/base/dir_list.h"
+#include "llmc/base/format_version.h"
 #include "llmc/formats/model_file.h"
 
 #define STEM "optimizer"
@@ -34,7 +35,7 @@ static void add_kinds(StatePiece *list, int *count, int param, int64_t first, in
 
 int state_pieces(StatePiece **out, const ParamTable *params, const PartitionOptions *options, bool masters) {
     int count = 0;
-    if (options->world == 1) {
+    if (options->data.world == 1) {
         *out = xcalloc((size_t)params->count * STATE_KINDS, sizeof **out);
         for (int i = 0; i < params->count; ++i)
             add_kinds(*out, &count, i, 0, params->spec[i].elems, !(options->muon && params->spec[i].hidden_matrix),
@@ -65,7 +66,9 @@ bool optimizer_file_write(const char *dir, int shard, int shards, const ParamTab
         if (pieces[i].count < spec->elems) specs[i] = (SafeTensorSpec){names[i], DTYPE_F32, 1, {pieces[i].count}};
     }
     char *name = hf_shard_name(STEM, shard, shards), *path = path_join(dir, name);
-    bool ok = safetensors_write(path, specs, count, NULL, fetch, context, err);
+    char *metadata = xasprintf("{\"" FORMAT_VERSION_KEY "\":\"%" PRId64 "\"}", format_version(FORMAT_OPTIMIZER));
+    bool ok = safetensors_write(path, specs, count, metadata, fetch, context, err);
+    free(metadata);
     free(path);
     free(name);
     free(names);
@@ -184,6 +187,12 @@ static bool has_shape(const SafeTensor *tensor, const StatePiece *piece, const P
            (spec->ndim == 1 || tensor->dim[1] == spec->dim[1]);
 }
 
+// Before the tensors are looked at: a newer file may hold other kinds.
+static bool check_version(const OptimizerFiles *files, int file, Error *err) {
+    const char *version = safetensors_metadata(files->file[file], FORMAT_VERSION_KEY);
+    return format_version_parse(FORMAT_OPTIMIZER, version, files->path[file], err);
+}
+
 static bool add_tensors(OptimizerFiles *files, int file, Error *err) {
     const char *path = files->path[file];
     int count = safetensors_count(files->file[file]);
@@ -258,7 +267,8 @@ bool optimizer_files_open(OptimizerFiles **out, const char *dir, const ParamTabl
     for (int i = 0; i < names.count && ok; ++i) {
         files->path[i] = path_join(dir, names.name[i]);
         files->file_count = i + 1;
-        ok = safetensors_open(&files->file[i], files->path[i], err) && add_tensors(files, i, err);
+        ok = safetensors_open(&files->file[i], files->path[i], err) && check_version(files, i, err) &&
+             add_tensors(files, i, err);
     }
     name_list_free(&names);
     if (ok && files->count > 0) qsort(files->found, (size_t)files->count, sizeof *files->found, compare_found);

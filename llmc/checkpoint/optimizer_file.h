@@ -23,9 +23,9 @@ typedef struct {
 #define STATE_NAME_BYTES 128
 void state_piece_name(char out[STATE_NAME_BYTES], const ParamTable *params, const StatePiece *piece);
 
-// What rank options->rank of options->world writes, in the order of its file: all ranks together every element once.
-// One rank: whole parameters. Where every rank keeps everything (stage 0), they divide it as stage 1 would. Returns
-// the count; caller frees.
+// What rank options->data.rank of the data axis writes, in the order of its file: all its ranks together every element
+// once. One rank: whole parameters. Where every rank keeps everything (stage 0), they divide it as stage 1 would.
+// Returns the count; caller frees.
 int state_pieces(StatePiece **out, const ParamTable *params, const PartitionOptions *options, bool masters);
 
 // Writes file `shard` (from 0) of `shards`; `fetch` hands out fp32 elements of pieces, see safetensors.h.

@@ -10,7 +10,7 @@
 static void lay_out(Snapshot *s) {
     const SnapshotShape *shape = &s->shape;
     const PartitionOptions *ranks = &shape->ranks;
-    s->weight_count = model_file_shard_ranges(&s->weights, shape->arch, shape->params, ranks->rank, ranks->world);
+    s->weight_count = model_file_shard_ranges(&s->weights, shape->arch, shape->params, ranks->data.rank, ranks->data.world);
     s->state_count = state_pieces(&s->state, shape->params, ranks, shape->masters);
     s->weight_at = xcalloc((size_t)s->weight_count + 1, sizeof *s->weight_at);
     s->state_at = xcalloc((size_t)s->state_count + 1, sizeof *s->state_at);

@@ -95,7 +95,7 @@ static int inspect(const char *dir) {
     ParamTable params;
     if (!ckpt_read_model(&arch, &params, dir, &err)) return command_fail(&err);
     char model[256];
-    model_config_describe(&arch, model, sizeof model);
+    params_describe(&arch, model, sizeof model);
     printf("%s\n%s\n", model, hf_architecture(&arch));
     print_state(dir);
     for (int i = 0; i < params.count; ++i) {

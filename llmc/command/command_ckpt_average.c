@@ -77,8 +77,8 @@ static bool open_source(Average *average, Source *source, Error *err) {
         return false;
     if (!model_file_same_architecture(&average->config, &config)) {
         char theirs[256], first[256];
-        model_config_describe(&config, theirs, sizeof theirs);
-        model_config_describe(&average->config, first, sizeof first);
+        params_describe(&config, theirs, sizeof theirs);
+        params_describe(&average->config, first, sizeof first);
         return error_set(err, "%s: is another architecture (%s) than %s (%s)", source->path, theirs,
                          average->source[0].path, first);
     }
@@ -188,7 +188,7 @@ static bool check_states(DType *dtype, const Average *average, Error *err) {
 
 static bool write_state(Average *average, const char *dir, Error *err) {
     const Source *last = &average->source[average->count - 1];
-    PartitionOptions options = {.world = 1, .muon = last->muon};
+    PartitionOptions options = {.data = MESH_ALONE, .muon = last->muon};
     StatePiece *list;
     int count = state_pieces(&list, &average->params, &options, last->masters);
     StateSource source = {average, list};

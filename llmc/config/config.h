@@ -3,6 +3,7 @@
 // [source] or [phase] sections has one of each, named "main". Knows nothing of tensors or devices.
 //
 // Run file (INI, read by inih):             Command line:
+//     format_version = 1                    (of the run file; optional, before everything else)
 //     out_dir = runs/kjv                        train_gpt train run.conf lr=1e-3 source.web.weight=0.5
 //     model = gpt2:124M
 //     [source web]
@@ -44,6 +45,8 @@ typedef struct {
     char val[CONFIG_PATH_BYTES];    // glob of held-out shards; "" : none
     double weight;                  // relative share of samples; a phase may override it
     bool doc_mask;                  // attention stays inside documents (split at the tokenizer's end-of-text)
+    char format[CONFIG_NAME_BYTES]; // row format by name (llmc/loader/row_format.h); "": the first of the table. No
+                                    // option sets it while there is one format only.
 } SourceConfig;
 
 // Learning rate over a segment of steps: warm-up, then the kind's curve down to final_lr_frac * lr.

@@ -26,6 +26,7 @@ typedef struct {
     size_t size;
     const unsigned char *data;  // after the header
     size_t data_size;
+    cJSON *metadata;  // "__metadata__", or NULL
 } MappedFile;
 
 struct SafeTensors {
@@ -155,10 +156,8 @@ static bool check_metadata(const cJSON *metadata, const char *path, Error *err) 
 
 static bool read_entries(SafeTensors *all, int file_index, cJSON *header, Error *err) {
     MappedFile *file = &all->file[file_index];
-    cJSON *metadata = cJSON_DetachItemFromObjectCaseSensitive(header, "__metadata__");
-    bool ok = metadata == NULL || check_metadata(metadata, file->path, err);
-    cJSON_Delete(metadata);
-    if (!ok) return false;
+    file->metadata = cJSON_DetachItemFromObjectCaseSensitive(header, "__metadata__");
+    if (file->metadata != NULL && !check_metadata(file->metadata, file->path, err)) return false;
     int first = all->count, count = cJSON_GetArraySize(header);
     CHECK(count <= INT32_MAX - first, "%d tensors", count);
     all->tensor = xrealloc(all->tensor, (size_t)(first + count) * sizeof *all->tensor);
@@ -296,6 +295,7 @@ void safetensors_close(SafeTensors *all) {
     for (int i = 0; i < all->count; ++i) free(all->tensor[i].name);
     for (int i = 0; i < all->file_count; ++i) {
         if (all->file[i].bytes != NULL) munmap(all->file[i].bytes, all->file[i].size);
+        cJSON_Delete(all->file[i].metadata);
         free(all->file[i].path);
     }
     free(all->tensor);
@@ -317,6 +317,14 @@ const SafeTensor *safetensors_find(const SafeTensors *all, const char *name) {
         if (order == 0) return &all->tensor[middle];
         if (order < 0) high = middle;
         else low = middle + 1;
+    }
+    return NULL;
+}
+
+const char *safetensors_metadata(const SafeTensors *all, const char *key) {
+    for (int i = 0; i < all->file_count; ++i) {
+        const cJSON *item = all->file[i].metadata == NULL ? NULL : json_find(all->file[i].metadata, key);
+        if (item != NULL) return item->valuestring;
     }
     return NULL;
 }

@@ -25,6 +25,7 @@ void safetensors_close(SafeTensors *file);
 int safetensors_count(const SafeTensors *file);
 const SafeTensor *safetensors_at(const SafeTensors *file, int index);
 const SafeTensor *safetensors_find(const SafeTensors *file, const char *name);  // NULL: absent
+const char *safetensors_metadata(const SafeTensors *file, const char *key);     // NULL: absent
 // Elements [first, first+count) converted to fp32 (from F32, BF16, F16, F64). Error on other dtypes.
 bool safetensors_read_f32(const SafeTensor *tensor, int64_t first, int64_t count, float *out, Error *err);
 // Tells the system that this tensor's pages are not needed any more; reading it again is possible, and slow.

@@ -61,8 +61,9 @@ static void put_time(Text *text) {
 }
 
 static bool metrics_open(Logger *logger, const char *config_json, int64_t resume_step, Error *err) {
-    if (!jsonl_file_open(&logger->metrics, logger->dir, "metrics", resume_step, err)) return false;
+    if (!jsonl_file_open(&logger->metrics, logger->dir, "metrics", FORMAT_METRICS, resume_step, err)) return false;
     metrics_begin(logger, resume_step);
+    text_putf(&logger->line, ",\"" FORMAT_VERSION_KEY "\":%lld", (long long)format_version(FORMAT_METRICS));
     if (resume_step > 0) text_put(&logger->line, ",\"resumed\":true");
     put_time(&logger->line);
     text_putf(&logger->line, ",\"config\":%s", config_json);

@@ -35,7 +35,7 @@ typedef struct {
     ModelConfig arch;  // a rank's part of the model: tensor parallelism divides heads, feed-forward and vocabulary
     Machine machine;   // as one rank sees it: ranks that share a processor each have a part of it
     Machine group;     // as a group sees it that has every tensor-th rank
-    int64_t world;     // ranks among which gradients are added and state is sharded
+    int64_t data_world;  // of the data and context axes: ranks among which gradients are added and state is sharded
     int64_t B, micro_batches;
     double N;        // tokens of a micro-batch on this rank
     double E;        // bytes of an element of the run's dtype
@@ -102,8 +102,8 @@ static ScalingBytes count_bytes(const Scene *s) {
     // One partial sum for each level of the tree of micro-batches.
     if (p->options.lanes) b.gradients += 4 * packed * (floor(log2((double)s->micro_batches)) + 1);
     CommSum how = {.tree = job->lanes, .accumulate = stage >= 2 && !job->lanes, .wire = job->reduce_dtype};
-    if (s->world > 1)
-        b.scratch = (double)comm_scratch_bytes(s->machine.direct ? "mpi" : "nccl", (int)s->world,
+    if (s->data_world > 1)
+        b.scratch = (double)comm_scratch_bytes(s->machine.direct ? "mpi" : "nccl", (int)s->data_world,
                                                p->largest_bucket_elems, p->largest_owned_elems, how);
     b.cache = s->E * 2 * (double)(s->arch.L * job->T) * (double)(s->arch.NKV * s->arch.HS);
     b.total =
@@ -155,13 +155,13 @@ static Work weight_gradient_work(const Scene *s, double I, double O, bool accumu
 
 typedef struct {
     double in, out;
-} Linear;
-static void block_linears(const ModelConfig *c, Linear out[4]) {
+} LinearSize;
+static void block_linears(const ModelConfig *c, LinearSize out[4]) {
     const double C = (double)c->C, att = (double)(c->NH * c->HS);
-    out[0] = (Linear){C, (double)model_config_qkv_width(c)};
-    out[1] = (Linear){att, C};
-    out[2] = (Linear){C, width_of_fc(c)};
-    out[3] = (Linear){(double)c->F, C};
+    out[0] = (LinearSize){C, (double)model_config_qkv_width(c)};
+    out[1] = (LinearSize){att, C};
+    out[2] = (LinearSize){C, width_of_fc(c)};
+    out[3] = (LinearSize){(double)c->F, C};
 }
 
 // Keys that a query sees on average.
@@ -199,7 +199,7 @@ static Work block_pointwise_backward(const Scene *s) {
 }
 
 static Work block_forward_work(const Scene *s) {
-    Linear linear[4];
+    LinearSize linear[4];
     block_linears(&s->arch, linear);
     Work w = block_pointwise_forward(s);
     for (int i = 0; i < 4; ++i) w = work_add(w, product_work(s, linear[i].in, linear[i].out, s->job->fp8));
@@ -207,7 +207,7 @@ static Work block_forward_work(const Scene *s) {
 }
 
 static Work block_backward_work(const Scene *s) {
-    Linear linear[4];
+    LinearSize linear[4];
     block_linears(&s->arch, linear);
     const bool accumulates = s->part.options.stage < 2 && !s->part.options.lanes;
     Work w = block_pointwise_backward(s);
@@ -251,7 +251,7 @@ static double update_seconds(const Scene *s) {
     Work w = {.bytes = bytes, .kernels = 4};
     if (job->optimizer == OPTIMIZER_MUON) {
         double hidden = packed - v, flops = 0;
-        Linear linear[4];
+        LinearSize linear[4];
         block_linears(&s->arch, linear);
         double all = 0;
         for (int i = 0; i < 4; ++i) {
@@ -308,10 +308,10 @@ typedef struct {
 
 // Issued now, behind the others; returns when it is through.
 static double clock_issue(Clock *t, const Scene *s, CollectiveKind kind, double bytes) {
-    double seconds = machine_collective_seconds(&s->group, kind, bytes, s->world);
+    double seconds = machine_collective_seconds(&s->group, kind, bytes, s->data_world);
     t->comm_idle = fmax(t->comm_idle, t->now) + seconds;
     t->comm_busy += seconds;
-    t->sent += machine_collective_sent(kind, bytes, s->world);
+    t->sent += machine_collective_sent(kind, bytes, s->data_world);
     return t->comm_idle;
 }
 // Of the ranks that share a block or a row: the computation waits for it at once.
@@ -424,7 +424,7 @@ static void play_step(Play *p) {
     const int stage = s->part.options.stage;
     const bool lanes = s->part.options.lanes;
     // Weights that the update before has changed.
-    for (int b = 0; s->world > 1 && (stage == 1 || stage == 2) && b < s->part.buckets; ++b) play_gather(p, b);
+    for (int b = 0; s->data_world > 1 && (stage == 1 || stage == 2) && b < s->part.buckets; ++b) play_gather(p, b);
     for (int64_t k = 0; k < s->micro_batches; ++k) {
         play_forward(p, k == 0);
         play_backward(p, k == s->micro_batches - 1);
@@ -535,20 +535,20 @@ bool scaling_predict(ScalingPrediction *out, const ScalingJob *job, const Machin
     Scene s = {.job = job,
                .arch = part_of_model(&job->arch, job->tensor),
                .machine = machine_of_rank(machine, world),
-               .world = world / job->tensor,
+               .data_world = world / job->tensor,
                .E = job->dtype == DTYPE_BF16 ? 2 : 4,
                .tensor = (double)job->tensor};
     s.group = s.machine;
     s.group.per_node /= job->tensor;
-    PartitionOptions options = {.world = (int)s.world,
-                                .stage = s.world > 1 ? job->zero : 0,
+    PartitionOptions options = {.data.world = (int)s.data_world,
+                                .stage = s.data_world > 1 ? job->zero : 0,
                                 .lanes = job->lanes,
                                 .muon = job->optimizer == OPTIMIZER_MUON};
     if (!partition_check(&options, err)) return false;
     ParamTable params;
     params_build(&params, &s.arch);
     s.params = (double)params.total_elems;
-    options.rank = partition_fullest_rank(&params, &options);
+    options.data.rank = partition_fullest_rank(&params, &options);
     partition_build(&s.part, &params, &options);
     divide_batch(&s, out, world / (job->tensor * job->context));
     Play p;

@@ -39,7 +39,7 @@ typedef struct {
 } ScalingBytes;
 
 typedef struct {
-    int64_t world, nodes;
+    int64_t world, nodes;  // of the launch: the product of the axes
     int64_t B, micro_batches, batch_tokens;  // at this world: B shrinks, then the batch grows to a row each
     ScalingBytes bytes;
     bool fits;               // with what driver and libraries take
@@ -62,7 +62,7 @@ bool scaling_predict(ScalingPrediction *out, const ScalingJob *job, const Machin
 // ---- for `train_gpt plan` ----
 #define SCALING_MAX_WORLD 65536
 typedef struct {
-    int64_t world;   // 0: not asked for
+    int64_t world;   // of the launch; 0: not asked for
     char gpu[16];    // "": h100
     int64_t gpus_per_node;                        // 0, and 0 in what follows: as the machine has it
     double network_gbits, network_latency_us;     // of a rank and direction

@@ -11,7 +11,7 @@
 #include "llmc/loader/loader.h"
 #include "llmc/log/logger.h"
 #include "llmc/plan/plan.h"
-#include "llmc/ranks/comm.h"
+#include "llmc/ranks/mesh.h"
 #include "llmc/run/device.h"
 #include "llmc/run/run_lock.h"
 #include "llmc/train/hash_chain.h"
@@ -41,11 +41,11 @@ typedef struct {
 typedef struct {
     RunConfig config;
     Schedule schedule;
-    Launch launch;        // this rank; rank 0 keeps the logs and decides what all have to do alike
+    Launch launch;        // this process among all; rank 0 keeps the logs and decides what all have to do alike
     int local_world;      // ranks on this host
     CommMpiPlugin mpi;
     Control *control;
-    Comm *comm;
+    Mesh mesh;            // this rank's place among all, and the groups of ranks that communicate
     RunLock lock;         // rank 0's
     Backend *be;
     char device_note[DEVICE_NOTE_BYTES];  // why device=auto took the CPU; "": it did not
@@ -129,15 +129,4 @@ void run_abort(Run *run, const Error *err);
 void run_report_ranks(Run *run);
 // What the run left and what to do with it, on stdout of rank 0.
 void run_print_summary(const Run *run);
-
-// ---- between the files of a run ----
-
-// True when `ok` is true on every rank. Else err says, on the lowest rank that failed, why, and is empty elsewhere: one
-// message is printed. Collective, as what follows.
-bool run_agree(Run *run, const char *what, bool ok, Error *err);
-// The checkpoint to go on from, "" for none: rank 0 looks, all hear of it. resume: as the option.
-bool run_choose_checkpoint(Run *run, const char *resume, char *out, size_t out_bytes, Error *err);
-// What reading results and agreeing takes.
-bool run_open_steps(Run *run, Error *err);
-void run_close_steps(Run *run);
 #endif

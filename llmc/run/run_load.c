@@ -4,6 +4,7 @@
 #include <inttypes.h>
 #include <stdlib.h>
 
+#include "llmc/checkpoint/checkpoint.h"
 #include "llmc/formats/model_file.h"
 #include "llmc/checkpoint/snapshot.h"
 
@@ -79,8 +80,8 @@ static bool check_state(const Run *run, const StateFile *state, const char *dir,
     if (!model_file_read_config(&arch, dir, err) || !model_config_finish(&arch, err)) return false;
     if (!model_file_same_architecture(&arch, &run->config.arch)) {
         char theirs[256], ours[256];
-        model_config_describe(&arch, theirs, sizeof theirs);
-        model_config_describe(&run->config.arch, ours, sizeof ours);
+        params_describe(&arch, theirs, sizeof theirs);
+        params_describe(&run->config.arch, ours, sizeof ours);
         return error_set(err, "%s: this checkpoint is another architecture (%s) than the run (%s)", dir, theirs,
                          ours);
     }
@@ -88,6 +89,7 @@ static bool check_state(const Run *run, const StateFile *state, const char *dir,
 }
 
 bool run_load(Run *run, const char *dir, Error *err) {
+    if (!checkpoint_verify(dir, false, err)) return false;  // hashes were looked at when it was chosen
     char *path = path_join(dir, "state.json"), *json = NULL;
     StateFile state;
     bool ok = file_read_all(path, STATE_MAX_BYTES, &json, NULL, err) && state_file_parse(&state, json, path, err);

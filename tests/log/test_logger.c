@@ -202,6 +202,7 @@ static void test_resume_cuts_off(void **state) {
     assert_string_equal(cJSON_GetObjectItem(r[6], "event")->valuestring, "saved");
     assert_true(cJSON_IsTrue(cJSON_GetObjectItem(r[7], "resumed")) && number(r[7], "step") == 5);
     assert_non_null(cJSON_GetObjectItem(r[7], "config"));
+    assert_true(number(r[0], "format_version") == 1 && number(r[7], "format_version") == 1);
     assert_true(number(r[8], "step") == 6);
     free_metrics(r);
 

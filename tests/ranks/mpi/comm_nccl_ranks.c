@@ -89,7 +89,7 @@ typedef struct {
 static Group open_group(Test *t, int64_t elems, int64_t owned, CommSum how) {
     Group group;
     Error err = {""};
-    CommOptions options = {.rank = t->rank, .world = t->world, .control = t->control};
+    CommOptions options = {.axis = {t->rank, t->world}, .control = t->control};
     options.scratch_bytes = comm_scratch_bytes("nccl", t->world, elems, owned, how);
     group.scratch = device_tensor(t, DTYPE_U8, (int64_t)options.scratch_bytes);
     options.scratch = group.scratch.data;

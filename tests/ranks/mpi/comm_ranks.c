@@ -241,7 +241,7 @@ static void test_status(Test *t) {
 
 // Every group has its own messages, whatever the order in which they are waited for.
 static void test_two_groups(Test *t) {
-    CommOptions options = {.rank = t->rank, .world = t->world, .mpi = t->plugin};
+    CommOptions options = {.axis = {t->rank, t->world}, .mpi = t->plugin};
     CommSum how = {.wire = DTYPE_F32};
     options.scratch_bytes = comm_scratch_bytes("mpi", t->world, 64, 64, how);
     options.scratch = xmalloc(options.scratch_bytes);
@@ -328,7 +328,7 @@ int main(int argc, char **argv) {
         if (strcmp(TESTS[i].name, argv[1]) != 0) continue;
         found = true;
         CommSum how = {.wire = DTYPE_F32};
-        CommOptions options = {.rank = t.rank, .world = t.world, .mpi = &plugin};
+        CommOptions options = {.axis = {t.rank, t.world}, .mpi = &plugin};
         options.scratch_bytes = comm_scratch_bytes("mpi", t.world, 1000000, TESTS[i].owned_elems, how);
         options.scratch = be->alloc(be, options.scratch_bytes, &err);
         if (!comm_open(&t.comm, "mpi", be, &options, &err)) {
