@@ -252,8 +252,8 @@ static void check_world(FileTest *t, ModelTest *m, int64_t B, int world, const T
         for (int rank = 0; rank < world; ++rank) {
             EvalResult result;
             downloads = 0;
-            file_test_expect_ok(
-                t, eval_heldout(&result, &m->model, heldout, tokenizer, &control, (MeshAxis){rank, world}, &t->err));
+            file_test_expect_ok(t, eval_heldout(&result, &m->model, heldout, tokenizer, &control, (MeshAxis){rank, world},
+                                                &t->err));
             assert_int_equal(downloads, div_up(heldout_batches(heldout), world));
             if (pass == 1) assert_memory_equal(&result, &one, sizeof one);
             else if (world > 1 && B < 13) assert_true(result.tokens < one.tokens);
@@ -277,8 +277,7 @@ static void test_ranks_share_the_text(void **state) {
     HeldOut *heldout = open_text(t, 2, 16, 0, false);
     EvalResult result;
     Control control = {.state = ENDING};
-    file_test_expect_error(t, eval_heldout(&result, &m.model, heldout, bytes, &control, (MeshAxis){1, 2}, &t->err),
-                           "ending");
+    file_test_expect_error(t, eval_heldout(&result, &m.model, heldout, bytes, &control, (MeshAxis){1, 2}, &t->err), "ending");
     heldout_close(heldout);
     model_test_close(&m);
     tokenizer_free(bytes);

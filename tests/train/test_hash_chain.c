@@ -187,21 +187,14 @@ static void *rank_main(void *context) {
     ModelTest t = {0};
     model_test_config(&t.config, LLAMA);
     t.config.optimizer = story->storage.kind;
-    ModelShape shape = {.max_rows = 4,
-                        .max_seq_len = 4,
-                        .dtype = story->storage.dtype,
-                        .training = true,
+    ModelShape shape = {.max_rows = 4, .max_seq_len = 4, .dtype = story->storage.dtype, .training = true,
                         .no_master = story->storage.no_master,
-                        .ranks = {.data = {rank->control.rank, story->world},
-                                  .stage = story->stage,
+                        .ranks = {.data = {rank->control.rank, story->world}, .stage = story->stage,
                                   .muon = story->storage.kind == OPTIMIZER_MUON}};
     model_test_open(&t, &shape, 1);
-    HashChainOptions options = {.control = story->world > 1 ? &rank->control : NULL,
-                                .launch_rank = rank->control.rank,
+    HashChainOptions options = {.control = story->world > 1 ? &rank->control : NULL, .launch_rank = rank->control.rank,
                                 .launch_world = story->world,
-                                .data = {rank->control.rank, story->world},
-                                .every = story->every,
-                                .compare_every = story->compare_every,
+                                .data = {rank->control.rank, story->world}, .every = story->every, .compare_every = story->compare_every,
                                 .out_dir = story->out_dir};
     HashChain chain;
     rank->ok = hash_chain_open(&chain, t.be, &options, &story->start, &rank->err) && run_steps(rank, &chain, &t);
