@@ -14,8 +14,6 @@
 
 enum { SUM_WEIGHTS, SUM_OPTIMIZER, DEVICE_SUMS };
 
-static bool is_due(int64_t step, int64_t every) { return every > 0 && step % every == 0; }
-
 static void append_line(HashChain *chain, const char *line, size_t bytes) {
     if (chain->file < 0 || jsonl_file_append(chain->file, line, bytes) || chain->failed) return;
     chain->failed = true;
@@ -45,8 +43,8 @@ bool hash_chain_resume(HashChain *chain, const RunProgress *progress, Error *err
 
 bool hash_chain_open(HashChain *chain, Backend *be, const HashChainOptions *options, const RunProgress *progress,
                      Error *err) {
-    CHECK(options->launch_world > 0 && options->launch_rank >= 0 && options->launch_rank < options->launch_world, "rank=%d world=%d",
-          options->launch_rank, options->launch_world);
+    CHECK(options->launch_world > 0 && options->launch_rank >= 0 && options->launch_rank < options->launch_world,
+          "rank=%d world=%d", options->launch_rank, options->launch_world);
     CHECK(mesh_axis_is_valid(options->data), "data: rank=%d world=%d", options->data.rank, options->data.world);
     *chain = (HashChain){.options = *options, .be = be, .file = -1};
     chain->options.out_dir = xstrdup(options->out_dir);
@@ -168,17 +166,17 @@ bool hash_chain_save(HashChain *chain, RunProgress *progress, Error *err) {
 // ---------------------------------------------------------------------------------------------------------------
 // Replicas
 
-int replicas_judge(bool *odd, const uint64_t *hashes, int world) {
+int replicas_judge(bool *odd, const uint64_t *hashes, int launch_world) {
     // The candidate of a majority vote (Boyer & Moore 1981), then its votes.
     uint64_t candidate = 0;
     int lead = 0, votes = 0, count = 0;
-    for (int rank = 0; rank < world; ++rank) {
+    for (int rank = 0; rank < launch_world; ++rank) {
         if (lead == 0) candidate = hashes[rank];
         lead += hashes[rank] == candidate ? 1 : -1;
     }
-    for (int rank = 0; rank < world; ++rank) votes += hashes[rank] == candidate;
-    for (int rank = 0; rank < world; ++rank) {
-        odd[rank] = 2 * votes <= world || hashes[rank] != candidate;
+    for (int rank = 0; rank < launch_world; ++rank) votes += hashes[rank] == candidate;
+    for (int rank = 0; rank < launch_world; ++rank) {
+        odd[rank] = 2 * votes <= launch_world || hashes[rank] != candidate;
         count += odd[rank];
     }
     return count;

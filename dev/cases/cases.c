@@ -1,14 +1,23 @@
-// registry.c: the families of operations, the models and scales that give their shapes, and the list of cases.
-#include "dev/bench/registry.h"
+// cases.c: the families of operations, the models and scales that give shapes to time, and lists of cases.
+#include "dev/cases/cases.h"
 
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
 // Products come last: they are many, and what else there is should be measured when time runs out.
-static const OpFamily *const FAMILIES[] = {&OPS_NORM, &OPS_QK,    &OPS_POINTWISE, &OPS_EMBEDDING,
-                                           &OPS_LOSS, &OPS_OPTIM, &OPS_ATTENTION, &OPS_MATMUL};
-#define FAMILY_COUNT ((int)(sizeof FAMILIES / sizeof FAMILIES[0]))
+const OpFamily *const OP_FAMILIES[] = {&OPS_NORM,  &OPS_QK,        &OPS_POINTWISE, &OPS_EMBEDDING, &OPS_LOSS,
+                                       &OPS_OPTIM, &OPS_ATTENTION, &OPS_REDUCE,    &OPS_MATMUL,    NULL};
+
+const OpKind *op_kind_find(const char *op, const char *variant) {
+    for (const OpFamily *const *family = OP_FAMILIES; *family != NULL; ++family)
+        for (int i = 0; i < (*family)->count; ++i) {
+            const OpKind *kind = &(*family)->kinds[i];
+            if (strcmp(kind->op, op) == 0 && strcmp(kind->variant, variant) == 0) return kind;
+        }
+    CHECK(false, "no operation %s %s", op, variant);
+    return NULL;
+}
 
 // "tiny" is for the emulator, where every element of a kernel costs a hundred nanoseconds.
 static const OpScale SCALES[] = {
@@ -127,7 +136,7 @@ static void add_case(OpShapes *shapes, const OpShape *shape, DType dtype) {
 }
 
 void op_add(OpShapes *shapes, int dims, const int64_t *dim, unsigned flags, const char *label, ...) {
-    OpShape shape = {.dims = dims, .flags = flags};
+    OpShape shape = {.dims = dims, .flags = flags | shapes->kind->flags};
     CHECK(dims <= OP_MAX_DIMS, "%d dimensions", dims);
     for (int i = 0; i < dims; ++i) shape.dim[i] = dim[i];
     va_list args;
@@ -138,16 +147,26 @@ void op_add(OpShapes *shapes, int dims, const int64_t *dim, unsigned flags, cons
     if (shapes->kind->bf16 && shapes->filter->bf16) add_case(shapes, &shape, DTYPE_BF16);
 }
 
+const OpKind *op_adding_to(const OpShapes *shapes) { return shapes->kind; }
+bool op_adding_bf16(const OpShapes *shapes) { return shapes->filter->bf16; }
+
 OpList op_list_build(const OpFilter *filter) {
     OpList list = {0};
-    for (int f = 0; f < FAMILY_COUNT; ++f)
-        for (int k = 0; k < FAMILIES[f]->count; ++k) {
-            const OpKind *kind = &FAMILIES[f]->kinds[k];
-            if (filter->on_gpu ? kind->cpu_only : kind->gpu_only) continue;
+    for (const OpFamily *const *family = OP_FAMILIES; *family != NULL; ++family)
+        for (int k = 0; k < (*family)->count; ++k) {
+            const OpKind *kind = &(*family)->kinds[k];
+            if (kind->shapes == NULL || (filter->on_gpu ? kind->cpu_only : kind->gpu_only)) continue;
             OpShapes shapes = {&list, filter, kind};
             for (int m = 0; m < filter->model_count; ++m) kind->shapes(&shapes, filter->scale, &filter->models[m]);
             kind->shapes(&shapes, filter->scale, NULL);
         }
+    return list;
+}
+OpList op_list_odd(const OpKind *kind, DType dtype) {
+    OpList list = {0};
+    OpFilter filter = {.only = "", .fp32 = dtype == DTYPE_F32, .bf16 = dtype == DTYPE_BF16};
+    OpShapes shapes = {&list, &filter, kind};
+    if (kind->odd_shapes != NULL) kind->odd_shapes(&shapes);
     return list;
 }
 void op_list_free(OpList *list) {
