@@ -35,7 +35,7 @@ typedef struct {
     ModelConfig arch;  // a rank's part of the model: tensor parallelism divides heads, feed-forward and vocabulary
     Machine machine;   // as one rank sees it: ranks that share a processor each have a part of it
     Machine group;     // as a group sees it that has every tensor-th rank
-    int64_t data_world;       // of the data and context axes: ranks among which gradients are added and state is sharded
+    int64_t grad_world;       // of the data and context axes together: ranks among which gradients are added and state is sharded
     int64_t B, micro_batches;
     double N;                 // tokens of a micro-batch on this rank
     double E;                 // bytes of an element of the run's dtype
@@ -82,8 +82,8 @@ static ScalingBytes count_bytes(const Scene *s) {
                       .logits = tag_bytes(s, "logits"),
                       .cache = tag_bytes(s, "KV cache")};
     CommSum how = {.tree = job->lanes, .accumulate = p->options.stage >= 2 && !job->lanes, .wire = job->reduce_dtype};
-    if (s->data_world > 1)
-        b.scratch = (double)comm_scratch_bytes(s->machine.direct ? "mpi" : "nccl", (int)s->data_world,
+    if (s->grad_world > 1)
+        b.scratch = (double)comm_scratch_bytes(s->machine.direct ? "mpi" : "nccl", (int)s->grad_world,
                                                p->largest_bucket_elems, p->largest_owned_elems, how);
     b.total =
         b.weights + b.gathered + b.masters + b.gradients + b.moments + b.scratch + b.activations + b.logits + b.cache;
@@ -164,10 +164,10 @@ typedef struct {
 
 // Issued now, behind the others; returns when it is through.
 static double clock_issue(Clock *t, const Scene *s, CollectiveKind kind, double bytes) {
-    double seconds = machine_collective_seconds(&s->group, kind, bytes, s->data_world);
+    double seconds = machine_collective_seconds(&s->group, kind, bytes, s->grad_world);
     t->comm_idle = fmax(t->comm_idle, t->now) + seconds;
     t->comm_busy += seconds;
-    t->sent += machine_collective_sent(kind, bytes, s->data_world);
+    t->sent += machine_collective_sent(kind, bytes, s->grad_world);
     return t->comm_idle;
 }
 // Of the ranks that share a block or a row: the computation waits for it at once.
@@ -279,7 +279,7 @@ static void play_step(Play *p) {
     const int stage = s->part->options.stage;
     const bool lanes = s->part->options.lanes;
     // Weights that the update before has changed.
-    for (int b = 0; s->data_world > 1 && (stage == 1 || stage == 2) && b < s->part->buckets; ++b) play_gather(p, b);
+    for (int b = 0; s->grad_world > 1 && (stage == 1 || stage == 2) && b < s->part->buckets; ++b) play_gather(p, b);
     for (int64_t k = 0; k < s->micro_batches; ++k) {
         play_forward(p, k == 0);
         play_backward(p, k == s->micro_batches - 1);
@@ -420,8 +420,8 @@ static void count_work(Scene *s, const PartitionOptions *options) {
 }
 
 static bool choose_partition(Scene *s, PartitionOptions *options, Error *err) {
-    *options = (PartitionOptions){.data.world = (int)s->data_world,
-                                  .stage = s->data_world > 1 ? s->job->zero : 0,
+    *options = (PartitionOptions){.data.world = (int)s->grad_world,
+                                  .stage = s->grad_world > 1 ? s->job->zero : 0,
                                   .lanes = s->job->lanes,
                                   .muon = s->job->optimizer == OPTIMIZER_MUON};
     if (!partition_check(options, err)) return false;
@@ -440,7 +440,7 @@ bool scaling_predict(ScalingPrediction *out, const ScalingJob *job, const Machin
     Scene s = {.job = job,
                .arch = part_of_model(&job->arch, job->tensor),
                .machine = machine_of_rank(machine, world),
-               .data_world = world / job->tensor,
+               .grad_world = world / job->tensor,
                .E = job->dtype == DTYPE_BF16 ? 2 : 4,
                .tensor = (double)job->tensor};
     s.group = s.machine;

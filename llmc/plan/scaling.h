@@ -54,7 +54,7 @@ typedef struct {
     double tokens_per_second, mfu;
 } ScalingPrediction;
 
-// Errors: deterministic=lanes with a world that cannot have it; tensor or context that do not divide what they
+// world: of the launch. Errors: deterministic=lanes with a world that cannot have it; tensor or context that do not divide what they
 // should.
 bool scaling_predict(ScalingPrediction *out, const ScalingJob *job, const Machine *machine, int64_t world,
                      Error *err);
