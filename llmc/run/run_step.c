@@ -55,11 +55,13 @@ static bool enter_phase(Run *run, Error *err) {
     return optimizer_set_trainable(&run->optimizer, &run->model.params, wanted->trainable, err);
 }
 
-bool run_begin_step(Run *run, int stop_signal, Error *err) {
+bool run_has_steps(Run *run) {
     if (run->started == 0) run->started = now_seconds();
     run->progress.seconds = run->resumed_seconds + now_seconds() - run->started;
-    if (run->progress.step >= run->schedule.total_steps) return false;
-    run->batch = loader_next(run->loader, err);
+    return run->progress.step < run->schedule.total_steps;
+}
+
+bool run_begin_step(Run *run, int stop_signal, Error *err) {
     int64_t micro_batches = schedule_phase(&run->schedule, run->progress.step)->micro_batches;
     double *sum = run->vote, most[VOTE_MAXIMA] = {stop_signal, run->batch == NULL};
     sum[VOTE_SECONDS] = run->launch.rank == 0 ? run->progress.seconds : 0;
@@ -103,7 +105,7 @@ static StepRecord step_record(const Run *run, const PendingStep *pending, double
     const PhaseSpan *phase = schedule_phase(&run->schedule, step - 1);
     double tokens = (double)(phase->rows_per_step * phase->T);
     double rate = tokens / (step_ms * 1e-3);
-    double flops = model_config_flops_per_token(&run->config.arch, phase->T) * rate / run->launch.world;  // of a rank
+    double flops = run->flops_per_token[phase->index] * rate / run->launch.world;  // of a rank
     // Unknown before a run bounded by time has measured its first step.
     int64_t total_steps = run->schedule.total_steps < SCHEDULE_OPEN_STEPS ? run->schedule.total_steps : 0;
     double spent = run->progress.seconds;
