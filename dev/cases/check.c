@@ -62,7 +62,8 @@ static void check_output(const OpCall *call, const OpOutput *out, OpCheck *check
     double *ref = xcalloc(to_size(count * stretch), sizeof *ref);
     if (every_element) op_download(call, out->operand, 0, elems, found);
     for (int64_t i = 0; i < count && !every_element; ++i)
-        op_download(call, out->operand, sample_at(call, out, stretch, (int)i, (int)count), stretch, found + i * stretch);
+        op_download(call, out->operand, sample_at(call, out, stretch, (int)i, (int)count), stretch,
+                    found + i * stretch);
 #pragma omp parallel for schedule(dynamic)
     for (int64_t i = 0; i < count; ++i) {
         int64_t first = every_element ? i * row : sample_at(call, out, stretch, (int)i, (int)count);
@@ -83,8 +84,8 @@ void op_check_outputs(OpCall *call, OpCheck *check, bool every_element) {
 
 // ---- gradients ----
 
-// A difference quotient with this step in double, of values near 1, is off by about 1e-10 either way: by truncation and
-// by rounding.
+// A difference quotient with this step in double, of values near 1, is off by about 1e-10 either way: by truncation
+// and by rounding.
 #define STEP 1e-5
 #define GRADIENT_TOLERANCE 1e-8
 #define MOST_PAIRS 1000000  // of an input's and an output's elements
