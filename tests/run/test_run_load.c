@@ -11,6 +11,7 @@
 #include "llmc/run/run_load.h"
 #include "tests/support/file_test.h"
 #include "tests/support/model_test.h"
+#include "tests/support/shard_test.h"
 
 #define OVERRIDES 40
 typedef struct {
@@ -29,7 +30,7 @@ static void load_config(FileTest *t, RunConfig *config, const char *out_dir, con
     if (!file_exists(shard)) {
         int32_t tokens[900];
         for (int i = 0; i < 900; ++i) tokens[i] = (int32_t)(rng_u32(1, RNG_STREAM_TEST, (uint64_t)i) % 256);
-        model_test_write_shard(shard, tokens, 900, 257, -1);
+        shard_test_write(shard, 2, tokens, 900, 257, -1);
     }
     Overrides o = {.count = 0};
     static const char *const BASE[] = {

@@ -10,20 +10,41 @@
 #include <sys/resource.h>
 #include <unistd.h>
 
-int file_test_setup(void **state) {
-    FileTest *t = xcalloc(1, sizeof *t);
+static bool make_dir(char *out, size_t bytes) {
     const char *base = getenv("TMPDIR");
     if (base == NULL)
         base = access("/dev/shm", W_OK) == 0 ? "/dev/shm" : "/tmp";  // memory: a disk's fsync takes seconds
-    snprintf(t->dir, sizeof t->dir, "%s/tokamak-test-XXXXXX", base);
+    snprintf(out, bytes, "%s/tokamak-test-XXXXXX", base);
+    return mkdtemp(out) != NULL;
+}
+
+int file_test_setup(void **state) {
+    FileTest *t = xcalloc(1, sizeof *t);
     *state = t;
-    return mkdtemp(t->dir) == NULL ? -1 : 0;
+    return make_dir(t->dir, sizeof t->dir) ? 0 : -1;
 }
 int file_test_teardown(void **state) {
     FileTest *t = *state;
     file_test_limit_file_size(0);
     bool ok = remove_tree(t->dir, &t->err);
     free(t);
+    return ok ? 0 : -1;
+}
+
+char *file_test_dir;
+
+int file_test_dir_setup(void **state) {
+    (void)state;
+    char dir[256];
+    if (!make_dir(dir, sizeof dir)) return -1;
+    file_test_dir = xstrdup(dir);
+    return 0;
+}
+int file_test_dir_teardown(void **state) {
+    (void)state;
+    bool ok = remove_tree(file_test_dir, NULL);
+    free(file_test_dir);
+    file_test_dir = NULL;
     return ok ? 0 : -1;
 }
 

@@ -21,6 +21,11 @@ int file_test_setup(void **state);
 int file_test_teardown(void **state);
 #define FILE_TEST(function) cmocka_unit_test_setup_teardown(function, file_test_setup, file_test_teardown)
 
+// The same with the directory in a variable; for a test, or for the group of all tests of a program.
+extern char *file_test_dir;
+int file_test_dir_setup(void **state);
+int file_test_dir_teardown(void **state);
+
 char *file_test_path(const FileTest *t, const char *name);  // caller frees
 void file_test_write(const FileTest *t, const char *name, const void *bytes, size_t count);
 int file_test_count_entries(const char *dir);  // without . and ..

@@ -87,13 +87,6 @@ float *model_test_download(Backend *be, const float *device, int64_t elems) {
     return host;
 }
 
-void model_test_write_shard(const char *path, const int32_t *tokens, int64_t count, int64_t vocab, int32_t eot) {
-    Error err = {""};
-    ShardWriter *writer = shard_writer_open(path, 2, vocab, eot, &err);
-    if (writer == NULL || !shard_writer_append(writer, tokens, count, &err) || !shard_writer_finish(writer, &err))
-        fail_msg("%s", err.message);
-}
-
 double model_test_error(const float *out, const double *ref, int64_t elems) {
     double difference = 0, reference = 0;
     for (int64_t i = 0; i < elems; ++i) {

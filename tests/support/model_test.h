@@ -28,8 +28,6 @@ Backend *model_test_backend(int threads);
 // Host copy of device floats; caller frees.
 float *model_test_download(Backend *be, const float *device, int64_t elems);
 
-void model_test_write_shard(const char *path, const int32_t *tokens, int64_t count, int64_t vocab, int32_t eot);
-
 // norm(out - ref) / norm(ref), NaN if either holds one.
 double model_test_error(const float *out, const double *ref, int64_t elems);
 double model_test_error_f32(const float *out, const float *ref, int64_t elems);
