@@ -87,6 +87,20 @@ float *model_test_download(Backend *be, const float *device, int64_t elems) {
     return host;
 }
 
+double model_test_loss_sum(Model *m) {
+    double sum = 0, *sums = xmalloc(tensor_bytes(m->loss_sums));
+    m->be->download(m->be, sums, m->loss_sums.data, tensor_bytes(m->loss_sums));
+    for (int64_t i = 0; i < m->shape.micro_batches; ++i) sum += sums[i];
+    free(sums);
+    return sum;
+}
+
+GradStats model_test_stats(const Optimizer *opt, const Model *model) {
+    GradStats stats;
+    model->be->download(model->be, &stats, opt->stats, sizeof stats);
+    return stats;
+}
+
 double model_test_error(const float *out, const double *ref, int64_t elems) {
     double difference = 0, reference = 0;
     for (int64_t i = 0; i < elems; ++i) {

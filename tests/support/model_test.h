@@ -27,6 +27,9 @@ bool model_test_on_cpu(void);  // or on the device that TOKAMAK_TEST_DEVICE name
 Backend *model_test_backend(int threads);
 // Host copy of device floats; caller frees.
 float *model_test_download(Backend *be, const float *device, int64_t elems);
+// sum of w*nll since model_begin_step, and what the optimizer's last step saw; they wait for the device.
+double model_test_loss_sum(Model *model);
+GradStats model_test_stats(const Optimizer *opt, const Model *model);
 
 // norm(out - ref) / norm(ref), NaN if either holds one.
 double model_test_error(const float *out, const double *ref, int64_t elems);
