@@ -10,6 +10,8 @@
 #include <sys/resource.h>
 #include <unistd.h>
 
+#include "llmc/base/dir_list.h"
+
 static bool make_dir(char *out, size_t bytes) {
     const char *base = getenv("TMPDIR");
     if (base == NULL)
@@ -68,6 +70,17 @@ int file_test_count_entries(const char *dir) {
         count += strcmp(entry->d_name, ".") != 0 && strcmp(entry->d_name, "..") != 0;
     closedir(stream);
     return count;
+}
+
+void file_test_remove_all(FileTest *t) {
+    NameList names;
+    file_test_expect_ok(t, dir_list(&names, t->dir, &t->err));
+    for (int i = 0; i < names.count; ++i) {
+        char *path = file_test_path(t, names.name[i]);
+        assert_int_equal(unlink(path), 0);
+        free(path);
+    }
+    name_list_free(&names);
 }
 
 void file_test_expect_error(FileTest *t, bool ok, const char *mention) {

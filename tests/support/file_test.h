@@ -29,6 +29,7 @@ int file_test_dir_teardown(void **state);
 char *file_test_path(const FileTest *t, const char *name);  // caller frees
 void file_test_write(const FileTest *t, const char *name, const void *bytes, size_t count);
 int file_test_count_entries(const char *dir);  // without . and ..
+void file_test_remove_all(FileTest *t);         // files of the directory, which holds nothing else
 // Fails the test unless `ok` is false and the message mentions `mention`; then clears the message.
 void file_test_expect_error(FileTest *t, bool ok, const char *mention);
 // Fails the test with the message unless ok.

@@ -47,6 +47,15 @@ static void layout(ModelTest *t, const ModelShape *shape, Backend *be, Arena *ar
     if (shape->training) optimizer_init(&t->optimizer, &t->config, &t->model, arena);
 }
 
+ModelConfig model_test_preset(const char *name) {
+    ModelConfig config;
+    Error err = {""};
+    if (!model_config_preset(&config, name, &err)) fail_msg("%s: %s", name, err.message);
+    if (config.V == 0) config.V = 50257;
+    if (!model_config_finish(&config, &err)) fail_msg("%s: %s", name, err.message);
+    return config;
+}
+
 void model_test_open(ModelTest *t, const ModelShape *shape, int threads) {
     Error err = {""};
     ModelShape whole = *shape;

@@ -8,6 +8,9 @@
 // Defaults, then overrides up to a NULL; the model finished, its vocabulary the preset's unless given.
 void model_test_config(RunConfig *config, const char *const *overrides);
 
+// The same of a preset; a vocabulary that it leaves open is GPT-2's.
+ModelConfig model_test_preset(const char *name);
+
 typedef struct {
     RunConfig config;  // filled before model_test_open
     Backend *be;
