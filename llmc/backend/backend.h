@@ -158,6 +158,7 @@ struct Backend {
     bool bf16_native;              // bf16 dot products in hardware
     bool matmul_fp8;               // matmul takes MatmulArgs.fp8
     bool shares_host_memory;       // its memory is the host's: loader and checkpoints take from the same
+    bool counts_only;              // computes nothing (counting.h): what is sent to it need not hold values
     size_t library_bytes;          // measured: what the driver and libraries took of the device's memory at open
     char peak_source[96];          // where measure_peak's last figure comes from
     char attention_choice[160];    // which attention served last, and why; "" before the first or where there is one

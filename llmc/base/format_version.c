@@ -13,8 +13,8 @@ static const struct {
     [FORMAT_STATE] = {"checkpoint's state", 1},
     [FORMAT_MANIFEST] = {"checkpoint's manifest", 1},
     [FORMAT_OPTIMIZER] = {"checkpoint's optimizer state", 1},
-    [FORMAT_METRICS] = {"run's metrics", 1},
-    [FORMAT_HASHES] = {"run's hash chain", 1},
+    [FORMAT_METRICS] = {"metrics file", 1},
+    [FORMAT_HASHES] = {"hash chain", 1},
 };
 
 int64_t format_version(FormatKind kind) {

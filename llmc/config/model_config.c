@@ -242,16 +242,3 @@ int64_t model_config_window(const ModelConfig *config, int64_t layer) {
     (void)layer;
     return config->window;
 }
-
-// Weights that take part in matrix products, of one block.
-static int64_t block_matmul_weights(const ModelConfig *config) {
-    int64_t fc_rows = activation_is_gated(config->activation) ? 2 * config->F : config->F;
-    return config->C * (model_config_qkv_width(config) + config->NH * config->HS + fc_rows + config->F);
-}
-
-double model_config_flops_per_token(const ModelConfig *config, int64_t T) {
-    double weights = (double)(config->L * block_matmul_weights(config) + config->V * config->C);
-    double length = (double)T, window = (double)config->window;
-    double keys = window > 0 && window < length ? window - window * window / (2 * length) : length / 2;
-    return 6 * weights + 12 * (double)config->L * (double)(config->NH * config->HS) * keys;
-}

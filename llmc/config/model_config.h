@@ -62,8 +62,4 @@ bool model_config_finish(ModelConfig *config, Error *err);
 int64_t model_config_qkv_width(const ModelConfig *config);  // (NH + 2 NKV) HS
 // The sliding attention window of a layer, 0: none. (All layers have the same one today.)
 int64_t model_config_window(const ModelConfig *config, int64_t layer);
-// Training FLOPs of one token at sequence length T: 6 per matmul weight (head included, embedding lookups not) plus
-// causal attention 6 * L * NH * HS * T (half of the full square), within the window. V, not Vp, rows: padding is no
-// work that anybody asked for.
-double model_config_flops_per_token(const ModelConfig *config, int64_t T);
 #endif

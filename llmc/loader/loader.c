@@ -15,7 +15,7 @@ typedef struct {
     bool used;  // has a weight in some phase; else the set is not open
     ShardSet set;
     const RowFormat *format;
-    RowSource text;  // of the set, as the format sees it
+    RowSource stream;  // of the set, as the format sees it
 } Source;
 
 typedef struct {
@@ -46,8 +46,8 @@ struct Loader {
     int source_count;
     Source source[CONFIG_MAX_SOURCES];
     PhaseData phase[CONFIG_MAX_PHASES];
-    int32_t *text;  // [text_tokens] the thread's: the longest read of any row
-    int64_t text_tokens;
+    int32_t *buffer;  // [buffer_tokens] the thread's: the longest read of any row
+    int64_t buffer_tokens;
     DataSkip skip[DATA_SKIPS_MAX];  // changed only while no job runs
     int skip_count;
     Slot slot[2];
@@ -76,7 +76,7 @@ static bool fill_row(Loader *loader, BatchRow row, const PhaseData *phase, int64
     int64_t epoch, index = mixture_row(&epoch, loader->seed, pick.source, pick.ordinal, phase->rows[pick.source]);
     uint64_t row_seed = mixture_row_seed(loader->seed, pick.source, epoch);
     double row_weight;
-    if (!source->format->fill(&row, &row_weight, &source->text, index, row_seed, err)) return false;
+    if (!source->format->fill(&row, &row_weight, &source->stream, index, row_seed, err)) return false;
     *weight_sum += row_weight;
     *row.source = pick.source;
     *row.row_index = index;
@@ -134,8 +134,8 @@ static bool open_source(Source *source, const SourceConfig *config, Error *err) 
     if (source->format == NULL) return error_prefix(err, "source %s", config->name);
     if (!shard_set_open(&source->set, config->train, err)) return error_prefix(err, "source %s: train", config->name);
     source->used = true;
-    source->text = (RowSource){.set = &source->set, .token_count = source->set.token_count,
-                               .doc_mask = config->doc_mask};
+    source->stream = (RowSource){.set = &source->set, .token_count = source->set.token_count,
+                                 .doc_mask = config->doc_mask};
     return true;
 }
 
@@ -158,11 +158,11 @@ static bool open_sources(Loader *loader, const RunConfig *config, Error *err) {
     for (int s = 0; s < config->source_count; ++s) {
         Source *source = &loader->source[s];
         if (!source->used) continue;
-        source->text.vocab = loader->vocab;
-        source->text.eot = loader->eot;
+        source->stream.vocab = loader->vocab;
+        source->stream.eot = loader->eot;
         if (!shard_set_check(&source->set, loader->vocab, loader->eot, err))
             return error_prefix(err, "source %s", config->source[s].name);
-        if (source->text.doc_mask && loader->eot < 0)
+        if (source->stream.doc_mask && loader->eot < 0)
             return error_set(err, "source %s: doc_mask needs the end-of-text id, which neither the tokenizer nor the "
                              "shards state", config->source[s].name);
     }
@@ -176,14 +176,15 @@ static bool count_phase_rows(Loader *loader, const RunConfig *config, const Phas
     for (int s = 0; s < config->source_count; ++s) {
         if (!(phase->weight[s] > 0)) continue;
         const Source *source = &loader->source[s];
-        int64_t source_tokens = source->text.token_count, source_rows = source->format->rows(&source->text, span->T);
+        int64_t source_tokens = source->stream.token_count;
+        int64_t source_rows = source->format->rows(&source->stream, span->T);
         int64_t longest = source->format->longest_read(span->T);
         if (source_rows < 1)
             return error_set(err, "source %s: expected at least seq_len + %lld = %lld tokens in %s, found %lld: lower "
                              "seq_len or give it more text", config->source[s].name, (long long)(longest - span->T),
                              (long long)longest, config->source[s].train, (long long)source_tokens);
         loader->phase[span->index].rows[s] = source_rows;
-        loader->text_tokens = max_i64(loader->text_tokens, longest);
+        loader->buffer_tokens = max_i64(loader->buffer_tokens, longest);
         rows += source_rows;
         tokens += source_tokens;
     }
@@ -270,10 +271,10 @@ bool loader_open(Loader **out, const RunConfig *config, const Schedule *schedule
     pthread_cond_init(&loader->changed, NULL);
     bool ok = open_sources(loader, config, err) && init_phases(loader, config, err);
     if (ok) {
-        loader->text = xcalloc(to_size(loader->text_tokens), sizeof *loader->text);
+        loader->buffer = xcalloc(to_size(loader->buffer_tokens), sizeof *loader->buffer);
         for (int s = 0; s < config->source_count; ++s) {
-            loader->source[s].text.text = loader->text;
-            loader->source[s].text.text_tokens = loader->text_tokens;
+            loader->source[s].stream.buffer = loader->buffer;
+            loader->source[s].stream.buffer_tokens = loader->buffer_tokens;
         }
         BatchCapacity capacity = capacity_of(schedule);
         for (int i = 0; i < 2; ++i) {
@@ -307,7 +308,7 @@ void loader_close(Loader *loader) {
     }
     for (int s = 0; s < loader->source_count; ++s)
         if (loader->source[s].used) shard_set_close(&loader->source[s].set);
-    free(loader->text);
+    free(loader->buffer);
     free(loader);
 }
 

@@ -175,7 +175,7 @@ static double rope_frequency(const ModelConfig *c, int64_t i) {
 static void fill_rope_tables(Model *m) {
     int64_t half = m->config.HS / 2, P = m->shape.max_seq_len;
     float *cosines = xmalloc(tensor_bytes(m->rope_cos)), *sines = xmalloc(tensor_bytes(m->rope_sin));
-    for (int64_t i = 0; i < half; ++i) {
+    for (int64_t i = 0; i < half && !m->be->counts_only; ++i) {
         double frequency = rope_frequency(&m->config, i);
         for (int64_t p = 0; p < P; ++p) {
             cosines[p * half + i] = (float)cos((double)p * frequency);

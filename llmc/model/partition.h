@@ -3,7 +3,7 @@
 // tensors in memory or transports. The model, the optimizer, checkpoints, the plan and zero.c all walk it.
 //
 // Buckets are what travels together, in the order of the flat arrays: 0 the embeddings, 1 + l block l, L + 1 the final
-// norm and an untied head. A bucket is divided into segments, each owned by one rank (ranks and world: of the data axis):
+// norm and an untied head. A bucket is divided into segments, each owned by one rank (of the data axis, like world):
 //   AdamW    one segment a rank: equal lengths, a multiple of PARAM_ALIGN_ELEMS; the last one also has what is left
 //   lanes    PARTITION_GRAINS equal segments whatever the world is, dealt out in runs: sums over segments then have the
 //            same bits for every world, a power of two up to PARTITION_GRAINS

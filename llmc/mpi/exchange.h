@@ -17,7 +17,7 @@ typedef struct {
 
 typedef struct {
     MPI_Comm comm;
-    int rank, world;
+    int rank, world;            // of the group
     int links;                  // world - 1
     Link *link;
     MPI_Request *request;       // (links, 2, COMM_WINDOW)

@@ -7,14 +7,17 @@
 #include "llmc/checkpoint/snapshot.h"
 #include "llmc/formats/model_file.h"
 #include "llmc/loader/loader.h"
+#include "llmc/plan/work.h"
 
 // Resident size of the program before it holds any data: code, shared libraries, stacks of its threads.
 #define PLAN_PROGRAM_BYTES ((size_t)12 << 20)
 
 int64_t plan_loss_chunk_rows(const RunConfig *config, int64_t rows) {
     if (config->loss_chunk_rows > 0) return min_i64(config->loss_chunk_rows, rows);
-    int64_t row_bytes = config->arch.Vp * (int64_t)dtype_bytes(config->dtype);
-    int64_t fitting = PLAN_LOGITS_BYTES / row_bytes / 64 * 64;
+    return plan_fitting_chunk_rows(config->arch.Vp, config->dtype, rows);
+}
+int64_t plan_fitting_chunk_rows(int64_t Vp, DType dtype, int64_t rows) {
+    int64_t fitting = PLAN_LOGITS_BYTES / (Vp * (int64_t)dtype_bytes(dtype)) / 64 * 64;
     return min_i64(rows, max_i64(fitting, 64));
 }
 
@@ -73,35 +76,27 @@ void plan_layout(Model *models, Optimizer *optimizer, Tensor *comm_scratch, cons
     *comm_scratch = tensor_1d(bytes > 0 ? arena_alloc(arena, bytes, "communication") : NULL, DTYPE_U8, (int64_t)bytes);
 }
 
-// The largest inputs, together, of the three products of a linear layer of a block (out(N,O) = in(N,I) w(O,I)^T).
-static int64_t fp8_elems(const Model *m) {
-    if (!m->shape.fp8) return 0;
-    const int64_t N = round_up(m->shape.max_rows, 16);
-    int64_t most = 0;
-    for (int i = 0; i < m->params.count; ++i) {
-        const ParamSpec *weight = &m->params.spec[i];
-        if (PARAM_ROWS[weight->role].fp8 == 0) continue;
-        const int64_t O = weight->dim[0], I = weight->dim[1];
-        most = max_i64(most, max_i64(N * I, N * O) + O * I);
-        most = max_i64(most, N * (I + O));
+// What operations will be asked for: the largest operands that a model's passes and its update were seen with in any
+// phase.
+static WorkspaceShape workspace_bounds(const RunConfig *config, const Schedule *schedule, const Model *m) {
+    WorkspaceShape bounds = {0};
+    StepWork *work = xcalloc(1, sizeof *work);
+    for (int i = 0; i < schedule->phase_count; ++i) {
+        const PhaseSpan *phase = &schedule->phase[i];
+        bool seen = false;
+        for (int j = 0; j < i; ++j) seen |= phase->B == schedule->phase[j].B && phase->T == schedule->phase[j].T;
+        if (seen) continue;
+        WorkShape shape = {.arch = m->config, .shape = m->shape, .B = phase->B, .T = phase->T,
+                           .optimizer = config->optimizer, .muon_steps = config->muon_steps};
+        step_work_count(work, &shape);
+        work_bounds_join(&bounds, &work->counting.largest);
+        step_work_free(work);
     }
-    return most;
-}
-
-// What operations of this model's passes will be asked for.
-static WorkspaceShape workspace_bounds(const RunConfig *config, const Model *m) {
-    const ModelConfig *arch = &m->config;
-    return (WorkspaceShape){.rows = m->shape.max_rows,
-                            .seq_len = m->shape.max_seq_len,
-                            .head_size = arch->HS,
-                            .NH = arch->NH,
-                            .NKV = arch->NKV,
-                            .Vp = arch->Vp,
-                            .attention_library = config->dtype == DTYPE_BF16 && strcmp(config->attention, "own") != 0,
-                            .chunk_rows = m->shape.loss_chunk_rows,
-                            .fp8_elems = fp8_elems(m),
-                            .tensors = max_i64(1, m->part.pieces),
-                            .widest = max_i64(2 * arch->F, max_i64(model_config_qkv_width(arch), arch->C))};
+    free(work);
+    bounds.attention_library = config->dtype == DTYPE_BF16 && strcmp(config->attention, "own") != 0;
+    bounds.tensors = max_i64(1, m->part.pieces);  // an update may list them all
+    bounds.widest = max_i64(bounds.widest, 2 * m->config.F);
+    return bounds;
 }
 
 void plan_compute(MemoryPlan *plan, const RunConfig *config, const Schedule *schedule, PlanRank rank,
@@ -114,7 +109,7 @@ void plan_compute(MemoryPlan *plan, const RunConfig *config, const Schedule *sch
     Tensor comm_scratch;
     plan_layout(models, &optimizer, &comm_scratch, &list, config, rank, NULL, &plan->arena);
     for (int i = 0; i < list.count; ++i) {
-        const WorkspaceShape bounds = workspace_bounds(config, &models[i]);
+        const WorkspaceShape bounds = workspace_bounds(config, schedule, &models[i]);
         size_t bytes = be != NULL ? be->plan_workspace(be, bounds) : backend_cuda_plan_workspace(bounds);
         if (bytes > plan->workspace_bytes) plan->workspace_bytes = bytes;
         plan->transfer_bytes += model_staging_bytes(&models[i]);
@@ -123,7 +118,8 @@ void plan_compute(MemoryPlan *plan, const RunConfig *config, const Schedule *sch
     const Model *student = &models[0];
     plan->staging_bytes = model_file_staging_bytes(arch, &student->params);
     const SnapshotShape snapshot = {arch, &student->params, student->part.options, config->dtype,
-                                    config->dtype == DTYPE_BF16 && config->master_weights};
+                                    {.muon = config->optimizer == OPTIMIZER_MUON,
+                                     .masters = config->dtype == DTYPE_BF16 && config->master_weights}};
     plan->snapshot_bytes = config->async_save ? snapshot_plan_bytes(&snapshot) : 0;
     optimizer_free(&optimizer);
     for (int i = 0; i < list.count; ++i) model_free(&models[i]);

@@ -22,6 +22,7 @@ typedef struct {
 // Rows of logits that are alive at a time: the option, or as many as keep them within PLAN_LOGITS_BYTES.
 #define PLAN_LOGITS_BYTES ((int64_t)256 << 20)
 int64_t plan_loss_chunk_rows(const RunConfig *config, int64_t rows);
+int64_t plan_fitting_chunk_rows(int64_t Vp, DType dtype, int64_t rows);
 // Which of the data axis's ranks the memory is for, and how these communicate (Comm.kind).
 typedef struct {
     MeshAxis data;

@@ -1,6 +1,6 @@
 // comm.h: what the ranks of a run do together with tensors. One struct per group of ranks; implementations: none (one
 // rank: everything is a no-op), mpi (host memory, the plug-in libllmc_mpi.so), nccl (the CUDA plug-in). Knows nothing
-// of models, parameters or ZeRO; partition.h says which elements belong to whom.
+// of models, parameters or ZeRO; partition.h says which elements belong to whom. Rank and world are the group's here.
 //
 // Contracts:
 //   * every rank calls the same operations in the same order, with the same segments; they run in that order beside
@@ -91,7 +91,6 @@ typedef struct {
 #define COMM_MPI_ABI 1
 typedef const CommMpiApi *CommMpiEntry(void);  // exported as "comm_mpi_entry"
 typedef struct {
-    void *library;
     const CommMpiApi *api;
     CommMpi *mpi;  // NULL: MPI is not in use
 } CommMpiPlugin;

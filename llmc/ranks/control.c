@@ -205,7 +205,7 @@ static bool call(Control *control, CallKind kind, const char *what, CallFrame fr
     if (on) {
         frame.sequence = ++control->called;
         frame.step = atomic_load(&control->step);
-        frame.kind = kind;
+        frame.kind = (int32_t)kind;
         control->closing = kind == CALL_CLOSE;
         memset(control->what, 0, sizeof control->what);
         memcpy(control->what, what, strlen(what));

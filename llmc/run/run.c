@@ -5,6 +5,7 @@
 #include <string.h>
 
 #include "llmc/formats/model_file.h"
+#include "llmc/plan/work.h"
 #include "llmc/run/device.h"
 #include "llmc/run/run_impl.h"
 #include "llmc/run/run_load.h"
@@ -101,7 +102,7 @@ static bool open_logger(Run *run, const char *resumed_from, Error *err) {
     const PhaseSpan *phase = schedule_phase(&run->schedule, run->progress.step);
     logger_message(run->logger, "flops    %.4g a token: 6 x weights in products + 12 L NH HS T/2 for causal attention; "
                                 "their share of the peak is the MFU",
-                   model_config_flops_per_token(&config->arch, phase->T));
+                   run->flops_per_token[phase->index]);
     logger_message(run->logger, "batch    %lld rows x %lld tokens a step, micro-batches of %lld rows",
                    (long long)phase->rows_per_step, (long long)phase->T, (long long)phase->B);
     if (run->tokenizer == NULL)
@@ -127,6 +128,8 @@ static bool open_local(Run *run, Error *err) {
                                sizeof run->device_note, err);
     if (run->be == NULL || !run_check_fp8(config, run->be, err)) return false;
     run->peak_flops = run->be->measure_peak(run->be, config->dtype);
+    for (int i = 0; i < run->schedule.phase_count; ++i)
+        run->flops_per_token[i] = work_flops_per_token(&config->arch, run->schedule.phase[i].T);
     return true;
 }
 

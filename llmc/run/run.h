@@ -50,6 +50,7 @@ typedef struct {
     Backend *be;
     char device_note[DEVICE_NOTE_BYTES];  // why device=auto took the CPU; "": it did not
     double peak_flops;                 // of the matmul dtype
+    double flops_per_token[CONFIG_MAX_PHASES];  // of each phase's row length
     MemoryPlan plan;
     Arena arena;
     Model model;
@@ -92,10 +93,12 @@ bool run_find_tokenizer(Tokenizer **out, const RunConfig *config, Error *err);
 // The vocabulary, if it was left open, from the tokenizer, the shards or the preset; then model_config_finish.
 bool run_resolve_model(RunConfig *config, const Tokenizer *tokenizer, Error *err);
 
-// What all ranks agree on before a step: its batch is there (run->batch, run->weight_sum), nobody was sent a signal
-// (stop_signal: this rank's, 0: none), and, in runs bounded by time, the horizon that the measured speed leads to. Enters
-// the phase (trainable mask). False: the run is over, by its length, by run->stop_signal, or, with err, by data that
-// some rank could not read.
+// Whether the schedule has steps left. progress.seconds is the time until this call.
+bool run_has_steps(Run *run);
+// What all ranks agree on before a step: every rank has its batch (run->batch, NULL: this one could not read it;
+// run->weight_sum), none was sent a signal (stop_signal: this rank's, 0: none), and, in runs bounded by time, the horizon
+// that the measured speed leads to. Enters the phase (trainable mask). False: the run is over, by its time, by
+// run->stop_signal, or, with err, by data that some rank could not read.
 bool run_begin_step(Run *run, int stop_signal, Error *err);
 // Learning rate and bounds of the step at hand.
 OptimizerStep run_optimizer_step(const Run *run, double loss_scale);

@@ -54,8 +54,10 @@ static const void *stream_state(void *context, int index, int64_t first, int64_t
     (void)err;
     Stream *stream = context;
     Run *run = stream->run;
-    const float *from = snapshot_state_address(&run->model, &run->optimizer, &stream->state[index]);
-    run->be->download(run->be, stream->staging, from + first, to_size(count) * sizeof(float));
+    const unsigned char *from = snapshot_state_address(&run->model, &run->optimizer, &stream->state[index]);
+    size_t width = dtype_bytes(STATE_ROWS[stream->state[index].kind].dtype);
+    CHECK(width <= sizeof *stream->staging, "elements of %zu bytes", width);
+    run->be->download(run->be, stream->staging, from + to_size(first) * width, to_size(count) * width);
     return stream->staging;
 }
 
@@ -69,13 +71,10 @@ static bool write_shards(const Run *run, const char *dir, ModelFileGet get, void
            optimizer_file_write(dir, files.rank, files.world, params, pieces, count, fetch, state, err);
 }
 
-static bool has_masters_apart(const Model *model) {
-    return model->master != NULL && model->shape.dtype == DTYPE_BF16;
-}
-
 static bool write_streamed(Run *run, const char *dir, Error *err) {
     StatePiece *list;
-    int count = state_pieces(&list, &run->model.params, &run->model.part.options, has_masters_apart(&run->model));
+    const StateKept kept = state_kept_by(&run->model);
+    int count = state_pieces(&list, &run->model.params, &run->model.part.options, &kept);
     Stream stream = {run, list, xmalloc(to_size(SAFETENSORS_CHUNK_ELEMS) * sizeof(float)), -1};
     bool ok = write_shards(run, dir, stream_weights, &stream, stream_state, &stream, list, count, err);
     // Whatever happened here, and though this rank may need nothing of it: the others wait for its part.
@@ -146,7 +145,7 @@ bool run_save_open(Run *run, Error *err) {
     saver_init(&save->saver, &jobs, run->config.async_save, run->launch.rank == 0);
     if (!run->config.async_save) return true;
     const SnapshotShape shape = {&run->config.arch, &run->model.params, run->model.part.options, run->config.dtype,
-                                 has_masters_apart(&run->model)};
+                                 state_kept_by(&run->model)};
     return snapshot_open(&save->snapshot, &shape, run->be, &save->saver.cancelled, err);
 }
 

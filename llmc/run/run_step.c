@@ -1,9 +1,10 @@
-// run_step.c: what surrounds a step of the training loop: what the ranks agree on before it, the phase, the bounds of the
-// guard, its results when they are there, and the way back after a spike.
+// run_step.c: what surrounds a step of the training loop: what the ranks agree on before it, the phase, the bounds of
+// the guard, its results when they are there, and the way back after a spike.
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
+#include "llmc/base/tree_sum.h"
 #include "llmc/run/run_impl.h"
 #include "llmc/run/run_load.h"
 #include "llmc/run/run_save.h"
@@ -54,11 +55,13 @@ static bool enter_phase(Run *run, Error *err) {
     return optimizer_set_trainable(&run->optimizer, &run->model.params, wanted->trainable, err);
 }
 
-bool run_begin_step(Run *run, int stop_signal, Error *err) {
+bool run_has_steps(Run *run) {
     if (run->started == 0) run->started = now_seconds();
     run->progress.seconds = run->resumed_seconds + now_seconds() - run->started;
-    if (run->progress.step >= run->schedule.total_steps) return false;
-    run->batch = loader_next(run->loader, err);
+    return run->progress.step < run->schedule.total_steps;
+}
+
+bool run_begin_step(Run *run, int stop_signal, Error *err) {
     int64_t micro_batches = schedule_phase(&run->schedule, run->progress.step)->micro_batches;
     double *sum = run->vote, most[VOTE_MAXIMA] = {stop_signal, run->batch == NULL};
     sum[VOTE_SECONDS] = run->launch.rank == 0 ? run->progress.seconds : 0;
@@ -75,7 +78,7 @@ bool run_begin_step(Run *run, int stop_signal, Error *err) {
         return run->batch == NULL ? false : error_set(err, "another rank cannot read its data; it says why");
     if (run->stop_signal != 0) return false;
     if (run->config.train_seconds > 0 && !time_is_left(run, sum[VOTE_SECONDS])) return false;
-    run->weight_sum = zero_sum_micro_batches(sum + VOTE_WEIGHTS, micro_batches);
+    run->weight_sum = tree_sum_f64(sum + VOTE_WEIGHTS, micro_batches);
     return enter_phase(run, err);
 }
 
@@ -102,7 +105,7 @@ static StepRecord step_record(const Run *run, const PendingStep *pending, double
     const PhaseSpan *phase = schedule_phase(&run->schedule, step - 1);
     double tokens = (double)(phase->rows_per_step * phase->T);
     double rate = tokens / (step_ms * 1e-3);
-    double flops = model_config_flops_per_token(&run->config.arch, phase->T) * rate / run->launch.world;  // of a rank
+    double flops = run->flops_per_token[phase->index] * rate / run->launch.world;  // of a rank
     // Unknown before a run bounded by time has measured its first step.
     int64_t total_steps = run->schedule.total_steps < SCHEDULE_OPEN_STEPS ? run->schedule.total_steps : 0;
     double spent = run->progress.seconds;
@@ -113,8 +116,7 @@ static StepRecord step_record(const Run *run, const PendingStep *pending, double
     return (StepRecord){.step = step,
                         .total_steps = total_steps,
                         .tokens = schedule_tokens_before(&run->schedule, step),
-                        .loss = zero_sum_micro_batches(pending->host->loss_sums, pending->micro_batches) *
-                                pending->loss_scale,
+                        .loss = tree_sum_f64(pending->host->loss_sums, pending->micro_batches) * pending->loss_scale,
                         .lr = pending->lr,
                         .grad_norm = (double)pending->host->stats.norm,
                         .tokens_per_second = rate,
@@ -163,7 +165,7 @@ bool run_rewind(Run *run, Error *err) {
 bool run_check_step(Run *run, Error *err) {
     int64_t step = run->progress.step, every = run->config.compare_every;
     if (!hash_chain_link(&run->chain, step, &run->model, &run->optimizer, err)) return false;
-    if (run->mesh.data.axis.world == 1 || run->config.zero == 3 || every == 0 || step % every != 0) return true;
+    if (run->mesh.data.axis.world == 1 || run->config.zero == 3 || !is_due(step, every)) return true;
     for (int b = 0; b < run->model.part.buckets; ++b) zero_gather_weights(&run->zero, b);
     bool same = replicas_compare(&run->chain, step, &run->model, err);
     return run_agree(run, "compare the replicas", same, err);

@@ -10,12 +10,9 @@
 #include <xxhash.h>
 
 #include "llmc/base/jsonl_file.h"
+#include "llmc/train/state_kinds.h"
 
 enum { SUM_WEIGHTS, SUM_OPTIMIZER, DEVICE_SUMS };
-// First and second moments of an element are hashed at places of their own.
-#define SECOND_MOMENTS_PLACE ((int64_t)1 << 62)
-
-static bool is_due(int64_t step, int64_t every) { return every > 0 && step % every == 0; }
 
 static void append_line(HashChain *chain, const char *line, size_t bytes) {
     if (chain->file < 0 || jsonl_file_append(chain->file, line, bytes) || chain->failed) return;
@@ -46,8 +43,8 @@ bool hash_chain_resume(HashChain *chain, const RunProgress *progress, Error *err
 
 bool hash_chain_open(HashChain *chain, Backend *be, const HashChainOptions *options, const RunProgress *progress,
                      Error *err) {
-    CHECK(options->launch_world > 0 && options->launch_rank >= 0 && options->launch_rank < options->launch_world, "rank=%d world=%d",
-          options->launch_rank, options->launch_world);
+    CHECK(options->launch_world > 0 && options->launch_rank >= 0 && options->launch_rank < options->launch_world,
+          "rank=%d world=%d", options->launch_rank, options->launch_world);
     CHECK(mesh_axis_is_valid(options->data), "data: rank=%d world=%d", options->data.rank, options->data.world);
     *chain = (HashChain){.options = *options, .be = be, .file = -1};
     chain->options.out_dir = xstrdup(options->out_dir);
@@ -109,10 +106,14 @@ static void hash_piece(const HashChain *chain, const Model *model, const Optimiz
                                   : tensor_1d((uint16_t *)model_weight(model, piece) + first, DTYPE_BF16, count);
     be->hash_sum(be, &chain->device[SUM_WEIGHTS], value, place, true);
     uint64_t *optimizer = &chain->device[SUM_OPTIMIZER];
-    be->hash_sum(be, optimizer, tensor_1d(opt->m + piece->packed + first, DTYPE_F32, count), place, true);
-    if (piece->v_packed < 0) return;
-    be->hash_sum(be, optimizer, tensor_1d(opt->v + piece->v_packed + first, DTYPE_F32, count),
-                 SECOND_MOMENTS_PLACE + place, true);
+    const StateKept kept = state_kept_by(model);
+    for (int kind = 0; kind < STATE_KINDS; ++kind) {
+        const StateKindRow *row = &STATE_ROWS[kind];
+        if (row->is_weight || !row->kept(&kept, &model->params.spec[piece->param])) continue;
+        unsigned char *state = row->address(model, opt, piece);
+        be->hash_sum(be, optimizer, tensor_1d(state + to_size(first) * dtype_bytes(row->dtype), row->dtype, count),
+                     row->hash_place + place, true);
+    }
 }
 
 static bool combine(const HashChain *chain, const char *what, HashSums *total, const HashSums *mine, Error *err) {
@@ -165,17 +166,17 @@ bool hash_chain_save(HashChain *chain, RunProgress *progress, Error *err) {
 // ---------------------------------------------------------------------------------------------------------------
 // Replicas
 
-int replicas_judge(bool *odd, const uint64_t *hashes, int world) {
+int replicas_judge(bool *odd, const uint64_t *hashes, int launch_world) {
     // The candidate of a majority vote (Boyer & Moore 1981), then its votes.
     uint64_t candidate = 0;
     int lead = 0, votes = 0, count = 0;
-    for (int rank = 0; rank < world; ++rank) {
+    for (int rank = 0; rank < launch_world; ++rank) {
         if (lead == 0) candidate = hashes[rank];
         lead += hashes[rank] == candidate ? 1 : -1;
     }
-    for (int rank = 0; rank < world; ++rank) votes += hashes[rank] == candidate;
-    for (int rank = 0; rank < world; ++rank) {
-        odd[rank] = 2 * votes <= world || hashes[rank] != candidate;
+    for (int rank = 0; rank < launch_world; ++rank) votes += hashes[rank] == candidate;
+    for (int rank = 0; rank < launch_world; ++rank) {
+        odd[rank] = 2 * votes <= launch_world || hashes[rank] != candidate;
         count += odd[rank];
     }
     return count;

@@ -70,5 +70,5 @@ bool hash_chain_save(HashChain *chain, RunProgress *progress, Error *err);
 bool replicas_compare(HashChain *chain, int64_t step, const Model *model, Error *err);
 // odd[r] =: rank r's hash is not the one that more than half of the ranks have; where there is no such hash, all are
 // odd. Returns how many are.
-int replicas_judge(bool *odd, const uint64_t *hashes, int world);
+int replicas_judge(bool *odd, const uint64_t *hashes, int launch_world);
 #endif

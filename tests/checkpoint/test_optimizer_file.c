@@ -41,7 +41,7 @@ static void write_list(FileTest *t, const ParamTable *params, int shard, int sha
 static void write_all(FileTest *t, const ParamTable *params, PartitionOptions options, bool masters) {
     for (options.data.rank = 0; options.data.rank < options.data.world; ++options.data.rank) {
         StatePiece *list;
-        int count = state_pieces(&list, params, &options, masters);
+        int count = state_pieces(&list, params, &options, &(StateKept){options.muon, masters});
         write_list(t, params, options.data.rank, options.data.world, list, count);
         free(list);
     }
@@ -62,7 +62,7 @@ static void remove_all(FileTest *t) {
 static void read_all(FileTest *t, const ParamTable *params, PartitionOptions options, bool masters) {
     OptimizerFiles *files;
     file_test_expect_ok(t, optimizer_files_open(&files, t->dir, params, &t->err));
-    file_test_expect_ok(t, optimizer_files_check(files, options.muon, masters, &t->err));
+    file_test_expect_ok(t, optimizer_files_check(files, &(StateKept){options.muon, masters}, &t->err));
     int64_t elems = 0, expected = 0;
     for (int i = 0; i < params->count; ++i) {
         bool v = !(options.muon && params->spec[i].hidden_matrix);
@@ -73,7 +73,7 @@ static void read_all(FileTest *t, const ParamTable *params, PartitionOptions opt
     }
     for (options.data.rank = 0; options.data.rank < options.data.world; ++options.data.rank) {
         StatePiece *list;
-        int count = state_pieces(&list, params, &options, masters);
+        int count = state_pieces(&list, params, &options, &(StateKept){options.muon, masters});
         for (int i = 0; i < count; ++i) {
             const StatePiece *piece = &list[i];
             float *values = xmalloc(to_size(piece->count) * sizeof *values);
@@ -187,6 +187,17 @@ static void test_format_version(void **state) {
     params_free(&params);
 }
 
+// A name in files and a place in the hash chain belong to one kind.
+static void test_table(void **state) {
+    (void)state;
+    for (int a = 0; a < STATE_KINDS; ++a)
+        for (int b = 0; b < a; ++b) {
+            assert_string_not_equal(STATE_ROWS[a].name, STATE_ROWS[b].name);
+            if (!STATE_ROWS[a].is_weight && !STATE_ROWS[b].is_weight)
+                assert_true(STATE_ROWS[a].hash_place != STATE_ROWS[b].hash_place);
+        }
+}
+
 // ---- what does not fit ----
 
 enum { WTE = 0 };  // the first parameter of every table
@@ -221,7 +232,7 @@ static void test_gaps_and_overlaps(void **state) {
             continue;
         }
         file_test_expect_ok(t, ok);
-        file_test_expect_error(t, optimizer_files_check(files, false, false, &t->err), "expected tensor v.wte with");
+        file_test_expect_error(t, optimizer_files_check(files, &(StateKept){0}, &t->err), "expected tensor v.wte with");
         optimizer_files_close(files);
     }
     // The start is missing; the whole and a part; the same whole twice.
@@ -319,7 +330,7 @@ static void test_tensors_that_lie(void **state) {
 int main(void) {
     const struct CMUnitTest tests[] = {
         FILE_TEST(test_any_world_to_any_other), FILE_TEST(test_one_rank_writes_whole_parameters),
-        FILE_TEST(test_format_version),
+        FILE_TEST(test_format_version), cmocka_unit_test(test_table),
         FILE_TEST(test_gaps_and_overlaps), FILE_TEST(test_sets_of_files), FILE_TEST(test_tensors_that_lie),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -65,7 +65,7 @@ static void write_files(FileTest *t, CheckpointWriter *writer, const Shape *shap
                                                          get_weight, &source, &t->err));
         if (shape->ranks.data.world == 0) continue;
         StatePiece *list;
-        int count = state_pieces(&list, params, &ranks, shape->masters);
+        int count = state_pieces(&list, params, &ranks, &(StateKept){ranks.muon, shape->masters});
         source.list = list;
         file_test_expect_ok(t, optimizer_file_write(writer->dir, ranks.data.rank, world, params, list, count, fetch_state,
                                                     &source, &t->err));
@@ -378,9 +378,9 @@ static void test_average_with_state(void **state) {
     file_test_expect_ok(t, ckpt_read_model(&config, &params, out, &t->err));
     Expected expected = {SHAPES, SHARES, 2, &params, STATE_MASTER};
     OptimizerFiles *files;
-    bool muon, masters;
-    file_test_expect_ok(t, ckpt_open_optimizer(&files, &muon, &masters, out, &params, &t->err));
-    assert_true(muon && masters);
+    StateKept kept;
+    file_test_expect_ok(t, ckpt_open_optimizer(&files, &kept, out, &params, &t->err));
+    assert_true(kept.muon && kept.masters);
     float *values = xmalloc(to_size(model_file_largest_param(&params)) * sizeof *values);
     for (int p = 0; p < params.count; ++p)
         for (int kind = 0; kind < STATE_KINDS; ++kind) {

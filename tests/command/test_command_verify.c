@@ -175,7 +175,7 @@ static void test_files(void **state) {
         int status;
     } HEADERS[] = {
         {"{\"step\":0,\"format_version\":1}\n", "equal", 0},
-        {"{\"step\":0,\"format_version\":2}\n", "hashes.jsonl:1: this run's hash chain has format version 2, this program "
+        {"{\"step\":0,\"format_version\":2}\n", "hashes.jsonl:1: this hash chain has format version 2, this program "
                                                "reads versions up to 1", 1},
         {"{\"step\":0,\"format_version\":\"1\"}\n", "hashes.jsonl:1: expected \"format_version\"", 1},
         {"{\"step\":0,\n", "hashes.jsonl:1: not valid JSON", 1},
@@ -301,7 +301,7 @@ static void test_step_file(void **state) {
     static const char NEWER[] = "{\"step\":0,\"format_version\":2}\n{\"step\":1}\n";
     file_test_write(t, "new.jsonl", NEWER, sizeof NEWER - 1);
     file_test_expect_error(t, jsonl_file_open(&fd, t->dir, "new", FORMAT_HASHES, 1, &t->err),
-                           "new.jsonl: this run's hash chain has format version 2, this program reads versions up to 1");
+                           "new.jsonl: this hash chain has format version 2, this program reads versions up to 1");
     expect_text(t, "new.jsonl", NEWER);
     file_test_expect_error(t, jsonl_file_open(&fd, "/nowhere/at/all", "x", FORMAT_HASHES, 0, &t->err), "/nowhere/at/all/x.jsonl");
 }
