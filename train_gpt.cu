@@ -23,8 +23,6 @@ static void on_signal(int number) {
 // ---------------------------------------------------------------------------------------------------------------
 // Training
 
-static bool is_due(int64_t step, int64_t every) { return every > 0 && step % every == 0; }
-
 // One optimizer step on run->batch. Returns false when the run is to end with an error.
 static bool train_step(Run *run, Error *err) {
     double started = now_seconds();

@@ -9,6 +9,7 @@
 
 #include "dev/bench/bench.h"
 #include "dev/bench/profile.h"
+#include "llmc/base/tree_sum.h"
 #include "llmc/formats/model_file.h"
 #include "llmc/plan/plan.h"
 #include "llmc/plan/work.h"
@@ -171,7 +172,7 @@ static bool run_steps(StepBench *bench, double *seconds, double *losses, int64_t
         int64_t ends = synchronous ? t : t - 1;
         if (ends < 1 || ends > all) continue;
         if (!bench->be->wait(bench->be, read[ends % 2], err)) return false;
-        losses[ends - 1] = zero_sum_micro_batches(step_loss(bench, ends), bench->micro_batches) / tokens;
+        losses[ends - 1] = tree_sum_f64(step_loss(bench, ends), bench->micro_batches) / tokens;
         double now = now_seconds();
         if (ends > WARMUP_STEPS) seconds[ends - WARMUP_STEPS - 1] = now - ended;
         ended = now;

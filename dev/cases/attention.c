@@ -6,8 +6,9 @@
 #include "dev/cases/cases.h"
 #include "llmc/base/rng.h"
 
-// dim: B, T, NH, NKV, HS and a mask: NO_MASK, random documents, random prefix flags, both, or one of MASKS. Flags: the
-// window; the length of documents that are all equally long, in tokens; how decoding divides a row (one of STEPS).
+// dim: B, T, NH, NKV, HS and a mask: NO_MASK, random documents, random prefix flags, both, or one of MASKS. Flags:
+// the window; the length of documents that are all equally long, in tokens; how decoding divides a row (one of
+// STEPS).
 #define DOCUMENT_SHIFT 16
 #define STEPS_SHIFT 28
 enum { B, T, NH, NKV, HS, MASK };
@@ -63,31 +64,39 @@ static void document_shapes(OpShapes *shapes, const OpScale *scale, const OpMode
 }
 
 // The sixth number is the window.
-static void odd_causal(OpShapes *shapes, DType dtype) {
+static void odd_causal(OpShapes *shapes) {
     static const int64_t ODD[][7] = {
-        {1, 1, 1, 1, 8, 0, 0},     {2, 7, 2, 2, 16, 0, 0},    {1, 65, 4, 2, 20, 0, 0},   {2, 130, 4, 1, 64, 0, 0},
-        {1, 64, 3, 3, 80, 0, 0},   {1, 128, 2, 1, 128, 0, 0}, {0, 16, 2, 2, 16, 0, 0},   {1, 15, 2, 1, 96, 0, 0},
-        {1, 63, 8, 1, 4, 0, 0},    {1, 70, 2, 1, 256, 0, 0},  {1, 33, 1, 1, 1, 0, 0},
+        {1, 1, 1, 1, 8, 0, 0},   {2, 7, 2, 2, 16, 0, 0},    {1, 65, 4, 2, 20, 0, 0}, {2, 130, 4, 1, 64, 0, 0},
+        {1, 64, 3, 3, 80, 0, 0}, {1, 128, 2, 1, 128, 0, 0}, {0, 16, 2, 2, 16, 0, 0}, {1, 15, 2, 1, 96, 0, 0},
+        {1, 63, 8, 1, 4, 0, 0},  {1, 70, 2, 1, 256, 0, 0},  {1, 33, 1, 1, 1, 0, 0},
     };
-    (void)dtype;
     for (size_t i = 0; i < sizeof ODD / sizeof ODD[0]; ++i) op_add(shapes, 6, ODD[i], 0, "odd");
 }
-// Around tiles of 16, 64 and 128; groups of 1 to 8 heads; head sizes of models, of one and two 16-byte loads, odd ones.
-static void odd_masked(OpShapes *shapes, DType dtype) {
+// Around tiles of 16, 64 and 128; groups of 1 to 8 heads; head sizes of models, of one and two 16-byte loads, odd
+// ones.
+static void odd_masked(OpShapes *shapes) {
     static const int64_t ODD[][7] = {
-        {2, 130, 2, 1, 20, DOCUMENTS, 0}, {2, 150, 4, 4, 8, PREFIXES, 0},   {3, 130, 2, 2, 16, 3, 0},
-        {3, 193, 4, 2, 20, 3, 40},        {2, 67, 8, 2, 32, 3, 5},          {2, 7, 4, 1, 8, 3, 2},
-        {1, 16, 4, 1, 80, PREFIXES, 0},   {1, 129, 1, 1, 100, DOCUMENTS, 20}, {1, 127, 2, 1, 48, 3, 0},
-        {1, 66, 1, 1, 136, 3, 3},         {1, 35, 2, 1, 7, PREFIXES, 0},    {1, 257, 2, 1, 8, DOCUMENTS, 100},
-        {1, 9, 4, 2, 3, 3, 4},            {1, 200, 1, 1, 20, PREFIXES, 0},  {2, 130, 6, 3, 16, 3, 50},
+        {2, 130, 2, 1, 20, DOCUMENTS, 0},
+        {2, 150, 4, 4, 8, PREFIXES, 0},
+        {3, 130, 2, 2, 16, 3, 0},
+        {3, 193, 4, 2, 20, 3, 40},
+        {2, 67, 8, 2, 32, 3, 5},
+        {2, 7, 4, 1, 8, 3, 2},
+        {1, 16, 4, 1, 80, PREFIXES, 0},
+        {1, 129, 1, 1, 100, DOCUMENTS, 20},
+        {1, 127, 2, 1, 48, 3, 0},
+        {1, 66, 1, 1, 136, 3, 3},
+        {1, 35, 2, 1, 7, PREFIXES, 0},
+        {1, 257, 2, 1, 8, DOCUMENTS, 100},
+        {1, 9, 4, 2, 3, 3, 4},
+        {1, 200, 1, 1, 20, PREFIXES, 0},
+        {2, 130, 6, 3, 16, 3, 50},
     };
-    (void)dtype;
     for (size_t i = 0; i < sizeof ODD / sizeof ODD[0]; ++i) op_add(shapes, 6, ODD[i], (unsigned)ODD[i][6], "odd");
     for (int64_t i = 0; i < (int64_t)(sizeof MASKS / sizeof MASKS[0]); ++i)
         op_add(shapes, OP_DIMS(1, MASKS[i].T, 2, 1, 16, MASKS_FROM + i), MASKS[i].window, "mask at tile edges");
 }
-static void odd_window(OpShapes *shapes, DType dtype) {
-    (void)dtype;
+static void odd_window(OpShapes *shapes) {
     op_add(shapes, OP_DIMS(1, 130, 2, 2, 16, NO_MASK), 1, "odd");
     op_add(shapes, OP_DIMS(1, 200, 2, 1, 16, NO_MASK), 33, "odd");
     op_add(shapes, OP_DIMS(1, 12, 2, 1, 4, NO_MASK), 5, "odd");
@@ -232,8 +241,8 @@ static void ref_lse(const OpCall *call, int64_t first, int64_t count, double *re
 }
 
 // What query i of head h and key j add to dq, dk and dv; each may be NULL. buffer (5 HS).
-static void add_pair(const OpCall *call, int64_t b, int64_t h, int64_t i, int64_t j, double *dq, double *dk, double *dv,
-                     double *buffer) {
+static void add_pair(const OpCall *call, int64_t b, int64_t h, int64_t i, int64_t j, double *dq, double *dk,
+                     double *dv, double *buffer) {
     const OpShape *s = &call->c->shape;
     if (!is_allowed(call, b, i, j)) return;
     int64_t size = s->dim[HS];
@@ -264,9 +273,9 @@ static void ref_dqkv(const OpCall *call, int64_t first, int64_t count, double *r
 }
 
 // fp32: a dot product of HS <= 128 terms, an exponential (2e-7) and sums over up to T keys, each with random rounding
-// errors, stay near ten units of round-off; gradients chain three of them and cancel in dP - dot. bf16: one rounding on
-// store costs up to one unit; the backward pass also reads the rounded forward output. A library's tensor cores may
-// take probabilities as bf16.
+// errors, stay near ten units of round-off; gradients chain three of them and cancel in dP - dot. bf16: one rounding
+// on store costs up to one unit; the backward pass also reads the rounded forward output. A library's tensor cores
+// may take probabilities as bf16.
 static double out_tolerance(const OpCall *call) {
     return call->c->dtype == DTYPE_F32 ? 32 * 0x1p-24 : (call->c->kind->gpu_only ? 1.5 : 1) * 0x1p-8;
 }
@@ -279,8 +288,11 @@ static const OpOutput FORWARD_OUTPUTS[] = {
     {.name = "out", .operand = OUT, .reference = ref_out, .tolerance = out_tolerance, .upstream = UPSTREAM(DOUT)},
     {.name = "lse", .operand = LSE, .reference = ref_lse, .tolerance = lse_tolerance, .stretch = 1},
     {NULL}};
-static const OpOutput BACKWARD_OUTPUTS[] = {{.name = "dqkv", .operand = DQKV, .reference = ref_dqkv,
-                                             .tolerance = dqkv_tolerance, .gradient_of = GRADIENT_OF(QKV)},
+static const OpOutput BACKWARD_OUTPUTS[] = {{.name = "dqkv",
+                                             .operand = DQKV,
+                                             .reference = ref_dqkv,
+                                             .tolerance = dqkv_tolerance,
+                                             .gradient_of = GRADIENT_OF(QKV)},
                                             {NULL}};
 
 // Allowed pairs: a query sees its document's keys up to itself, within the window. A pair costs HS multiply-adds in
@@ -304,13 +316,12 @@ static double backward_flops(const OpShape *s) { return 5 * 2 * pairs(s) * (doub
 
 #define BEYOND 3
 static const int64_t STEPS[][4] = {{1, 1, 1, 1}, {70, 1, 2, 17}, {5, 1, 66, 3}, {280, 2, 15, 1}, {17, 3, 1, 16}};
-static void odd_decode(OpShapes *shapes, DType dtype) {
+static void odd_decode(OpShapes *shapes) {
     static const struct {
         int64_t dim[6];
         unsigned window, steps;
-    } ODD[] = {{{1, 1, 2, 1, 8, 0}, 0, 0},    {{1, 20, 4, 2, 20, 0}, 0, 0},   {{1, 150, 4, 1, 64, 0}, 0, 1},
+    } ODD[] = {{{1, 1, 2, 1, 8, 0}, 0, 0},     {{1, 20, 4, 2, 20, 0}, 0, 0},   {{1, 150, 4, 1, 64, 0}, 0, 1},
                {{1, 150, 2, 2, 16, 0}, 37, 2}, {{1, 300, 2, 1, 100, 0}, 0, 3}, {{1, 40, 8, 1, 7, 0}, 20, 4}};
-    (void)dtype;
     for (size_t i = 0; i < sizeof ODD / sizeof ODD[0]; ++i)
         op_add(shapes, 6, ODD[i].dim, ODD[i].window | ODD[i].steps << STEPS_SHIFT, "odd");
 }
@@ -355,11 +366,11 @@ static const OpOutput DECODE_OUTPUTS[] = {
     {.name = "v_cache", .operand = V_CACHE, .reference = ref_v_cache, .tolerance = exact},
     {NULL}};
 
-#define FORWARD                                                                                                \
-    .op = "attention forward", .entry = "attention_forward", .bf16 = true, .lay_out = forward_lay_out,         \
-    .fill = fill, .run = forward_run, .outputs = FORWARD_OUTPUTS, .flops = forward_flops
-#define BACKWARD                                                                                               \
-    .op = "attention backward", .entry = "attention_backward", .bf16 = true, .lay_out = backward_lay_out,      \
+#define FORWARD                                                                                                      \
+    .op = "attention forward", .entry = "attention_forward", .bf16 = true, .lay_out = forward_lay_out, .fill = fill, \
+    .run = forward_run, .outputs = FORWARD_OUTPUTS, .flops = forward_flops
+#define BACKWARD                                                                                          \
+    .op = "attention backward", .entry = "attention_backward", .bf16 = true, .lay_out = backward_lay_out, \
     .fill = fill, .run = backward_run, .outputs = BACKWARD_OUTPUTS, .flops = backward_flops, .forward = &KINDS[0]
 #define ON_CPU .fp32 = true, .cpu_only = true
 #define ON_GPU .fp32 = true, .gpu_only = true, .attention = "own"

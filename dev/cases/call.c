@@ -66,8 +66,7 @@ static void make_pattern(OpCall *call, OpOperand *o) {
     o->pattern_elems = min_i64(elems, period);
     o->pattern = xmalloc(to_size(o->pattern_elems + 1) * sizeof *o->pattern);
 #pragma omp parallel for schedule(static) if (o->pattern_elems > 65536)
-    for (int64_t i = 0; i < o->pattern_elems; ++i)
-        o->pattern[i] = rounded(pattern_value(call, o, i), o->shape.dtype);
+    for (int64_t i = 0; i < o->pattern_elems; ++i) o->pattern[i] = rounded(pattern_value(call, o, i), o->shape.dtype);
 }
 // What the forward operation or derive left on the device.
 static void load_pattern(OpCall *call, int operand) {

@@ -136,7 +136,7 @@ static void add_case(OpShapes *shapes, const OpShape *shape, DType dtype) {
 }
 
 void op_add(OpShapes *shapes, int dims, const int64_t *dim, unsigned flags, const char *label, ...) {
-    OpShape shape = {.dims = dims, .flags = flags};
+    OpShape shape = {.dims = dims, .flags = flags | shapes->kind->flags};
     CHECK(dims <= OP_MAX_DIMS, "%d dimensions", dims);
     for (int i = 0; i < dims; ++i) shape.dim[i] = dim[i];
     va_list args;
@@ -146,6 +146,9 @@ void op_add(OpShapes *shapes, int dims, const int64_t *dim, unsigned flags, cons
     if (shapes->kind->fp32 && shapes->filter->fp32) add_case(shapes, &shape, DTYPE_F32);
     if (shapes->kind->bf16 && shapes->filter->bf16) add_case(shapes, &shape, DTYPE_BF16);
 }
+
+const OpKind *op_adding_to(const OpShapes *shapes) { return shapes->kind; }
+bool op_adding_bf16(const OpShapes *shapes) { return shapes->filter->bf16; }
 
 OpList op_list_build(const OpFilter *filter) {
     OpList list = {0};
@@ -163,7 +166,7 @@ OpList op_list_odd(const OpKind *kind, DType dtype) {
     OpList list = {0};
     OpFilter filter = {.only = "", .fp32 = dtype == DTYPE_F32, .bf16 = dtype == DTYPE_BF16};
     OpShapes shapes = {&list, &filter, kind};
-    if (kind->odd_shapes != NULL) kind->odd_shapes(&shapes, dtype);
+    if (kind->odd_shapes != NULL) kind->odd_shapes(&shapes);
     return list;
 }
 void op_list_free(OpList *list) {

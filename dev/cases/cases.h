@@ -1,10 +1,10 @@
-// cases.h: the one registry of operation cases. A case is (operation, variant, dtype, shape): its operands and how they
-// are filled, the call through the Backend struct, a naive reference in double, which outputs are gradients of what,
-// FLOPs and bytes. Tests run the odd shapes of every kind against the reference and its finite differences
+// cases.h: the one registry of operation cases. A case is (operation, variant, dtype, shape): its operands and how
+// they are filled, the call through the Backend struct, a naive reference in double, which outputs are gradients of
+// what, FLOPs and bytes. Tests run the odd shapes of every kind against the reference and its finite differences
 // (tests/support/case_test.h); `bench op` times the shapes of models and checks samples against the same reference.
 //
-// A new operation is one row in a family's table (norm.c, qk.c, ...). Kinds see a backend only through backend.h: device
-// memory is reached by upload, copy and download alone. Nothing here knows of the test framework or of clocks.
+// A new operation is one row in a family's table (norm.c, qk.c, ...). Kinds see a backend only through backend.h:
+// device memory is reached by upload, copy and download alone. Nothing here knows of the test framework or of clocks.
 #ifndef CASES_CASES_H
 #define CASES_CASES_H
 
@@ -73,10 +73,13 @@ OpList op_list_build(const OpFilter *filter);
 // A kind's odd shapes, for correctness, in one dtype.
 OpList op_list_odd(const OpKind *kind, DType dtype);
 void op_list_free(OpList *list);
-// Adds a shape of the kind whose turn it is, in every wanted dtype that the kind takes.
+// Adds a shape of the kind whose turn it is, in every wanted dtype that the kind takes; the kind's own flags are
+// among its flags.
 typedef struct OpShapes OpShapes;
 PRINTF_LIKE(5, 6)
 void op_add(OpShapes *shapes, int dims, const int64_t *dim, unsigned flags, const char *label, ...);
+const OpKind *op_adding_to(const OpShapes *shapes);
+bool op_adding_bf16(const OpShapes *shapes);  // of odd shapes, which are added for one dtype at a time
 #define OP_DIMS(...) \
     (int)(sizeof((int64_t[]){__VA_ARGS__}) / sizeof(int64_t)), (int64_t[]) { __VA_ARGS__ }
 
@@ -116,8 +119,8 @@ struct OpCall {
     int count;
     OpOperand operand[OP_MAX_OPERANDS];
     size_t set_bytes;
-    int sets;                      // copies of all operands
-    unsigned char *memory;         // of op_call_open, on the device; NULL where the caller places operands
+    int sets;               // copies of all operands
+    unsigned char *memory;  // of op_call_open, on the device; NULL where the caller places operands
     size_t memory_bytes;
     Tensor (*t)[OP_MAX_OPERANDS];  // [sets]
     float *normals;                // what all patterns are made of; kept from case to case
@@ -141,10 +144,11 @@ typedef struct {
     const char *name;  // NULL ends a list
     int operand;
     void (*reference)(const OpCall *call, int64_t first, int64_t count, double *ref);
-    double (*tolerance)(const OpCall *call);  // NULL: op_tolerance of the operand's dtype
-    int64_t stretch;  // elements of a row that a sample takes; 0: the row
+    double (*tolerance)(const OpCall *call);                  // NULL: op_tolerance of the operand's dtype
+    int64_t stretch;                                          // elements of a row that a sample takes; 0: the row
     int64_t (*sample)(const OpCall *call, int i, int count);  // the first element of sample i; NULL: spread evenly
-    int gradient_of;  // GRADIENT_OF(X): this output is (+)= the gradient of sum(upstream * forward output) by X; 0: not
+    int gradient_of;  // GRADIENT_OF(X): this output is (+)= the gradient of sum(upstream * forward output) by X; 0:
+                      // not
     int upstream;     // UPSTREAM(DOUT), of a forward output: the operand of the backward kind with its gradient
 } OpOutput;
 #define GRADIENT_OF(operand) ((operand) + 1)
@@ -159,15 +163,16 @@ typedef struct {
 typedef struct OpCheck OpCheck;
 struct OpKind {
     const char *op, *variant;
-    const char *entry;  // the functions of the Backend struct that it measures, separated by blanks
-    bool fp32, bf16;    // dtypes it takes
+    const char *entry;        // the functions of the Backend struct that it measures, separated by blanks
+    bool fp32, bf16;          // dtypes it takes
+    unsigned flags;           // that all its shapes have
     bool gpu_only, cpu_only;  // of timings
     const char *attention;    // BackendOptions.attention that a timing needs; NULL: any
     bool fp8;                 // only where the backend multiplies 8-bit floats
     // Adds the shapes that a model has; model NULL: those of no model. NULL: it is not timed.
     void (*shapes)(OpShapes *shapes, const OpScale *scale, const OpModel *model);
     // Small, odd and masked ones, for tests. NULL: another variant has them all.
-    void (*odd_shapes)(OpShapes *shapes, DType dtype);
+    void (*odd_shapes)(OpShapes *shapes);
     void (*lay_out)(OpCall *call);
     double (*fill)(const OpCall *call, int operand, int64_t at, double normal);  // of FILL_OWN
     void (*derive)(OpCall *call);  // of operands in set 0 that are derived, but not by the forward kind; may be NULL
@@ -176,8 +181,9 @@ struct OpKind {
     void (*check)(OpCall *call, OpCheck *check);  // outputs that are no numbers; may be NULL
     // The operation whose gradient this is; operands of both have the same numbers. Its run fills derived operands.
     const OpKind *forward;
-    double (*loss)(const OpCall *call);  // what outputs are gradients of, where it is not the sum over forward's outputs
-    OpAlias alias[2];                    // output == input: none
+    double (*loss)(
+        const OpCall *call);  // what outputs are gradients of, where it is not the sum over forward's outputs
+    OpAlias alias[2];         // output == input: none
     double (*flops)(const OpShape *shape);  // multiply-adds count as two; NULL: bounded by memory alone
 };
 
@@ -206,7 +212,7 @@ void op_call_fill(OpCall *call);
 // Set 0 as op_call_open left it; what is only written becomes NaN.
 void op_call_reset(OpCall *call);
 void op_call_upload(OpCall *call, int operand);  // the same of one operand
-double op_call_bytes(const OpCall *call);  // read plus written, from the definition
+double op_call_bytes(const OpCall *call);        // read plus written, from the definition
 // Of what the operation wrote into set 0.
 uint64_t op_call_hash(const OpCall *call);
 // Elements [first, first + count) of what is on the device now, in set 0.
@@ -226,12 +232,12 @@ void op_compare(OpCheck *check, const char *what, const double *out, const doubl
 double op_error(const double *out, const double *ref, int64_t count);  // |out - ref| / |ref|; |out| of a zero ref
 // All outputs in set 0 against the references: every element, or some rows of each.
 void op_check_outputs(OpCall *call, OpCheck *check, bool every_element);
-// The reference's gradients against central finite differences of the forward reference, in double: a relative error of
-// 1e-8. False: this kind has no gradients, or the case is too large.
+// The reference's gradients against central finite differences of the forward reference, in double: a relative error
+// of 1e-8. False: this kind has no gradients, or the case is too large.
 bool op_check_gradients(OpCall *call, OpCheck *check);
 
-// Of results that round once on store. fp32: a few dozen roundings of 2^-24 each in sums and polynomials. bf16: that one
-// rounding, at most 2^-8 of each element, and nothing else that counts. fp64: sums in double.
+// Of results that round once on store. fp32: a few dozen roundings of 2^-24 each in sums and polynomials. bf16: that
+// one rounding, at most 2^-8 of each element, and nothing else that counts. fp64: sums in double.
 double op_tolerance(DType dtype);
 // Of fp32 sums of n numbers near 1, which is about sqrt(n) large and rounded at each addition: errors add up to about
 // 2^-24 sqrt(n/2) of it.

@@ -38,6 +38,7 @@ double op_sum_tolerance(int64_t n) { return fmax(2e-6, 0x1p-24 * sqrt(0.5 * (dou
 
 static int64_t row_elems(const OpOperand *o) { return o->shape.dim[o->shape.ndim - 1]; }
 
+#define PARALLEL_ELEMS 50000  // of an output; below, threads would cost more than they save
 #define SAMPLED_ROWS 8
 #define SAMPLED_STRETCHES 16
 // Where sample i of `count` lies: the first and the last element of all are among them; columns go another way than
@@ -62,8 +63,9 @@ static void check_output(const OpCall *call, const OpOutput *out, OpCheck *check
     double *ref = xcalloc(to_size(count * stretch), sizeof *ref);
     if (every_element) op_download(call, out->operand, 0, elems, found);
     for (int64_t i = 0; i < count && !every_element; ++i)
-        op_download(call, out->operand, sample_at(call, out, stretch, (int)i, (int)count), stretch, found + i * stretch);
-#pragma omp parallel for schedule(dynamic)
+        op_download(call, out->operand, sample_at(call, out, stretch, (int)i, (int)count), stretch,
+                    found + i * stretch);
+#pragma omp parallel for schedule(dynamic) if (elems > PARALLEL_ELEMS)
     for (int64_t i = 0; i < count; ++i) {
         int64_t first = every_element ? i * row : sample_at(call, out, stretch, (int)i, (int)count);
         out->reference(call, first, stretch, ref + i * stretch);
@@ -83,8 +85,8 @@ void op_check_outputs(OpCall *call, OpCheck *check, bool every_element) {
 
 // ---- gradients ----
 
-// A difference quotient with this step in double, of values near 1, is off by about 1e-10 either way: by truncation and
-// by rounding.
+// A difference quotient with this step in double, of values near 1, is off by about 1e-10 either way: by truncation
+// and by rounding.
 #define STEP 1e-5
 #define GRADIENT_TOLERANCE 1e-8
 #define MOST_PAIRS 1000000  // of an input's and an output's elements

@@ -19,10 +19,9 @@ static void shapes_of(OpShapes *shapes, const OpScale *scale, const OpModel *mod
 }
 // Fewer tokens than rows: repeats. On a GPU the longer ones sort in several blocks and give a token's rows to many
 // warps, an odd number of them.
-static void odd_shapes(OpShapes *shapes, DType dtype) {
+static void odd_shapes(OpShapes *shapes) {
     static const int64_t ODD[][2] = {{1, 1},     {5, 7},  {40, 16},  {33, 100}, {0, 9},
                                      {200, 264}, {65, 8}, {4999, 8}, {2100, 3}, {101, 203}};
-    (void)dtype;
     for (size_t i = 0; i < sizeof ODD / sizeof ODD[0]; ++i)
         for (unsigned learned = 0; learned < 2; ++learned)
             op_add(shapes, OP_DIMS(ODD[i][0], ODD[i][1], 11), learned * LEARNED_POSITIONS | FEW_POSITIONS, "odd");
@@ -98,7 +97,9 @@ static int64_t sampled_row(const OpCall *call, int table, int index, int i, int 
     return (int64_t)op_value(call, index, (N - 1) * i / max_i64(1, count - 2)) * dim[1];
 }
 static int64_t sample_dwte(const OpCall *call, int i, int count) { return sampled_row(call, DWTE, TOKENS, i, count); }
-static int64_t sample_dwpe(const OpCall *call, int i, int count) { return sampled_row(call, DWPE, POSITION, i, count); }
+static int64_t sample_dwpe(const OpCall *call, int i, int count) {
+    return sampled_row(call, DWPE, POSITION, i, count);
+}
 
 static const OpOutput FORWARD_OUTPUTS[] = {
     {.name = "out", .operand = OUT, .reference = ref_out, .upstream = UPSTREAM(DOUT)}, {NULL}};
@@ -107,27 +108,10 @@ static const OpOutput BACKWARD_OUTPUTS[] = {
     {.name = "dwpe", .operand = DWPE, .reference = ref_dwpe, .sample = sample_dwpe, .gradient_of = GRADIENT_OF(WPE)},
     {NULL}};
 
+#define BOTH .variant = "plain", .fp32 = true, .bf16 = true, .shapes = shapes_of, .odd_shapes = odd_shapes
 static const OpKind KINDS[] = {
-    {.op = "embedding forward",
-     .variant = "plain",
-     .entry = "embedding_forward",
-     .fp32 = true,
-     .bf16 = true,
-     .shapes = shapes_of,
-     .odd_shapes = odd_shapes,
-     .lay_out = forward_lay_out,
-     .run = forward_run,
+    {BOTH, .op = "embedding forward", .entry = "embedding_forward", .lay_out = forward_lay_out, .run = forward_run,
      .outputs = FORWARD_OUTPUTS},
-    {.op = "embedding backward",
-     .variant = "plain",
-     .entry = "embedding_backward",
-     .fp32 = true,
-     .bf16 = true,
-     .shapes = shapes_of,
-     .odd_shapes = odd_shapes,
-     .lay_out = backward_lay_out,
-     .run = backward_run,
-     .outputs = BACKWARD_OUTPUTS,
-     .forward = &KINDS[0]},
-};
+    {BOTH, .op = "embedding backward", .entry = "embedding_backward", .lay_out = backward_lay_out,
+     .run = backward_run, .outputs = BACKWARD_OUTPUTS, .forward = &KINDS[0]}};
 const OpFamily OPS_EMBEDDING = OP_FAMILY(KINDS);

@@ -5,42 +5,29 @@
 #include "dev/cases/cases.h"
 
 #define SOFTCAP 1u
-#define MASKED 2u  // every third row has weight 0 and an impossible target; columns beyond V hold NaN; the cap is lower
+#define MASKED \
+    2u  // every third row has weight 0 and an impossible target; columns beyond V hold NaN; the cap is lower
 // dim: N, Vp, V.
 enum { NLL, LOGITS, TARGETS, WEIGHTS, LOSS_SCALE };
 
-static void add_shapes(OpShapes *shapes, const OpScale *scale, const OpModel *model, unsigned flags) {
-    if (model != NULL)
-        op_add(shapes, OP_DIMS(scale->head_rows, model->config.Vp, model->config.V), flags, "%s", model->name);
-    else op_add(shapes, OP_DIMS(min_i64(scale->head_rows, 333), 1019, 1009), flags, "awkward");
+static void model_shapes(OpShapes *shapes, const OpScale *scale, const OpModel *model) {
+    if (model == NULL) op_add(shapes, OP_DIMS(min_i64(scale->head_rows, 333), 1019, 1009), 0, "awkward");
+    else if (!(op_adding_to(shapes)->flags & SOFTCAP))
+        op_add(shapes, OP_DIMS(scale->head_rows, model->config.Vp, model->config.V), 0, "%s", model->name);
 }
-static void plain_shapes(OpShapes *shapes, const OpScale *scale, const OpModel *model) {
-    add_shapes(shapes, scale, model, 0);
-}
-static void softcap_shapes(OpShapes *shapes, const OpScale *scale, const OpModel *model) {
-    if (model == NULL) add_shapes(shapes, scale, model, SOFTCAP);
-}
-static void add_odd(OpShapes *shapes, unsigned flags) {
-    static const int64_t ODD[][3] = {{1, 1, 1},     {1, 8, 5},    {4, 16, 16},    {7, 40, 33},
+static void odd_shapes(OpShapes *shapes) {
+    static const int64_t ODD[][3] = {{1, 1, 1},     {1, 8, 5}, {4, 16, 16},     {7, 40, 33},
                                      {3, 128, 100}, {0, 9, 9}, {29, 1024, 1003}};
-    for (size_t i = 0; i < sizeof ODD / sizeof ODD[0]; ++i) op_add(shapes, 3, ODD[i], flags | MASKED, "odd");
+    for (size_t i = 0; i < sizeof ODD / sizeof ODD[0]; ++i) op_add(shapes, 3, ODD[i], MASKED, "odd");
 }
 // Vocabularies of real models, larger than what a GPU's block keeps of a row in both dtypes, and in bf16 between one
-// and two blocks a multiprocessor; the last one has no whole packs.
-static void odd_plain(OpShapes *shapes, DType dtype) {
-    add_odd(shapes, 0);
-    if (dtype == DTYPE_F32) op_add(shapes, OP_DIMS(2, 65024, 65001), MASKED, "wide");
-    if (dtype == DTYPE_BF16) op_add(shapes, OP_DIMS(2, 50304, 50257), MASKED, "wide");
-    if (dtype == DTYPE_BF16) op_add(shapes, OP_DIMS(2, 65537, 65536), MASKED, "wide");
-}
-static void odd_softcap(OpShapes *shapes, DType dtype) {
-    add_odd(shapes, SOFTCAP);
-    if (dtype == DTYPE_BF16) op_add(shapes, OP_DIMS(2, 128256, 128256), SOFTCAP | MASKED, "wide");
-}
-static void odd_nll(OpShapes *shapes, DType dtype) {
-    (void)dtype;
-    add_odd(shapes, 0);
-    add_odd(shapes, SOFTCAP);
+// and two blocks a multiprocessor; one has no whole packs.
+static void odd_and_wide(OpShapes *shapes) {
+    static const int64_t WIDE[][3] = {{2, 65024, 65001}, {2, 50304, 50257}, {2, 65537, 65536}, {2, 128256, 128256}};
+    bool bf16 = op_adding_bf16(shapes), capped = op_adding_to(shapes)->flags & SOFTCAP;
+    odd_shapes(shapes);
+    for (int i = 0; i < 4; ++i)
+        if ((i > 0) == bf16 && (i == 3) == capped) op_add(shapes, 3, WIDE[i], MASKED, "wide");
 }
 
 static double fill(const OpCall *call, int operand, int64_t at, double normal) {
@@ -63,8 +50,8 @@ static float cap_of(const OpCase *c) {
     return !(c->shape.flags & SOFTCAP) ? 0 : c->shape.flags & MASKED ? 5.0f : 15.0f;
 }
 static CrossEntropyArgs loss_args(const OpCase *c, const Tensor *t) {
-    return (CrossEntropyArgs){.V = c->shape.dim[2], .softcap = cap_of(c), .want_grad = true,
-                              .loss_scale = t[LOSS_SCALE]};
+    return (CrossEntropyArgs){
+        .V = c->shape.dim[2], .softcap = cap_of(c), .want_grad = true, .loss_scale = t[LOSS_SCALE]};
 }
 static void run(Backend *be, const OpCase *c, const Tensor *t) {
     be->cross_entropy(be, t[NLL], t[LOGITS], t[TARGETS], t[WEIGHTS], loss_args(c, t));
@@ -120,12 +107,13 @@ static const OpOutput OUTPUTS[] = {
     {NULL}};
 static const OpOutput NLL_OUTPUTS[] = {{.name = "nll", .operand = NLL, .reference = ref_nll}, {NULL}};
 
-#define CROSS_ENTROPY .op = "cross-entropy", .entry = "cross_entropy", .fp32 = true, .bf16 = true, .lay_out = lay_out, .fill = fill
-static const OpKind KINDS[] = {
-    {CROSS_ENTROPY, .variant = "plain", .shapes = plain_shapes, .odd_shapes = odd_plain, .run = run,
-     .outputs = OUTPUTS, .forward = &KINDS[0], .loss = loss},
-    {CROSS_ENTROPY, .variant = "soft-cap", .shapes = softcap_shapes, .odd_shapes = odd_softcap, .run = run,
-     .outputs = OUTPUTS, .forward = &KINDS[1], .loss = loss},
-    {CROSS_ENTROPY, .variant = "without gradient", .odd_shapes = odd_nll, .run = nll_run, .outputs = NLL_OUTPUTS},
-};
+#define BOTH \
+    .op = "cross-entropy", .entry = "cross_entropy", .fp32 = true, .bf16 = true, .lay_out = lay_out, .fill = fill
+#define WITH_GRADIENT \
+    BOTH, .shapes = model_shapes, .odd_shapes = odd_and_wide, .run = run, .outputs = OUTPUTS, .loss = loss
+#define WITHOUT BOTH, .odd_shapes = odd_shapes, .run = nll_run, .outputs = NLL_OUTPUTS
+static const OpKind KINDS[] = {{WITH_GRADIENT, .variant = "plain", .forward = &KINDS[0]},
+                               {WITH_GRADIENT, .variant = "soft-cap", .flags = SOFTCAP, .forward = &KINDS[1]},
+                               {WITHOUT, .variant = "without gradient"},
+                               {WITHOUT, .variant = "soft-cap, without gradient", .flags = SOFTCAP}};
 const OpFamily OPS_LOSS = OP_FAMILY(KINDS);

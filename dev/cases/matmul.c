@@ -20,10 +20,10 @@
 #define WIDE 1024u      // out is fp32
 #define RELU2 2048u
 #define RELU2_GRAD 4096u
-#define DROP_PRE 8192u      // the activation's input is not saved
+#define DROP_PRE 8192u        // the activation's input is not saved
 #define HALF_RESIDUAL 16384u  // beta is -1/2
-#define SCALED 32768u       // alpha is such that sums of K products stay where activations bend
-#define NEGATIVE 65536u     // and below 0
+#define SCALED 32768u         // alpha is such that sums of K products stay where activations bend
+#define NEGATIVE 65536u       // and below 0
 #define FORWARD TRANS_B
 #define DX 0u
 #define DW TRANS_A
@@ -54,126 +54,112 @@ static int model_layers(Layer layers[5], const ModelConfig *m) {
     return 5;
 }
 
-static void add_layers(OpShapes *shapes, const OpScale *scale, const OpModel *model, unsigned product, bool fused) {
+// Of the kind's product, plain or, where flags say so, with the epilogues of training.
+static void layer_shapes(OpShapes *shapes, const OpScale *scale, const OpModel *model, bool fused) {
+    unsigned product = op_adding_to(shapes)->flags;
     Layer layers[5];
-    int count = model_layers(layers, &model->config);
+    int count = model == NULL ? 0 : model_layers(layers, &model->config);
     for (int i = 0; i < count; ++i) {
         const Layer *l = &layers[i];
         int64_t rows = strcmp(l->name, "head") == 0 ? scale->head_rows : scale->rows;
-        unsigned epilogue = product == FORWARD ? l->forward : product == DX ? l->dx : l->dw;
+        unsigned epilogue = product == FORWARD ? l->forward
+                            : product == DX    ? l->dx
+                                               : l->dw,
+                 flags = fused ? epilogue : 0;
         if (fused && epilogue == 0) continue;
-        unsigned flags = product | (fused ? epilogue : 0);
         if (product == FORWARD) op_add(shapes, OP_DIMS(rows, l->out, l->in), flags, "%s %s", model->name, l->name);
         if (product == DX) op_add(shapes, OP_DIMS(rows, l->in, l->out), flags, "%s %s", model->name, l->name);
         if (product == DW) op_add(shapes, OP_DIMS(l->out, l->in, rows), flags, "%s %s", model->name, l->name);
     }
 }
-
-static void forward_shapes(OpShapes *shapes, const OpScale *scale, const OpModel *model) {
-    if (model != NULL) {
-        add_layers(shapes, scale, model, FORWARD, false);
-        return;
-    }
-    op_add(shapes, OP_DIMS(min_i64(scale->rows, 256), 3072, 768), FORWARD, "256 rows");
-    op_add(shapes, OP_DIMS(min_i64(scale->rows, 2048), 1152, 384), FORWARD, "C=384");
-    op_add(shapes, OP_DIMS(1, 3072, 768), FORWARD, "decode fc, 1 row");
-    if (scale->rows >= 1021) op_add(shapes, OP_DIMS(1021, 1019, 509), FORWARD, "awkward");
-    op_add(shapes, OP_DIMS(33, 65, 129), FORWARD, "awkward");
+static void fused_shapes(OpShapes *shapes, const OpScale *scale, const OpModel *model) {
+    layer_shapes(shapes, scale, model, true);
 }
-static void forward_fused_shapes(OpShapes *shapes, const OpScale *scale, const OpModel *model) {
-    if (model != NULL) add_layers(shapes, scale, model, FORWARD, true);
-}
-static void dx_shapes(OpShapes *shapes, const OpScale *scale, const OpModel *model) {
-    if (model != NULL) add_layers(shapes, scale, model, DX, false);
-    else op_add(shapes, OP_DIMS(min_i64(scale->rows, 1021), 509, 1019), DX, "awkward");
-}
-static void dx_fused_shapes(OpShapes *shapes, const OpScale *scale, const OpModel *model) {
-    if (model != NULL) add_layers(shapes, scale, model, DX, true);
-}
-static void dw_shapes(OpShapes *shapes, const OpScale *scale, const OpModel *model) {
-    if (model != NULL) add_layers(shapes, scale, model, DW, false);
-    else op_add(shapes, OP_DIMS(1019, 509, min_i64(scale->rows, 1021)), DW, "awkward");
-}
-static void dw_fused_shapes(OpShapes *shapes, const OpScale *scale, const OpModel *model) {
-    if (model != NULL) add_layers(shapes, scale, model, DW, true);
+static void plain_shapes(OpShapes *shapes, const OpScale *scale, const OpModel *model) {
+    unsigned product = op_adding_to(shapes)->flags;
+    int64_t rows = min_i64(scale->rows, 1021);
+    layer_shapes(shapes, scale, model, false);
+    if (model == NULL && product == DX) op_add(shapes, OP_DIMS(rows, 509, 1019), 0, "awkward");
+    if (model == NULL && product == DW) op_add(shapes, OP_DIMS(1019, 509, rows), 0, "awkward");
+    if (model != NULL || product != FORWARD) return;
+    op_add(shapes, OP_DIMS(min_i64(scale->rows, 256), 3072, 768), 0, "256 rows");
+    op_add(shapes, OP_DIMS(min_i64(scale->rows, 2048), 1152, 384), 0, "C=384");
+    op_add(shapes, OP_DIMS(1, 3072, 768), 0, "decode fc, 1 row");
+    if (rows == 1021) op_add(shapes, OP_DIMS(rows, 1019, 509), 0, "awkward");
+    op_add(shapes, OP_DIMS(33, 65, 129), 0, "awkward");
 }
 
 // ---- odd shapes ----
 
 // In each dtype of inputs and output: fp32, bf16, and bf16 to fp32.
-static void add_odd(OpShapes *shapes, DType dtype, int64_t M, int64_t N, int64_t K, unsigned flags, const char *label) {
+static void add_odd(OpShapes *shapes, int64_t M, int64_t N, int64_t K, unsigned flags, const char *label) {
     op_add(shapes, OP_DIMS(M, N, K), flags | NARROW, "%s", label);
-    if (dtype == DTYPE_BF16) op_add(shapes, OP_DIMS(M, N, K), flags | WIDE, "%s", label);
+    if (op_adding_bf16(shapes)) op_add(shapes, OP_DIMS(M, N, K), flags | WIDE, "%s", label);
 }
-// Remainders of rows, of vectors, of tiles; one and two sides of every boundary; few rows (1..7), K odd and tiny. Without
-// K the product is zero, and the rest of the epilogue still happens; without rows or columns nothing does.
-static void odd_plain(OpShapes *shapes, DType dtype) {
+// Remainders of rows, of vectors, of tiles; one and two sides of every boundary; few rows (1..7), K odd and tiny.
+// Without K the product is zero, and the rest of the epilogue still happens; without rows or columns nothing does.
+static void odd_plain(OpShapes *shapes) {
     static const int64_t ODD[][3] = {
-        {1, 1, 1},   {1, 100, 33},  {2, 17, 64}, {3, 5, 7},    {4, 47, 31},   {5, 49, 2},   {6, 33, 129}, {7, 48, 16},
-        {8, 48, 32}, {9, 95, 17},   {16, 16, 1}, {17, 32, 65}, {31, 97, 15},  {33, 144, 3}, {40, 1, 50},
-        {65, 63, 5}, {100, 24, 40}, {12, 8, 9},  {96, 96, 96}, {49, 192, 100}, {64, 128, 96}};
+        {1, 1, 1},   {1, 100, 33}, {2, 17, 64},   {3, 5, 7},   {4, 47, 31},  {5, 49, 2},     {6, 33, 129},
+        {7, 48, 16}, {8, 48, 32},  {9, 95, 17},   {16, 16, 1}, {17, 32, 65}, {31, 97, 15},   {33, 144, 3},
+        {40, 1, 50}, {65, 63, 5},  {100, 24, 40}, {12, 8, 9},  {96, 96, 96}, {49, 192, 100}, {64, 128, 96}};
     for (size_t i = 0; i < sizeof ODD / sizeof ODD[0]; ++i)
-        for (unsigned trans = 0; trans < 4; ++trans) add_odd(shapes, dtype, ODD[i][0], ODD[i][1], ODD[i][2], trans, "odd");
-    add_odd(shapes, dtype, 9, 50, 0, RESIDUAL | HALF_RESIDUAL | BIAS, "empty");
-    add_odd(shapes, dtype, 2, 50, 0, TRANS_B, "empty");
-    add_odd(shapes, dtype, 0, 50, 8, ACCUMULATE, "empty");
-    add_odd(shapes, dtype, 9, 0, 8, 0, "empty");
+        for (unsigned trans = 0; trans < 4; ++trans) add_odd(shapes, ODD[i][0], ODD[i][1], ODD[i][2], trans, "odd");
+    add_odd(shapes, 9, 50, 0, RESIDUAL | HALF_RESIDUAL | BIAS, "empty");
+    add_odd(shapes, 2, 50, 0, TRANS_B, "empty");
+    add_odd(shapes, 0, 50, 8, ACCUMULATE, "empty");
+    add_odd(shapes, 9, 0, 8, 0, "empty");
 }
 // Every epilogue; then shapes with more than one block of K, of rows and of columns, at every level: K odd, so that
 // bf16 pairs end half. The last ones are divided among threads every way.
-static void odd_fused(OpShapes *shapes, DType dtype) {
+static void odd_fused(OpShapes *shapes) {
     static const unsigned ACTS[] = {0, GELU, GELU | DROP_PRE, RELU2, GELU_GRAD, RELU2_GRAD};
     static const unsigned ADDS[] = {0, RESIDUAL | HALF_RESIDUAL, ACCUMULATE};
     static const int64_t THREADED[][3] = {{100, 100, 30}, {600, 20, 20}, {5, 700, 50}, {20, 24, 1700}};
     for (unsigned act = 0; act < 6; ++act)
         for (unsigned option = 0; option < 12; ++option) {
-            unsigned flags = SCALED | (option & 1 ? NEGATIVE : 0) | (option & 2 ? BIAS : 0) | ADDS[option / 4] | ACTS[act];
-            add_odd(shapes, dtype, 13, 53, 37, flags, "epilogue");
-            add_odd(shapes, dtype, 3, 37, 33, flags | TRANS_B, "epilogue");
+            unsigned flags =
+                SCALED | (option & 1 ? NEGATIVE : 0) | (option & 2 ? BIAS : 0) | ADDS[option / 4] | ACTS[act];
+            add_odd(shapes, 13, 53, 37, flags, "epilogue");
+            add_odd(shapes, 3, 37, 33, flags | TRANS_B, "epilogue");
         }
-    add_odd(shapes, dtype, 5, 1030, 1539, TRANS_A | TRANS_B | ACCUMULATE, "blocks");
-    add_odd(shapes, dtype, 530, 7, 1539, BIAS | GELU | SCALED, "blocks");
-    add_odd(shapes, dtype, 17, 9, 1539, RESIDUAL | HALF_RESIDUAL | GELU_GRAD | SCALED, "blocks");
-    add_odd(shapes, dtype, 520, 50, 9, TRANS_A | RESIDUAL | HALF_RESIDUAL, "blocks");
-    add_odd(shapes, dtype, 3, 20, 3001, TRANS_B | ACCUMULATE, "blocks");
+    add_odd(shapes, 5, 1030, 1539, TRANS_A | TRANS_B | ACCUMULATE, "blocks");
+    add_odd(shapes, 530, 7, 1539, BIAS | GELU | SCALED, "blocks");
+    add_odd(shapes, 17, 9, 1539, RESIDUAL | HALF_RESIDUAL | GELU_GRAD | SCALED, "blocks");
+    add_odd(shapes, 520, 50, 9, TRANS_A | RESIDUAL | HALF_RESIDUAL, "blocks");
+    add_odd(shapes, 3, 20, 3001, TRANS_B | ACCUMULATE, "blocks");
     for (unsigned i = 0; i < 16; ++i)
-        add_odd(shapes, dtype, THREADED[i / 4][0], THREADED[i / 4][1], THREADED[i / 4][2],
+        add_odd(shapes, THREADED[i / 4][0], THREADED[i / 4][1], THREADED[i / 4][2],
                 i % 4 | RESIDUAL | HALF_RESIDUAL | BIAS | GELU | SCALED, "threads");
 }
 // Weights and biases of a linear layer get their gradients from one call; both are overwritten by the first
 // micro-batch and added to by the others, each by itself.
-static void odd_sums(OpShapes *shapes, DType dtype) {
+static void odd_sums(OpShapes *shapes) {
     static const int64_t ODD[][3] = {{24, 16, 40}, {13, 7, 33}, {1, 5, 3}, {130, 3, 600}};
-    (void)dtype;
     for (size_t i = 0; i < sizeof ODD / sizeof ODD[0]; ++i)
         for (unsigned option = 0; option < 4; ++option)
-            op_add(shapes, 3, ODD[i], TRANS_A | SUMS | (option & 1 ? ACCUMULATE : 0) | (option & 2 ? NEW_SUMS : 0), "sums");
+            op_add(shapes, 3, ODD[i], TRANS_A | SUMS | (option & 1 ? ACCUMULATE : 0) | (option & 2 ? NEW_SUMS : 0),
+                   "sums");
 }
-static void odd_batch(OpShapes *shapes, DType dtype) {
+static void odd_batch(OpShapes *shapes) {
     static const unsigned ADDS[] = {0, RESIDUAL | HALF_RESIDUAL, ACCUMULATE};
     for (unsigned i = 0; i < 12; ++i) {
         unsigned flags = i % 4 | ADDS[i / 4] | SCALED;
         op_add(shapes, OP_DIMS(10, 12, 17, 3), flags | NARROW, "batch");
-        if (dtype == DTYPE_BF16) op_add(shapes, OP_DIMS(10, 12, 17, 3), flags | WIDE, "batch");
+        if (op_adding_bf16(shapes)) op_add(shapes, OP_DIMS(10, 12, 17, 3), flags | WIDE, "batch");
     }
 }
 // The three products of a linear layer with 8-bit inputs: K that is no multiple of 16, inputs that are transposed and
 // that are not, remainders of the transposing tile, each epilogue, sums.
 static const int64_t ODD_FP8[][3] = {{32, 48, 64}, {5, 16, 40}, {33, 80, 7}, {130, 144, 150}, {1, 16, 16}};
-static void odd_fp8_forward(OpShapes *shapes, DType dtype) {
-    static const unsigned EPILOGUES[] = {0, BIAS | RESIDUAL | HALF_RESIDUAL, BIAS | GELU, BIAS | RELU2, BIAS};
-    (void)dtype;
-    for (unsigned i = 0; i < 25; ++i) op_add(shapes, 3, ODD_FP8[i / 5], FORWARD | SCALED | EPILOGUES[i % 5], "odd");
-}
-static void odd_fp8_dx(OpShapes *shapes, DType dtype) {
-    static const unsigned EPILOGUES[] = {0, GELU_GRAD, RELU2_GRAD};
-    (void)dtype;
-    for (unsigned i = 0; i < 15; ++i) op_add(shapes, 3, ODD_FP8[i / 3], DX | EPILOGUES[i % 3], "odd");
-}
-static void odd_fp8_dw(OpShapes *shapes, DType dtype) {
-    static const unsigned EPILOGUES[] = {0, ACCUMULATE, SUMS, SUMS | NEW_SUMS, SUMS | ACCUMULATE};
-    (void)dtype;
-    for (unsigned i = 0; i < 25; ++i) op_add(shapes, 3, ODD_FP8[i / 5], DW | EPILOGUES[i % 5], "odd");
+static void odd_fp8(OpShapes *shapes) {
+    static const unsigned EPILOGUES[3][5] = {
+        {SCALED, BIAS | RESIDUAL | HALF_RESIDUAL | SCALED, BIAS | GELU, BIAS | RELU2 | SCALED, BIAS},
+        {0, GELU_GRAD, RELU2_GRAD, SCALED, RELU2_GRAD | SCALED},
+        {0, ACCUMULATE, SUMS, SUMS | NEW_SUMS, SUMS | ACCUMULATE}};
+    unsigned product = op_adding_to(shapes)->flags;
+    const unsigned *epilogues = EPILOGUES[product == FORWARD ? 0 : product == DX ? 1 : 2];
+    for (unsigned i = 0; i < 25; ++i) op_add(shapes, 3, ODD_FP8[i / 5], epilogues[i % 5], "odd");
 }
 
 // ---- operands and calls ----
@@ -219,7 +205,8 @@ static Activation act_grad_of(unsigned f) { return f & GELU_GRAD ? ACT_GELU : f 
 
 static void run(Backend *be, const OpCase *c, const Tensor *t) {
     unsigned f = c->shape.flags;
-    MatmulArgs args = {.trans_a = f & TRANS_A, .trans_b = f & TRANS_B, .alpha = alpha_of(&c->shape), .beta = beta_of(f)};
+    MatmulArgs args = {
+        .trans_a = f & TRANS_A, .trans_b = f & TRANS_B, .alpha = alpha_of(&c->shape), .beta = beta_of(f)};
     args.add = f & ACCUMULATE ? t[OUT] : f & RESIDUAL ? t[EXTRA] : TENSOR_NONE;
     if (f & BIAS) args.bias = t[BIAS_OR_SUMS];
     if (f & SUMS) args.sums = t[BIAS_OR_SUMS];
@@ -320,9 +307,9 @@ static double round_to(double x, int mantissa, int least_exponent) {
     double unit = ldexp(1, (exponent - 1 > least_exponent ? exponent - 1 : least_exponent) - mantissa);
     return nearbyint(x / unit) * unit;
 }
-// From now on the reference sees what Backend.matmul rounds its inputs to: scaled in fp32 so that the largest magnitude
-// becomes the format's largest number, rounded to E4M3 (three bits, least exponent -6, largest 448) or E5M2 (two, -14,
-// 57344), scaled back.
+// From now on the reference sees what Backend.matmul rounds its inputs to: scaled in fp32 so that the largest
+// magnitude becomes the format's largest number, rounded to E4M3 (three bits, least exponent -6, largest 448) or E5M2
+// (two, -14, 57344), scaled back.
 static void round_inputs(OpCall *call) {
     unsigned f = call->c->shape.flags;
     for (int input = A; input <= B; ++input) {
@@ -332,26 +319,30 @@ static void round_inputs(OpCall *call) {
         for (int64_t i = 0; i < o->pattern_elems; ++i) most = fmaxf(most, fabsf((float)o->pattern[i]));
         const float scale = most > 0 ? (e5m2 ? 57344.0f : 448.0f) / most : 1.0f;
         for (int64_t i = 0; i < o->pattern_elems; ++i)
-            o->pattern[i] = round_to((double)((float)o->pattern[i] * scale), e5m2 ? 2 : 3, e5m2 ? -14 : -6) / (double)scale;
+            o->pattern[i] =
+                round_to((double)((float)o->pattern[i] * scale), e5m2 ? 2 : 3, e5m2 ? -14 : -6) / (double)scale;
     }
 }
 
 static double flops(const OpShape *s) { return 2 * (double)s->dim[0] * (double)s->dim[1] * (double)s->dim[2]; }
 
 #define MATMUL .entry = "matmul", .bf16 = true, .lay_out = lay_out, .run = run, .outputs = OUTPUTS, .flops = flops
-#define WIDE_TOO .fp32 = true
-#define FP8 .variant = "fp8", .gpu_only = true, .fp8 = true, .derive = round_inputs
+#define PLAIN MATMUL, .fp32 = true, .variant = "plain"
+#define FUSED MATMUL, .fp32 = true, .variant = "fused", .shapes = fused_shapes
+#define FP8                                                                                                  \
+    MATMUL, .variant = "fp8", .gpu_only = true, .fp8 = true, .derive = round_inputs, .shapes = plain_shapes, \
+            .odd_shapes = odd_fp8
 static const OpKind KINDS[] = {
-    {MATMUL, WIDE_TOO, .op = "matmul forward", .variant = "plain", .shapes = forward_shapes, .odd_shapes = odd_plain},
-    {MATMUL, WIDE_TOO, .op = "matmul forward", .variant = "fused", .shapes = forward_fused_shapes,
-     .odd_shapes = odd_fused},
-    {MATMUL, WIDE_TOO, .op = "matmul dX", .variant = "plain", .shapes = dx_shapes},
-    {MATMUL, WIDE_TOO, .op = "matmul dX", .variant = "fused", .shapes = dx_fused_shapes},
-    {MATMUL, WIDE_TOO, .op = "matmul dW", .variant = "plain", .shapes = dw_shapes},
-    {MATMUL, WIDE_TOO, .op = "matmul dW", .variant = "fused", .shapes = dw_fused_shapes, .odd_shapes = odd_sums},
-    {MATMUL, FP8, .op = "matmul forward", .shapes = forward_shapes, .odd_shapes = odd_fp8_forward},
-    {MATMUL, FP8, .op = "matmul dX", .shapes = dx_shapes, .odd_shapes = odd_fp8_dx},
-    {MATMUL, FP8, .op = "matmul dW", .shapes = dw_shapes, .odd_shapes = odd_fp8_dw},
-    {MATMUL, WIDE_TOO, .op = "matmul batch", .variant = "plain", .odd_shapes = odd_batch},
-};
+    {PLAIN, .op = "matmul forward", .shapes = plain_shapes, .flags = FORWARD},
+    {FUSED, .op = "matmul forward", .flags = FORWARD},
+    {PLAIN, .op = "matmul dX", .shapes = plain_shapes, .flags = DX},
+    {FUSED, .op = "matmul dX", .flags = DX},
+    {PLAIN, .op = "matmul dW", .shapes = plain_shapes, .flags = DW},
+    {FUSED, .op = "matmul dW", .flags = DW, .odd_shapes = odd_sums},
+    {FP8, .op = "matmul forward", .flags = FORWARD},
+    {FP8, .op = "matmul dX", .flags = DX},
+    {FP8, .op = "matmul dW", .flags = DW},
+    {PLAIN, .op = "matmul", .odd_shapes = odd_plain},
+    {MATMUL, .fp32 = true, .op = "matmul", .variant = "epilogues", .odd_shapes = odd_fused},
+    {MATMUL, .fp32 = true, .op = "matmul", .variant = "batch", .odd_shapes = odd_batch}};
 const OpFamily OPS_MATMUL = OP_FAMILY(KINDS);

@@ -17,57 +17,38 @@ enum { OUT, MEAN, RSTD, X, WEIGHT, BIAS, DX, DWEIGHT, DBIAS, DOUT };
 
 // ---- shapes ----
 
-static void add_shapes(OpShapes *shapes, const OpScale *scale, const OpModel *model, NormKind norm) {
-    unsigned flags = norm == NORM_RMS ? RMS : 0;
+static void model_shapes(OpShapes *shapes, const OpScale *scale, const OpModel *model) {
+    NormKind norm = op_adding_to(shapes)->flags & RMS ? NORM_RMS : NORM_LAYER;
     if (model != NULL && model->config.norm == norm)
-        op_add(shapes, OP_DIMS(scale->rows, model->config.C), flags, "%s", model->name);
-    if (model == NULL) {
-        op_add(shapes, OP_DIMS(min_i64(scale->rows, 1021), 1019), flags, "awkward");
-        op_add(shapes, OP_DIMS(min_i64(scale->rows, 64), 8192), flags, "few wide rows");
-    }
+        op_add(shapes, OP_DIMS(scale->rows, model->config.C), 0, "%s", model->name);
+    if (model != NULL) return;
+    op_add(shapes, OP_DIMS(min_i64(scale->rows, 1021), 1019), 0, "awkward");
+    op_add(shapes, OP_DIMS(min_i64(scale->rows, 64), 8192), 0, "few wide rows");
 }
-static void layer_shapes(OpShapes *shapes, const OpScale *scale, const OpModel *model) {
-    add_shapes(shapes, scale, model, NORM_LAYER);
-}
-static void rms_shapes(OpShapes *shapes, const OpScale *scale, const OpModel *model) {
-    add_shapes(shapes, scale, model, NORM_RMS);
-}
-
 // Several channel counts around the vector widths, one row, no rows, more rows than one summation chunk. On a GPU:
 // rows of one warp (up to 4 packs of 16 bytes a lane), of several, wider than a block's registers hold, each in whole
 // packs and not, and more rows than blocks times what a block takes at once.
-static const int64_t ODD[][2] = {{1, 1},    {1, 33},   {3, 7},    {2, 16},   {37, 20},   {0, 8},
-                                 {2100, 3}, {11, 64},  {5, 101},  {13, 264}, {3, 1032},  {3, 520},
+static const int64_t ODD[][2] = {{1, 1},    {1, 33},   {3, 7},    {2, 16},    {37, 20},  {0, 8},
+                                 {2100, 3}, {11, 64},  {5, 101},  {13, 264},  {3, 1032}, {3, 520},
                                  {3, 700},  {1, 4100}, {1, 8200}, {1, 16392}, {200, 130}};
 #define ODD_COUNT ((int)(sizeof ODD / sizeof ODD[0]))
 #define SMALL 6  // the first ones, for every variant
-static void odd_layer_forward(OpShapes *shapes, DType dtype) {
-    for (int i = 0; i < ODD_COUNT; ++i) op_add(shapes, OP_DIMS(ODD[i][0], ODD[i][1]), 0, "odd");
-    for (int i = 0; i < SMALL; ++i) op_add(shapes, OP_DIMS(ODD[i][0], ODD[i][1]), NO_BIAS, "odd");
-    // A variance computed as E[x^2] - mean^2 in fp32 would have lost all digits.
-    if (dtype == DTYPE_F32) op_add(shapes, OP_DIMS(2, 100), LARGE_MEAN, "large mean");
+static void odd_forward(OpShapes *shapes) {
+    bool rms = op_adding_to(shapes)->flags & RMS;
+    for (int i = 0; i < ODD_COUNT; ++i) op_add(shapes, 2, ODD[i], 0, "odd");
+    for (int i = 0; i < SMALL && !rms; ++i) op_add(shapes, 2, ODD[i], NO_BIAS, "odd");
     op_add(shapes, OP_DIMS(2, 100), SMALL_X, "small");
-}
-static void odd_rms_forward(OpShapes *shapes, DType dtype) {
-    (void)dtype;
-    op_add(shapes, OP_DIMS(2, 100), RMS | SMALL_X, "small");
-    for (int i = 0; i < ODD_COUNT; ++i) op_add(shapes, OP_DIMS(ODD[i][0], ODD[i][1]), RMS | NO_BIAS, "odd");
+    // A variance computed as E[x^2] - mean^2 in fp32 would have lost all digits.
+    if (!rms && !op_adding_bf16(shapes)) op_add(shapes, OP_DIMS(2, 100), LARGE_MEAN, "large mean");
 }
 // With one channel a normalized row does not depend on x, and the gradient is all cancellation.
-static void odd_backward(OpShapes *shapes, int count, unsigned flags) {
-    for (int i = 1; i < count; ++i) {
-        op_add(shapes, OP_DIMS(ODD[i][0], ODD[i][1]), flags | OVERWRITE_DX, "odd");
-        op_add(shapes, OP_DIMS(ODD[i][0], ODD[i][1]), flags | ADD_DW, "odd, +=");
-    }
-}
-static void odd_layer_backward(OpShapes *shapes, DType dtype) {
-    (void)dtype;
-    odd_backward(shapes, ODD_COUNT, 0);
-    odd_backward(shapes, SMALL, NO_BIAS);
-}
-static void odd_rms_backward(OpShapes *shapes, DType dtype) {
-    (void)dtype;
-    odd_backward(shapes, ODD_COUNT, RMS | NO_BIAS);
+static void odd_backward(OpShapes *shapes) {
+    bool rms = op_adding_to(shapes)->flags & RMS;
+    for (unsigned no_bias = 0; no_bias < (rms ? 1 : 2); ++no_bias)
+        for (int i = 1; i < (no_bias ? SMALL : ODD_COUNT); ++i) {
+            op_add(shapes, 2, ODD[i], no_bias * NO_BIAS | OVERWRITE_DX, "odd");
+            op_add(shapes, 2, ODD[i], no_bias * NO_BIAS | ADD_DW, "odd, +=");
+        }
 }
 
 // ---- operands and calls ----
@@ -173,7 +154,8 @@ static void ref_dx(const OpCall *call, int64_t first, int64_t C, double *ref) {
 static void ref_columns(const OpCall *call, int operand, int64_t first, int64_t count, double *ref) {
     int64_t N = call->c->shape.dim[0], C = call->c->shape.dim[1];
     double *buffer = xmalloc(to_size(2 * count) * sizeof *buffer);
-    for (int64_t c = 0; c < count; ++c) ref[c] = call->c->shape.flags & ADD_DW ? op_value(call, operand, first + c) : 0;
+    for (int64_t c = 0; c < count; ++c)
+        ref[c] = call->c->shape.flags & ADD_DW ? op_value(call, operand, first + c) : 0;
     for (int64_t i = 0; i < N; ++i) {
         const double *x = op_row(call, X, i * C + first, count, buffer);
         const double *dout = op_row(call, DOUT, i * C + first, count, buffer + count);
@@ -214,22 +196,29 @@ static const OpOutput FORWARD_OUTPUTS[] = {
     {NULL}};
 static const OpOutput BACKWARD_OUTPUTS[] = {
     {.name = "dx", .operand = DX, .reference = ref_dx, .gradient_of = GRADIENT_OF(X)},
-    {.name = "dweight", .operand = DWEIGHT, .reference = ref_dweight, .tolerance = column_tolerance, .stretch = 1,
+    {.name = "dweight",
+     .operand = DWEIGHT,
+     .reference = ref_dweight,
+     .tolerance = column_tolerance,
+     .stretch = 1,
      .gradient_of = GRADIENT_OF(WEIGHT)},
-    {.name = "dbias", .operand = DBIAS, .reference = ref_dbias, .tolerance = column_tolerance, .stretch = 1,
+    {.name = "dbias",
+     .operand = DBIAS,
+     .reference = ref_dbias,
+     .tolerance = column_tolerance,
+     .stretch = 1,
      .gradient_of = GRADIENT_OF(BIAS)},
     {NULL}};
 
-#define FORWARD                                                                                                \
-    .op = "norm forward", .entry = "norm_forward", .fp32 = true, .bf16 = true, .lay_out = forward_lay_out,     \
-    .fill = fill, .run = forward_run, .outputs = FORWARD_OUTPUTS
-#define BACKWARD                                                                                               \
-    .op = "norm backward", .entry = "norm_backward", .fp32 = true, .bf16 = true, .lay_out = backward_lay_out,  \
-    .run = backward_run, .outputs = BACKWARD_OUTPUTS
-static const OpKind KINDS[] = {
-    {FORWARD, .variant = "layer", .shapes = layer_shapes, .odd_shapes = odd_layer_forward},
-    {FORWARD, .variant = "rms", .shapes = rms_shapes, .odd_shapes = odd_rms_forward},
-    {BACKWARD, .variant = "layer", .shapes = layer_shapes, .odd_shapes = odd_layer_backward, .forward = &KINDS[0]},
-    {BACKWARD, .variant = "rms", .shapes = rms_shapes, .odd_shapes = odd_rms_backward, .forward = &KINDS[1]},
-};
+#define BOTH .fp32 = true, .bf16 = true, .shapes = model_shapes
+#define FORWARD                                                                                                 \
+    BOTH, .op = "norm forward", .entry = "norm_forward", .odd_shapes = odd_forward, .lay_out = forward_lay_out, \
+          .fill = fill, .run = forward_run, .outputs = FORWARD_OUTPUTS
+#define BACKWARD                                                                                                    \
+    BOTH, .op = "norm backward", .entry = "norm_backward", .odd_shapes = odd_backward, .lay_out = backward_lay_out, \
+          .run = backward_run, .outputs = BACKWARD_OUTPUTS
+static const OpKind KINDS[] = {{FORWARD, .variant = "layer"},
+                               {FORWARD, .variant = "rms", .flags = RMS},
+                               {BACKWARD, .variant = "layer", .forward = &KINDS[0]},
+                               {BACKWARD, .variant = "rms", .flags = RMS, .forward = &KINDS[1]}};
 const OpFamily OPS_NORM = OP_FAMILY(KINDS);

@@ -1,5 +1,5 @@
-// optim.c: the gradient's norm, AdamW and Muon's elementwise steps, and hashes: over one large parameter when they are
-// timed, over crowds of tensors of every kind of storage in tests.
+// optim.c: the gradient's norm, AdamW and Muon's elementwise steps, and hashes: over one large parameter when they
+// are timed, over crowds of tensors of every kind of storage in tests.
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
@@ -19,7 +19,8 @@ static const GradStats STATS = {.scale = 0.5f};
 #define CROWD 2u      // several tensors of odd sizes, with and without masters and weights, each aligned
 #define MANY 4u       // more than one launch may take, one behind the other, wherever 16-byte packs begin
 #define PLAIN_MOMENTUM 8u
-#define TINY 16u  // gradients so small that eps counts
+#define TINY 16u      // gradients so small that eps counts
+#define ALONE 32u     // each tensor by itself
 #define STEP_SHIFT 8  // which step it is; 0: STEP
 #define STEP 10
 enum { GRAD, STATS_BYTES, MASTER, M, V, WEIGHT };  // AdamW; the others have the first of them
@@ -35,7 +36,9 @@ static int64_t elems_of(const OpCase *c) {
     for (int i = 0; i < c->shape.dims; ++i) elems *= c->shape.dim[i];
     return elems;
 }
-static int64_t step_of(const OpCase *c) { return c->shape.flags >> STEP_SHIFT > 0 ? c->shape.flags >> STEP_SHIFT : STEP; }
+static int64_t step_of(const OpCase *c) {
+    return c->shape.flags >> STEP_SHIFT > 0 ? c->shape.flags >> STEP_SHIFT : STEP;
+}
 
 // Of gradients; moments are scaled alike. The clip and the hash have other flags.
 static double scale_of(const OpCase *c) { return c->shape.flags & TINY ? 1e-8 : 1; }
@@ -51,9 +54,8 @@ static void upload_stats(OpCall *call) {
 
 enum { SUMS = MASTER };
 static const float MAX_NORMS[] = {1, 0.25f, 1e6f, 0};
-static void odd_clip(OpShapes *shapes, DType dtype) {
+static void odd_clip(OpShapes *shapes) {
     static const int64_t COUNTS[] = {0, 1, 17, 4096, 30001};
-    (void)dtype;
     for (int i = 0; i < 5; ++i)
         for (unsigned norm = 0; norm < 4; ++norm) op_add(shapes, OP_DIMS(COUNTS[i]), norm, "odd");
 }
@@ -95,9 +97,8 @@ static void clip_check(OpCall *call, OpCheck *check) {
 
 enum { HASHED, HASH };
 static const int64_t FIRST_ELEMS[] = {0, 5, (int64_t)1 << 40};
-static void odd_hash(OpShapes *shapes, DType dtype) {
+static void odd_hash(OpShapes *shapes) {
     static const int64_t COUNTS[] = {0, 1, 7, 16, 33, 4099, 150001};
-    (void)dtype;
     for (int i = 0; i < 7; ++i)
         for (unsigned first = 0; first < 3; ++first) op_add(shapes, OP_DIMS(COUNTS[i]), first, "odd");
 }
@@ -143,7 +144,10 @@ static int parts_of(Part parts[MAX_PARTS], const OpCase *c) {
     int count = s->dims == 3 ? (int)s->dim[0] : s->flags & CROWD ? CROWD_PARTS : s->flags & MANY ? MAX_PARTS : 1;
     int64_t first = 0, matrix = s->dim[1] * s->dim[2];
     for (int i = 0; i < count; ++i) {
-        int64_t elems = s->dims == 3 ? matrix : s->flags & CROWD ? CROWD_ELEMS[i] : s->flags & MANY ? i * 37 % 53 : s->dim[0];
+        int64_t elems = s->dims == 3       ? matrix
+                        : s->flags & CROWD ? CROWD_ELEMS[i]
+                        : s->flags & MANY  ? i * 37 % 53
+                                           : s->dim[0];
         parts[i] = (Part){first, elems, LR, DECAY, master, bf16};
         if (s->flags & (CROWD | MANY)) {
             parts[i].lr = LR * (float)(i % 9 + 1);
@@ -201,12 +205,11 @@ static void ref_values(const OpCall *call, int operand, Update *update, int64_t 
 
 static const AdamwArgs ADAMW = {.beta1 = 0.9f, .beta2 = 0.95f, .eps = 1e-8f, .seed = 1};
 static void no_master_shapes(OpShapes *shapes, const OpScale *scale, const OpModel *model) {
-    if (model == NULL) op_add(shapes, OP_DIMS(scale->optim_elems), NO_MASTER, "large");
+    if (model == NULL) op_add(shapes, OP_DIMS(scale->optim_elems), 0, "large");
 }
 // Sizes around vectors and blocks: shares of the work begin and end inside tensors.
-static void odd_adamw(OpShapes *shapes, DType dtype) {
+static void odd_adamw(OpShapes *shapes) {
     int64_t crowd = 0, many = 0;
-    (void)dtype;
     for (int i = 0; i < CROWD_PARTS; ++i) crowd += round_up(CROWD_ELEMS[i], 128);
     for (int i = 0; i < MAX_PARTS; ++i) many += i * 37 % 53;
     for (unsigned step = 1; step <= 3; ++step) op_add(shapes, OP_DIMS(crowd), CROWD | step << STEP_SHIFT, "crowd");
@@ -230,7 +233,8 @@ static void adamw_run(Backend *be, const OpCase *c, const Tensor *t) {
     AdamwArgs args = ADAMW;
     int count = optim_tensors(tensors, c, t, V, WEIGHT);
     args.t = step_of(c);
-    be->adamw(be, tensors, count, t[STATS_BYTES].data, args);
+    int together = c->shape.flags & ALONE ? 1 : count;
+    for (int i = 0; i < count; i += together) be->adamw(be, tensors + i, together, t[STATS_BYTES].data, args);
 }
 static double scaled_grad(const OpCall *call, int64_t at) { return op_value(call, GRAD, at) * (double)STATS.scale; }
 static double update_m(const OpCall *call, const Part *part, int64_t at, double value) {
@@ -288,12 +292,16 @@ static void check_weights(OpCall *call, OpCheck *check, int operand, Update *upd
 static void adamw_check(OpCall *call, OpCheck *check) { check_weights(call, check, WEIGHT, update_adamw); }
 
 #define STRETCH 64
-static const OpOutput CLIP_OUTPUTS[] = {{.name = "sum of squares", .operand = SUMS, .reference = ref_sum_squares}, {NULL}};
+static const OpOutput CLIP_OUTPUTS[] = {{.name = "sum of squares", .operand = SUMS, .reference = ref_sum_squares},
+                                        {NULL}};
 static const OpOutput ADAMW_OUTPUTS[] = {
     {.name = "master", .operand = MASTER, .reference = ref_master, .stretch = STRETCH},
     {.name = "m", .operand = M, .reference = ref_m, .stretch = STRETCH},
     {.name = "v", .operand = V, .reference = ref_v, .stretch = STRETCH},
-    {.name = "bf16 weight", .operand = WEIGHT, .reference = ref_weight, .tolerance = weight_tolerance,
+    {.name = "bf16 weight",
+     .operand = WEIGHT,
+     .reference = ref_weight,
+     .tolerance = weight_tolerance,
      .stretch = STRETCH},
     {NULL}};
 
@@ -304,9 +312,8 @@ static void matrix_shapes(OpShapes *shapes, const OpScale *scale, const OpModel 
     int64_t rows = max_i64(1, scale->optim_elems / 16 / MATRICES / MATRIX);
     if (model == NULL) op_add(shapes, OP_DIMS(MATRICES, rows, MATRIX), 0, "matrices");
 }
-static void odd_muon(OpShapes *shapes, DType dtype) {
+static void odd_muon(OpShapes *shapes) {
     static const int64_t ODD[][3] = {{3, 0, 4}, {3, 1, 1}, {3, 3, 11}, {3, 64, 72}, {3, 101, 99}, {MAX_PARTS, 5, 7}};
-    (void)dtype;
     for (unsigned i = 0; i < sizeof ODD / sizeof ODD[0]; ++i)
         for (unsigned plain = 0; plain < 2; ++plain)
             op_add(shapes, 3, ODD[i], CROWD | plain * PLAIN_MOMENTUM | 2u << STEP_SHIFT, "odd");
@@ -323,7 +330,8 @@ static void muon_lay_out(OpCall *call, unsigned grad, unsigned master, unsigned 
     if (grad == 0) call->operand[GRAD].traffic_bytes = call->operand[M].traffic_bytes = 0;
 }
 static int muon_tensors(OptimTensor tensors[MAX_PARTS], MuonArgs *args, const OpCase *c, const Tensor *t) {
-    *args = (MuonArgs){.momentum = MOMENTUM, .nesterov = !(c->shape.flags & PLAIN_MOMENTUM), .t = step_of(c), .seed = 1};
+    *args =
+        (MuonArgs){.momentum = MOMENTUM, .nesterov = !(c->shape.flags & PLAIN_MOMENTUM), .t = step_of(c), .seed = 1};
     return optim_tensors(tensors, c, t, 0, WEIGHT);
 }
 static void momentum_lay_out(OpCall *call) { muon_lay_out(call, OP_WRITE, 0, OP_WRITE); }
@@ -333,7 +341,9 @@ static void momentum_run(Backend *be, const OpCase *c, const Tensor *t) {
     OpCase fp32 = *c;
     fp32.dtype = DTYPE_F32;  // weights take no part
     int count = muon_tensors(tensors, &args, &fp32, t);
-    be->muon_momentum(be, t[UPDATE], tensors, count, t[STATS_BYTES].data, args);
+    int together = c->shape.flags & ALONE ? 1 : count;
+    for (int i = 0; i < count; i += together)
+        be->muon_momentum(be, tensor_rows(t[UPDATE], i, together), tensors + i, together, t[STATS_BYTES].data, args);
 }
 static double update_momentum(const OpCall *call, const Part *part, int64_t at, double value) {
     (void)part, (void)value;
@@ -363,7 +373,9 @@ static void apply_run(Backend *be, const OpCase *c, const Tensor *t) {
     OptimTensor tensors[MAX_PARTS];
     MuonArgs args;
     int count = muon_tensors(tensors, &args, c, t);
-    be->muon_apply(be, tensors, count, t[UPDATE], t[STATS_BYTES].data, args);
+    int together = c->shape.flags & ALONE ? 1 : count;
+    for (int i = 0; i < count; i += together)
+        be->muon_apply(be, tensors + i, together, tensor_rows(t[UPDATE], i, together), t[STATS_BYTES].data, args);
 }
 static double update_muon(const OpCall *call, const Part *part, int64_t at, double value) {
     return value - (double)part->lr * (op_value(call, UPDATE, at) + (double)part->decay * value);
@@ -377,14 +389,17 @@ static void ref_muon_weight(const OpCall *call, int64_t first, int64_t count, do
 static void apply_check(OpCall *call, OpCheck *check) { check_weights(call, check, WEIGHT, update_muon); }
 static const OpOutput APPLY_OUTPUTS[] = {
     {.name = "master", .operand = MASTER, .reference = ref_muon_master, .stretch = STRETCH},
-    {.name = "bf16 weight", .operand = WEIGHT, .reference = ref_muon_weight, .tolerance = weight_tolerance,
+    {.name = "bf16 weight",
+     .operand = WEIGHT,
+     .reference = ref_muon_weight,
+     .tolerance = weight_tolerance,
      .stretch = STRETCH},
     {NULL}};
 
 #define NORM_EPS(c) ((c)->shape.flags != 0 ? 0.125f : 1e-7f)
-static void odd_normalize(OpShapes *shapes, DType dtype) {
-    static const int64_t ODD[][3] = {{1, 1, 1}, {2, 3, 7}, {3, 130, 200}, {5, 8, 16}, {0, 3, 4}, {2, 0, 4}, {2, 150, 190}};
-    (void)dtype;
+static void odd_normalize(OpShapes *shapes) {
+    static const int64_t ODD[][3] = {{1, 1, 1}, {2, 3, 7}, {3, 130, 200}, {5, 8, 16},
+                                     {0, 3, 4}, {2, 0, 4}, {2, 150, 190}};
     for (size_t i = 0; i < sizeof ODD / sizeof ODD[0]; ++i) op_add(shapes, 3, ODD[i], CROWD, "odd");
 }
 static void normalize_lay_out(OpCall *call) {
@@ -393,7 +408,9 @@ static void normalize_lay_out(OpCall *call) {
                OP_DIMS(d[0], d[1], d[2]));
 }
 static void normalize_run(Backend *be, const OpCase *c, const Tensor *t) {
-    be->frobenius_normalize(be, t[0], NORM_EPS(c));
+    int64_t together = c->shape.flags & ALONE ? 1 : c->shape.dim[0];
+    for (int64_t i = 0; i < c->shape.dim[0]; i += together)
+        be->frobenius_normalize(be, tensor_rows(t[0], i, together), NORM_EPS(c));
 }
 static void ref_normalized(const OpCall *call, int64_t first, int64_t count, double *ref) {
     int64_t elems = call->c->shape.dim[1] * call->c->shape.dim[2], matrix = first / elems * elems;
@@ -405,6 +422,10 @@ static void ref_normalized(const OpCall *call, int64_t first, int64_t count, dou
 static const OpOutput NORMALIZE_OUTPUTS[] = {{.name = "x", .operand = 0, .reference = ref_normalized}, {NULL}};
 
 #define BOTH .fp32 = true, .bf16 = true
+#define MUON BOTH, .shapes = matrix_shapes
+#define ADAMW_ROW                                                                                        \
+    .op = "AdamW", .entry = "adamw", .lay_out = adamw_lay_out, .derive = upload_stats, .run = adamw_run, \
+    .outputs = ADAMW_OUTPUTS
 static const OpKind KINDS[] = {
     {.op = "gradient norm",
      .variant = "plain",
@@ -416,64 +437,15 @@ static const OpKind KINDS[] = {
      .run = clip_run,
      .outputs = CLIP_OUTPUTS,
      .check = clip_check},
-    {.op = "hash sum",
-     .variant = "plain",
-     .entry = "hash_sum",
-     BOTH,
-     .shapes = flat_shapes,
-     .odd_shapes = odd_hash,
-     .lay_out = hash_lay_out,
-     .run = hash_run,
-     .check = hash_check},
-    {.op = "AdamW",
-     .variant = "plain",
-     .entry = "adamw",
-     BOTH,
-     .shapes = flat_shapes,
-     .odd_shapes = odd_adamw,
-     .lay_out = adamw_lay_out,
-     .derive = upload_stats,
-     .run = adamw_run,
-     .outputs = ADAMW_OUTPUTS,
-     .check = adamw_check},
-    {.op = "AdamW",
-     .variant = "no master",
-     .entry = "adamw",
-     .bf16 = true,
-     .shapes = no_master_shapes,
-     .lay_out = adamw_lay_out,
-     .derive = upload_stats,
-     .run = adamw_run,
-     .outputs = ADAMW_OUTPUTS},
-    {.op = "Muon momentum",
-     .variant = "Nesterov",
-     .entry = "muon_momentum",
-     BOTH,
-     .shapes = matrix_shapes,
-     .odd_shapes = odd_muon,
-     .lay_out = momentum_lay_out,
-     .derive = upload_stats,
-     .run = momentum_run,
-     .outputs = MOMENTUM_OUTPUTS},
-    {.op = "Muon apply",
-     .variant = "plain",
-     .entry = "muon_apply",
-     BOTH,
-     .shapes = matrix_shapes,
-     .odd_shapes = odd_muon,
-     .lay_out = apply_lay_out,
-     .derive = upload_stats,
-     .run = apply_run,
-     .outputs = APPLY_OUTPUTS,
+    {BOTH, .op = "hash sum", .variant = "plain", .entry = "hash_sum", .shapes = flat_shapes, .odd_shapes = odd_hash,
+     .lay_out = hash_lay_out, .run = hash_run, .check = hash_check},
+    {BOTH, ADAMW_ROW, .variant = "plain", .shapes = flat_shapes, .odd_shapes = odd_adamw, .check = adamw_check},
+    {.bf16 = true, ADAMW_ROW, .variant = "no master", .flags = NO_MASTER, .shapes = no_master_shapes},
+    {MUON, .op = "Muon momentum", .variant = "Nesterov", .entry = "muon_momentum", .odd_shapes = odd_muon,
+     .lay_out = momentum_lay_out, .derive = upload_stats, .run = momentum_run, .outputs = MOMENTUM_OUTPUTS},
+    {MUON, .op = "Muon apply", .variant = "plain", .entry = "muon_apply", .odd_shapes = odd_muon,
+     .lay_out = apply_lay_out, .derive = upload_stats, .run = apply_run, .outputs = APPLY_OUTPUTS,
      .check = apply_check},
-    {.op = "Muon normalize",
-     .variant = "plain",
-     .entry = "frobenius_normalize",
-     BOTH,
-     .shapes = matrix_shapes,
-     .odd_shapes = odd_normalize,
-     .lay_out = normalize_lay_out,
-     .run = normalize_run,
-     .outputs = NORMALIZE_OUTPUTS},
-};
+    {MUON, .op = "Muon normalize", .variant = "plain", .entry = "frobenius_normalize", .odd_shapes = odd_normalize,
+     .lay_out = normalize_lay_out, .run = normalize_run, .outputs = NORMALIZE_OUTPUTS}};
 const OpFamily OPS_OPTIM = OP_FAMILY(KINDS);

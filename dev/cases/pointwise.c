@@ -11,44 +11,21 @@ enum { SECOND = IN + 1 };  // of add
 
 // ---- shapes ----
 
-static void act_shapes(OpShapes *shapes, const OpScale *scale, const OpModel *model, Activation kind) {
+static void act_shapes(OpShapes *shapes, const OpScale *scale, const OpModel *model) {
+    Activation kind = (Activation)op_adding_to(shapes)->flags;
     if (model != NULL && model->config.activation == kind)
-        op_add(shapes, OP_DIMS(scale->rows, model->config.F), kind, "%s", model->name);
-    if (model == NULL) op_add(shapes, OP_DIMS(min_i64(scale->rows, 333), 1019), kind, "awkward");
-}
-static void gelu_shapes(OpShapes *shapes, const OpScale *scale, const OpModel *model) {
-    act_shapes(shapes, scale, model, ACT_GELU);
-}
-static void swiglu_shapes(OpShapes *shapes, const OpScale *scale, const OpModel *model) {
-    act_shapes(shapes, scale, model, ACT_SWIGLU);
-}
-static void relu2_shapes(OpShapes *shapes, const OpScale *scale, const OpModel *model) {
-    if (model == NULL) op_add(shapes, OP_DIMS(scale->rows, 3072), ACT_RELU2, "wide");
+        op_add(shapes, OP_DIMS(scale->rows, model->config.F), 0, "%s", model->name);
+    if (model == NULL && kind == ACT_RELU2) op_add(shapes, OP_DIMS(scale->rows, 3072), 0, "wide");
+    if (model == NULL && kind != ACT_RELU2) op_add(shapes, OP_DIMS(min_i64(scale->rows, 333), 1019), 0, "awkward");
 }
 static void row_shapes(OpShapes *shapes, const OpScale *scale, const OpModel *model) {
     if (model != NULL) op_add(shapes, OP_DIMS(scale->rows, model->config.C), 0, "%s", model->name);
     else op_add(shapes, OP_DIMS(min_i64(scale->rows, 333), 1019), 0, "awkward");
 }
 // On a GPU the last ones need several blocks, in whole packs of 16 bytes and not; on a CPU several threads take part.
-static void add_odd(OpShapes *shapes, unsigned flags) {
+static void odd_shapes(OpShapes *shapes) {
     static const int64_t ODD[][2] = {{1, 1}, {3, 7}, {2, 16}, {5, 33}, {0, 4}, {3, 4104}, {17, 301}, {101, 203}};
-    for (size_t i = 0; i < sizeof ODD / sizeof ODD[0]; ++i) op_add(shapes, 2, ODD[i], flags, "odd");
-}
-static void odd_rows(OpShapes *shapes, DType dtype) {
-    (void)dtype;
-    add_odd(shapes, 0);
-}
-static void odd_gelu(OpShapes *shapes, DType dtype) {
-    (void)dtype;
-    add_odd(shapes, ACT_GELU);
-}
-static void odd_swiglu(OpShapes *shapes, DType dtype) {
-    (void)dtype;
-    add_odd(shapes, ACT_SWIGLU);
-}
-static void odd_relu2(OpShapes *shapes, DType dtype) {
-    (void)dtype;
-    add_odd(shapes, ACT_RELU2);
+    for (size_t i = 0; i < sizeof ODD / sizeof ODD[0]; ++i) op_add(shapes, 2, ODD[i], 0, "odd");
 }
 
 // ---- activations ----
@@ -176,58 +153,32 @@ static const OpOutput FORWARD_OUTPUTS[] = {
 static const OpOutput BACKWARD_OUTPUTS[] = {
     {.name = "dpre", .operand = DPRE, .reference = ref_dpre, .gradient_of = GRADIENT_OF(IN)}, {NULL}};
 static const OpOutput ADD_OUTPUTS[] = {{.name = "out", .operand = OUT, .reference = ref_sum}, {NULL}};
-static const OpOutput CAST_OUTPUTS[] = {
-    {.name = "out", .operand = OUT, .reference = ref_cast, .tolerance = exact}, {NULL}};
+static const OpOutput CAST_OUTPUTS[] = {{.name = "out", .operand = OUT, .reference = ref_cast, .tolerance = exact},
+                                        {NULL}};
 static const OpOutput SOFTCAP_OUTPUTS[] = {{.name = "logits", .operand = OUT, .reference = ref_softcap}, {NULL}};
 
-#define BOTH .fp32 = true, .bf16 = true
-#define FORWARD                                                                                                \
-    .op = "activation forward", .entry = "activation_forward", BOTH, .lay_out = forward_lay_out,               \
-    .run = forward_run, .outputs = FORWARD_OUTPUTS
-#define BACKWARD                                                                                               \
-    .op = "activation backward", .entry = "activation_backward", BOTH, .lay_out = backward_lay_out,            \
-    .run = backward_run, .outputs = BACKWARD_OUTPUTS, .alias = {{.output = DPRE, .input = IN}, {DPRE, DOUT, same_shape}}
-static const OpKind KINDS[] = {
-    {FORWARD, .variant = "GELU", .shapes = gelu_shapes, .odd_shapes = odd_gelu},
-    {BACKWARD, .variant = "GELU", .shapes = gelu_shapes, .odd_shapes = odd_gelu, .forward = &KINDS[0]},
-    {FORWARD, .variant = "SwiGLU", .shapes = swiglu_shapes, .odd_shapes = odd_swiglu},
-    {BACKWARD, .variant = "SwiGLU", .shapes = swiglu_shapes, .odd_shapes = odd_swiglu, .forward = &KINDS[2]},
-    {FORWARD, .variant = "ReLU2", .shapes = relu2_shapes, .odd_shapes = odd_relu2},
-    {BACKWARD, .variant = "ReLU2", .shapes = relu2_shapes, .odd_shapes = odd_relu2, .forward = &KINDS[4]},
-    {.op = "add",
-     .variant = "residual",
-     .entry = "add",
-     BOTH,
-     .shapes = row_shapes,
-     .odd_shapes = odd_rows,
-     .lay_out = add_lay_out,
-     .run = add_run,
-     .outputs = ADD_OUTPUTS,
-     .alias = {{.output = OUT, .input = IN}, {.output = OUT, .input = SECOND}}},
-    {.op = "cast",
-     .variant = "from fp32",
-     .entry = "cast",
-     .bf16 = true,
-     .shapes = row_shapes,
-     .odd_shapes = odd_rows,
-     .lay_out = cast_lay_out,
-     .run = cast_run,
-     .outputs = CAST_OUTPUTS},
-    {.op = "cast",
-     .variant = "to fp32",
-     .entry = "cast",
-     BOTH,
-     .odd_shapes = odd_rows,
-     .lay_out = uncast_lay_out,
-     .run = cast_run,
-     .outputs = CAST_OUTPUTS},
-    {.op = "softcap",
-     .variant = "plain",
-     .entry = "softcap",
-     BOTH,
-     .odd_shapes = odd_rows,
-     .lay_out = softcap_lay_out,
-     .run = softcap_run,
-     .outputs = SOFTCAP_OUTPUTS},
-};
+#define ODD .bf16 = true, .odd_shapes = odd_shapes
+#define BOTH ODD, .fp32 = true
+#define FORWARD                                                                            \
+    BOTH, .op = "activation forward", .entry = "activation_forward", .shapes = act_shapes, \
+          .lay_out = forward_lay_out, .run = forward_run, .outputs = FORWARD_OUTPUTS
+#define BACKWARD                                                                             \
+    BOTH, .op = "activation backward", .entry = "activation_backward", .shapes = act_shapes, \
+          .lay_out = backward_lay_out, .run = backward_run, .outputs = BACKWARD_OUTPUTS,     \
+          .alias = {{.output = DPRE, .input = IN}, {DPRE, DOUT, same_shape}}
+static const OpKind KINDS[] = {{FORWARD, .variant = "GELU", .flags = ACT_GELU},
+                               {BACKWARD, .variant = "GELU", .flags = ACT_GELU, .forward = &KINDS[0]},
+                               {FORWARD, .variant = "SwiGLU", .flags = ACT_SWIGLU},
+                               {BACKWARD, .variant = "SwiGLU", .flags = ACT_SWIGLU, .forward = &KINDS[2]},
+                               {FORWARD, .variant = "ReLU2", .flags = ACT_RELU2},
+                               {BACKWARD, .variant = "ReLU2", .flags = ACT_RELU2, .forward = &KINDS[4]},
+                               {BOTH, .op = "add", .variant = "residual", .entry = "add", .shapes = row_shapes,
+                                .lay_out = add_lay_out, .run = add_run, .outputs = ADD_OUTPUTS,
+                                .alias = {{.output = OUT, .input = IN}, {.output = OUT, .input = SECOND}}},
+                               {ODD, .op = "cast", .variant = "from fp32", .entry = "cast", .shapes = row_shapes,
+                                .lay_out = cast_lay_out, .run = cast_run, .outputs = CAST_OUTPUTS},
+                               {BOTH, .op = "cast", .variant = "to fp32", .entry = "cast", .lay_out = uncast_lay_out,
+                                .run = cast_run, .outputs = CAST_OUTPUTS},
+                               {BOTH, .op = "softcap", .variant = "plain", .entry = "softcap",
+                                .lay_out = softcap_lay_out, .run = softcap_run, .outputs = SOFTCAP_OUTPUTS}};
 const OpFamily OPS_POINTWISE = OP_FAMILY(KINDS);

@@ -10,49 +10,38 @@
 enum { N, NH, NKV, HS };
 #define QK_NORM 1u
 #define NO_ROPE 2u
-#define ADD_DW 4u          // the weights' gradients are added to
-#define FEW_POSITIONS 8u   // FEW of them, in any order, and tables of as many
-#define SMALL_IN 16u       // so small that eps counts
+#define ADD_DW 4u         // the weights' gradients are added to
+#define FEW_POSITIONS 8u  // FEW of them, in any order, and tables of as many
+#define SMALL_IN 16u      // so small that eps counts
 #define POSITIONS ((int64_t)1024)
 #define FEW ((int64_t)13)
 enum { OUT, RSTD, IN, POSITION, COS, SIN, Q_WEIGHT, K_WEIGHT, DIN, DQ, DK, DOUT };
 
-static void add_shapes(OpShapes *shapes, const OpScale *scale, const OpModel *model, unsigned flags) {
+static void model_shapes(OpShapes *shapes, const OpScale *scale, const OpModel *model) {
     if (model != NULL && model->config.position == POSITION_ROPE)
-        op_add(shapes, OP_DIMS(scale->rows, model->config.NH, model->config.NKV, model->config.HS), flags, "%s",
+        op_add(shapes, OP_DIMS(scale->rows, model->config.NH, model->config.NKV, model->config.HS), 0, "%s",
                model->name);
-    if (model == NULL) op_add(shapes, OP_DIMS(min_i64(scale->rows, 333), 5, 1, 40), flags, "awkward");
-}
-static void rope_shapes(OpShapes *shapes, const OpScale *scale, const OpModel *model) {
-    add_shapes(shapes, scale, model, 0);
-}
-static void normed_shapes(OpShapes *shapes, const OpScale *scale, const OpModel *model) {
-    add_shapes(shapes, scale, model, QK_NORM);
+    if (model == NULL) op_add(shapes, OP_DIMS(min_i64(scale->rows, 333), 5, 1, 40), 0, "awkward");
 }
 // On a GPU: heads whose halves are whole packs of 16 bytes and not, from one lane to all of a warp and beyond, more
 // rows than a block takes up, and more heads. An odd head size has no pairs to rotate but can be normalized.
 static void add_odd(OpShapes *shapes, unsigned flags) {
-    static const int64_t ODD[][4] = {{1, 1, 1, 2},   {3, 2, 1, 10},   {2, 4, 2, 32}, {5, 3, 3, 6},   {0, 2, 1, 8},
-                                     {3, 3, 1, 64},  {2, 2, 1, 128},  {3, 2, 2, 80}, {2, 1, 1, 136}, {1, 1, 1, 520},
+    static const int64_t ODD[][4] = {{1, 1, 1, 2},    {3, 2, 1, 10},   {2, 4, 2, 32}, {5, 3, 3, 6},   {0, 2, 1, 8},
+                                     {3, 3, 1, 64},   {2, 2, 1, 128},  {3, 2, 2, 80}, {2, 1, 1, 136}, {1, 1, 1, 520},
                                      {2, 1, 1, 1024}, {300, 2, 1, 16}, {3, 9, 1, 62}, {70, 6, 2, 34}, {4, 2, 1, 7}};
     for (size_t i = 0; i < sizeof ODD / sizeof ODD[0]; ++i) {
         if (ODD[i][3] % 2 == 0) op_add(shapes, 4, ODD[i], flags | FEW_POSITIONS, "odd");
         op_add(shapes, 4, ODD[i], flags | FEW_POSITIONS | NO_ROPE, "odd, no rope");
     }
 }
-static void odd_rope(OpShapes *shapes, DType dtype) {
-    (void)dtype;
+static void odd_forward(OpShapes *shapes) {
     add_odd(shapes, 0);
+    if (op_adding_to(shapes)->flags & QK_NORM)
+        op_add(shapes, OP_DIMS(3, 2, 1, 10), FEW_POSITIONS | SMALL_IN, "small");
 }
-static void odd_normed(OpShapes *shapes, DType dtype) {
-    (void)dtype;
-    add_odd(shapes, QK_NORM);
-    op_add(shapes, OP_DIMS(3, 2, 1, 10), QK_NORM | FEW_POSITIONS | SMALL_IN, "small");
-}
-static void odd_normed_backward(OpShapes *shapes, DType dtype) {
-    (void)dtype;
-    add_odd(shapes, QK_NORM);
-    add_odd(shapes, QK_NORM | ADD_DW);
+static void odd_backward(OpShapes *shapes) {
+    add_odd(shapes, 0);
+    if (op_adding_to(shapes)->flags & QK_NORM) add_odd(shapes, ADD_DW);
 }
 
 static bool is_normed(const OpCase *c) { return c->shape.flags & QK_NORM; }
@@ -69,7 +58,8 @@ static void lay_out(OpCall *call, unsigned out, unsigned in, unsigned rstd, unsi
     op_operand(call, out, FILL_DERIVED, 0, dtype, OP_DIMS(d[N], width_of(s)));
     op_operand(call, rstd, FILL_DERIVED, 0, DTYPE_F32, OP_DIMS(normed * d[N], d[NH] + d[NKV]));
     op_operand(call, in, FILL_NORMAL, s->flags & SMALL_IN ? 5e-4 : 1, dtype, OP_DIMS(d[N], width_of(s)));
-    op_operand(call, OP_READ, few ? FILL_BELOW : FILL_RAMP, (double)(few ? FEW : POSITIONS), DTYPE_I32, OP_DIMS(d[N]));
+    op_operand(call, OP_READ, few ? FILL_BELOW : FILL_RAMP, (double)(few ? FEW : POSITIONS), DTYPE_I32,
+               OP_DIMS(d[N]));
     // Any angles do: c^2 + s^2 = 1 is not used.
     op_operand(call, OP_READ, FILL_NORMAL, 1, DTYPE_F32, OP_DIMS(table, d[HS] / 2));
     op_operand(call, OP_READ, FILL_NORMAL, 1, DTYPE_F32, OP_DIMS(table, d[HS] / 2));
@@ -154,7 +144,8 @@ static void ref_rstd(const OpCall *call, int64_t first, int64_t count, double *r
 static void ref_din(const OpCall *call, int64_t first, int64_t count, double *ref) {
     const int64_t *d = call->c->shape.dim, n = first / width_of(&call->c->shape), size = d[HS];
     double *buffer = xmalloc(to_size(2 * count) * sizeof *buffer);
-    const double *dout = op_row(call, DOUT, first, count, buffer), *in = op_row(call, IN, first, count, buffer + count);
+    const double *dout = op_row(call, DOUT, first, count, buffer),
+                 *in = op_row(call, IN, first, count, buffer + count);
     for (int64_t h = 0; h < d[NH] + 2 * d[NKV]; ++h) {
         double *dx = ref + h * size, mean = 0;
         const double *x = in + h * size;
@@ -205,23 +196,27 @@ static const OpOutput FORWARD_OUTPUTS[] = {
     {NULL}};
 static const OpOutput BACKWARD_OUTPUTS[] = {
     {.name = "din", .operand = DIN, .reference = ref_din, .gradient_of = GRADIENT_OF(IN)},
-    {.name = "dq_weight", .operand = DQ, .reference = ref_dq, .tolerance = weight_tolerance,
+    {.name = "dq_weight",
+     .operand = DQ,
+     .reference = ref_dq,
+     .tolerance = weight_tolerance,
      .gradient_of = GRADIENT_OF(Q_WEIGHT)},
-    {.name = "dk_weight", .operand = DK, .reference = ref_dk, .tolerance = weight_tolerance,
+    {.name = "dk_weight",
+     .operand = DK,
+     .reference = ref_dk,
+     .tolerance = weight_tolerance,
      .gradient_of = GRADIENT_OF(K_WEIGHT)},
     {NULL}};
 
-#define FORWARD                                                                                                     \
-    .op = "rope forward", .entry = "qk_forward", .fp32 = true, .bf16 = true, .lay_out = forward_lay_out,            \
-    .run = forward_run, .outputs = FORWARD_OUTPUTS, .alias = {{OUT, IN, is_plain}}
-#define BACKWARD                                                                                                    \
-    .op = "rope backward", .entry = "qk_backward", .fp32 = true, .bf16 = true, .lay_out = backward_lay_out,         \
-    .run = backward_run, .outputs = BACKWARD_OUTPUTS, .alias = {{.output = DIN, .input = DOUT}}
-static const OpKind KINDS[] = {
-    {FORWARD, .variant = "plain", .shapes = rope_shapes, .odd_shapes = odd_rope},
-    {FORWARD, .variant = "QK-norm", .shapes = normed_shapes, .odd_shapes = odd_normed},
-    {BACKWARD, .variant = "plain", .shapes = rope_shapes, .odd_shapes = odd_rope, .forward = &KINDS[0]},
-    {BACKWARD, .variant = "QK-norm", .shapes = normed_shapes, .odd_shapes = odd_normed_backward,
-     .forward = &KINDS[1]},
-};
+#define BOTH .fp32 = true, .bf16 = true, .shapes = model_shapes
+#define FORWARD                                                                                               \
+    BOTH, .op = "rope forward", .entry = "qk_forward", .odd_shapes = odd_forward, .lay_out = forward_lay_out, \
+          .run = forward_run, .outputs = FORWARD_OUTPUTS, .alias = {{OUT, IN, is_plain}}
+#define BACKWARD                                                                                                  \
+    BOTH, .op = "rope backward", .entry = "qk_backward", .odd_shapes = odd_backward, .lay_out = backward_lay_out, \
+          .run = backward_run, .outputs = BACKWARD_OUTPUTS, .alias = {{.output = DIN, .input = DOUT}}
+static const OpKind KINDS[] = {{FORWARD, .variant = "plain"},
+                               {FORWARD, .variant = "QK-norm", .flags = QK_NORM},
+                               {BACKWARD, .variant = "plain", .forward = &KINDS[0]},
+                               {BACKWARD, .variant = "QK-norm", .flags = QK_NORM, .forward = &KINDS[1]}};
 const OpFamily OPS_QK = OP_FAMILY(KINDS);

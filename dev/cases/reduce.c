@@ -13,10 +13,9 @@ static void bias_shapes(OpShapes *shapes, const OpScale *scale, const OpModel *m
     if (model == NULL) op_add(shapes, OP_DIMS(min_i64(scale->rows, 1021), 1019), 0, "awkward");
 }
 // On a GPU: several column blocks, whole packs of 16 bytes and not, more rows than all row blocks take at once.
-static void odd_bias(OpShapes *shapes, DType dtype) {
-    static const int64_t ODD[][2] = {{1, 1}, {3, 7},    {16, 16},  {37, 100},  {130, 33}, {0, 5},
+static void odd_bias(OpShapes *shapes) {
+    static const int64_t ODD[][2] = {{1, 1},    {3, 7},    {16, 16},   {37, 100}, {130, 33}, {0, 5},
                                      {70, 520}, {70, 301}, {33, 1028}, {8300, 8}, {107, 301}};
-    (void)dtype;
     for (size_t i = 0; i < sizeof ODD / sizeof ODD[0]; ++i)
         for (unsigned add = 0; add < 2; ++add) op_add(shapes, 2, ODD[i], add * ACCUMULATE, add ? "odd, +=" : "odd");
 }
@@ -34,7 +33,8 @@ static void bias_run(Backend *be, const OpCase *c, const Tensor *t) {
 static void ref_dbias(const OpCall *call, int64_t first, int64_t count, double *ref) {
     int64_t N = call->c->shape.dim[0], C = call->c->shape.dim[1];
     double *buffer = xmalloc(to_size(count) * sizeof *buffer);
-    for (int64_t c = 0; c < count; ++c) ref[c] = call->c->shape.flags & ACCUMULATE ? op_value(call, DBIAS, first + c) : 0;
+    for (int64_t c = 0; c < count; ++c)
+        ref[c] = call->c->shape.flags & ACCUMULATE ? op_value(call, DBIAS, first + c) : 0;
     for (int64_t i = 0; i < N; ++i) {
         const double *dout = op_row(call, DOUT, i * C + first, count, buffer);
         for (int64_t c = 0; c < count; ++c) ref[c] += dout[c];
@@ -46,11 +46,11 @@ static double bias_tolerance(const OpCall *call) { return op_sum_tolerance(call-
 // ---- sum of weights[i] * nll[i], in double ----
 
 enum { SUM, LOSSES, WEIGHTS };
-static void odd_sum(OpShapes *shapes, DType dtype) {
+static void odd_sum(OpShapes *shapes) {
     static const int64_t SIZES[] = {0, 1, 4, 13, 40, 121, 364, 2049, 9841, 530000};
-    (void)dtype;
     for (size_t i = 0; i < sizeof SIZES / sizeof SIZES[0]; ++i)
-        for (unsigned add = 0; add < 2; ++add) op_add(shapes, OP_DIMS(SIZES[i]), add * ACCUMULATE, add ? "odd, +=" : "odd");
+        for (unsigned add = 0; add < 2; ++add)
+            op_add(shapes, OP_DIMS(SIZES[i]), add * ACCUMULATE, add ? "odd, +=" : "odd");
 }
 static void sum_lay_out(OpCall *call) {
     int64_t N = call->c->shape.dim[0];
@@ -64,31 +64,30 @@ static void sum_run(Backend *be, const OpCase *c, const Tensor *t) {
 static void ref_sum(const OpCall *call, int64_t first, int64_t count, double *ref) {
     (void)first, (void)count;
     ref[0] = call->c->shape.flags & ACCUMULATE ? op_value(call, SUM, 0) : 0;
-    for (int64_t i = 0; i < call->c->shape.dim[0]; ++i) ref[0] += op_value(call, LOSSES, i) * op_value(call, WEIGHTS, i);
+    for (int64_t i = 0; i < call->c->shape.dim[0]; ++i)
+        ref[0] += op_value(call, LOSSES, i) * op_value(call, WEIGHTS, i);
 }
 
 static const OpOutput BIAS_OUTPUTS[] = {
     {.name = "dbias", .operand = DBIAS, .reference = ref_dbias, .tolerance = bias_tolerance, .stretch = 1}, {NULL}};
 static const OpOutput SUM_OUTPUTS[] = {{.name = "sum", .operand = SUM, .reference = ref_sum}, {NULL}};
 
-static const OpKind KINDS[] = {
-    {.op = "bias backward",
-     .variant = "plain",
-     .entry = "bias_backward",
-     .fp32 = true,
-     .bf16 = true,
-     .shapes = bias_shapes,
-     .odd_shapes = odd_bias,
-     .lay_out = bias_lay_out,
-     .run = bias_run,
-     .outputs = BIAS_OUTPUTS},
-    {.op = "weighted sum",
-     .variant = "plain",
-     .entry = "weighted_sum",
-     .fp32 = true,
-     .odd_shapes = odd_sum,
-     .lay_out = sum_lay_out,
-     .run = sum_run,
-     .outputs = SUM_OUTPUTS},
-};
+static const OpKind KINDS[] = {{.op = "bias backward",
+                                .variant = "plain",
+                                .entry = "bias_backward",
+                                .fp32 = true,
+                                .bf16 = true,
+                                .shapes = bias_shapes,
+                                .odd_shapes = odd_bias,
+                                .lay_out = bias_lay_out,
+                                .run = bias_run,
+                                .outputs = BIAS_OUTPUTS},
+                               {.op = "weighted sum",
+                                .variant = "plain",
+                                .entry = "weighted_sum",
+                                .fp32 = true,
+                                .odd_shapes = odd_sum,
+                                .lay_out = sum_lay_out,
+                                .run = sum_run,
+                                .outputs = SUM_OUTPUTS}};
 const OpFamily OPS_REDUCE = OP_FAMILY(KINDS);

@@ -244,4 +244,28 @@ static inline void op_check_lse(Tensor lse, const AttentionArgs *args) {
           (long long)lse.dim[1], (long long)lse.dim[2]);
 }
 
+static inline void op_check_attention_forward(Tensor out, Tensor lse, Tensor qkv, const AttentionArgs *args) {
+    op_check_attention(qkv, args);
+    op_check_2d("out", out, qkv.dtype, args->B * args->T, args->NH * args->HS);
+    op_check_lse(lse, args);
+}
+static inline void op_check_attention_backward(Tensor dqkv, Tensor dout, Tensor qkv, Tensor out, Tensor lse,
+                                               const AttentionArgs *args) {
+    op_check_attention_forward(out, lse, qkv, args);
+    op_check_2d("dqkv", dqkv, qkv.dtype, args->B * args->T, qkv.dim[1]);
+    op_check_2d("dout", dout, qkv.dtype, args->B * args->T, args->NH * args->HS);
+}
+static inline void op_check_attention_decode(Tensor out, Tensor k_cache, Tensor v_cache, Tensor qkv, int64_t start,
+                                             const AttentionArgs *args) {
+    op_check_attention(qkv, args);
+    CHECK(args->B == 1 && tensor_is_none(args->doc) && tensor_is_none(args->prefix),
+          "B=%lld: decoding takes one sequence and a causal mask", (long long)args->B);
+    int64_t kv_width = args->NKV * args->HS, keys = start + args->T;
+    op_check_2d("out", out, qkv.dtype, args->T, args->NH * args->HS);
+    op_check_2d("k_cache", k_cache, qkv.dtype, k_cache.dim[0], kv_width);
+    op_check_2d("v_cache", v_cache, qkv.dtype, k_cache.dim[0], kv_width);
+    CHECK(start >= 0 && keys <= k_cache.dim[0] && keys < INT32_MAX / 2, "start=%lld n=%lld Tmax=%lld",
+          (long long)start, (long long)args->T, (long long)k_cache.dim[0]);
+}
+
 #endif

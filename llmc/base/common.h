@@ -58,6 +58,8 @@ static inline int64_t min_i64(int64_t a, int64_t b) { return a < b ? a : b; }
 static inline int64_t max_i64(int64_t a, int64_t b) { return a > b ? a : b; }
 static inline int64_t div_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 static inline int64_t round_up(int64_t a, int64_t multiple) { return div_up(a, multiple) * multiple; }
+// Whether what happens every so many steps happens after this one; every 0: never.
+static inline bool is_due(int64_t step, int64_t every) { return every > 0 && step % every == 0; }
 
 // ---- strict text to number: no leading or trailing characters, no overflow; "1e-3", "128", "0x10" not accepted as
 // int ----

@@ -1,6 +1,7 @@
 // plugin.c: see plugin.h.
 #include "llmc/base/plugin.h"
 
+#include <dlfcn.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
@@ -35,4 +36,22 @@ char *plugin_path(const char *name) {
     free(dir);
     free(file);
     return path;
+}
+
+void *plugin_entry(const char *path, const char *entry, bool everywhere, Error *err) {
+    void *library = dlopen(path, RTLD_NOW | (everywhere ? RTLD_GLOBAL : RTLD_LOCAL));
+    void *symbol = library == NULL ? NULL : dlsym(library, entry);
+    if (symbol != NULL) return symbol;
+    error_set(err, "%s", dlerror());
+    if (library != NULL) dlclose(library);
+    return NULL;
+}
+
+bool library_symbols(void *library, const char *library_name, const LibrarySymbol *symbols, int count, Error *err) {
+    for (int i = 0; i < count; ++i) {
+        void *symbol = dlsym(library, symbols[i].name);
+        if (symbol == NULL) return error_set(err, "%s has no function %s", library_name, symbols[i].name);
+        memcpy(symbols[i].function, &symbol, sizeof symbol);
+    }
+    return true;
 }

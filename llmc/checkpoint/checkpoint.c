@@ -433,7 +433,7 @@ bool checkpoint_prune(const char *run_dir, const CheckpointRetention *retention,
     bool ok = true, deep_found = false;
     for (int i = 0; i < steps.count && ok; ++i) {
         int64_t step = checkpoint_step(steps.name[i]);
-        bool known = step == retention->whole_step, stays = known || (keep_every > 0 && step % keep_every == 0);
+        bool known = step == retention->whole_step, stays = known || is_due(step, keep_every);
         // Hashing them all would read the disk at each save: only until one is known whole are the hashes checked.
         bool whole = kept < keep_last && checkpoint_verify(steps.name[i], !deep_found && !known, NULL);
         if (whole) {

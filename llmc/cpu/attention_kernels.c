@@ -357,9 +357,7 @@ static AttentionInput packed_input(Tensor qkv, AttentionArgs args) {
 }
 
 static void attention_forward(Backend *be, Tensor out, Tensor lse, Tensor qkv, AttentionArgs args) {
-    op_check_attention(qkv, &args);
-    op_check_2d("out", out, qkv.dtype, args.B * args.T, args.NH * args.HS);
-    op_check_lse(lse, &args);
+    op_check_attention_forward(out, lse, qkv, &args);
     if (args.B * args.T == 0) return;
     AttentionInput in = packed_input(qkv, args);
     forward_run(be, out, lse, &in);
@@ -367,11 +365,7 @@ static void attention_forward(Backend *be, Tensor out, Tensor lse, Tensor qkv, A
 
 static void attention_backward(Backend *be, Tensor dqkv, Tensor dout, Tensor qkv, Tensor out, Tensor lse,
                                AttentionArgs args) {
-    op_check_attention(qkv, &args);
-    op_check_2d("dqkv", dqkv, qkv.dtype, args.B * args.T, qkv.dim[1]);
-    op_check_2d("dout", dout, qkv.dtype, args.B * args.T, args.NH * args.HS);
-    op_check_2d("out", out, qkv.dtype, args.B * args.T, args.NH * args.HS);
-    op_check_lse(lse, &args);
+    op_check_attention_backward(dqkv, dout, qkv, out, lse, &args);
     if (args.B * args.T == 0) return;
     AttentionInput in = packed_input(qkv, args);
     backward_run(be, dqkv, dout, out, lse, &in);
@@ -379,15 +373,8 @@ static void attention_backward(Backend *be, Tensor dqkv, Tensor dout, Tensor qkv
 
 static void attention_decode(Backend *be, Tensor out, Tensor k_cache, Tensor v_cache, Tensor qkv, int64_t start,
                              AttentionArgs args) {
-    op_check_attention(qkv, &args);
-    CHECK(args.B == 1 && tensor_is_none(args.doc) && tensor_is_none(args.prefix),
-          "B=%lld: decoding takes one sequence and a causal mask", (long long)args.B);
+    op_check_attention_decode(out, k_cache, v_cache, qkv, start, &args);
     int64_t kv_width = args.NKV * args.HS;
-    op_check_2d("out", out, qkv.dtype, args.T, args.NH * args.HS);
-    op_check_2d("k_cache", k_cache, qkv.dtype, k_cache.dim[0], kv_width);
-    op_check_2d("v_cache", v_cache, qkv.dtype, k_cache.dim[0], kv_width);
-    CHECK(start >= 0 && start + args.T <= k_cache.dim[0], "start=%lld n=%lld Tmax=%lld", (long long)start,
-          (long long)args.T, (long long)k_cache.dim[0]);
     AttentionInput in = {qkv, k_cache, v_cache, 0, 0, args.T, start + args.T, start, args};
     size_t row_bytes = to_size(kv_width) * dtype_bytes(qkv.dtype);
     int64_t k_column = args.NH * args.HS, v_column = k_column + kv_width;

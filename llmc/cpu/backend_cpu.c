@@ -1,25 +1,12 @@
-// backend_cpu.c: opens the CPU backend: detects the instruction set, fills the function table from the kernel files
-// compiled for it, and owns memory and per-thread scratch. Called once by main and by tests.
+// backend_cpu.c: opens the CPU backend: detects the instruction set and fills the function table from the kernel
+// files compiled for it and from cpu_memory.c. Called once by main and by tests.
 #include <omp.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/mman.h>
 
+#include "llmc/cpu/cpu_memory.h"
 #include "llmc/cpu/partials.h"
-
-#define CPU_MAX_THREADS 512
-#define CPU_HUGE_PAGE_BYTES ((size_t)2 << 20)
-#define CPU_ALIGN_BYTES ((size_t)256)
-
-typedef struct {
-    void *memory;
-    size_t bytes;
-} CpuScratch;
-
-typedef struct {
-    CpuScratch scratch[CPU_MAX_THREADS];
-} CpuState;
 
 typedef struct {
     const char *name;
@@ -57,64 +44,6 @@ static bool cpu_supports(const char *isa) {
     if (strcmp(isa, "avx512bf16") == 0) return avx512 && __builtin_cpu_supports("avx512bf16");
 #endif
     return strcmp(isa, "generic") == 0;
-}
-
-// Large blocks are whole huge pages and ask for them: first touch and TLB misses cost more than many kernels
-// otherwise. Small ones keep their exact size, so that a memory checker sees the first byte past the end.
-static void *cpu_alloc(Backend *be, size_t bytes, Error *err) {
-    (void)be;
-    bool huge = bytes >= CPU_HUGE_PAGE_BYTES;
-    size_t align = huge ? CPU_HUGE_PAGE_BYTES : CPU_ALIGN_BYTES;
-    size_t rounded = huge ? (bytes + align - 1) / align * align : bytes;
-    void *memory = NULL;
-    if (rounded < bytes || posix_memalign(&memory, align, rounded ? rounded : 1) != 0) {
-        error_set(err, "cannot allocate %.1f MiB of memory; choose a smaller batch or model, or recompute=block",
-                  (double)bytes / 1048576.0);
-        return NULL;
-    }
-    if (huge) madvise(memory, rounded, MADV_HUGEPAGE);
-    return memory;
-}
-static void cpu_free(Backend *be, void *pointer, size_t bytes) {
-    (void)be;
-    (void)bytes;
-    free(pointer);
-}
-// Each thread gets one contiguous share: the C library's large-block versions, which do not read what they overwrite,
-// are only used for large blocks.
-#define CPU_SHARE_BYTES ((size_t)4 << 20)
-static int cpu_shares(const Backend *be, size_t bytes) { return bytes >= CPU_SHARE_BYTES ? be->threads : 1; }
-static size_t cpu_share_start(size_t bytes, int share, int shares) {
-    return bytes / (size_t)shares * (size_t)share / 64 * 64;
-}
-static void cpu_zero(Backend *be, void *pointer, size_t bytes) {
-    int shares = cpu_shares(be, bytes);
-#pragma omp parallel for schedule(static, 1) num_threads(shares) if (shares > 1)
-    for (int share = 0; share < shares; ++share) {
-        size_t first = cpu_share_start(bytes, share, shares);
-        size_t end = share + 1 < shares ? cpu_share_start(bytes, share + 1, shares) : bytes;
-        if (end > first) memset((char *)pointer + first, 0, end - first);
-    }
-}
-static void cpu_copy(Backend *be, void *to, const void *from, size_t bytes) {
-    int shares = cpu_shares(be, bytes);
-#pragma omp parallel for schedule(static, 1) num_threads(shares) if (shares > 1)
-    for (int share = 0; share < shares; ++share) {
-        size_t first = cpu_share_start(bytes, share, shares);
-        size_t end = share + 1 < shares ? cpu_share_start(bytes, share + 1, shares) : bytes;
-        if (end > first) memcpy((char *)to + first, (const char *)from + first, end - first);
-    }
-}
-static size_t cpu_memory_free(Backend *be) {
-    (void)be;
-    FILE *file = fopen("/proc/meminfo", "r");
-    if (file == NULL) return 0;
-    char line[256];
-    long long kib = 0;
-    while (fgets(line, sizeof line, file) != NULL)
-        if (sscanf(line, "MemAvailable: %lld kB", &kib) == 1) break;
-    fclose(file);
-    return (size_t)kib * 1024;
 }
 
 // Operations are done when they return: every point has passed, and a transfer is a copy.
@@ -171,28 +100,6 @@ static bool cpu_synchronize(Backend *be, Error *err) {
     return true;
 }
 
-size_t cpu_scratch_bytes(const Backend *be) {
-    const CpuState *state = be->impl;
-    size_t total = 0;
-    for (int i = 0; i < CPU_MAX_THREADS; ++i) total += state->scratch[i].bytes;
-    return total;
-}
-
-void *cpu_scratch(Backend *be, int thread, size_t bytes) {
-    CHECK(thread >= 0 && thread < CPU_MAX_THREADS, "thread=%d", thread);
-    CpuScratch *scratch = &((CpuState *)be->impl)->scratch[thread];
-    if (scratch->bytes < bytes) {
-        size_t limit = be->workspace_limit_bytes, others = cpu_scratch_bytes(be) - scratch->bytes;
-        CHECK(limit == 0 || others + bytes <= limit, "workspace of %zu + %zu bytes, planned %zu", others, bytes,
-              limit);
-        free(scratch->memory);
-        Error err = {""};
-        scratch->memory = cpu_alloc(be, bytes, &err);
-        CHECK(scratch->memory != NULL, "%s", err.message);
-        scratch->bytes = bytes;
-    }
-    return scratch->memory;
-}
 // A thread's scratch serves one operation at a time, so the neediest decides: matmul's packed panels (fixed blocks of
 // gemm_kernels.c), attention's packed keys, values and their gradients (attention_kernels.c), or the first thread's
 // partial sums (partials.h).
@@ -206,9 +113,7 @@ static size_t cpu_plan_workspace(const Backend *be, WorkspaceShape shape) {
 }
 
 static void cpu_close(Backend *be) {
-    CpuState *state = be->impl;
-    for (int i = 0; i < CPU_MAX_THREADS; ++i) free(state->scratch[i].memory);
-    free(state);
+    cpu_state_free(be->impl);
     free(be);
 }
 
@@ -248,7 +153,7 @@ Backend *backend_cpu_open(int threads, const char *isa, Error *err) {
     be->threads = omp_get_max_threads();
     be->bf16_native = chosen->bf16_native;
     be->shares_host_memory = true;
-    be->impl = xcalloc(1, sizeof(CpuState));
+    be->impl = cpu_state_new();
     be->alloc = cpu_alloc;
     be->free = cpu_free;
     be->zero = cpu_zero;

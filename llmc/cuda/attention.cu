@@ -95,9 +95,7 @@ static void choose_cudnn(Backend *be) {
 }
 
 static void attention_forward(Backend *be, Tensor out, Tensor lse, Tensor qkv, AttentionArgs args) {
-    op_check_attention(qkv, &args);
-    op_check_2d("out", out, qkv.dtype, args.B * args.T, args.NH * args.HS);
-    op_check_lse(lse, &args);
+    op_check_attention_forward(out, lse, qkv, &args);
     if (args.B * args.T == 0 || cuda_failed(be)) return;
     AttentionState *state = attention_state(be);
     const int32_t *unserved = NULL;
@@ -112,11 +110,7 @@ static void attention_forward(Backend *be, Tensor out, Tensor lse, Tensor qkv, A
 
 static void attention_backward(Backend *be, Tensor dqkv, Tensor dout, Tensor qkv, Tensor out, Tensor lse,
                                AttentionArgs args) {
-    op_check_attention(qkv, &args);
-    op_check_2d("dqkv", dqkv, qkv.dtype, args.B * args.T, qkv.dim[1]);
-    op_check_2d("dout", dout, qkv.dtype, args.B * args.T, args.NH * args.HS);
-    op_check_2d("out", out, qkv.dtype, args.B * args.T, args.NH * args.HS);
-    op_check_lse(lse, &args);
+    op_check_attention_backward(dqkv, dout, qkv, out, lse, &args);
     if (args.B * args.T == 0 || cuda_failed(be)) return;
     AttentionState *state = attention_state(be);
     const int32_t *unserved = NULL;
@@ -132,15 +126,8 @@ static void attention_backward(Backend *be, Tensor dqkv, Tensor dout, Tensor qkv
 // Decoding is always the own kernels': cuDNN has nothing to gain at a handful of positions.
 static void attention_decode(Backend *be, Tensor out, Tensor k_cache, Tensor v_cache, Tensor qkv, int64_t start,
                              AttentionArgs args) {
-    op_check_attention(qkv, &args);
-    CHECK(args.B == 1 && tensor_is_none(args.doc) && tensor_is_none(args.prefix),
-          "B=%lld: decoding takes one sequence and a causal mask", (long long)args.B);
+    op_check_attention_decode(out, k_cache, v_cache, qkv, start, &args);
     int64_t kv_width = args.NKV * args.HS, keys = start + args.T;
-    op_check_2d("out", out, qkv.dtype, args.T, args.NH * args.HS);
-    op_check_2d("k_cache", k_cache, qkv.dtype, k_cache.dim[0], kv_width);
-    op_check_2d("v_cache", v_cache, qkv.dtype, k_cache.dim[0], kv_width);
-    CHECK(start >= 0 && keys <= k_cache.dim[0] && keys < INT32_MAX / 2, "start=%lld n=%lld Tmax=%lld",
-          (long long)start, (long long)args.T, (long long)k_cache.dim[0]);
     AttentionProblem p;
     if (args.T == 0 || !problem_make(&p, be, out, TENSOR_NONE, qkv, &args, NULL)) return;
     p.aligned = p.aligned && gpu_aligned(k_cache.data) && gpu_aligned(v_cache.data);

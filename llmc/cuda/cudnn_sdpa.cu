@@ -1,6 +1,7 @@
 // cudnn_sdpa.cu: see cudnn_sdpa.h. The graphs are the ones that cuDNN's fused attention engines recognize: which
 // nodes, in which order, with which of the tensors virtual and which in memory is theirs to say (the composition is
 // that of NVIDIA's cudnn-frontend library, scaled_dot_product_flash_attention). Host code only.
+#include "llmc/base/plugin.h"
 #include "llmc/cuda/cudnn_sdpa.h"
 
 #include <dlfcn.h>
@@ -25,29 +26,23 @@ bool cudnn_api_open(CudnnApi *api, Error *err) {
     memset(api, 0, sizeof *api);
     api->library = dlopen("libcudnn.so.9", RTLD_NOW | RTLD_LOCAL);
     if (api->library == NULL) return error_set(err, "cuDNN 9 is not there: %s", dlerror());
-    const struct {
-        const char *name;
-        void **function;
-    } wanted[] = {
-        {"cudnnGetVersion", (void **)&api->get_version},
-        {"cudnnCreate", (void **)&api->create},
-        {"cudnnDestroy", (void **)&api->destroy},
-        {"cudnnSetStream", (void **)&api->set_stream},
-        {"cudnnGetErrorString", (void **)&api->error_string},
-        {"cudnnGetLastErrorString", (void **)&api->last_error},
-        {"cudnnBackendCreateDescriptor", (void **)&api->make},
-        {"cudnnBackendDestroyDescriptor", (void **)&api->drop},
-        {"cudnnBackendSetAttribute", (void **)&api->set},
-        {"cudnnBackendGetAttribute", (void **)&api->get},
-        {"cudnnBackendFinalize", (void **)&api->finalize},
-        {"cudnnBackendExecute", (void **)&api->execute},
+    const LibrarySymbol wanted[] = {
+        {"cudnnGetVersion", &api->get_version},
+        {"cudnnCreate", &api->create},
+        {"cudnnDestroy", &api->destroy},
+        {"cudnnSetStream", &api->set_stream},
+        {"cudnnGetErrorString", &api->error_string},
+        {"cudnnGetLastErrorString", &api->last_error},
+        {"cudnnBackendCreateDescriptor", &api->make},
+        {"cudnnBackendDestroyDescriptor", &api->drop},
+        {"cudnnBackendSetAttribute", &api->set},
+        {"cudnnBackendGetAttribute", &api->get},
+        {"cudnnBackendFinalize", &api->finalize},
+        {"cudnnBackendExecute", &api->execute},
     };
-    for (size_t i = 0; i < sizeof wanted / sizeof wanted[0]; ++i) {
-        *wanted[i].function = dlsym(api->library, wanted[i].name);
-        if (*wanted[i].function == NULL) {
-            cudnn_api_close(api);
-            return error_set(err, "libcudnn.so.9 has no function %s", wanted[i].name);
-        }
+    if (!library_symbols(api->library, "libcudnn.so.9", wanted, sizeof wanted / sizeof wanted[0], err)) {
+        cudnn_api_close(api);
+        return false;
     }
     api->version = api->get_version();
     if (api->version < CUDNN_SDPA_OLDEST) {

@@ -1,5 +1,6 @@
 // device_info.cu: what the GPU can do at best, from its data sheet or measured, and how it fares while it works, from
 // NVML, which is opened at run time and may be absent. Called by backend_cuda.cu.
+#include "llmc/base/plugin.h"
 #include "llmc/cuda/backend_cuda.h"
 
 #include <ctype.h>
@@ -124,13 +125,6 @@ typedef struct DeviceInfo {
     int (*memory)(NvmlDevice, NvmlMemory *);
 } DeviceInfo;
 
-template <class Function>
-static bool find_symbol(void *library, const char *name, Function *out) {
-    void *symbol = dlsym(library, name);
-    memcpy(out, &symbol, sizeof symbol);
-    return symbol != NULL;
-}
-
 struct DeviceInfo *device_info_open(int device, const char *pci_bus_id) {
     (void)device;
     DeviceInfo *info = (DeviceInfo *)xcalloc(1, sizeof *info);
@@ -138,13 +132,14 @@ struct DeviceInfo *device_info_open(int device, const char *pci_bus_id) {
     if (library == NULL) return info;
     int (*init)(void);
     int (*by_bus)(const char *, NvmlDevice *);
-    if (find_symbol(library, "nvmlInit_v2", &init) &&
-        find_symbol(library, "nvmlDeviceGetHandleByPciBusId_v2", &by_bus) &&
-        find_symbol(library, "nvmlShutdown", &info->shutdown) &&
-        find_symbol(library, "nvmlDeviceGetClockInfo", &info->clock) &&
-        find_symbol(library, "nvmlDeviceGetPowerUsage", &info->power) &&
-        find_symbol(library, "nvmlDeviceGetTemperature", &info->temperature) &&
-        find_symbol(library, "nvmlDeviceGetMemoryInfo", &info->memory) && init() == 0) {
+    const LibrarySymbol wanted[] = {{"nvmlInit_v2", &init},
+                                    {"nvmlDeviceGetHandleByPciBusId_v2", &by_bus},
+                                    {"nvmlShutdown", &info->shutdown},
+                                    {"nvmlDeviceGetClockInfo", &info->clock},
+                                    {"nvmlDeviceGetPowerUsage", &info->power},
+                                    {"nvmlDeviceGetTemperature", &info->temperature},
+                                    {"nvmlDeviceGetMemoryInfo", &info->memory}};
+    if (library_symbols(library, "NVML", wanted, sizeof wanted / sizeof wanted[0], NULL) && init() == 0) {
         if (by_bus(pci_bus_id, &info->device) == 0) {
             info->library = library;
             return info;

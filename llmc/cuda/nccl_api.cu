@@ -1,5 +1,6 @@
 // nccl_api.cu: NCCL, opened at run time: the plug-in starts without it, and a process that needs no other ranks never
 // loads its 200 MB. Host code only.
+#include "llmc/base/plugin.h"
 #include "llmc/cuda/comm_nccl.h"
 
 #include <dlfcn.h>
@@ -42,31 +43,28 @@ bool nccl_api_open(NcclApi *api, Error *err) {
     memset(api, 0, sizeof *api);
     api->library = open_library(err);
     if (api->library == NULL) return false;
-    const struct {
-        const char *name;
-        void **function;
-    } wanted[] = {
-        {"ncclGetVersion", (void **)&api->get_version},
-        {"ncclGetUniqueId", (void **)&api->get_unique_id},
-        {"ncclCommInitRank", (void **)&api->init_rank},
-        {"ncclCommDestroy", (void **)&api->destroy},
-        {"ncclCommAbort", (void **)&api->abort},
-        {"ncclCommGetAsyncError", (void **)&api->async_error},
-        {"ncclGetErrorString", (void **)&api->error_string},
-        {"ncclGetLastError", (void **)&api->last_error},
-        {"ncclGroupStart", (void **)&api->group_start},
-        {"ncclGroupEnd", (void **)&api->group_end},
-        {"ncclReduceScatter", (void **)&api->reduce_scatter},
-        {"ncclReduce", (void **)&api->reduce},
-        {"ncclAllGather", (void **)&api->all_gather},
-        {"ncclBroadcast", (void **)&api->broadcast},
-        {"ncclAllReduce", (void **)&api->all_reduce},
-        {"ncclSend", (void **)&api->send},
-        {"ncclRecv", (void **)&api->recv},
+    const LibrarySymbol wanted[] = {
+        {"ncclGetVersion", &api->get_version},
+        {"ncclGetUniqueId", &api->get_unique_id},
+        {"ncclCommInitRank", &api->init_rank},
+        {"ncclCommDestroy", &api->destroy},
+        {"ncclCommAbort", &api->abort},
+        {"ncclCommGetAsyncError", &api->async_error},
+        {"ncclGetErrorString", &api->error_string},
+        {"ncclGetLastError", &api->last_error},
+        {"ncclGroupStart", &api->group_start},
+        {"ncclGroupEnd", &api->group_end},
+        {"ncclReduceScatter", &api->reduce_scatter},
+        {"ncclReduce", &api->reduce},
+        {"ncclAllGather", &api->all_gather},
+        {"ncclBroadcast", &api->broadcast},
+        {"ncclAllReduce", &api->all_reduce},
+        {"ncclSend", &api->send},
+        {"ncclRecv", &api->recv},
     };
     // The version first: an old library lacks functions.
-    *wanted[0].function = dlsym(api->library, wanted[0].name);
-    if (api->get_version == NULL || api->get_version(&api->version) != ncclSuccess)
+    if (!library_symbols(api->library, NCCL_LIBRARY, wanted, 1, NULL) ||
+        api->get_version(&api->version) != ncclSuccess)
         return error_set(err, "%s does not say which version of NCCL it is", NCCL_LIBRARY);
     if (api->version < NCCL_OLDEST) {
         char found[32], oldest[32];
@@ -74,11 +72,7 @@ bool nccl_api_open(NcclApi *api, Error *err) {
         nccl_version_text(NCCL_OLDEST, oldest, sizeof oldest);
         return error_set(err, "NCCL %s is too old: %s or newer is needed", found, oldest);
     }
-    for (size_t i = 0; i < sizeof wanted / sizeof wanted[0]; ++i) {
-        *wanted[i].function = dlsym(api->library, wanted[i].name);
-        if (*wanted[i].function == NULL) return error_set(err, "%s has no function %s", NCCL_LIBRARY, wanted[i].name);
-    }
-    return true;
+    return library_symbols(api->library, NCCL_LIBRARY, wanted, sizeof wanted / sizeof wanted[0], err);
 }
 
 #endif

@@ -44,6 +44,15 @@ static bool combine(double *sums, int64_t batches, Control *control, Error *err)
            error_set(err, "the held-out loss could not be combined over the ranks: the run is ending");
 }
 
+EvalResult eval_result(double nll, int64_t tokens, int64_t text_bytes) {
+    const double ln2 = 0.693147180559945309;
+    EvalResult result = {.tokens = tokens, .text_bytes = text_bytes, .bits_per_byte = -1};
+    result.loss = tokens > 0 ? nll / (double)tokens : 0;
+    result.perplexity = exp(result.loss);
+    if (text_bytes > 0) result.bits_per_byte = nll / (ln2 * (double)text_bytes);
+    return result;
+}
+
 bool eval_heldout(EvalResult *result, Model *model, HeldOut *heldout, const Tokenizer *tokenizer, Control *control,
                   MeshAxis data, Error *err) {
     int64_t batches = heldout_batches(heldout);
@@ -53,12 +62,7 @@ bool eval_heldout(EvalResult *result, Model *model, HeldOut *heldout, const Toke
               (data.world == 1 || combine(sums, batches, control, err));
     double nll = 0;
     for (int64_t k = 0; k < batches; ++k) nll += sums[SUM_BATCHES + k];
-    *result = (EvalResult){.tokens = (int64_t)sums[SUM_TOKENS], .text_bytes = (int64_t)sums[SUM_TEXT_BYTES],
-                           .bits_per_byte = -1};
+    *result = eval_result(nll, (int64_t)sums[SUM_TOKENS], (int64_t)sums[SUM_TEXT_BYTES]);
     free(sums);
-    if (!ok) return false;
-    result->loss = result->tokens > 0 ? nll / (double)result->tokens : 0;
-    result->perplexity = exp(result->loss);
-    if (result->text_bytes > 0) result->bits_per_byte = nll / (0.693147180559945309 * (double)result->text_bytes);
-    return true;
+    return ok;
 }

@@ -16,6 +16,9 @@ typedef struct {
     double bits_per_byte;  // sum of -log2 p over text_bytes; -1 without a tokenizer
 } EvalResult;
 
+// Loss, perplexity and bits per byte of a sum of -log p over so many tokens, which stand for so many bytes.
+EvalResult eval_result(double nll, int64_t tokens, int64_t text_bytes);
+
 // One pass over the held-out text with the model's present weights, by all ranks together: rank r of the
 // data axis takes the batches k with k % data.world == r, and all run the model equally often. control, which
 // joins the ranks of this axis, NULL: data.world is 1. tokenizer may be NULL. Sums in

@@ -2,7 +2,6 @@
 // talk to.
 #include "llmc/ranks/comm.h"
 
-#include <dlfcn.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -138,7 +137,7 @@ bool comm_open(Comm **out, const char *kind, Backend *be, const CommOptions *opt
 
 // ---- the MPI plug-in ----
 bool comm_mpi_open(CommMpiPlugin *out, Launch *launch, Error *err) {
-    *out = (CommMpiPlugin){.library = NULL};
+    *out = (CommMpiPlugin){.mpi = NULL};
     char *path = plugin_path("mpi");
     if (!file_exists(path)) {
         error_set(err, "launch=mpi: the plug-in %s is not there: MPI was not found when it was built; run "
@@ -147,12 +146,13 @@ bool comm_mpi_open(CommMpiPlugin *out, Launch *launch, Error *err) {
         return false;
     }
     // Global: MPI libraries open parts of themselves, which expect to see the names of the rest.
-    void *library = dlopen(path, RTLD_NOW | RTLD_GLOBAL);
-    void *symbol = library == NULL ? NULL : dlsym(library, "comm_mpi_entry");
+    Error why = {""};
+    void *symbol = plugin_entry(path, "comm_mpi_entry", true, &why);
     if (symbol == NULL) {
-        error_set(err, "launch=mpi: cannot open %s: %s; the MPI that it was built with must be on the loader's path "
-                       "(LD_LIBRARY_PATH)", path, dlerror());
-        if (library != NULL) dlclose(library);
+        error_set(err,
+                  "launch=mpi: cannot open %s: %s; the MPI that it was built with must be on the loader's path "
+                  "(LD_LIBRARY_PATH)",
+                  path, why.message);
         free(path);
         return false;
     }
@@ -162,7 +162,6 @@ bool comm_mpi_open(CommMpiPlugin *out, Launch *launch, Error *err) {
     if (api->abi != COMM_MPI_ABI) {
         error_set(err, "launch=mpi: %s speaks version %d, this program version %d: run `make`", path, api->abi,
                   COMM_MPI_ABI);
-        dlclose(library);
         free(path);
         return false;
     }
@@ -170,7 +169,7 @@ bool comm_mpi_open(CommMpiPlugin *out, Launch *launch, Error *err) {
     CommMpi *mpi = api->init(launch, err);
     if (mpi == NULL) return error_prefix(err, "launch=mpi");
     // The library stays open: MPI does not like to be unloaded.
-    *out = (CommMpiPlugin){library, api, mpi};
+    *out = (CommMpiPlugin){api, mpi};
     return true;
 }
 

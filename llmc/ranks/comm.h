@@ -91,7 +91,6 @@ typedef struct {
 #define COMM_MPI_ABI 1
 typedef const CommMpiApi *CommMpiEntry(void);  // exported as "comm_mpi_entry"
 typedef struct {
-    void *library;
     const CommMpiApi *api;
     CommMpi *mpi;  // NULL: MPI is not in use
 } CommMpiPlugin;

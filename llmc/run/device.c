@@ -12,14 +12,16 @@
 Backend *backend_plugin_open(const char *device, const BackendOptions *options, Error *err) {
     char *path = plugin_path(device);
     Backend *be = NULL;
-    void *library = file_exists(path) ? dlopen(path, RTLD_NOW | RTLD_LOCAL) : NULL;
-    void *symbol = library == NULL ? NULL : dlsym(library, "backend_plugin_entry");
+    Error why = {""};
+    void *symbol = file_exists(path) ? plugin_entry(path, "backend_plugin_entry", false, &why) : NULL;
     if (!file_exists(path)) {
         error_set(err, "device=%s: the plug-in %s is not there: run `make %s` (it needs the CUDA toolkit; `make config` "
                        "says what was found)", device, path, strcmp(device, "cudaemu") == 0 ? "emu" : "cuda");
     } else if (symbol == NULL) {
-        error_set(err, "device=%s: cannot open %s: %s; a missing library of CUDA must be on the loader's path "
-                       "(LD_LIBRARY_PATH)", device, path, dlerror());
+        error_set(err,
+                  "device=%s: cannot open %s: %s; a missing library of CUDA must be on the loader's path "
+                  "(LD_LIBRARY_PATH)",
+                  device, path, why.message);
     } else {
         BackendPluginEntry *entry;
         memcpy(&entry, &symbol, sizeof entry);

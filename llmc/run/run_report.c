@@ -5,38 +5,33 @@
 #include <stdlib.h>
 #include <string.h>
 
+static void log_result(Run *run, const char *source, const EvalResult *result) {
+    EvalRecord record = {.step = run->progress.step,
+                         .tokens = schedule_tokens_before(&run->schedule, run->progress.step),
+                         .source = source,
+                         .loss = result->loss,
+                         .perplexity = result->perplexity,
+                         .bits_per_byte = result->bits_per_byte};
+    logger_eval(run->logger, &record);
+}
+
 bool run_evaluate(Run *run, Error *err) {
     double nll = 0;
     int64_t tokens = 0, sources = 0, bytes = 0;
-    int64_t seen = schedule_tokens_before(&run->schedule, run->progress.step);
     for (int s = 0; s < run->config.source_count; ++s) {
         if (run->heldout[s] == NULL) continue;
         EvalResult result;
         if (!eval_heldout(&result, &run->model, run->heldout[s], run->tokenizer, run->control,
                           run->mesh.data.axis, err))
             return false;
-        EvalRecord record = {.step = run->progress.step,
-                             .tokens = seen,
-                             .source = run->config.source[s].name,
-                             .loss = result.loss,
-                             .perplexity = result.perplexity,
-                             .bits_per_byte = result.bits_per_byte};
-        logger_eval(run->logger, &record);
+        log_result(run, run->config.source[s].name, &result);
         nll += result.loss * (double)result.tokens;
         tokens += result.tokens;
         bytes += result.text_bytes;
         ++sources;
     }
-    if (sources > 1) {
-        double mean = nll / (double)tokens;
-        EvalRecord record = {.step = run->progress.step,
-                             .tokens = seen,
-                             .source = "mean",
-                             .loss = mean,
-                             .perplexity = exp(mean),
-                             .bits_per_byte = bytes > 0 ? nll / (0.693147180559945309 * (double)bytes) : -1};
-        logger_eval(run->logger, &record);
-    }
+    EvalResult mean = eval_result(nll, tokens, bytes);
+    if (sources > 1) log_result(run, "mean", &mean);
     return true;
 }
 

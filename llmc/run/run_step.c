@@ -1,9 +1,10 @@
-// run_step.c: what surrounds a step of the training loop: what the ranks agree on before it, the phase, the bounds of the
-// guard, its results when they are there, and the way back after a spike.
+// run_step.c: what surrounds a step of the training loop: what the ranks agree on before it, the phase, the bounds of
+// the guard, its results when they are there, and the way back after a spike.
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
+#include "llmc/base/tree_sum.h"
 #include "llmc/run/run_impl.h"
 #include "llmc/run/run_load.h"
 #include "llmc/run/run_save.h"
@@ -77,7 +78,7 @@ bool run_begin_step(Run *run, int stop_signal, Error *err) {
         return run->batch == NULL ? false : error_set(err, "another rank cannot read its data; it says why");
     if (run->stop_signal != 0) return false;
     if (run->config.train_seconds > 0 && !time_is_left(run, sum[VOTE_SECONDS])) return false;
-    run->weight_sum = zero_sum_micro_batches(sum + VOTE_WEIGHTS, micro_batches);
+    run->weight_sum = tree_sum_f64(sum + VOTE_WEIGHTS, micro_batches);
     return enter_phase(run, err);
 }
 
@@ -115,8 +116,7 @@ static StepRecord step_record(const Run *run, const PendingStep *pending, double
     return (StepRecord){.step = step,
                         .total_steps = total_steps,
                         .tokens = schedule_tokens_before(&run->schedule, step),
-                        .loss = zero_sum_micro_batches(pending->host->loss_sums, pending->micro_batches) *
-                                pending->loss_scale,
+                        .loss = tree_sum_f64(pending->host->loss_sums, pending->micro_batches) * pending->loss_scale,
                         .lr = pending->lr,
                         .grad_norm = (double)pending->host->stats.norm,
                         .tokens_per_second = rate,
@@ -165,7 +165,7 @@ bool run_rewind(Run *run, Error *err) {
 bool run_check_step(Run *run, Error *err) {
     int64_t step = run->progress.step, every = run->config.compare_every;
     if (!hash_chain_link(&run->chain, step, &run->model, &run->optimizer, err)) return false;
-    if (run->mesh.data.axis.world == 1 || run->config.zero == 3 || every == 0 || step % every != 0) return true;
+    if (run->mesh.data.axis.world == 1 || run->config.zero == 3 || !is_due(step, every)) return true;
     for (int b = 0; b < run->model.part.buckets; ++b) zero_gather_weights(&run->zero, b);
     bool same = replicas_compare(&run->chain, step, &run->model, err);
     return run_agree(run, "compare the replicas", same, err);

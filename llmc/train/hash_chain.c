@@ -14,8 +14,6 @@
 
 enum { SUM_WEIGHTS, SUM_OPTIMIZER, DEVICE_SUMS };
 
-static bool is_due(int64_t step, int64_t every) { return every > 0 && step % every == 0; }
-
 static void append_line(HashChain *chain, const char *line, size_t bytes) {
     if (chain->file < 0 || jsonl_file_append(chain->file, line, bytes) || chain->failed) return;
     chain->failed = true;
@@ -45,8 +43,8 @@ bool hash_chain_resume(HashChain *chain, const RunProgress *progress, Error *err
 
 bool hash_chain_open(HashChain *chain, Backend *be, const HashChainOptions *options, const RunProgress *progress,
                      Error *err) {
-    CHECK(options->launch_world > 0 && options->launch_rank >= 0 && options->launch_rank < options->launch_world, "rank=%d world=%d",
-          options->launch_rank, options->launch_world);
+    CHECK(options->launch_world > 0 && options->launch_rank >= 0 && options->launch_rank < options->launch_world,
+          "rank=%d world=%d", options->launch_rank, options->launch_world);
     CHECK(mesh_axis_is_valid(options->data), "data: rank=%d world=%d", options->data.rank, options->data.world);
     *chain = (HashChain){.options = *options, .be = be, .file = -1};
     chain->options.out_dir = xstrdup(options->out_dir);

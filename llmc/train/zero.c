@@ -5,6 +5,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "llmc/base/tree_sum.h"
+
 static int stage_of(const Zero *zero) { return zero->model->part.options.stage; }
 static bool has_lanes(const Zero *zero) { return zero->model->part.options.lanes; }
 
@@ -94,18 +96,11 @@ void zero_send_weights(Zero *zero) {
 // ---------------------------------------------------------------------------------------------------------------
 // Gradients
 
-// Levels of the binary counter: the sum that micro-batch m completes is of level trailing_ones(m).
-static int trailing_ones(int64_t m) {
-    int count = 0;
-    for (; (m & 1) != 0; m >>= 1) ++count;
-    return count;
-}
-
 // The lanes of this micro-batch, one a rank, added over the ranks into the counter's free level.
 static void reduce_lane(Zero *zero, int b) {
     Model *m = zero->model;
     const Bucket *bucket = &m->part.bucket[b];
-    float *out = m->lane_sums[trailing_ones(zero->micro_batch)] + zero->lane_first[b];
+    float *out = m->lane_sums[tree_carries(zero->micro_batch)] + zero->lane_first[b];
     char label[48];
     zero->reduced[b] = zero->comm->reduce_scatter(
         zero->comm, bucket_label(label, "reduce", bucket, b), tensor_1d(out, DTYPE_F32, bucket->owned_elems),
@@ -152,7 +147,7 @@ static void on_gradients_ready(void *context, int b) {
 static void add_lanes(Zero *zero) {
     Model *m = zero->model;
     for (int b = 0; b < m->part.buckets; ++b) wait_event(zero, &zero->reduced[b]);
-    int level = trailing_ones(zero->micro_batch);
+    int level = tree_carries(zero->micro_batch);
     for (int lower = 0; lower < level; ++lower) {
         Tensor sum = tensor_1d(m->lane_sums[level], DTYPE_F32, m->lane_elems);
         m->be->add(m->be, sum, tensor_1d(m->lane_sums[lower], DTYPE_F32, m->lane_elems), sum);
@@ -191,22 +186,6 @@ static void spread_lanes(Zero *zero, const float *sum) {
     }
 }
 
-double zero_sum_micro_batches(const double *values, int64_t count) {
-    double level[64], sum = 0;
-    for (int64_t m = 0; m < count; ++m) {
-        double carry = values[m];
-        for (int lower = 0; lower < trailing_ones(m); ++lower) carry = level[lower] + carry;
-        level[trailing_ones(m)] = carry;
-    }
-    bool any = false;
-    for (int i = 0; (count >> i) != 0; ++i) {
-        if (((count >> i) & 1) == 0) continue;
-        sum = any ? level[i] + sum : level[i];
-        any = true;
-    }
-    return sum;
-}
-
 void zero_begin_step(Zero *zero, int64_t micro_batches) {
     zero->micro_batches = micro_batches;
     zero->micro_batch = 0;
@@ -225,9 +204,8 @@ void zero_finish_gradients(Zero *zero) {
         if (zero->comm->world > 1 && stage_of(zero) == 0) spread_lanes(zero, sum);
         else m->owned_grads = sum;
     }
-    CommEvent losses = zero->comm->all_reduce(zero->comm, "reduce losses",
-                                              tensor_rows(m->loss_sums, 0, zero->micro_batches),
-                                              (CommSum){.tree = true});
+    CommEvent losses = zero->comm->all_reduce(
+        zero->comm, "reduce losses", tensor_rows(m->loss_sums, 0, zero->micro_batches), (CommSum){.tree = true});
     for (int b = 0; b < m->part.buckets; ++b) wait_event(zero, &zero->reduced[b]);
     zero->slot_reduced[0] = zero->slot_reduced[1] = 0;
     wait_event(zero, &losses);
@@ -265,8 +243,9 @@ void zero_sum_squares(Zero *zero, Tensor sums) {
 void zero_init(Zero *zero, Model *model, Comm *comm, DType wire) {
     const Partition *part = &model->part;
     *zero = (Zero){.model = model, .comm = comm, .wire = wire, .slot_bucket = {-1, -1}};
-    CHECK(comm->world == part->options.data.world && comm->rank == part->options.data.rank, "rank %d of %d, planned %d of %d",
-          comm->rank, comm->world, part->options.data.rank, part->options.data.world);
+    CHECK(comm->world == part->options.data.world && comm->rank == part->options.data.rank,
+          "rank %d of %d, planned %d of %d", comm->rank, comm->world, part->options.data.rank,
+          part->options.data.world);
     zero->reduced = xcalloc((size_t)part->buckets, sizeof *zero->reduced);
     zero->gathered = xcalloc((size_t)part->buckets, sizeof *zero->gathered);
     zero->lane_first = xcalloc((size_t)part->buckets, sizeof *zero->lane_first);

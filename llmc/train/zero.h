@@ -50,7 +50,4 @@ void zero_gather_weights(Zero *zero, int bucket);
 // sums fp64 (partition.segments) =: sums of squares of the gradient's segments, the same bits on every rank. Where
 // nothing is sharded and lanes are off, sums (1): of all of it. After zero_finish_gradients.
 void zero_sum_squares(Zero *zero, Tensor sums);
-
-// values (count), one a micro-batch, in the tree in which zero.h adds over micro-batches: ((0+1)+(2+3))+...
-double zero_sum_micro_batches(const double *values, int64_t count);
 #endif

@@ -1,5 +1,5 @@
-// test_attention.c: attention forward, backward and while decoding, over odd shapes, grouped heads, windows, documents and
-// prefix flags; a long sequence.
+// test_attention.c: attention forward, backward and while decoding, over odd shapes, grouped heads, windows,
+// documents and prefix flags; a long sequence.
 #include <math.h>
 #include <string.h>
 
@@ -8,8 +8,8 @@
 
 enum { OUT, LSE, QKV, DOC, PREFIX, K_CACHE, V_CACHE };
 
-// A matrix (T,T) would take 16 MiB; what the calls leave in the CPU's scratch is a few rows per position. Some rows are
-// compared.
+// A matrix (T,T) would take 16 MiB; what the calls leave in the CPU's scratch is a few rows per position. Some rows
+// are compared.
 static void test_long_sequence(OpTest *t) {
     static const char *const PASSES[] = {"attention forward", "attention backward"};
     for (int pass = 0; pass < 2; ++pass) {

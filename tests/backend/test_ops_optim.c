@@ -110,9 +110,10 @@ static void test_grad_clip_skip(OpTest *t) {
                  {INFINITY, INFINITY, 5, SKIP_NOT}};
     for (size_t i = 0; i < sizeof CASES / sizeof CASES[0]; ++i) {
         const double now[3] = {losses[0], losses[1], CASES[i].last_loss};
-        GradStats stats = clip_sums(t, sums, 2, now, 3,
-                                    (ClipArgs){.max_norm = 2, .skip_norm = CASES[i].skip_norm,
-                                               .skip_loss = CASES[i].skip_loss, .loss_scale = 0.25});
+        GradStats stats = clip_sums(
+            t, sums, 2, now, 3,
+            (ClipArgs){
+                .max_norm = 2, .skip_norm = CASES[i].skip_norm, .skip_loss = CASES[i].skip_loss, .loss_scale = 0.25});
         assert_int_equal(stats.skip, CASES[i].skip);
         assert_true(stats.norm == 5 && stats.sum_squares == 25);
         assert_true(stats.scale == (CASES[i].skip == SKIP_NOT ? 0.4f : 0.0f));
@@ -170,9 +171,6 @@ static void test_hash_sum_pieces(OpTest *t) {
     }
 }
 
-// ---- storage ----
-enum { MASTER, MASTER_AND_COPY, BF16_ONLY };  // fp32; bf16 with fp32 masters; bf16, rounded stochastically
-
 // ---- skipping ----
 // A skipped step leaves everything alone, but for Muon's update, which is zero.
 static OpCall *skipped_case(OpTest *t, const char *op, const char *variant, int dims, const int64_t *dim) {
@@ -196,67 +194,30 @@ static void test_skip(OpTest *t) {
     op_test_close(t, momentum->t[0][4], op_test_doubles(t, 99), 0, "a skipped update");
 }
 
-// ---- many tensors ----
-// More tensors than one launch may take, in flat arrays as a model has them, but not where 16-byte packs begin: a
-// tensor's result is the same alone, and nothing beside it is touched.
-#define MANY 110
-typedef struct {
-    Tensor flat[5];  // masters, bf16 weights, gradients, m, v
-    OptimTensor list[MANY];
-} Crowd;
-static Crowd crowd_case(OpTest *t, int64_t same_elems, const Crowd *copied) {
-    Crowd crowd;
-    int64_t elems[MANY], total = 0;
-    for (int i = 0; i < MANY; ++i) total += elems[i] = same_elems > 0 ? same_elems : i * 37 % 53;
-    for (int k = 0; k < 5; ++k) {
-        DType dtype = k == 1 ? DTYPE_BF16 : DTYPE_F32;
-        double *values = op_test_host(t, copied != NULL ? copied->flat[k]
-                                                        : op_test_random(t, dtype, OP_TEST_DIMS(total), 1.0));
-        for (int64_t i = 0; i < total && k == 4; ++i) values[i] = fabs(values[i]);
-        crowd.flat[k] = op_test_from(t, dtype, OP_TEST_DIMS(total), values);
+// A tensor's result is the same alone as in a call with more of them than one launch may take.
+#define CROWD 2u
+#define MANY 4u
+#define ALONE 32u
+static void check_alone(OpTest *t, const char *op, const char *variant, unsigned flags, int dims,
+                        const int64_t *dim) {
+    uint64_t hash[2];
+    for (unsigned alone = 0; alone < 2; ++alone) {
+        OpCall *call = case_test_open(t, op, variant, DTYPE_BF16, flags | alone * ALONE, dims, dim);
+        case_test_run(t, call);
+        hash[alone] = op_call_hash(call);
     }
-    for (int64_t i = 0, first = 0; i < MANY; first += elems[i++]) {
-        void *at[5];
-        for (int k = 0; k < 5; ++k) at[k] = tensor_rows(crowd.flat[k], first, elems[i]).data;
-        crowd.list[i] = (OptimTensor){.master = i % 3 == BF16_ONLY ? NULL : at[0],
-                                      .weight = i % 3 == MASTER ? NULL : at[1], .grad = at[2], .m = at[3], .v = at[4],
-                                      .elems = elems[i], .first_elem = first, .lr = 1e-3f * (float)i,
-                                      .weight_decay = 0.1f};
-    }
-    return crowd;
+    if (hash[0] != hash[1]) fail_msg("%s: other bits in company than alone", op);
 }
-static void check_same_crowds(OpTest *t, const Crowd *a, const Crowd *b) {
-    static const char *const NAMES[] = {"masters", "weights", "gradients", "m", "v"};
-    for (int k = 0; k < 5; ++k) op_test_same_bits(t, a->flat[k], b->flat[k], NAMES[k]);
-}
-static void test_adamw_many(OpTest *t) {
-    Crowd together = crowd_case(t, 0, NULL), alone = crowd_case(t, 0, &together);
-    Tensor stats = stats_tensor(t, 0.5, false);
-    AdamwArgs args = {.beta1 = 0.9f, .beta2 = 0.95f, .eps = 1e-8f, .t = 7, .seed = 3};
-    t->be->adamw(t->be, together.list, MANY, stats.data, args);
-    for (int i = 0; i < MANY; ++i) t->be->adamw(t->be, &alone.list[i], 1, stats.data, args);
-    check_same_crowds(t, &together, &alone);
-}
-static void test_muon_many(OpTest *t) {
-    Crowd together = crowd_case(t, 35, NULL), alone = crowd_case(t, 35, &together);
-    Tensor stats = stats_tensor(t, 0.5, false);
-    Tensor x = op_test_tensor(t, DTYPE_BF16, OP_TEST_DIMS(MANY, 5, 7));
-    Tensor x_alone = op_test_tensor(t, DTYPE_BF16, OP_TEST_DIMS(MANY, 5, 7));
-    MuonArgs args = {.momentum = 0.95f, .t = 4, .seed = 11};
-    t->be->muon_momentum(t->be, x, together.list, MANY, stats.data, args);
-    t->be->frobenius_normalize(t->be, x, 1e-7f);
-    t->be->muon_apply(t->be, together.list, MANY, x, stats.data, args);
-    for (int i = 0; i < MANY; ++i) {
-        Tensor one = tensor_rows(x_alone, i, 1);
-        t->be->muon_momentum(t->be, one, &alone.list[i], 1, stats.data, args);
-        t->be->frobenius_normalize(t->be, one, 1e-7f);
-        t->be->muon_apply(t->be, &alone.list[i], 1, one, stats.data, args);
-    }
-    op_test_same_bits(t, x, x_alone, "orthogonalized");
-    check_same_crowds(t, &together, &alone);
+static void test_alone(OpTest *t) {
+    const int64_t matrices[3] = {110, 5, 7};
+    int64_t elems = 0;
+    for (int i = 0; i < 110; ++i) elems += i * 37 % 53;
+    check_alone(t, "AdamW", "plain", MANY, 1, &elems);
+    check_alone(t, "Muon momentum", "Nesterov", CROWD, 3, matrices);
+    check_alone(t, "Muon normalize", "plain", CROWD, 3, matrices);
+    check_alone(t, "Muon apply", "plain", CROWD, 3, matrices);
 }
 
-// ---- Muon ----
 // ---- stochastic rounding ----
 // The rule of rng_philox.h, written down once more from its description.
 static uint16_t rounded(float value, uint64_t seed, int64_t step, int64_t elem) {
@@ -291,7 +252,8 @@ static Param param_case(OpTest *t, int64_t elems, float lr) {
                .m = op_test_random(t, DTYPE_F32, OP_TEST_DIMS(elems), 0.1),
                .v = op_test_from(t, DTYPE_F32, OP_TEST_DIMS(elems), op_test_doubles(t, elems))};
     p.values = op_test_host(t, p.weight);
-    p.view = (OptimTensor){.weight = p.weight.data, .grad = p.grad.data, .m = p.m.data, .v = p.v.data, .elems = elems, .lr = lr};
+    p.view = (OptimTensor){
+        .weight = p.weight.data, .grad = p.grad.data, .m = p.m.data, .v = p.v.data, .elems = elems, .lr = lr};
     return p;
 }
 
@@ -365,11 +327,15 @@ static void test_rounding_not_finite(OpTest *t) {
 }
 
 int main(void) {
-    const OpTestCase SPECIAL[] = {OP_TEST_CASE(test_grad_clip_not_finite), OP_TEST_CASE(test_sum_squares_place),
-                                  OP_TEST_CASE(test_grad_clip_order),      OP_TEST_CASE(test_grad_clip_skip),
-                                  OP_TEST_CASE(test_hash_sum_pieces),      OP_TEST_CASE(test_skip),
-                                  OP_TEST_CASE(test_adamw_many),           OP_TEST_CASE(test_muon_many),
-                                  OP_TEST_CASE(test_rounding_bits),        OP_TEST_CASE(test_rounding_is_unbiased),
+    const OpTestCase SPECIAL[] = {OP_TEST_CASE(test_grad_clip_not_finite),
+                                  OP_TEST_CASE(test_sum_squares_place),
+                                  OP_TEST_CASE(test_grad_clip_order),
+                                  OP_TEST_CASE(test_grad_clip_skip),
+                                  OP_TEST_CASE(test_hash_sum_pieces),
+                                  OP_TEST_CASE(test_skip),
+                                  OP_TEST_CASE(test_alone),
+                                  OP_TEST_CASE(test_rounding_bits),
+                                  OP_TEST_CASE(test_rounding_is_unbiased),
                                   OP_TEST_CASE(test_rounding_not_finite)};
     return case_test_main(&OPS_OPTIM, SPECIAL, sizeof SPECIAL / sizeof SPECIAL[0]);
 }

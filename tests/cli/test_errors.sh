@@ -6,8 +6,7 @@ cd "$(dirname "$0")/../.." || exit 1
 . tests/support/lib.sh
 
 seq 1 4000 | awk '{print "line " $1 " of a text that is long enough"}' >"$work/text.txt"
-check tokenize expect 0 "val" "$prep" tokenize --tokenizer bytes --out "$work/data" --val-fraction 0.1 "$work/text.txt"
-train=$work/data/train_000000.bin val=$work/data/val_000000.bin
+check tokenize shards -
 
 bad() { # NAME STATUS TEXT key=value...
     local name=$1 status=$2 text=$3

@@ -11,16 +11,11 @@ awk 'BEGIN {srand(7); split("the of and to in that he shall unto for his lord ki
         printf "%s%s", w[1 + int(rand() * rand() * 20)], i % 11 == 10 ? ".\n" : " "
         if (i == 6200) for (k = 0; k < 48; ++k) printf "%c", 33 + int(rand() * 90)
     }}' >"$work/text.txt"
-check tokenize expect 0 "val" "$prep" tokenize --tokenizer bytes --out "$work/data" --val-fraction 0.02 "$work/text.txt"
-train=$work/data/train_000000.bin val=$work/data/val_000000.bin
+check tokenize shards - 0.02
 
 # run DIR [key=value...]: with this seed the noise comes in steps 78 and 182 of the order of the data.
 run() {
-    local dir=$1
-    shift
-    "$train_gpt" train out_dir="$dir" train="$train" val="$val" model=llama:d2 channels=64 heads=4 kv_heads=2 head_size=16 \
-        ffn=96 max_seq_len=32 seq_len=32 batch_rows=4 batch_tokens=256 steps=200 warmup_steps=4 lr=3e-3 val_every=0 \
-        save_every=25 keep_last=0 sample_tokens=8 progress_bar=false seed=4 spike_z=8 spike_window=32 "$@"
+    tiny_run "$1" batch_rows=4 batch_tokens=256 steps=200 val_every=0 save_every=25 seed=4 spike_z=8 spike_window=32 "${@:2}"
 }
 same_end() {
     local file

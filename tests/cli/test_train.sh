@@ -5,24 +5,11 @@ set -u
 cd "$(dirname "$0")/../.." || exit 1
 . tests/support/lib.sh
 
-fault=$work/fault_io.so
-cc -D_GNU_SOURCE -shared -fPIC -o "$fault" tests/faults/fault_io.c -ldl || exit 1
-# Under a sanitizer its runtime must come before anything preloaded.
-sanitizer=$(ldd "$train_gpt" | awk '/libasan/ {print $3}')
+fault_library fault_io || exit 1
+check tokenize shards 12000
 
-# 60 kB of text with some structure, as byte tokens.
-words 12000 >"$work/text.txt"
-check tokenize expect 0 "val" "$prep" tokenize --tokenizer bytes --out "$work/data" --val-fraction 0.1 "$work/text.txt"
-train=$work/data/train_000000.bin val=$work/data/val_000000.bin
-
-# run DIR [key=value...]: a tiny Llama-style model with several micro-batches a step.
-run() {
-    local dir=$1
-    shift
-    "$train_gpt" train out_dir="$dir" train="$train" val="$val" model=llama:d2 channels=64 heads=4 kv_heads=2 head_size=16 \
-        ffn=96 max_seq_len=32 seq_len=32 batch_rows=4 batch_tokens=256 steps=24 warmup_steps=4 lr=3e-3 val_every=8 val_tokens=2048 \
-        save_every=6 keep_last=0 sample_tokens=8 progress_bar=false "$@"
-}
+# run DIR [key=value...]: several micro-batches a step.
+run() { tiny_run "$1" batch_rows=4 batch_tokens=256 steps=24 val_every=8 val_tokens=2048 save_every=6 "${@:2}"; }
 files="model.safetensors optimizer.safetensors config.json tokenizer.json"
 same_checkpoint() {
     local file
@@ -67,7 +54,7 @@ kill_in_checkpoint() {
     for at in 1 2 3 5 8 12 16 20 24; do
         rm -rf "$dir"
         (export FAULT_PATH=step_00000012 FAULT_AT=$at FAULT_KIND=kill
-         LD_PRELOAD="${sanitizer:+$sanitizer:}$fault" run "$dir") >"$work/torn.log" 2>&1
+         LD_PRELOAD=$preload run "$dir") >"$work/torn.log" 2>&1
         [ -d "$dir/step_00000024" ] && break # fewer operations than that
         operations=$at
         [ -d "$dir/step_00000006" ] || { echo "    killed at operation $at: the checkpoint before is gone"; return 1; }
@@ -81,7 +68,7 @@ check resume_after_kill_in_checkpoint kill_in_checkpoint
 disk_full() {
     local dir=$work/full
     (export FAULT_PATH=step_00000012 FAULT_AT=3 FAULT_KIND=enospc FAULT_FOREVER=1
-     LD_PRELOAD="${sanitizer:+$sanitizer:}$fault" run "$dir" on_save_error="$1") >"$work/full.log" 2>&1
+     LD_PRELOAD=$preload run "$dir" on_save_error="$1") >"$work/full.log" 2>&1
     status=$?
     grep -q "No space left" "$work/full.log" || { tail -n 5 "$work/full.log"; return 1; }
     [ ! -d "$dir/step_00000012" ] && "$train_gpt" ckpt verify "$dir/step_00000006" >/dev/null || return 1
@@ -201,7 +188,7 @@ phases() {
     local run="$train_gpt train $work/phases.conf sample_tokens=4"
     $run out_dir="$work/p" >"$work/p.log" 2>&1 || { tail -n 3 "$work/p.log"; return 1; }
     (export FAULT_PATH=step_00000016 FAULT_AT=2 FAULT_KIND=kill
-     LD_PRELOAD="${sanitizer:+$sanitizer:}$fault" $run out_dir="$work/q") >"$work/q.log" 2>&1
+     LD_PRELOAD=$preload $run out_dir="$work/q") >"$work/q.log" 2>&1
     [ -d "$work/q/step_00000012" ] && [ ! -d "$work/q/step_00000016" ] || return 1
     $run out_dir="$work/q" >"$work/q.log" 2>&1 || { tail -n 3 "$work/q.log"; return 1; }
     same_checkpoint "$work/p/step_00000020" "$work/q/step_00000020" || return 1

@@ -5,18 +5,12 @@ set -u
 cd "$(dirname "$0")/../.." || exit 1
 . tests/support/lib.sh
 
-words 12000 >"$work/text.txt"
-"$prep" tokenize --tokenizer bytes --out "$work/data" --val-fraction 0.1 "$work/text.txt" >/dev/null 2>&1 || exit 1
+shards 12000 || exit 1
 
-# run NAME RANKS [key=value...]: eight steps of eight micro-batches; goes on where NAME stopped.
+# run NAME RANKS [key=value...]: eight steps of eight micro-batches; resumes where NAME stopped.
 run() {
-    local name=$1 ranks=$2 launcher=()
-    shift 2
-    [ "$ranks" -eq 1 ] || launcher=("${mpi[@]}" -np "$ranks")
-    env "$(sanitize_for "$ranks")" timeout -k 5 120 "${launcher[@]}" "$train_gpt" train out_dir="$work/$name" train="$work/data/train_*.bin" device=cpu threads=1 \
-        model=llama:d2 channels=64 heads=4 kv_heads=2 head_size=16 ffn=96 max_seq_len=32 seq_len=32 batch_rows=2 batch_tokens=512 \
-        steps=8 warmup_steps=2 lr=3e-3 val_every=0 save_every=5 keep_last=0 sample_tokens=8 comm_timeout=60 progress_bar=false \
-        deterministic=lanes compare_every=2 hash_every=1 "$@" >"$work/$name.log" 2>&1 || { tail -n 5 "$work/$name.log"; return 1; }
+    tiny_ranks "$1" "$2" val= batch_rows=2 batch_tokens=512 steps=8 val_every=0 save_every=5 deterministic=lanes compare_every=2 \
+        hash_every=1 "${@:3}" || { tail -n 5 "$work/$1.log"; return 1; }
 }
 verify() { expect "$1" "$2" "$train_gpt" verify "$work/$3" "$work/$4"; }
 # STATUS TEXT NAME REFERENCE RANKS [key=value...]

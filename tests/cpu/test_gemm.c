@@ -1,5 +1,5 @@
-// test_gemm.c: Backend.matmul: every transpose, dtype and epilogue; NaN and infinity; views; the magnitudes that scale
-// 8-bit inputs.
+// test_gemm.c: Backend.matmul: every transpose, dtype and epilogue; NaN and infinity; views; the magnitudes that
+// scale 8-bit inputs.
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -33,8 +33,8 @@ static void test_not_finite(OpTest *t) {
             const int64_t M = ROWS[i & 1], N = 67, K = 35, bad_row = M - 1, bad_col = N - 1;
             const double bad = i & 4 ? (double)INFINITY : (double)NAN;
             const unsigned trans_b = i & TRANS_B;
-            OpCall *call = case_test_open(t, "matmul forward", "plain", DTYPES[d].in, trans_b | DTYPES[d].out,
-                                          OP_TEST_DIMS(M, N, K));
+            OpCall *call =
+                case_test_open(t, "matmul", "plain", DTYPES[d].in, trans_b | DTYPES[d].out, OP_TEST_DIMS(M, N, K));
             call->operand[A].pattern[bad_row * K + K - 1] = bad;
             call->operand[B].pattern[trans_b ? bad_col * K : bad_col] = bad;
             op_call_upload(call, A);
@@ -53,7 +53,7 @@ static void test_not_finite(OpTest *t) {
 // Views that start at any element: the rows of a table of odd width.
 static void test_views(OpTest *t) {
     for (int d = 0; d < 3; ++d) {
-        case_test_views(t, "matmul forward", "fused", DTYPES[d].in, TRANS_B | BIAS | GELU | DTYPES[d].out,
+        case_test_views(t, "matmul", "epilogues", DTYPES[d].in, TRANS_B | BIAS | GELU | DTYPES[d].out,
                         OP_TEST_DIMS(16, 24, 32));
         op_test_release(t);
     }
@@ -160,12 +160,13 @@ static void test_fp8_scales(OpTest *t) {
         case_test_run(t, call);
         double *out = op_test_host(t, call->t[0][OUT]);
         for (int64_t n = 0; n < N; ++n)
-            if (i == 0 ? isfinite(out[n]) : !isnan(out[n])) fail_msg("input %g, out[%lld] = %g", values[7], (long long)n, out[n]);
+            if (i == 0 ? isfinite(out[n]) : !isnan(out[n]))
+                fail_msg("input %g, out[%lld] = %g", values[7], (long long)n, out[n]);
     }
 }
 
 int main(void) {
-    const OpTestCase SPECIAL[] = {OP_TEST_CASE(test_not_finite), OP_TEST_CASE(test_views), OP_TEST_CASE(test_fp8_scales),
-                                  OP_TEST_CASE(test_fp8_records)};
+    const OpTestCase SPECIAL[] = {OP_TEST_CASE(test_not_finite), OP_TEST_CASE(test_views),
+                                  OP_TEST_CASE(test_fp8_scales), OP_TEST_CASE(test_fp8_records)};
     return case_test_main(&OPS_MATMUL, SPECIAL, sizeof SPECIAL / sizeof SPECIAL[0]);
 }

@@ -23,11 +23,9 @@ declare -A run_pid
 
 
 ranks_data() {
-    words 12000 >"$work/text.txt"
-    "$prep" tokenize --tokenizer bytes --out "$work/data" --val-fraction 0.1 "$work/text.txt" >"$work/prep.log" 2>&1 || return 1
-    options=(train="$work/data/train_*.bin" val="$work/data/val_*.bin" model=llama:d2 channels=64 heads=4 kv_heads=2 head_size=16
-        ffn=96 max_seq_len=32 seq_len=32 batch_rows=1 batch_tokens=512 steps="$steps" warmup_steps=4 lr=3e-3 val_every=30 val_tokens=1024
-        save_every="$save_every" keep_last=0 sample_tokens=4 progress_bar=false threads=1 device=cpu deterministic=lanes comm_timeout=60)
+    shards 12000 || return 1
+    options=("${tiny[@]}" batch_rows=1 batch_tokens=512 steps="$steps" val_every=30 val_tokens=1024 save_every="$save_every"
+        sample_tokens=4 threads=1 device=cpu deterministic=lanes comm_timeout=60)
 }
 
 # Runs in the place of a rank: preloads the fault where it belongs, then becomes the program, or keeps its exit status.

@@ -4,15 +4,13 @@
 set -u
 cd "$(dirname "$0")/../.." || exit 1
 . tests/support/lib.sh
-give_up() { skip cuda_ranks "$1"; exit 0; }
-[ -e "$BUILD/libllmc_cudaemu.so" ] || give_up "$BUILD/libllmc_cudaemu.so is not built: the CUDA headers were not found (make config)"
-[ -e "$BUILD/libnccl_emu.so" ] || give_up "$BUILD/libnccl_emu.so is not built: nccl.h or MPI was not found (make config)"
-[ -z "$(mpi_missing)" ] || give_up "$(mpi_missing)"
+[ -e "$BUILD/libllmc_cudaemu.so" ] || skip_all cuda_ranks "$BUILD/libllmc_cudaemu.so is not built: the CUDA headers were not found (make config)"
+[ -e "$BUILD/libnccl_emu.so" ] || skip_all cuda_ranks "$BUILD/libnccl_emu.so is not built: nccl.h or MPI was not found (make config)"
+need_mpi cuda_ranks
 export OMP_NUM_THREADS=1 TOKAMAK_EMU_DEVICES=4 XDG_CACHE_HOME=$work/cache
 # Those of MPI are not ours, and it unloads what would name them.
 export ASAN_OPTIONS="${ASAN_OPTIONS:-}:detect_leaks=0"
-words 4000 >"$work/text.txt"
-"$prep" tokenize --tokenizer bytes --out "$work/data" "$work/text.txt" >/dev/null 2>&1 || exit 1
+shards 4000 0 || exit 1
 
 program=()  # what stands before train_gpt
 # run NAME RANKS [NAME=VALUE... of the environment] -- [key=value...]: four steps of a tiny model.

@@ -6,37 +6,23 @@ set -u
 cd "$(dirname "$0")/../.." || exit 1
 . tests/support/lib.sh
 
-why=$(mpi_missing)
-if [ -n "$why" ]; then
-    skip ranks "$why"
-    exit 0
-fi
+need_mpi ranks
 # What ranks that are killed leave of their shared memory goes away with $work.
 export OMPI_MCA_mpi_yield_when_idle=1 OMPI_MCA_btl_vader_backing_directory=$work OMP_WAIT_POLICY=passive
 
-fault=$work/fault_io.so
-cc -D_GNU_SOURCE -shared -fPIC -o "$fault" tests/faults/fault_io.c -ldl || exit 1
-sanitizer=$(ldd "$train_gpt" | awk '/libasan/ {print $3}')
+fault_library fault_io || exit 1
 # The fault is one rank's: BAD_RANK.
 cat >"$work/rank.sh" <<'END'
 if [ "${OMPI_COMM_WORLD_RANK:-0}" = "${BAD_RANK:-none}" ]; then export LD_PRELOAD=$FAULT_PRELOAD; fi
 exec "$@"
 END
-export FAULT_PRELOAD="${sanitizer:+$sanitizer:}$fault"
+export FAULT_PRELOAD=$preload
 
-words 12000 >"$work/text.txt"
-"$prep" tokenize --tokenizer bytes --out "$work/data" --val-fraction 0 "$work/text.txt" >/dev/null 2>&1 || exit 1
+shards 12000 0 || exit 1
 
 # ranks NAME RANKS [key=value...]: six steps of sixteen micro-batches, checkpoints at 3 and 6.
-ranks() {
-    local name=$1 launcher=()
-    [ "$2" -eq 1 ] || launcher=("${mpi[@]}" -np "$2")
-    env "$(sanitize_for "$2")" timeout -k 5 120 "${launcher[@]}" bash "$work/rank.sh" "$train_gpt" train out_dir="$work/$name" \
-        train="$work/data/train_*.bin" \
-        device=cpu threads=1 model=llama:d3 channels=64 heads=4 kv_heads=2 head_size=16 ffn=96 max_seq_len=32 \
-        seq_len=32 batch_rows=1 batch_tokens=512 steps=6 warmup_steps=2 lr=3e-3 val_every=0 save_every=3 keep_last=0 \
-        sample_tokens=8 comm_timeout=60 progress_bar=false "${@:3}" >"$work/$name.log" 2>&1
-}
+program=(bash "$work/rank.sh")
+ranks() { tiny_ranks "$1" "$2" model=llama:d3 batch_rows=1 batch_tokens=512 steps=6 val_every=0 save_every=3 "${@:3}"; }
 run() { ranks "$@" || { tail -n 5 "$work/$1.log"; return 1; }; }
 same() { "$train_gpt" ckpt diff "$1" "$2" >"$work/diff" 2>&1 || { tail -n 3 "$work/diff"; return 1; }; }
 whole() { "$train_gpt" ckpt verify "$1" >"$work/verify" 2>&1 || { cat "$work/verify"; return 1; }; }

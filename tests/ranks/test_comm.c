@@ -175,7 +175,7 @@ static void test_errors(void **state) {
     Error err = {""};
     Backend *be = backend_cpu_open(1, "auto", &err);
     Comm *comm;
-    CommMpiPlugin closed = {.library = NULL};
+    CommMpiPlugin closed = {.mpi = NULL};
     CommOptions options = {.axis = {1, 4}};
     assert_false(comm_open(&comm, "mpi", be, &options, &err));
     assert_non_null(strstr(err.message, "4 ranks on CPUs"));

@@ -6,17 +6,11 @@ set -u
 cd "$(dirname "$0")/../.." || exit 1
 . tests/support/lib.sh
 . tests/faults/ranks.sh
-why=$(mpi_missing)
-if [ -n "$why" ]; then
-    skip faults "$why"
-    exit 0
-fi
+need_mpi faults
 trap 'ranks_end; rm -rf "$work"' EXIT
 trap 'exit 1' INT TERM
-# Under a sanitizer its runtime must come before anything preloaded.
-sanitizer=$(ldd "$train_gpt" | awk '/libasan/ {print $3}')
 fault_io=$work/fault_io.so fault_mpi=$work/fault_mpi.so
-cc -D_GNU_SOURCE -shared -fPIC -o "$fault_io" tests/faults/fault_io.c -ldl && mpicc -shared -fPIC -o "$fault_mpi" tests/faults/fault_mpi.c || exit 1
+fault_library fault_io && fault_library fault_mpi mpicc || exit 1
 ranks_data || exit 1
 seed=${SEED:-$(($(date +%s) % 32768))}
 RANDOM=$seed

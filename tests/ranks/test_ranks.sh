@@ -5,25 +5,14 @@ set -u
 cd "$(dirname "$0")/../.." || exit 1
 . tests/support/lib.sh
 
-why=$(mpi_missing)
-if [ -n "$why" ]; then
-    skip ranks "$why"
-    exit 0
-fi
-
-words 12000 >"$work/text.txt"
-"$prep" tokenize --tokenizer bytes --out "$work/data" --val-fraction 0.1 "$work/text.txt" >/dev/null 2>&1 || exit 1
+need_mpi ranks
+shards 12000 || exit 1
 
 # run NAME RANKS [key=value...]: six steps of eight micro-batches, of a Llama-style model.
 run() {
-    local name=$1 ranks=$2 launcher=()
-    shift 2
-    rm -rf "${work:?}/$name"
-    [ "$ranks" -eq 1 ] || launcher=("${mpi[@]}" -np "$ranks")
-    env "$(sanitize_for "$ranks")" timeout -k 5 120 "${launcher[@]}" "$train_gpt" train out_dir="$work/$name" train="$work/data/train_*.bin" \
-        val="$work/data/val_*.bin" device=cpu threads=1 model=llama:d3 channels=64 heads=4 kv_heads=2 head_size=16 ffn=96 max_seq_len=32 \
-        seq_len=32 batch_rows=4 batch_tokens=1024 steps=6 warmup_steps=2 lr=3e-3 val_every=3 val_tokens=2048 save_every=0 keep_last=0 \
-        sample_tokens=8 comm_timeout=60 progress_bar=false "$@" >"$work/$name.log" 2>&1 || { tail -n 5 "$work/$name.log"; return 1; }
+    rm -rf "${work:?}/$1"
+    tiny_ranks "$1" "$2" model=llama:d3 batch_rows=4 batch_tokens=1024 steps=6 val_every=3 val_tokens=2048 save_every=0 "${@:3}" ||
+        { tail -n 5 "$work/$1.log"; return 1; }
 }
 # Losses, held-out losses and gradient norms, every digit of them.
 numbers() { grep 'loss"' "$work/$1/metrics.jsonl" | grep -o '"step":[0-9]*\|"\(val_\)*loss":[-0-9.e+]*\|"grad_norm":[-0-9.e+]*'; }
@@ -85,20 +74,20 @@ check lanes_tied same_bits tied4 4 tied deterministic=lanes zero=3 $gpt2
 
 # Ranks that do not hold the same: other options are found at the start; other weights, which one rank reads from a directory of
 # the same name elsewhere, when replicas are compared, before that rank's gradients have done much.
-tiny="train=$work/data/train_*.bin device=cpu threads=1 steps=8 seq_len=32 batch_rows=1 batch_tokens=192 val_every=0 save_every=0 comm_timeout=60 progress_bar=false"
+small="train=$work/data/train_*.bin device=cpu threads=1 steps=8 seq_len=32 batch_rows=1 batch_tokens=192 val_every=0 save_every=0 comm_timeout=60 progress_bar=false"
 drift() {
     local where
     for where in here there; do mkdir -p "$work/$where"; done
-    "$train_gpt" train out_dir="$work/here/run" model=llama:d1 channels=32 heads=2 $tiny seed=1 steps=1 >/dev/null 2>&1 || return 1
-    "$train_gpt" train out_dir="$work/there/run" model=llama:d1 channels=32 heads=2 $tiny seed=2 steps=1 >/dev/null 2>&1 || return 1
+    "$train_gpt" train out_dir="$work/here/run" model=llama:d1 channels=32 heads=2 $small seed=1 steps=1 >/dev/null 2>&1 || return 1
+    "$train_gpt" train out_dir="$work/there/run" model=llama:d1 channels=32 heads=2 $small seed=2 steps=1 >/dev/null 2>&1 || return 1
     mv "$work/here/run/step_00000001" "$work/here/model" && mv "$work/there/run/step_00000001" "$work/there/model" || return 1
-    local program=("$(realpath "$train_gpt")" train out_dir="$work/drift" init_from=model $tiny compare_every=2 zero=$1)
+    local program=("$(realpath "$train_gpt")" train out_dir="$work/drift" init_from=model $small compare_every=2 zero=$1)
     expect 1 "rank 2 .* has drifted" timeout 60 "${mpi[@]}" -np 2 --wdir "$work/here" "${program[@]}" : -np 1 --wdir "$work/there" "${program[@]}"
 }
 check a_rank_that_drifts_is_named drift 0
 # shellcheck disable=SC2086
-check other_options_are_found expect 1 "rank 1 .* other options than rank 0" timeout 60 "${mpi[@]}" -np 1 "$train_gpt" train out_dir="$work/no" model=llama:d1 $tiny : \
-    -np 1 "$train_gpt" train out_dir="$work/no" model=llama:d1 $tiny lr=1e-3
+check other_options_are_found expect 1 "rank 1 .* other options than rank 0" timeout 60 "${mpi[@]}" -np 1 "$train_gpt" train out_dir="$work/no" model=llama:d1 $small : \
+    -np 1 "$train_gpt" train out_dir="$work/no" model=llama:d1 $small lr=1e-3
 
 check lanes_want_a_power_of_two expect 1 "expected 1, 2, 4, 8 or 16 ranks, found 3" "${mpi[@]}" -np 3 "$train_gpt" train out_dir="$work/no" \
     train="$work/data/train_*.bin" model=llama:d1 device=cpu steps=1 deterministic=lanes seq_len=32 batch_rows=1 batch_tokens=96

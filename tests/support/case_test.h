@@ -1,7 +1,7 @@
-// case_test.h: runs the cases of dev/cases as tests. Every odd shape of every kind, in every dtype and at every level of
-// the device (op_test.h): all elements of all outputs against the reference; what is only read is not written, nothing
-// around a tensor is; the same bits with 1, 2 and 3 threads, or twice; in place where an operation may work in place;
-// gradients of the reference against finite differences.
+// case_test.h: runs the cases of dev/cases as tests. Every odd shape of every kind, in every dtype and at every level
+// of the device (op_test.h): all elements of all outputs against the reference; what is only read is not written,
+// nothing around a tensor is; the same bits with 1, 2 and 3 threads, or twice; in place where an operation may work
+// in place; gradients of the reference against finite differences.
 #ifndef TESTS_CASE_TEST_H
 #define TESTS_CASE_TEST_H
 
@@ -12,7 +12,8 @@ int case_test_main(const OpFamily *family, const OpTestCase *special, size_t spe
 
 // ---- for special cases ----
 
-// An operation's operands on the device, filled; freed with the case. Set t[0][operand] or upload to change what it sees.
+// An operation's operands on the device, filled; freed with the case. Set t[0][operand] or upload to change what it
+// sees.
 OpCall *case_test_open(OpTest *t, const char *op, const char *variant, DType dtype, unsigned flags, int dims,
                        const int64_t *dim);
 // NaN: what operations do not write there they must not use. Nothing on other devices than the CPU.

@@ -96,9 +96,9 @@ void op_test_release(OpTest *t) {
 }
 
 // Returns a hash of every byte that the case read back.
-static uint64_t run_once(const OpTestRun *run, bool once) {
+static uint64_t run_once(const OpTestRun *run, bool once, bool repeat) {
     Error err = {""};
-    OpTest t = {.be = open_level(run->level, &err), .seen = 14695981039346656037u, .once = once};
+    OpTest t = {.be = open_level(run->level, &err), .seen = 14695981039346656037u, .once = once, .repeat = repeat};
     t.data = run->test->data;
     if (t.be == NULL) fail_msg("%s", err.message);
     run->test->body(&t);
@@ -112,13 +112,13 @@ static uint64_t run_once(const OpTestRun *run, bool once) {
 static void run_case(void **state) {
     const OpTestRun *run = *state;
     if (!run->all_orders) {
-        run_once(run, run->once);
+        run_once(run, run->once, false);
         return;
     }
     uint64_t seen[THREAD_ORDER_COUNT];
     for (int order = 0; order < THREAD_ORDER_COUNT; ++order) {
         set_thread_order(order);
-        seen[order] = run_once(run, run->once && order == 0);
+        seen[order] = run_once(run, run->once && order == 0, order > 0);
         if (seen[order] != seen[0]) fail_msg("threads in %s order: other bits than forward", THREAD_ORDERS[order]);
     }
 }
@@ -227,15 +227,6 @@ Tensor op_test_random(OpTest *t, DType dtype, int ndim, const int64_t *dims, dou
     op_test_upload(t, tensor, values);
     return tensor;
 }
-Tensor op_test_integers(OpTest *t, int ndim, const int64_t *dims, int64_t below) {
-    Tensor tensor = op_test_tensor(t, DTYPE_I32, ndim, dims);
-    double *values = op_test_doubles(t, tensor_elems(tensor));
-    uint64_t draw = t->draws++;
-    for (int64_t i = 0; i < tensor_elems(tensor); ++i)
-        values[i] = floor(rng_uniform(OP_TEST_SEED, RNG_STREAM_TEST, draw << 32 | (uint64_t)i) * (double)below);
-    op_test_upload(t, tensor, values);
-    return tensor;
-}
 
 // ---- comparisons ----
 double op_test_error(const double *out, const double *ref, int64_t elems) { return op_error(out, ref, elems); }
@@ -264,26 +255,6 @@ void op_test_set_threads(OpTest *t, int threads) {
     if (t->be->threads == 0) return;  // a device without host threads
     t->be->threads = threads = threads > 0 ? threads : OP_TEST_THREADS;
     omp_set_num_threads(threads);
-}
-
-void op_test_thread_invariant(OpTest *t, void (*run)(OpTest *t, void *user), void *user, const Tensor *outs,
-                              size_t out_count, const char *label) {
-    void *first[8];
-    assert_true(out_count <= sizeof first / sizeof first[0]);
-    for (int threads = 1; threads <= 3; ++threads) {
-        op_test_set_threads(t, threads);
-        for (size_t i = 0; i < out_count; ++i) op_test_poison(t, outs[i]);
-        run(t, user);
-        for (size_t i = 0; i < out_count; ++i) {
-            size_t bytes = tensor_bytes(outs[i]);
-            void *now = op_test_bytes(t, bytes);
-            t->be->download(t->be, now, outs[i].data, bytes);
-            if (threads == 1) first[i] = now;
-            if (memcmp(first[i], now, bytes) != 0)
-                fail_msg("%s: output %zu with %d threads differs from 1 thread", label, i, threads);
-        }
-    }
-    op_test_set_threads(t, 0);
 }
 
 void op_test_aborts(OpTest *t, void (*run)(OpTest *t, void *user), void *user, const char *message) {

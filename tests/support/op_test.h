@@ -39,6 +39,7 @@ typedef struct {
     struct OpTestBlock *blocks;
     uint64_t seen;  // hash of all results that the case has read
     bool once;      // in one level and order of the device alone: what does not depend on the device is tested then
+    bool repeat;    // in a further thread order: what is seen must be the same as in the first, which was compared
     const void *data;  // of the OpTestCase
 } OpTest;
 
@@ -62,7 +63,6 @@ int op_test_main(const OpTestCase *cases, size_t count);
 // ---- device tensors, freed with the case; writing just outside of one fails the case ----
 Tensor op_test_tensor(OpTest *t, DType dtype, int ndim, const int64_t *dims);  // poisoned
 Tensor op_test_random(OpTest *t, DType dtype, int ndim, const int64_t *dims, double scale);  // scale * N(0,1)
-Tensor op_test_integers(OpTest *t, int ndim, const int64_t *dims, int64_t below);  // int32, uniform in [0, below)
 Tensor op_test_from(OpTest *t, DType dtype, int ndim, const int64_t *dims, const double *values);
 // Every byte 0xff: NaN as fp32, bf16 or fp64, -1 as int32.
 void op_test_poison(OpTest *t, Tensor tensor);
@@ -87,10 +87,6 @@ void op_test_close(OpTest *t, Tensor out, const double *ref, double tolerance, c
 void op_test_same_bits(OpTest *t, Tensor a, Tensor b, const char *label);
 // How many threads the backend's operations use from now on, where it has threads; 0: as many as at the start.
 void op_test_set_threads(OpTest *t, int threads);
-// Runs the operation with 1, 2 and 3 threads, with the outputs poisoned before each, and fails the case unless all
-// outputs are the same to the bit. run sets up what is read and added to (+=).
-void op_test_thread_invariant(OpTest *t, void (*run)(OpTest *t, void *user), void *user, const Tensor *outs,
-                              size_t out_count, const char *label);
 
 // Whether the device under test is the CPU, where a wrong value stops the process; a GPU's kernels cannot.
 bool op_test_on_cpu(void);
