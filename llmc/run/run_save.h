@@ -18,7 +18,5 @@ void run_save_close(Run *run);
 // failed, and the run is to end for it.
 void run_save_vote(const Run *run, double votes[SAVER_VOTES]);
 bool run_save_poll(Run *run, const double votes[SAVER_VOTES], Error *err);
-// A checkpoint of the present step, begun and finished; on an error there is none. What run_save is made of.
-bool run_save_now(Run *run, Error *err);
 
 #endif
