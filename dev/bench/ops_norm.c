@@ -8,11 +8,12 @@
 
 // dim: N, C. The kinds of one norm differ by the flag.
 #define RMS 1u
-enum { OUT, MEAN, RSTD, X, WEIGHT, BIAS };                                     // forward
+#define ADDS 2u  // a residual
+enum { OUT, MEAN, RSTD, X, WEIGHT, BIAS, RESIDUAL };                           // forward
 enum { DX, DWEIGHT, DBIAS, DOUT, BACK_X, BACK_WEIGHT, BACK_MEAN, BACK_RSTD };  // backward
 
-static void add_shapes(OpShapes *shapes, const OpScale *scale, const OpModel *model, NormKind norm) {
-    unsigned flags = norm == NORM_RMS ? RMS : 0;
+static void add_shapes(OpShapes *shapes, const OpScale *scale, const OpModel *model, unsigned flags) {
+    NormKind norm = flags & RMS ? NORM_RMS : NORM_LAYER;
     if (model != NULL && model->config.norm == norm)
         op_add(shapes, OP_DIMS(scale->rows, model->config.C), flags, "%s", model->name);
     if (model == NULL) {
@@ -21,13 +22,20 @@ static void add_shapes(OpShapes *shapes, const OpScale *scale, const OpModel *mo
     }
 }
 static void layer_shapes(OpShapes *shapes, const OpScale *scale, const OpModel *model) {
-    add_shapes(shapes, scale, model, NORM_LAYER);
+    add_shapes(shapes, scale, model, 0);
 }
 static void rms_shapes(OpShapes *shapes, const OpScale *scale, const OpModel *model) {
-    add_shapes(shapes, scale, model, NORM_RMS);
+    add_shapes(shapes, scale, model, RMS);
 }
+static void layer_adds_shapes(OpShapes *shapes, const OpScale *scale, const OpModel *model) {
+    add_shapes(shapes, scale, model, ADDS);
+}
+static void rms_adds_shapes(OpShapes *shapes, const OpScale *scale, const OpModel *model) {
+    add_shapes(shapes, scale, model, RMS | ADDS);
+}
+static bool adds(const OpCase *c) { return c->shape.flags & ADDS; }
 static bool is_rms(const OpCase *c) { return c->shape.flags & RMS; }
-static NormArgs norm_args(const OpCase *c) { return (NormArgs){is_rms(c) ? NORM_RMS : NORM_LAYER, EPS}; }
+static NormArgs norm_args(const OpCase *c) { return (NormArgs){.kind = is_rms(c) ? NORM_RMS : NORM_LAYER, .eps = EPS}; }
 static Tensor unless_rms(const OpCase *c, Tensor t) { return is_rms(c) ? TENSOR_NONE : t; }
 
 static void forward_lay_out(OpCall *call) {
@@ -39,10 +47,12 @@ static void forward_lay_out(OpCall *call) {
     op_operand(call, OP_READ, FILL_NORMAL, 1.5, dtype, OP_DIMS(N, C));
     op_operand(call, OP_READ, FILL_NORMAL, 1, dtype, OP_DIMS(C));
     op_operand(call, OP_READ, FILL_NORMAL, 1, dtype, OP_DIMS(layer * C));
+    op_operand(call, OP_READ, FILL_NORMAL, 1, dtype, OP_DIMS(adds(call->c) ? N : 0, C));
 }
 static void forward_run(Backend *be, const OpCase *c, const Tensor *t) {
-    be->norm_forward(be, t[OUT], unless_rms(c, t[MEAN]), t[RSTD], t[X], t[WEIGHT], unless_rms(c, t[BIAS]),
-                     norm_args(c));
+    NormArgs args = norm_args(c);
+    if (adds(c)) args.residual = t[RESIDUAL];
+    be->norm_forward(be, t[OUT], unless_rms(c, t[MEAN]), t[RSTD], t[X], t[WEIGHT], unless_rms(c, t[BIAS]), args);
 }
 
 // mean and rstd of row i of operand `x`, which goes to `row`.
@@ -65,6 +75,7 @@ static void forward_check(OpCall *call, OpCheck *check) {
         for (int64_t c = 0; c < C; ++c) {
             double bias = is_rms(call->c) ? 0 : op_value(call, BIAS, c);
             row[c] = (row[c] - mean) * rstd * op_value(call, WEIGHT, c) + bias;
+            if (adds(call->c)) row[c] += op_value(call, RESIDUAL, at[n] * C + c);
         }
         op_download(call, OUT, at[n] * C, C, out);
         op_compare(check, "out", out, row, C, op_tolerance(call->c->dtype));
@@ -173,6 +184,8 @@ static void backward_check(OpCall *call, OpCheck *check) {
 static const OpKind KINDS[] = {
     {FORWARD, .variant = "layer", .shapes = layer_shapes},
     {FORWARD, .variant = "rms", .shapes = rms_shapes},
+    {FORWARD, .variant = "layer+residual", .shapes = layer_adds_shapes},
+    {FORWARD, .variant = "rms+residual", .shapes = rms_adds_shapes},
     {BACKWARD, .variant = "layer", .shapes = layer_shapes},
     {BACKWARD, .variant = "rms", .shapes = rms_shapes},
 };

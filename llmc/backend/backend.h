@@ -58,6 +58,7 @@ typedef struct {
 typedef struct {
     NormKind kind;
     float eps;
+    Tensor residual;  // (N,C) act, added to the normalized rows; TENSOR_NONE: nothing is. Forward only
 } NormArgs;
 
 // Rotary position embedding, "rotate half" pairing (i, i + HS/2) as in Hugging Face; tables are (max position, HS/2).
@@ -223,10 +224,13 @@ struct Backend {
     void (*embedding_backward)(Backend *be, Tensor dwte, Tensor dwpe, Tensor dout, Tensor tokens, Tensor positions);
 
     // ---- normalization over the last dimension ----
-    // out(N,C) =; mean(N) and rstd(N) fp32 = (mean is TENSOR_NONE for RMS); bias may be TENSOR_NONE.
+    // out(N,C) = [residual +] norm(x); mean(N) and rstd(N) fp32 = (mean is TENSOR_NONE for RMS); bias may be
+    // TENSOR_NONE. The residual is added in fp32, before the one rounding; it may be out's memory (then "+=") or x's.
     void (*norm_forward)(Backend *be, Tensor out, Tensor mean, Tensor rstd, Tensor x, Tensor weight, Tensor bias,
                          NormArgs args);
     // dx(N,C) act {=, += if accumulate_dx}; dweight(C), dbias(C) fp32 {=, += if accumulate_dw}; dbias may be NONE.
+    // args.residual is ignored: the residual's gradient is dout itself, which is only read. The gradient of x in
+    // out = residual + norm(x) is taken with accumulate_dx false into a tensor of its own: dx must not be dout.
     void (*norm_backward)(Backend *be, Tensor dx, Tensor dweight, Tensor dbias, Tensor dout, Tensor x, Tensor weight,
                           Tensor mean, Tensor rstd, bool accumulate_dx, bool accumulate_dw, NormArgs args);
 
@@ -300,7 +304,7 @@ struct Backend {
 };
 
 // What a plug-in is opened with.
-#define BACKEND_ABI 2
+#define BACKEND_ABI 3
 typedef struct {
     int abi;                // BACKEND_ABI of the caller; a plug-in of another age refuses
     size_t backend_bytes;   // sizeof(Backend), likewise

@@ -26,6 +26,19 @@ SIMD_INLINE float row_sum(const void *x, int64_t base, int64_t C, float shift, b
     return total;
 }
 
+SIMD_INLINE void norm_write_row(Tensor out, Tensor x, Tensor weight, Tensor bias, Tensor residual, bool adds,
+                                float mean, float rstd, int64_t base, DType dtype) {
+    int64_t C = x.dim[1];
+    for (int64_t c = 0; c < C; c += VF_LANES) {
+        int64_t left = C - c;
+        vf y = (vf_load_some(x.data, base + c, left, dtype) - mean) * rstd;
+        y *= vf_load_some(weight.data, c, left, dtype);
+        if (!tensor_is_none(bias)) y += vf_load_some(bias.data, c, left, dtype);
+        if (adds) y += vf_load_some(residual.data, base + c, left, dtype);
+        vf_store_some(out.data, base + c, y, left, dtype);
+    }
+}
+
 // The variance is taken around the mean in a second pass over the row, which is in L1 by then: E[x^2] - mean^2 would
 // cancel.
 SIMD_INLINE void norm_forward_row(Tensor out, float *mean_out, float *rstd_out, Tensor x, Tensor weight, Tensor bias,
@@ -35,19 +48,15 @@ SIMD_INLINE void norm_forward_row(Tensor out, float *mean_out, float *rstd_out, 
     if (args.kind == NORM_LAYER) *mean_out = mean = row_sum(x.data, base, C, 0.0f, false, dtype) / (float)C;
     float rstd = 1.0f / sqrtf(row_sum(x.data, base, C, mean, true, dtype) / (float)C + args.eps);
     *rstd_out = rstd;
-    for (int64_t c = 0; c < C; c += VF_LANES) {
-        int64_t left = C - c;
-        vf y = (vf_load_some(x.data, base + c, left, dtype) - mean) * rstd;
-        y *= vf_load_some(weight.data, c, left, dtype);
-        if (!tensor_is_none(bias)) y += vf_load_some(bias.data, c, left, dtype);
-        vf_store_some(out.data, base + c, y, left, dtype);
-    }
+    // Apart, so that the loop without a residual has no branch for it.
+    Tensor residual = args.residual;
+    if (tensor_is_none(residual)) norm_write_row(out, x, weight, bias, residual, false, mean, rstd, base, dtype);
+    else norm_write_row(out, x, weight, bias, residual, true, mean, rstd, base, dtype);
 }
 
 static void norm_forward(Backend *be, Tensor out, Tensor mean, Tensor rstd, Tensor x, Tensor weight, Tensor bias,
                          NormArgs args) {
-    op_check_norm(x, weight, bias, mean, rstd, args.kind);
-    op_check_2d("out", out, x.dtype, x.dim[0], x.dim[1]);
+    op_check_norm_forward(out, mean, rstd, x, weight, bias, &args);
     int64_t N = x.dim[0];
     (void)be;
 #pragma omp parallel for schedule(static) num_threads(be->threads) if (tensor_elems(x) > CPU_PARALLEL_ELEMS)

@@ -453,7 +453,7 @@ static void block_forward(Model *m, int64_t l, int64_t start) {
     int64_t N = m->B * m->T;
     BlockActs a = acts_for(&m->acts[l], N);
     Tensor in = tensor_rows(m->h[l], 0, N), out = tensor_rows(m->h[l + 1], 0, N);
-    NormArgs norm = {c->norm, c->norm_eps};
+    NormArgs norm = {.kind = c->norm, .eps = c->norm_eps};
 
     be->norm_forward(be, a.norm1, a.norm1_mean, a.norm1_rstd, in, w->norm1_w, w->norm1_b, norm);
     linear_forward(m, a.qkv_raw, a.norm1, w->qkv_w, w->qkv_b, TENSOR_NONE, ACT_NONE, TENSOR_NONE);
@@ -480,7 +480,7 @@ static void block_recompute(Model *m, int64_t l) {
     const BlockTensors *w = &m->w.block[l];
     int64_t N = m->B * m->T;
     BlockActs a = acts_for(&m->acts[l], N);
-    NormArgs norm = {m->config.norm, m->config.norm_eps};
+    NormArgs norm = {.kind = m->config.norm, .eps = m->config.norm_eps};
     be->norm_forward(be, a.norm1, a.norm1_mean, a.norm1_rstd, tensor_rows(m->h[l], 0, N), w->norm1_w, w->norm1_b,
                      norm);
     be->norm_forward(be, a.norm2, a.norm2_mean, a.norm2_rstd, a.mid, w->norm2_w, w->norm2_b, norm);
@@ -496,7 +496,7 @@ static void block_backward(Model *m, int64_t l, bool accumulate) {
     DType dtype = m->shape.dtype;
     BlockActs a = acts_for(&m->acts[l], N);
     Tensor in = tensor_rows(m->h[l], 0, N), dh = tensor_rows(m->dh, 0, N), dnorm = tensor_rows(m->dnorm, 0, N);
-    NormArgs norm = {c->norm, c->norm_eps};
+    NormArgs norm = {.kind = c->norm, .eps = c->norm_eps};
 
     // feed-forward. dfc_pre of a gated layer replaces fc_pre, which nobody reads again.
     Tensor dfc = tensor_2d(m->dwide.data, dtype, N, c->F), dfc_pre = dfc;
@@ -630,7 +630,7 @@ static void trunk_forward(Model *m, int64_t start) {
     need_weights(m, last_bucket(m), PASS_FORWARD);
     be->norm_forward(be, tensor_rows(m->norm_f, 0, N), rows_of(m->norm_f_mean, N), tensor_rows(m->norm_f_rstd, 0, N),
                      tensor_rows(m->h[m->config.L], 0, N), m->w.norm_f_w, m->w.norm_f_b,
-                     (NormArgs){m->config.norm, m->config.norm_eps});
+                     (NormArgs){.kind = m->config.norm, .eps = m->config.norm_eps});
 }
 
 static Tensor head_forward(Model *m, int64_t first, int64_t rows) {
@@ -709,7 +709,8 @@ static void trunk_backward(Model *m) {
     need_weights(m, last_bucket(m), PASS_BACKWARD);
     be->norm_backward(be, dh, m->g.norm_f_w, m->g.norm_f_b, tensor_rows(m->dnorm, 0, N),
                       tensor_rows(m->h[c->L], 0, N), m->w.norm_f_w, rows_of(m->norm_f_mean, N),
-                      tensor_rows(m->norm_f_rstd, 0, N), false, accumulate, (NormArgs){c->norm, c->norm_eps});
+                      tensor_rows(m->norm_f_rstd, 0, N), false, accumulate,
+                      (NormArgs){.kind = c->norm, .eps = c->norm_eps});
     finish_gradients(m, last_bucket(m));
     for (int64_t l = c->L - 1; l >= 0; --l) {
         need_weights(m, block_bucket(l), PASS_BACKWARD);

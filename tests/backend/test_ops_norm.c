@@ -19,6 +19,7 @@ typedef struct {
     int64_t N, C;
     NormKind kind;
     double *x, *weight, *bias;  // bias may be NULL
+    double *residual;           // may be NULL
     const double *dout;
     double *out, *mean, *rstd;
 } NormRef;
@@ -31,7 +32,8 @@ static void norm_ref_forward(const NormRef *r) {
         for (int64_t c = 0; c < r->C; ++c) squares += (x[c] - mean) * (x[c] - mean);
         double rstd = 1 / sqrt(squares / (double)r->C + EPS);
         for (int64_t c = 0; c < r->C; ++c)
-            r->out[i * r->C + c] = (x[c] - mean) * rstd * r->weight[c] + (r->bias != NULL ? r->bias[c] : 0);
+            r->out[i * r->C + c] = (x[c] - mean) * rstd * r->weight[c] + (r->bias != NULL ? r->bias[c] : 0) +
+                                   (r->residual != NULL ? r->residual[i * r->C + c] : 0);
         r->mean[i] = mean;
         r->rstd[i] = rstd;
     }
@@ -70,7 +72,7 @@ typedef struct {
 } NormCase;
 
 static NormCase norm_case(OpTest *t, int64_t N, int64_t C, NormKind kind, bool bias, DType dtype) {
-    NormCase n = {.args = {kind, (float)EPS}};
+    NormCase n = {.args = {.kind = kind, .eps = (float)EPS}};
     n.x = op_test_random(t, dtype, OP_TEST_DIMS(N, C), 1.5);
     n.weight = op_test_random(t, dtype, OP_TEST_DIMS(C), 1.0);
     n.bias = bias ? op_test_random(t, dtype, OP_TEST_DIMS(C), 1.0) : TENSOR_NONE;
@@ -84,16 +86,16 @@ static NormCase norm_case(OpTest *t, int64_t N, int64_t C, NormKind kind, bool b
     n.dx_before = op_test_host(t, n.dx);
     n.dweight_before = op_test_host(t, n.dweight);
     if (bias) n.dbias_before = op_test_host(t, n.dbias);
-    n.ref = (NormRef){N,
-                      C,
-                      kind,
-                      op_test_host(t, n.x),
-                      op_test_host(t, n.weight),
-                      bias ? op_test_host(t, n.bias) : NULL,
-                      op_test_host(t, n.dout),
-                      op_test_doubles(t, N * C),
-                      op_test_doubles(t, N),
-                      op_test_doubles(t, N)};
+    n.ref = (NormRef){.N = N,
+                      .C = C,
+                      .kind = kind,
+                      .x = op_test_host(t, n.x),
+                      .weight = op_test_host(t, n.weight),
+                      .bias = bias ? op_test_host(t, n.bias) : NULL,
+                      .dout = op_test_host(t, n.dout),
+                      .out = op_test_doubles(t, N * C),
+                      .mean = op_test_doubles(t, N),
+                      .rstd = op_test_doubles(t, N)};
     return n;
 }
 
@@ -164,6 +166,9 @@ static void test_norm_reference(OpTest *t) {
             check_numeric(t, &n, n.ref.x, dx, N * C, "dx");
             check_numeric(t, &n, n.ref.weight, dweight, C, "dweight");
             if (kind == 0) check_numeric(t, &n, n.ref.bias, dbias, C, "dbias");
+            // The residual's gradient is dout.
+            n.ref.residual = op_test_doubles(t, N * C);
+            check_numeric(t, &n, n.ref.residual, n.ref.dout, N * C, "dresidual");
         }
 }
 
@@ -186,6 +191,55 @@ static void test_norm_backward(OpTest *t) {
                 check_backward(t, SHAPES[s][0], SHAPES[s][1], NORM_RMS, false, dtype, accumulate);
             }
 }
+// Elements of out that are not their reference rounded once: with fp32 sums next to none, a quarter if the normalized
+// row was rounded before the residual was added.
+static void check_one_rounding(OpTest *t, const NormCase *n) {
+    const double *out = op_test_host(t, n->out);
+    int64_t elems = n->ref.N * n->ref.C, off = 0;
+    for (int64_t i = 0; i < elems; ++i) off += out[i] != (double)bf16_to_f32(bf16_from_f32((float)n->ref.out[i]));
+    if (off > 2 + elems / 100)
+        fail_msg("%lld of %lld elements are not rounded once", (long long)off, (long long)elems);
+}
+// in_place: the residual is out.
+static void check_residual(OpTest *t, int64_t N, int64_t C, NormKind kind, bool bias, DType dtype, bool in_place) {
+    NormCase n = norm_case(t, N, C, kind, bias, dtype);
+    Tensor residual = op_test_random(t, dtype, OP_TEST_DIMS(N, C), 1.0);
+    n.ref.residual = op_test_host(t, residual);
+    n.args.residual = in_place ? n.out : residual;
+    if (in_place) op_test_upload(t, n.out, n.ref.residual);
+    run_forward(t, &n);
+    norm_ref_forward(&n.ref);
+    op_test_close(t, n.out, n.ref.out, op_test_tolerance(dtype), "residual, norm_forward kind %d %lldx%lld", (int)kind,
+                  (long long)N, (long long)C);
+    if (dtype == DTYPE_BF16) check_one_rounding(t, &n);
+    if (!in_place) op_test_close(t, residual, n.ref.residual, 0, "residual after norm_forward");
+    // As the caller of such a norm takes it: the gradient of x apart, and dout goes on as the residual's gradient.
+    if (C <= 2) return;  // see test_norm_backward
+    run_backward(t, &n);
+    double *dx = op_test_doubles(t, N * C), *dweight = op_test_doubles(t, C), *dbias = op_test_doubles(t, C);
+    norm_ref_backward(&n.ref, dx, dweight, dbias);
+    op_test_close(t, n.dx, dx, op_test_tolerance(dtype), "residual, dx %lldx%lld", (long long)N, (long long)C);
+    op_test_close(t, n.dout, n.ref.dout, 0, "residual, dout after norm_backward");
+}
+static void test_norm_residual(OpTest *t) {
+    for (size_t s = 0; s < SHAPE_COUNT; ++s)
+        for (DType dtype = DTYPE_F32; dtype <= DTYPE_BF16; ++dtype)
+            for (int in_place = 0; in_place < 2; ++in_place) {
+                check_residual(t, SHAPES[s][0], SHAPES[s][1], NORM_LAYER, true, dtype, in_place);
+                if (s < SMALL_SHAPES) check_residual(t, SHAPES[s][0], SHAPES[s][1], NORM_LAYER, false, dtype, in_place);
+                check_residual(t, SHAPES[s][0], SHAPES[s][1], NORM_RMS, false, dtype, in_place);
+                op_test_release(t);
+            }
+}
+static void test_norm_contract(OpTest *t) {
+    if (!op_test_on_cpu()) return;
+    NormCase n = norm_case(t, 3, 20, NORM_RMS, false, DTYPE_F32);
+    n.args.residual = op_test_random(t, DTYPE_F32, OP_TEST_DIMS(3, 19), 1.0);
+    op_test_aborts(t, run_forward, &n, "residual");
+    n.args.residual = TENSOR_NONE;
+    n.dx = n.dout;
+    op_test_aborts(t, run_backward, &n, "dx is dout");
+}
 // A mean far from zero: a variance computed as E[x^2] - mean^2 in fp32 would have lost all digits.
 static void test_norm_large_mean(OpTest *t) {
     NormCase n = norm_case(t, 2, 100, NORM_LAYER, true, DTYPE_F32);
@@ -199,11 +253,14 @@ static void test_norm_threads(OpTest *t) {
     NormCase n = norm_case(t, 200, 130, NORM_LAYER, true, DTYPE_F32);
     op_test_thread_invariant(t, run_forward, &n, (Tensor[]){n.out, n.mean, n.rstd}, 3, "norm_forward");
     op_test_thread_invariant(t, run_backward, &n, (Tensor[]){n.dx, n.dweight, n.dbias}, 3, "norm_backward");
+    n.args.residual = n.dout;
+    op_test_thread_invariant(t, run_forward, &n, (Tensor[]){n.out, n.mean, n.rstd}, 3, "norm_forward, residual");
 }
 
 int main(void) {
     const OpTestCase CASES[] = {OP_TEST_CASE(test_norm_reference), OP_TEST_CASE(test_norm_forward),
-                                OP_TEST_CASE(test_norm_backward), OP_TEST_CASE(test_norm_large_mean),
+                                OP_TEST_CASE(test_norm_backward), OP_TEST_CASE(test_norm_residual),
+                                OP_TEST_CASE(test_norm_contract), OP_TEST_CASE(test_norm_large_mean),
                                 OP_TEST_CASE(test_norm_threads)};
     return op_test_main(CASES, sizeof CASES / sizeof CASES[0]);
 }
