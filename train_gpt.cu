@@ -5,6 +5,7 @@
 #include <stdio.h>
 #include <string.h>
 
+#include "llmc/command/command.h"
 #include "llmc/command/commands.h"
 #include "llmc/run/run.h"
 
@@ -91,7 +92,7 @@ static bool train_loop(Run *run, Error *err) {
 static int command_train(int argc, char **argv) {
     RunConfig config;
     int status = command_read_config(&config, "train", argc, argv);
-    if (status != COMMAND_GOES_ON) return status;
+    if (status != OPTIONS_CONTINUE) return status;
     Error err = {""};
     Run run;
     bool ok = run_open(&run, &config, &err);

@@ -4,7 +4,6 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "data/options.h"
 #include "data/prep.h"
 #include "llmc/loader/shard.h"
 #include "llmc/tokenizer/tokenizer.h"
@@ -16,12 +15,11 @@ typedef struct {
     int64_t text_bytes;
 } Settings;
 
-static const CommandHelp HELP = {
-    "prep inspect [options] PATH...",
+static const char ABOUT[] =
+    "usage: prep inspect [options] PATH...\n\n"
     "Says what each PATH holds: a shard (.bin), a dataset (a directory with dataset.json), or a tokenizer. The text\n"
-    "at the start of a shard is shown by the tokenizer beside it, or that of --tokenizer.",
-    "  prep inspect runs/bible/data runs/bible/data/val_000000.bin runs/bible/tokenizer\n",
-};
+    "at the start of a shard is shown by the tokenizer beside it, or that of --tokenizer.\n\n"
+    "example\n  prep inspect runs/bible/data runs/bible/data/val_000000.bin runs/bible/tokenizer\n";
 
 // Text with what a terminal would not show as it is written as escapes.
 static void print_text(const uint8_t *text, int64_t bytes, bool keep_newlines) {
@@ -177,13 +175,13 @@ static bool inspect_path(const Settings *settings, const char *path, Error *err)
 
 int prep_inspect(int argc, char **argv, Error *err) {
     Settings s = {.text_bytes = 400};
-    const Option options[] = {
-        {"tokenizer", OPTION_TEXT, &s.tokenizer, "to show text with; the one beside the shard if not given", 0, 0,
-         NULL},
-        {"text-bytes", OPTION_COUNT, &s.text_bytes, "of text to show from the start of a shard", 0, 1e9, NULL},
-    };
+    const Option rows[] = {{"tokenizer", OPTION_TO(s.tokenizer), OPTION_TEXT, 1,
+                            .help = "to show text with; the one beside the shard if not given"},
+                           {"text-bytes", OPTION_TO(s.text_bytes), OPTION_WHOLE, 0, 1e9,
+                            .help = "of text to show from the start of a shard"}};
+    const OptionTable table = {OPTION_ROWS(rows), OPTIONS_DASHES, .about = ABOUT};
     int count;
-    OptionsResult parsed = options_parse(&count, argc, argv, options, sizeof options / sizeof options[0], &HELP, err);
+    OptionsResult parsed = options_parse(&count, argc, argv, &table, err);
     if (parsed != OPTIONS_OK) return parsed == OPTIONS_HELP ? EXIT_OK : EXIT_USAGE;
     if (count == 0) {
         error_set(err, "expected at least one PATH (see --help)");

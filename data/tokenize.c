@@ -9,7 +9,6 @@
 
 #include "data/dataset.h"
 #include "data/read/input.h"
-#include "data/options.h"
 #include "data/pool.h"
 #include "data/prep.h"
 #include "data/progress.h"
@@ -17,19 +16,18 @@
 
 typedef struct {
     const char *tokenizer, *out, *field;
-    int docs;  // DocMode
+    DocMode docs;
     int64_t shard_tokens, version, threads, val_docs_every;
     double val_fraction;
     bool overwrite;
 } Settings;
 
-static const CommandHelp HELP = {
-    "prep tokenize --tokenizer TOKENIZER --out DIR [options] FILE...",
+static const char ABOUT[] =
+    "usage: prep tokenize --tokenizer TOKENIZER --out DIR [options] FILE...\n\n"
     "Turns text files (plain, .jsonl, each also as .gz or .zst; - is standard input) into token shards\n"
     "DIR/train_000000.bin ... and DIR/val_000000.bin ..., with the tokenizer and dataset.json beside them. Each\n"
-    "document begins with the end-of-text token. DIR appears when all is done, or not at all.",
-    "  prep tokenize --tokenizer runs/bible/tokenizer --out runs/bible/data --val-fraction 0.1 bible.txt\n",
-};
+    "document begins with the end-of-text token. DIR appears when all is done, or not at all.\n\n"
+    "example\n  prep tokenize --tokenizer runs/bible/tokenizer --out runs/bible/data --val-fraction 0.1 bible.txt\n";
 
 // A document, or the part of one that is in the chunk.
 typedef struct {
@@ -152,7 +150,7 @@ static bool run_job(Job *job, Segment *segments, int segment_count, int threads,
     for (int i = 0; i < item_count; ++i) pointers[i] = &items[i];
     job->encoders = xcalloc((size_t)threads, sizeof *job->encoders);
     for (int i = 0; i < threads; ++i) job->encoders[i].encoder = token_encoder_new(job->tokenizer);
-    job->reader = reader_new(segments, segment_count, (DocMode)job->settings->docs, cut_text, job->tokenizer);
+    job->reader = reader_new(segments, segment_count, job->settings->docs, cut_text, job->tokenizer);
     bool ok = pool_run(&(PoolSteps){job, fill_item, encode_item, write_item}, threads, pointers, item_count, err);
     for (int i = 0; i < item_count; ++i) {
         chunk_free(&items[i].chunk);
@@ -195,11 +193,11 @@ static void report(const Job *job, DatasetTotals train, DatasetTotals val) {
 }
 
 static bool tokenize_into(Job *job, Segment *segments, int count, char **files, int file_count, Error *err) {
-    static const char *const DOC_NAMES[] = {"auto", "file", "line", "blank", "jsonl", "none"};
     const Settings *s = job->settings;
     int64_t version = s->version != 0 ? s->version : tokenizer_vocab(job->tokenizer) <= 65536 ? 1 : 2;
-    DatasetSpec spec = {s->out,       job->tokenizer,     (int)version, s->shard_tokens,
-                        s->overwrite, DOC_NAMES[s->docs], files,        file_count};
+    DatasetSpec spec = {s->out,          job->tokenizer, (int)version,
+                        s->shard_tokens, s->overwrite,   word_of(DOC_WORDS, (int)s->docs),
+                        files,           file_count};
     job->dataset = dataset_create(&spec, err);
     if (job->dataset == NULL) return false;
     int64_t total_bytes = 0;
@@ -248,23 +246,21 @@ static int check_usage(const Settings *s, int file_count, Error *err) {
 
 int prep_tokenize(int argc, char **argv, Error *err) {
     Settings s = {.field = "text", .shard_tokens = 100000000};
-    const Option options[] = {
-        {"tokenizer", OPTION_TEXT, &s.tokenizer, "bytes, a directory, or a .json, .tiktoken or .bin file", 0, 0,
-         NULL},
-        {"out", OPTION_TEXT, &s.out, "directory to write; new or empty", 0, 0, NULL},
-        {"docs", OPTION_CHOICE, &s.docs, "what a document is (auto: jsonl for .jsonl, else file)", 0, 0, DOC_MODES},
-        {"field", OPTION_TEXT, &s.field, "key of the text in .jsonl lines", 0, 0, NULL},
-        {"val-fraction", OPTION_REAL, &s.val_fraction, "share of bytes, at the end, to hold out", 0, 0.99, NULL},
-        {"val-docs-every", OPTION_COUNT, &s.val_docs_every, "hold out every Nth document", 0, 1e15, NULL},
-        {"shard-tokens", OPTION_COUNT, &s.shard_tokens, "tokens a shard", 1, 2147483647, NULL},
-        {"version", OPTION_COUNT, &s.version,
-         "shard format; 1 as llm.c (vocabulary to 65536), 2; 0: the first that fits", 0, 2, NULL},
-        {"threads", OPTION_COUNT, &s.threads, "encoding threads; 0: one a core", 0, 1024, NULL},
-        {"overwrite", OPTION_FLAG, &s.overwrite, "replace the dataset that is in --out", 0, 0, NULL},
-    };
+    const Option rows[] = {
+        {"tokenizer", OPTION_TO(s.tokenizer), OPTION_TEXT, 1,
+         .help = "bytes, a directory, or a .json, .tiktoken or .bin file"},
+        {"out", OPTION_TO(s.out), OPTION_TEXT, 1, .help = "directory to write; new or empty"},
+        PREP_TEXT_ROWS(s),
+        {"val-fraction", OPTION_TO(s.val_fraction), OPTION_REAL, 0, 0.99,
+         .help = "share of bytes, at the end, to hold out"},
+        {"val-docs-every", OPTION_TO(s.val_docs_every), OPTION_WHOLE, 0, 1e15, .help = "hold out every Nth document"},
+        {"shard-tokens", OPTION_TO(s.shard_tokens), OPTION_WHOLE, 1, 2147483647, .help = "tokens a shard"},
+        {"version", OPTION_TO(s.version), OPTION_WHOLE, 0, 2,
+         .help = "shard format; 1 as llm.c (vocabulary to 65536), 2; 0: the first that fits"},
+        {"overwrite", OPTION_TO(s.overwrite), OPTION_FLAG, .help = "replace the dataset that is in --out"}};
+    const OptionTable table = {OPTION_ROWS(rows), OPTIONS_DASHES, .about = ABOUT};
     int file_count;
-    OptionsResult parsed =
-        options_parse(&file_count, argc, argv, options, sizeof options / sizeof options[0], &HELP, err);
+    OptionsResult parsed = options_parse(&file_count, argc, argv, &table, err);
     if (parsed != OPTIONS_OK) return parsed == OPTIONS_HELP ? EXIT_OK : EXIT_USAGE;
     int code = check_usage(&s, file_count, err);
     if (code != EXIT_OK) return code;
@@ -277,7 +273,7 @@ int prep_tokenize(int argc, char **argv, Error *err) {
     bool ok = s.docs == DOCS_NONE || tokenizer_eot(tokenizer) >= 0;
     if (!ok) error_set(err, "%s: the tokenizer has no end-of-text token, so expected --docs none", s.tokenizer);
     if (ok && s.val_fraction > 0) {
-        count = segments_split(split, segments, file_count, (DocMode)s.docs, s.val_fraction, err);
+        count = segments_split(split, segments, file_count, s.docs, s.val_fraction, err);
         ok = count > 0;
     }
     Job job = {.settings = &s, .tokenizer = tokenizer};

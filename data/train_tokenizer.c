@@ -7,7 +7,6 @@
 #include <unistd.h>
 
 #include "data/read/input.h"
-#include "data/options.h"
 #include "data/pool.h"
 #include "data/prep.h"
 #include "data/progress.h"
@@ -16,17 +15,16 @@
 
 typedef struct {
     const char *out, *field;
-    int docs;  // DocMode
+    DocMode docs;
     int64_t vocab, reserved, min_count, max_bytes, threads;
 } Settings;
 
-static const CommandHelp HELP = {
-    "prep train-tokenizer --vocab N --out DIR [options] FILE...",
+static const char ABOUT[] =
+    "usage: prep train-tokenizer --vocab N --out DIR [options] FILE...\n\n"
     "Learns a byte-level BPE vocabulary (GPT-2's way of splitting text into words) from text files (plain, .jsonl,\n"
     "each also as .gz or .zst; - is standard input) and writes DIR/tokenizer.json, which Hugging Face's tokenizers\n"
-    "load, too. Ids: 256 bytes, the merges in order, reserved special tokens, and <|endoftext|> last.",
-    "  prep train-tokenizer --vocab 4096 --out runs/bible/tokenizer bible.txt\n",
-};
+    "load, too. Ids: 256 bytes, the merges in order, reserved special tokens, and <|endoftext|> last.\n\n"
+    "example\n  prep train-tokenizer --vocab 4096 --out runs/bible/tokenizer bible.txt\n";
 
 typedef struct {
     const Settings *settings;
@@ -86,7 +84,7 @@ static WordCounts *count_words(const Settings *settings, Segment *segments, int 
     void **pointers = xmalloc((size_t)chunk_count * sizeof *pointers);
     for (int i = 0; i < chunk_count; ++i) pointers[i] = &chunks[i];
     Job job = {.settings = settings};
-    job.reader = reader_new(segments, segment_count, (DocMode)settings->docs, cut_text, NULL);
+    job.reader = reader_new(segments, segment_count, settings->docs, cut_text, NULL);
     job.counts = xmalloc((size_t)threads * sizeof *job.counts);
     job.texts = xcalloc((size_t)threads, sizeof *job.texts);
     for (int i = 0; i < threads; ++i) job.counts[i] = word_counts_new();
@@ -154,21 +152,19 @@ static bool train(const Settings *settings, const WordCounts *counts, double sta
 
 int prep_train_tokenizer(int argc, char **argv, Error *err) {
     Settings s = {.field = "text", .min_count = 2};
-    const Option options[] = {
-        {"vocab", OPTION_COUNT, &s.vocab, "ids in all: 256 bytes, merges, reserved, <|endoftext|>", 257, 1 << 21,
-         NULL},
-        {"out", OPTION_TEXT, &s.out, "directory for tokenizer.json", 0, 0, NULL},
-        {"docs", OPTION_CHOICE, &s.docs, "what a document is (auto: jsonl for .jsonl, else file)", 0, 0, DOC_MODES},
-        {"field", OPTION_TEXT, &s.field, "key of the text in .jsonl lines", 0, 0, NULL},
-        {"reserved", OPTION_COUNT, &s.reserved, "special tokens <|reserved_0|> ... for later use", 0, 100000, NULL},
-        {"min-count", OPTION_COUNT, &s.min_count, "merge only pairs that occur as often", 1, 1e15, NULL},
-        {"max-bytes", OPTION_COUNT, &s.max_bytes, "stop reading after about so many bytes; 0: read all", 0, 1e18,
-         NULL},
-        {"threads", OPTION_COUNT, &s.threads, "counting threads; 0: one a core", 0, 1024, NULL},
-    };
+    const Option rows[] = {
+        {"vocab", OPTION_TO(s.vocab), OPTION_WHOLE, 257, 1 << 21,
+         .help = "ids in all: 256 bytes, merges, reserved, <|endoftext|>"},
+        {"out", OPTION_TO(s.out), OPTION_TEXT, 1, .help = "directory for tokenizer.json"},
+        PREP_TEXT_ROWS(s),
+        {"reserved", OPTION_TO(s.reserved), OPTION_WHOLE, 0, 100000,
+         .help = "special tokens <|reserved_0|> ... for later use"},
+        {"min-count", OPTION_TO(s.min_count), OPTION_WHOLE, 1, 1e15, .help = "merge only pairs that occur as often"},
+        {"max-bytes", OPTION_TO(s.max_bytes), OPTION_WHOLE, 0, 1e18,
+         .help = "stop reading after about so many bytes; 0: read all"}};
+    const OptionTable table = {OPTION_ROWS(rows), OPTIONS_DASHES, .about = ABOUT};
     int file_count;
-    OptionsResult parsed =
-        options_parse(&file_count, argc, argv, options, sizeof options / sizeof options[0], &HELP, err);
+    OptionsResult parsed = options_parse(&file_count, argc, argv, &table, err);
     if (parsed != OPTIONS_OK) return parsed == OPTIONS_HELP ? EXIT_OK : EXIT_USAGE;
     const char *missing = s.vocab == 0      ? "--vocab: the size of the vocabulary"
                           : s.out == NULL   ? "--out: a directory"

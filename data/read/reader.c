@@ -26,6 +26,14 @@ static bool ends_with(const char *text, size_t length, const char *end) {
     return length >= end_length && memcmp(text + length - end_length, end, end_length) == 0;
 }
 
+const Word DOC_WORDS[] = {{DOCS_AUTO, "auto"},
+                          {DOCS_FILE, "file"},
+                          {DOCS_LINE, "line"},
+                          {DOCS_BLANK, "blank"},
+                          {DOCS_JSONL, "jsonl"},
+                          {DOCS_NONE, "none"},
+                          {0, NULL}};
+
 DocMode doc_mode_of(DocMode mode, const char *path) {
     if (mode != DOCS_AUTO) return mode;
     size_t length = strlen(path);

@@ -6,6 +6,7 @@
 
 #include "data/read/jsonl.h"
 #include "llmc/base/common.h"
+#include "llmc/base/words.h"
 
 // What a document is.
 typedef enum {
@@ -16,7 +17,7 @@ typedef enum {
     DOCS_JSONL,  // a text field of each line
     DOCS_NONE    // the inputs are one stream: no end-of-text tokens at all
 } DocMode;
-#define DOC_MODES "auto|file|line|blank|jsonl|none"
+extern const Word DOC_WORDS[];
 
 // A part of an input (see input_open), all of it train or val.
 typedef struct {

@@ -7,32 +7,6 @@
 
 #include "llmc/run/device.h"
 
-int bench_parse(const BenchOption *options, const char *usage, int argc, char **argv) {
-    for (int i = 1; i < argc; ++i)
-        if (strcmp(argv[i], "--help") == 0 || strcmp(argv[i], "-h") == 0) {
-            printf("%s\n\noptions\n", usage);
-            for (const BenchOption *o = options; o->name != NULL; ++o) printf("  %-14s %s\n", o->name, o->help);
-            return 0;
-        }
-    for (int i = 1; i < argc; ++i) {
-        const BenchOption *o = options;
-        while (o->name != NULL && strcmp(o->name, argv[i]) != 0) ++o;
-        if (o->name != NULL && o->flag != NULL) {
-            *o->flag = true;
-            continue;
-        }
-        bool ok = o->name != NULL && i + 1 < argc;
-        if (ok && o->text != NULL) *o->text = argv[i + 1];
-        if (ok && o->count != NULL) ok = parse_count(argv[i + 1], o->count);
-        ++i;
-        if (ok) continue;
-        --i;
-        fprintf(stderr, "bench %s: \"%s\": expected a known option and its value; see --help\n", argv[0], argv[i]);
-        return 2;
-    }
-    return -1;
-}
-
 static int compare_doubles(const void *a, const void *b) {
     double x = *(const double *)a, y = *(const double *)b;
     return x < y ? -1 : x > y;

@@ -2,18 +2,11 @@
 #ifndef BENCH_BENCH_H
 #define BENCH_BENCH_H
 
-#include "llmc/base/common.h"
+#include "llmc/base/option_table.h"
 
-// "--name value" options, and "--name" alone for a flag; exactly one of text, count and flag is set.
-typedef struct {
-    const char *name;
-    const char **text;
-    int64_t *count;
-    const char *help;
-    bool *flag;
-} BenchOption;
-// -1 to go on, else the exit code after --help or an error.
-int bench_parse(const BenchOption *options, const char *usage, int argc, char **argv);
+// The option table of a part; --name value.
+#define BENCH_OPTIONS(rows, text) \
+    { OPTION_ROWS(rows), OPTIONS_DASHES, .program = "bench", .about = (text) }
 
 // Sorts its argument.
 double bench_median(double *values, int count);

@@ -229,16 +229,18 @@ static bool run(CommBench *bench, int64_t smallest, int64_t largest, Error *err)
 int bench_comm_main(int argc, char **argv) {
     BenchDevice device = {.device = "cpu", .isa = "auto", .threads = 1};
     int64_t smallest = 4 << 10, largest = 128 << 20;
-    const BenchOption options[] = {
-        {"--device", &device.device, NULL, "cpu, cuda or cudaemu (default cpu)", NULL},
-        {"--threads", NULL, &device.threads, "CPU: of each rank (default 1; 0: all cores)", NULL},
-        {"--smallest", NULL, &smallest, "bytes of the smallest tensor (default 4Ki)", NULL},
-        {"--largest", NULL, &largest, "bytes of the largest, and of the one beside matmuls (default 128Mi)", NULL},
-        {NULL, NULL, NULL, NULL, NULL}};
-    int status = bench_parse(options, "mpirun -np N bench comm: operations of a group of ranks", argc, argv);
+    const Option rows[] = {
+        {"device", OPTION_TO(device.device), .help = "cpu, cuda or cudaemu"},
+        {"threads", OPTION_TO(device.threads), OPTION_WHOLE, 0, 4096,
+         .help = "CPU: threads of each rank; 0: all cores"},
+        {"smallest", OPTION_TO(smallest), OPTION_WHOLE, 4, 1e15, .help = "bytes of the smallest tensor"},
+        {"largest", OPTION_TO(largest), OPTION_WHOLE, 4, 1e15,
+         .help = "bytes of the largest, and of the one beside matmuls"}};
+    const OptionTable table = BENCH_OPTIONS(rows, "mpirun -np N bench comm: operations of a group of ranks");
+    int status = options_read(&table, argc, argv);
     if (status >= 0) return status;
-    if (smallest < 4 || largest < smallest) {
-        fprintf(stderr, "bench comm: expected 4 <= smallest <= largest, found %lld and %lld\n", (long long)smallest,
+    if (largest < smallest) {
+        fprintf(stderr, "bench comm: expected smallest <= largest, found %lld and %lld\n", (long long)smallest,
                 (long long)largest);
         return 2;
     }

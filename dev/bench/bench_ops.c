@@ -8,6 +8,7 @@
 #include "dev/bench/bench.h"
 #include "dev/bench/op_bench.h"
 #include "llmc/base/json.h"
+#include "llmc/config/config.h"
 
 typedef struct {
     const char *only, *dtype, *models, *scale, *json, *against, *peer;
@@ -162,22 +163,24 @@ int bench_ops_main(int argc, char **argv) {
                    .peer = "",
                    .device = {.device = "cpu", .isa = "auto"},
                    .repeats = 11};
-    const BenchOption options[] = {
-        {"--device", &o.device.device, NULL, "cpu, cuda or cudaemu (default cpu)", NULL},
-        {"--only", &o.only, NULL, "cases whose \"operation variant label shape\" contains this", NULL},
-        {"--dtype", &o.dtype, NULL, "fp32, bf16 or all (default: fp32 on a CPU, bf16 elsewhere)", NULL},
-        {"--models", &o.models, NULL, "all, or names such as gpt2-124M,qwen2-0.5B (default: the scale's)", NULL},
-        {"--scale", &o.scale, NULL, "rows and lengths: cpu, gpu or tiny (default: the device's)", NULL},
-        {"--repeats", NULL, &o.repeats, "timed samples of each", NULL},
-        {"--seconds", NULL, &o.seconds, "after so long the remaining cases are skipped; 0: never", NULL},
-        {"--json", &o.json, NULL, "also write the results to this file", NULL},
-        {"--against", &o.against, NULL, "compare with this earlier --json; exit 1 on a regression", NULL},
-        {"--peer", &o.peer, NULL, "rows of peer_ops_pytorch.py, shown beside ours", NULL},
-        {"--list", NULL, NULL, "only say what there is to measure", &o.list},
-        {"--threads", NULL, &o.device.threads, "CPU: 0 for all cores", NULL},
-        {"--isa", &o.device.isa, NULL, "CPU: auto, generic, avx2, avx512, avx512bf16", NULL},
-        {NULL, NULL, NULL, NULL, NULL}};
-    int status = bench_parse(options, USAGE, argc, argv);
+    static const Word DTYPE_CHOICES[] = {{0, "fp32"}, {0, "bf16"}, {0, "all"}, {0, NULL}};
+    const Option rows[] = {
+        {"device", OPTION_TO(o.device.device), .help = "cpu, cuda or cudaemu"},
+        {"only", OPTION_TO(o.only), .help = "cases whose \"operation variant label shape\" contains this"},
+        {"dtype", OPTION_TO(o.dtype), .words = DTYPE_CHOICES, .help = "default: fp32 on a CPU, bf16 elsewhere"},
+        {"models", OPTION_TO(o.models), .help = "all, or names such as gpt2-124M,qwen2-0.5B (default: the scale's)"},
+        {"scale", OPTION_TO(o.scale), .help = "rows and lengths: cpu, gpu or tiny (default: the device's)"},
+        {"repeats", OPTION_TO(o.repeats), OPTION_WHOLE, 1, 1e6, .help = "timed samples of each"},
+        {"seconds", OPTION_TO(o.seconds), OPTION_WHOLE, 0, 1e15,
+         .help = "after so long the remaining cases are skipped; 0: never"},
+        {"json", OPTION_TO(o.json), .help = "also write the results to this file"},
+        {"against", OPTION_TO(o.against), .help = "compare with this earlier --json; exit 1 on a regression"},
+        {"peer", OPTION_TO(o.peer), .help = "rows of peer_ops_pytorch.py, shown beside ours"},
+        {"list", OPTION_TO(o.list), OPTION_FLAG, .help = "only say what there is to measure"},
+        {"threads", OPTION_TO(o.device.threads), OPTION_WHOLE, 0, 4096, .help = "CPU: threads; 0: all cores"},
+        {"isa", OPTION_TO(o.device.isa), .words = CPU_ISA_WORDS, .help = "CPU: instruction set of the kernels"}};
+    const OptionTable table = BENCH_OPTIONS(rows, USAGE);
+    int status = options_read(&table, argc, argv);
     if (status >= 0) return status;
     bool on_cpu = strcmp(o.device.device, "cpu") == 0, emulated = strcmp(o.device.device, "cudaemu") == 0;
     if (o.dtype[0] == '\0') o.dtype = on_cpu ? "fp32" : "bf16";
@@ -185,10 +188,8 @@ int bench_ops_main(int argc, char **argv) {
     const OpScale *scale = op_scale_find(o.scale);
     bool bf16 = strcmp(o.dtype, "bf16") == 0 || strcmp(o.dtype, "all") == 0;
     bool fp32 = strcmp(o.dtype, "fp32") == 0 || strcmp(o.dtype, "all") == 0;
-    if (scale == NULL || (!bf16 && !fp32) || o.repeats < 1) {
-        fprintf(stderr,
-                "bench op: expected --dtype fp32, bf16 or all, --scale cpu, gpu or tiny, --repeats above 0; see "
-                "--help\n");
+    if (scale == NULL) {
+        fprintf(stderr, "bench op: --scale: expected one of: cpu gpu tiny; found '%s'\n", o.scale);
         return 2;
     }
     Error err = {""};

@@ -45,7 +45,8 @@ static const StepShape SHAPES[] = {
 #define LEARNING_RATE 1e-4
 
 typedef struct {
-    const char *shape, *dtype, *recompute, *start;
+    const char *shape, *dtype, *start;
+    Recompute recompute;
     BenchDevice device;
     int64_t steps, chunk_rows, batch_rows, batch_tokens;
     bool no_graphs, no_master, describe;
@@ -94,9 +95,7 @@ static bool describe_run(StepBench *bench, const StepShape *shape, const StepOpt
     config->fp8 = strcmp(options->dtype, "fp8") == 0;
     dtype_parse(config->fp8 ? "bf16" : options->dtype, &config->dtype);
     config->master_weights = !options->no_master;
-    config->recompute = strcmp(options->recompute, "block") == 0      ? RECOMPUTE_BLOCK
-                        : strcmp(options->recompute, "norm_act") == 0 ? RECOMPUTE_NORM_ACT
-                                                                      : RECOMPUTE_NONE;
+    config->recompute = options->recompute;
     config->loss_chunk_rows = options->chunk_rows;
     config->beta1 = 0.9;
     config->beta2 = 0.95;
@@ -196,8 +195,8 @@ static int print_description(const StepShape *shape) {
     printf(
         ", \"norm\": \"%s\", \"norm_eps\": %.3g, \"rope_theta\": %.0f, \"activation\": \"%s\", \"norm_bias\": %s, "
         "\"qkv_bias\": %s, \"proj_bias\": %s, \"mlp_bias\": %s, \"init_std\": %.4g",
-        m.norm == NORM_LAYER ? "layer" : "rms", (double)m.norm_eps, m.position == POSITION_ROPE ? m.rope_theta : 0.0,
-        m.activation == ACT_GELU ? "gelu" : "swiglu", m.norm_bias ? "true" : "false", m.qkv_bias ? "true" : "false",
+        word_of(NORM_WORDS, (int)m.norm), (double)m.norm_eps, m.position == POSITION_ROPE ? m.rope_theta : 0.0,
+        word_of(ACTIVATION_WORDS, (int)m.activation), m.norm_bias ? "true" : "false", m.qkv_bias ? "true" : "false",
         m.proj_bias ? "true" : "false", m.mlp_bias ? "true" : "false", (double)m.init_std);
     printf(", \"batch_rows\": %lld, \"seq_len\": %lld, \"batch_tokens\": %lld, \"seed\": %d, \"lr\": %.3g}\n",
            (long long)shape->B, (long long)shape->T, (long long)shape->tokens, SEED, LEARNING_RATE);
@@ -248,7 +247,8 @@ static void print_report(const StepBench *bench, const StepOptions *options, dou
     printf(
         ", \"batch_rows\": %lld, \"seq_len\": %lld, \"batch_tokens\": %lld, \"recompute\": \"%s\", \"graphs\": %s, "
         "\"master_weights\": %s",
-        (long long)phase->batch_rows, (long long)phase->seq_len, (long long)phase->batch_tokens, options->recompute,
+        (long long)phase->batch_rows, (long long)phase->seq_len, (long long)phase->batch_tokens,
+        word_of(RECOMPUTE_WORDS, (int)options->recompute),
         bench->be->threads == 0 && !options->no_graphs ? "true" : "false", options->no_master ? "false" : "true");
     if (be->attention_choice[0] != '\0') printf(", \"attention\": \"%s\"", be->attention_choice);
     if (be->threads > 0) print_profile(bench, total, peak);
@@ -371,11 +371,8 @@ static char *shape_names(void) {
 }
 
 int bench_step_main(int argc, char **argv) {
-    StepOptions o = {.shape = SHAPES[0].name,
-                     .dtype = "fp32",
-                     .recompute = "none",
-                     .steps = 10,
-                     .device = {.device = "cpu", .isa = "auto"}};
+    StepOptions o = {
+        .shape = SHAPES[0].name, .dtype = "fp32", .steps = 10, .device = {.device = "cpu", .isa = "auto"}};
     char *names = shape_names();
     char *usage = xasprintf(
         "bench step: whole training steps, one JSON line\n\n"
@@ -384,24 +381,29 @@ int bench_step_main(int argc, char **argv) {
         "  bench step --device cuda --shape gpt2-1.5B --dtype bf16 --recompute block --batch-rows 16\n\n"
         "shapes: %s",
         names);
-    const BenchOption options[] = {
-        {"--shape", &o.shape, NULL, "one of the shapes above", NULL},
-        {"--device", &o.device.device, NULL, "cpu, cuda or cudaemu (default cpu)", NULL},
-        {"--dtype", &o.dtype, NULL, "fp32, bf16 or (GPU) fp8", NULL},
-        {"--steps", NULL, &o.steps, "timed steps (two more come before)", NULL},
-        {"--threads", NULL, &o.device.threads, "CPU: 0 for all cores", NULL},
-        {"--isa", &o.device.isa, NULL, "CPU: auto, generic, avx2, avx512, avx512bf16", NULL},
-        {"--recompute", &o.recompute, NULL, "none, norm_act or block", NULL},
-        {"--chunk-rows", NULL, &o.chunk_rows, "rows of logits at a time, 0: the engine's choice", NULL},
-        {"--batch-rows", NULL, &o.batch_rows, "rows of a micro-batch, 0: the shape's", NULL},
-        {"--batch-tokens", NULL, &o.batch_tokens, "tokens of a step, 0: the shape's", NULL},
-        {"--attention", &o.device.attention, NULL, "GPU: auto, cudnn or own", NULL},
-        {"--start", &o.start, NULL, "only write weights and tokens for llm.c into this directory", NULL},
-        {"--no-graphs", NULL, NULL, "GPU: do not capture and replay micro-batches", &o.no_graphs},
-        {"--describe", NULL, NULL, "only print the shape's model as JSON, for peers", &o.describe},
-        {"--no-master", NULL, NULL, "bf16: no fp32 values behind the weights", &o.no_master},
-        {NULL, NULL, NULL, NULL, NULL}};
-    int status = bench_parse(options, usage, argc, argv);
+    static const Word DTYPE_CHOICES[] = {{0, "fp32"}, {0, "bf16"}, {0, "fp8"}, {0, NULL}};
+    const Option rows[] = {
+        {"shape", OPTION_TO(o.shape), .help = "one of the shapes above"},
+        {"device", OPTION_TO(o.device.device), .help = "cpu, cuda or cudaemu"},
+        {"dtype", OPTION_TO(o.dtype), .words = DTYPE_CHOICES, .help = "fp8: on a GPU"},
+        {"steps", OPTION_TO(o.steps), OPTION_WHOLE, 1, 1e9, .help = "timed steps (two more come before)"},
+        {"threads", OPTION_TO(o.device.threads), OPTION_WHOLE, 0, 4096, .help = "CPU: threads; 0: all cores"},
+        {"isa", OPTION_TO(o.device.isa), .words = CPU_ISA_WORDS, .help = "CPU: instruction set of the kernels"},
+        {"recompute", OPTION_TO(o.recompute), OPTION_WORD, .words = RECOMPUTE_WORDS,
+         .help = "what the backward pass computes again"},
+        {"chunk-rows", OPTION_TO(o.chunk_rows), OPTION_WHOLE, 0, 1e15,
+         .help = "rows of logits at a time; 0: the engine's choice"},
+        {"batch-rows", OPTION_TO(o.batch_rows), OPTION_WHOLE, 0, 1e15,
+         .help = "rows of a micro-batch; 0: the shape's"},
+        {"batch-tokens", OPTION_TO(o.batch_tokens), OPTION_WHOLE, 0, 1e15,
+         .help = "tokens of a step; 0: the shape's"},
+        {"attention", OPTION_TO(o.device.attention), .words = ATTENTION_WORDS, .help = "on a GPU: whose kernels"},
+        {"start", OPTION_TO(o.start), .help = "only write weights and tokens for llm.c into this directory"},
+        {"no-graphs", OPTION_TO(o.no_graphs), OPTION_FLAG, .help = "GPU: do not capture and replay micro-batches"},
+        {"describe", OPTION_TO(o.describe), OPTION_FLAG, .help = "only print the shape's model as JSON, for peers"},
+        {"no-master", OPTION_TO(o.no_master), OPTION_FLAG, .help = "bf16: no fp32 values behind the weights"}};
+    const OptionTable table = BENCH_OPTIONS(rows, usage);
+    int status = options_read(&table, argc, argv);
     free(usage);
     if (status >= 0) {
         free(names);
@@ -409,18 +411,9 @@ int bench_step_main(int argc, char **argv) {
     }
     o.device.graphs = !o.no_graphs;
     const StepShape *shape = find_shape(o.shape);
-    bool dtype_ok =
-        strcmp(o.dtype, "fp32") == 0 || strcmp(o.dtype, "bf16") == 0 || strcmp(o.dtype, "fp8") == 0;
-    bool recompute_ok =
-        strcmp(o.recompute, "none") == 0 || strcmp(o.recompute, "norm_act") == 0 || strcmp(o.recompute, "block") == 0;
-    bool ok = shape != NULL && dtype_ok && recompute_ok && o.steps > 0;
-    if (!ok)
-        fprintf(stderr,
-                "bench step: expected --shape out of %s; --dtype fp32, bf16 or fp8; --recompute none, norm_act or "
-                "block; --steps above 0; see --help\n",
-                names);
+    if (shape == NULL) fprintf(stderr, "bench step: expected --shape out of %s, found '%s'\n", names, o.shape);
     free(names);
-    if (!ok) return 2;
+    if (shape == NULL) return 2;
     if (o.start != NULL) return write_start(shape, o.start);
     return o.describe ? print_description(shape) : bench_shape(shape, &o);
 }

@@ -1,5 +1,5 @@
 // registry.h: the one list of what `bench op` measures: (operation, variant, dtype, shape). Each ops_<family>.c
-// exports a table of OpKinds; a kind makes its shapes, lays out its operands, calls the function pointer that
+// exports a table of OpKind rows; a kind makes its shapes, lays out its operands, calls the function pointer that
 // training calls, and checks what came out against a naive reference in double. A new variant is one more row in one
 // of these files. Kinds see a backend only through backend.h: device memory is reached by upload, copy and download
 // alone.

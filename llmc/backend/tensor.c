@@ -1,26 +1,21 @@
 // tensor.c: see tensor.h.
 #include "llmc/backend/tensor.h"
 
-static const struct {
-    const char *name;
-    size_t bytes;
-} DTYPES[DTYPE_COUNT] = {{"fp32", 4}, {"bf16", 2}, {"int32", 4}, {"uint8", 1}, {"fp64", 8}};
+#include "llmc/base/words.h"
+
+static const size_t DTYPE_BYTES[DTYPE_COUNT] = {
+    [DTYPE_F32] = 4, [DTYPE_BF16] = 2, [DTYPE_I32] = 4, [DTYPE_U8] = 1, [DTYPE_F64] = 8};
 
 size_t dtype_bytes(DType dtype) {
     CHECK(dtype < DTYPE_COUNT, "dtype=%d", (int)dtype);
-    return DTYPES[dtype].bytes;
+    return DTYPE_BYTES[dtype];
 }
-const char *dtype_name(DType dtype) {
-    CHECK(dtype < DTYPE_COUNT, "dtype=%d", (int)dtype);
-    return DTYPES[dtype].name;
-}
+const char *dtype_name(DType dtype) { return word_of(DTYPE_WORDS, (int)dtype); }
 bool dtype_parse(const char *name, DType *out) {
-    for (int i = 0; i < DTYPE_COUNT; ++i)
-        if (strcmp(name, DTYPES[i].name) == 0) {
-            *out = (DType)i;
-            return true;
-        }
-    return false;
+    int value;
+    if (!word_find(&value, DTYPE_WORDS, name)) return false;
+    *out = (DType)value;
+    return true;
 }
 
 static Tensor tensor_make(void *data, DType dtype, int ndim, int64_t d0, int64_t d1, int64_t d2, int64_t d3) {

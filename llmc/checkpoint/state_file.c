@@ -7,6 +7,7 @@
 #include <string.h>
 
 #include "llmc/base/json.h"
+#include "llmc/config/config.h"
 
 #define STATE_FORMAT 1
 // Of one stretch: as many as no run has (SCHEDULE_OPEN_STEPS), so that sums of them do not overflow.
@@ -75,13 +76,13 @@ static bool read_count(const cJSON *root, const char *key, int64_t *out, const c
     return true;
 }
 
-// One of two words.
-static bool read_word(const cJSON *root, const char *key, char *out, size_t out_bytes, const char *one,
-                      const char *other, const char *path, Error *err) {
+// One of the first two words of a table.
+static bool read_word(const cJSON *root, const char *key, char *out, size_t out_bytes, const Word two[2],
+                      const char *path, Error *err) {
     const cJSON *item = json_find(root, key);
     const char *word = cJSON_IsString(item) ? item->valuestring : "";
-    if (strcmp(word, one) != 0 && strcmp(word, other) != 0)
-        return error_set(err, "%s: expected \"%s\" to be \"%s\" or \"%s\"", path, key, one, other);
+    if (strcmp(word, two[0].word) != 0 && strcmp(word, two[1].word) != 0)
+        return error_set(err, "%s: expected \"%s\" to be \"%s\" or \"%s\"", path, key, two[0].word, two[1].word);
     snprintf(out, out_bytes, "%s", word);
     return true;
 }
@@ -169,8 +170,8 @@ static bool state_from_json(StateFile *out, const cJSON *root, const char *path,
     if (!read_count(root, "step", &progress->step, path, err) ||
         !read_count(root, "bad_steps", &progress->bad_steps, path, err) ||
         !read_count(root, "bad_in_row", &progress->bad_in_row, path, err) ||
-        !read_word(root, "optimizer", out->optimizer, sizeof out->optimizer, "adamw", "muon", path, err) ||
-        !read_word(root, "dtype", out->dtype, sizeof out->dtype, "fp32", "bf16", path, err) ||
+        !read_word(root, "optimizer", out->optimizer, sizeof out->optimizer, OPTIMIZER_WORDS, path, err) ||
+        !read_word(root, "dtype", out->dtype, sizeof out->dtype, DTYPE_WORDS, path, err) ||
         !read_hex(root, "tokenizer_fingerprint", &out->tokenizer_fingerprint, path, err))
         return false;
     const cJSON *masters = json_find(root, "master_weights");

@@ -1,13 +1,11 @@
 // command_ckpt.c: checkpoints from the command line: verify, inspect, export, import, and the way to the others.
 // Weights pass through host memory tensor by tensor; no device is opened.
-#include "llmc/command/command_ckpt.h"
-
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "llmc/command/ckpt_common.h"
-#include "llmc/command/command_options.h"
+#include "llmc/command/command.h"
 #include "llmc/command/commands.h"
 #include "llmc/tokenizer/tokenizer.h"
 
@@ -41,9 +39,9 @@ static bool check_contents(const char *dir, int *optimizer_files, Error *err) {
     *optimizer_files = 0;
     if (ok && optimizer_files_exist(dir)) {
         ok = ckpt_open_optimizer(&files, &muon, &masters, dir, &params, err) && ckpt_read_state(&state, dir, err);
-        if (ok && muon != (strcmp(state.optimizer, "muon") == 0))
+        if (ok && muon != (strcmp(state.optimizer, word_of(OPTIMIZER_WORDS, OPTIMIZER_MUON)) == 0))
             ok = error_set(err, "%s: state.json says %s, the optimizer's tensors are of %s", dir, state.optimizer,
-                           muon ? "muon" : "adamw");
+                           word_of(OPTIMIZER_WORDS, muon ? OPTIMIZER_MUON : OPTIMIZER_ADAMW));
         if (ok) *optimizer_files = optimizer_files_count(files);
     }
     optimizer_files_close(files);
@@ -181,23 +179,24 @@ static bool write_directory(Source *model, const char *from, const char *to, con
 }
 
 static int convert(const char *name, int argc, char **argv) {
-    const char *from = NULL, *to = NULL, *format = "hf", *dtype_text = "fp32", *tokenizer = "";
-    const CommandOption options[] = {
-        {"from", COMMAND_TEXT, &from, 0, 0, "what to read: a directory or an llm.c .bin"},
-        {"to", COMMAND_TEXT, &to, 0, 0, "what to write; must not exist"},
-        {"format", COMMAND_TEXT, &format, 0, 0, "hf (a directory) or llmc (a file)"},
-        {"dtype", COMMAND_TEXT, &dtype_text, 0, 0, "of the weights written: fp32 or bf16"},
-        {"tokenizer", COMMAND_TEXT, &tokenizer, 0, 0, "tokenizer to put beside the model"},
-        {NULL, COMMAND_TEXT, NULL, 0, 0, NULL}};
-    int status = command_parse_options(options, USAGE, argc, argv);
-    if (status != COMMAND_GOES_ON) return status;
-    DType dtype;
-    bool llmc = strcmp(format, "llmc") == 0;
-    if (from == NULL || to == NULL || (!llmc && strcmp(format, "hf") != 0) || !dtype_parse(dtype_text, &dtype) ||
-        (dtype != DTYPE_F32 && dtype != DTYPE_BF16)) {
-        fprintf(stderr,
-                "train_gpt ckpt %s: expected from=PATH, to=PATH, format hf or llmc, dtype fp32 or bf16, see --help\n",
-                name);
+    enum { FORMAT_HF, FORMAT_LLMC };
+    static const Word FORMAT_WORDS[] = {{FORMAT_HF, "hf"}, {FORMAT_LLMC, "llmc"}, {0, NULL}};
+    const char *from = NULL, *to = NULL, *tokenizer = "";
+    int format = FORMAT_HF;
+    DType dtype = DTYPE_F32;
+    const Option rows[] = {
+        {"from", OPTION_TO(from), .help = "what to read: a directory or an llm.c .bin"},
+        {"to", OPTION_TO(to), .help = "what to write; must not exist"},
+        {"format", OPTION_TO(format), OPTION_WORD, .words = FORMAT_WORDS, .help = "hf: a directory; llmc: a file"},
+        {"dtype", OPTION_TO(dtype), OPTION_WORD, .words = DTYPE_WORDS, .word_count = WEIGHT_DTYPES,
+         .help = "of the weights written"},
+        {"tokenizer", OPTION_TO(tokenizer), .help = "tokenizer to put beside the model"}};
+    const OptionTable table = {OPTION_ROWS(rows), OPTIONS_KEYS, .program = "train_gpt ckpt", .about = USAGE};
+    int status = options_read(&table, argc, argv);
+    if (status != OPTIONS_CONTINUE) return status;
+    bool llmc = format == FORMAT_LLMC;
+    if (from == NULL || to == NULL) {
+        fprintf(stderr, "train_gpt ckpt %s: expected from=PATH and to=PATH, see --help\n", name);
         return 2;
     }
     Error err = {""};

@@ -6,8 +6,7 @@
 #include <string.h>
 
 #include "llmc/command/ckpt_common.h"
-#include "llmc/command/command_options.h"
-#include "llmc/command/commands.h"
+#include "llmc/command/command.h"
 #include "llmc/tokenizer/tokenizer.h"
 
 static const char USAGE[] =
@@ -230,25 +229,28 @@ static bool make_average(Average *average, const char *from, const char *to, DTy
 }
 
 int command_ckpt_average(int argc, char **argv) {
-    const char *from = NULL, *to = NULL, *dtype_text = NULL, *optimizer = "none";
-    const CommandOption options[] = {
-        {"from", COMMAND_TEXT, &from, 0, 0, "checkpoints or Hugging Face directories, with commas; PATH:W weighs"},
-        {"to", COMMAND_TEXT, &to, 0, 0, "directory to write; must not exist"},
-        {"dtype", COMMAND_TEXT, &dtype_text, 0, 0, "of the weights written: fp32 (if left out) or bf16"},
-        {"optimizer", COMMAND_TEXT, &optimizer, 0, 0,
-         "none, or average: moments and masters too, and the state of the last one: a run can go on from it"},
-        {NULL, COMMAND_TEXT, NULL, 0, 0, NULL}};
-    int status = command_parse_options(options, USAGE, argc, argv);
-    if (status != COMMAND_GOES_ON) return status;
+    static const Word OPTIMIZER_CHOICES[] = {{false, "none"}, {true, "average"}, {0, NULL}};
+    const char *from = NULL, *to = NULL, *dtype_text = NULL;
+    int average_state = false;
+    const Option rows[] = {
+        {"from", OPTION_TO(from), .help = "checkpoints or Hugging Face directories, with commas; PATH:W weighs"},
+        {"to", OPTION_TO(to), .help = "directory to write; must not exist"},
+        {"dtype", OPTION_TO(dtype_text), .words = DTYPE_WORDS, .word_count = WEIGHT_DTYPES,
+         .help = "of the weights written; fp32 if left out"},
+        {"optimizer", OPTION_TO(average_state), OPTION_WORD, .words = OPTIMIZER_CHOICES,
+         .help = "average: moments and masters too, and the state of the last one: a run can resume from it"}};
+    const OptionTable table = {OPTION_ROWS(rows), OPTIONS_KEYS, .program = "train_gpt ckpt", .about = USAGE};
+    int status = options_read(&table, argc, argv);
+    if (status != OPTIONS_CONTINUE) return status;
     DType dtype = DTYPE_F32;
-    bool state = strcmp(optimizer, "average") == 0;
-    if (from == NULL || to == NULL || (!state && strcmp(optimizer, "none") != 0) ||
-        (dtype_text != NULL &&
-         (!dtype_parse(dtype_text, &dtype) || (dtype != DTYPE_F32 && dtype != DTYPE_BF16) || state))) {
-        fprintf(stderr, "train_gpt ckpt average: expected from=A,B,..., to=DIR, optimizer none or average, dtype "
-                        "fp32 or bf16 (with optimizer=average it is the checkpoints' own), see --help\n");
+    bool state = average_state;
+    if (from == NULL || to == NULL || (dtype_text != NULL && state)) {
+        fprintf(stderr,
+                "train_gpt ckpt average: expected from=A,B,..., to=DIR, and no dtype with optimizer=average, "
+                "which keeps the checkpoints' own; see --help\n");
         return 2;
     }
+    if (dtype_text != NULL) dtype_parse(dtype_text, &dtype);
     Error err = {""};
     Average average = {0};
     bool ok = make_average(&average, from, to, dtype, state, &err);

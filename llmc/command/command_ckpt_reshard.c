@@ -6,8 +6,7 @@
 #include <string.h>
 
 #include "llmc/command/ckpt_common.h"
-#include "llmc/command/command_options.h"
-#include "llmc/command/commands.h"
+#include "llmc/command/command.h"
 
 static const char USAGE[] =
     "train_gpt ckpt reshard from=DIR to=DIR ranks=N\n"
@@ -171,13 +170,13 @@ static bool reshard(const char *from, const char *to, int shards, Error *err) {
 int command_ckpt_reshard(int argc, char **argv) {
     const char *from = NULL, *to = NULL;
     int64_t ranks = 0;
-    const CommandOption options[] = {
-        {"from", COMMAND_TEXT, &from, 0, 0, "checkpoint or Hugging Face directory"},
-        {"to", COMMAND_TEXT, &to, 0, 0, "directory to write; must not exist"},
-        {"ranks", COMMAND_COUNT, &ranks, 1, MOST_RANKS, "files to divide it into"},
-        {NULL, COMMAND_TEXT, NULL, 0, 0, NULL}};
-    int status = command_parse_options(options, USAGE, argc, argv);
-    if (status != COMMAND_GOES_ON) return status;
+    const Option rows[] = {
+        {"from", OPTION_TO(from), .help = "checkpoint or Hugging Face directory"},
+        {"to", OPTION_TO(to), .help = "directory to write; must not exist"},
+        {"ranks", OPTION_TO(ranks), OPTION_WHOLE, 1, MOST_RANKS, .help = "files to divide it into"}};
+    const OptionTable table = {OPTION_ROWS(rows), OPTIONS_KEYS, .program = "train_gpt ckpt", .about = USAGE};
+    int status = options_read(&table, argc, argv);
+    if (status != OPTIONS_CONTINUE) return status;
     if (from == NULL || to == NULL || ranks == 0) {
         fprintf(stderr, "train_gpt ckpt reshard: expected from=DIR, to=DIR and ranks=N, see --help\n");
         return 2;

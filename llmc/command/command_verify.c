@@ -1,11 +1,10 @@
 // command_verify.c: two runs' hash chains side by side: where they first differ, and in what. Reads two small files;
 // no model, no device.
-#include "llmc/command/command_verify.h"
-
 #include <inttypes.h>
 #include <stdio.h>
 #include <string.h>
 
+#include "llmc/command/command.h"
 #include "llmc/command/commands.h"
 #include "llmc/train/hash_file.h"
 

@@ -372,8 +372,8 @@ void config_print(FILE *out, const RunConfig *config) {
 
 static void json_add(cJSON *object, const Option *option, const void *base) {
     char *text = option_format(option, base);
-    if (option->type == OPTION_BOOL) cJSON_AddBoolToObject(object, option->name, strcmp(text, "true") == 0);
-    else if (option->type == OPTION_TEXT || option->type == OPTION_ENUM)
+    if (option->kind == OPTION_BOOL) cJSON_AddBoolToObject(object, option->name, strcmp(text, "true") == 0);
+    else if (option->kind == OPTION_CHARS || option->kind == OPTION_WORD)
         cJSON_AddStringToObject(object, option->name, text);
     else cJSON_AddRawToObject(object, option->name, text);
     free(text);

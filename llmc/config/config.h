@@ -22,6 +22,7 @@
 
 #include <stdio.h>
 
+#include "llmc/base/words.h"
 #include "llmc/config/model_config.h"
 
 #define CONFIG_MAX_SOURCES 32
@@ -34,6 +35,8 @@ typedef enum { OPTIMIZER_ADAMW, OPTIMIZER_MUON } OptimizerKind;
 typedef enum { ON_SAVE_ERROR_CONTINUE, ON_SAVE_ERROR_STOP } OnSaveError;
 typedef enum { DETERMINISTIC_RUN, DETERMINISTIC_LANES } Deterministic;
 typedef enum { ON_SPIKE_SKIP, ON_SPIKE_REWIND } OnSpike;
+extern const Word SCHEDULE_WORDS[], OPTIMIZER_WORDS[], DETERMINISTIC_WORDS[];
+extern const Word DEVICE_WORDS[], CPU_ISA_WORDS[], ATTENTION_WORDS[];  // texts: their values mean nothing
 
 typedef struct {
     char name[CONFIG_NAME_BYTES];
@@ -41,6 +44,8 @@ typedef struct {
     char val[CONFIG_PATH_BYTES];    // glob of held-out shards; "" : none
     double weight;                  // relative share of samples; a phase may override it
     bool doc_mask;                  // attention stays inside documents (split at the tokenizer's end-of-text)
+    char format[CONFIG_NAME_BYTES]; // row format by name (llmc/loader/row_format.h); "": the first of the table. No
+                                    // option sets it while there is one format only.
 } SourceConfig;
 
 // Learning rate over a segment of steps: warm-up, then the kind's curve down to final_lr_frac * lr.

@@ -153,8 +153,7 @@ static Given *section_slot(Section *section, const char *key, const Option **opt
     }
     int index = option_find(key);
     if (index < 0) {
-        error_set(err, "unknown option '%.64s'; the nearest known one is '%s' (--help lists all)", key,
-                  option_nearest(key));
+        options_unknown(err, &RUN_OPTIONS, key);
         return NULL;
     }
     *option = &OPTIONS[index];

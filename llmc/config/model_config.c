@@ -7,6 +7,11 @@
 #include <stdio.h>
 #include <string.h>
 
+const Word POSITION_WORDS[] = {
+    {POSITION_LEARNED, "learned"}, {POSITION_ROPE, "rope"}, {POSITION_NONE, "none"}, {0, NULL}};
+const Word RECOMPUTE_WORDS[] = {
+    {RECOMPUTE_NONE, "none"}, {RECOMPUTE_NORM_ACT, "norm_act"}, {RECOMPUTE_BLOCK, "block"}, {0, NULL}};
+
 // Bounds far beyond any real model; with them no product of sizes overflows int64, however odd the file it came from.
 #define MAX_LAYERS ((int64_t)1 << 14)
 #define MAX_WIDTH ((int64_t)1 << 20)

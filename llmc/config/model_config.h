@@ -6,12 +6,15 @@
 
 #include "llmc/base/common.h"
 #include "llmc/base/op_types.h"
+#include "llmc/base/words.h"
 
 typedef enum { POSITION_LEARNED, POSITION_ROPE, POSITION_NONE } PositionKind;
 
 // What the backward pass computes again instead of keeping it: nothing; the normalized inputs and the activation's
 // output (cheap to compute, a third of the memory); whole blocks (one more forward pass, only h_l is kept).
 typedef enum { RECOMPUTE_NONE, RECOMPUTE_NORM_ACT, RECOMPUTE_BLOCK } Recompute;
+
+extern const Word POSITION_WORDS[], RECOMPUTE_WORDS[];
 
 // Llama-3.1's frequency rescaling; factor == 0: none.
 typedef struct {

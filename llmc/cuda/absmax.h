@@ -3,7 +3,7 @@
 // more.
 //
 //     uint32_t *most = absmax_begin(be, out);      // NULL while no product of this run is asked for fp8
-//     GPU_LAUNCH(be, norm_kernel, ..., most);       // whose threads end with absmax_record<T>(most, ...)
+//     GPU_LAUNCH(be, some_kernel, ..., most);       // whose threads end with absmax_record<T>(most, ...)
 //     absmax_end(be, out, most);
 //
 // Magnitudes are compared as the integers that their bits are: the order is that of the values, NaN is above

@@ -6,6 +6,7 @@
 #include <string.h>
 
 #include "llmc/formats/hf.h"
+#include "llmc/base/decimal.h"
 #include "llmc/base/json.h"
 
 // ---- which architecture ----
@@ -56,13 +57,6 @@ HfLayout hf_layout(const ModelConfig *config) {
     return layout;
 }
 
-// ---- names of variants in model_type "tokamak" ----
-
-static const char *const NORM_NAMES[] = {"layer", "rms"};
-static const char *const POSITION_NAMES[] = {"learned", "rope", "none"};
-static const char *const ACTIVATION_NAMES[] = {"none", "gelu", "relu2", "swiglu"};
-#define NAME_COUNT(names) ((int)(sizeof names / sizeof names[0]))
-
 // ---- writing ----
 
 static void add_int(cJSON *root, const char *key, int64_t value) {
@@ -73,10 +67,7 @@ static void add_int(cJSON *root, const char *key, int64_t value) {
 // integer: transformers 4 warns about a factor of 4 that should be 4.0.
 static void add_real(cJSON *root, const char *key, double value, bool is_float) {
     char text[40];
-    for (int digits = 1; digits <= 17; ++digits) {
-        snprintf(text, sizeof text, "%.*g", digits, value);
-        if (is_float ? strtof(text, NULL) == (float)value : strtod(text, NULL) == value) break;
-    }
+    snprintf(text, sizeof text, "%.*g", is_float ? decimal_digits_f32((float)value) : decimal_digits(value), value);
     if (strpbrk(text, ".e") == NULL) strcat(text, ".0");
     cJSON_AddRawToObject(root, key, text);
 }
@@ -152,10 +143,10 @@ static void write_biases(cJSON *root, const ModelConfig *config) {
 
 static void write_tokamak(cJSON *root, const ModelConfig *config) {
     write_sizes(root, config);
-    cJSON_AddStringToObject(root, "norm", NORM_NAMES[config->norm]);
+    cJSON_AddStringToObject(root, "norm", word_of(NORM_WORDS, (int)config->norm));
     add_float(root, "norm_eps", config->norm_eps);
-    cJSON_AddStringToObject(root, "position", POSITION_NAMES[config->position]);
-    cJSON_AddStringToObject(root, "activation", ACTIVATION_NAMES[config->activation]);
+    cJSON_AddStringToObject(root, "position", word_of(POSITION_WORDS, (int)config->position));
+    cJSON_AddStringToObject(root, "activation", word_of(ACTIVATION_WORDS, (int)config->activation));
     cJSON_AddBoolToObject(root, "qk_norm", config->qk_norm);
     add_int(root, "sliding_window", config->window);
     add_float(root, "logit_softcap", config->logit_softcap);
@@ -246,12 +237,11 @@ static const char *get_text(ConfigReader *r, const char *key, const char *absent
     reject(r, key, "expected text");
     return absent;
 }
-static int get_name(ConfigReader *r, const char *key, const char *const *names, int count) {
+static int get_word(ConfigReader *r, const char *key, const Word *words) {
+    int value = 0;
     const char *found = get_text(r, key, "nothing");
-    for (int i = 0; i < count; ++i)
-        if (strcmp(names[i], found) == 0) return i;
-    reject(r, key, "unknown value '%s'", found);
-    return 0;
+    if (!word_find(&value, words, found)) reject(r, key, "unknown value '%s'", found);
+    return value;
 }
 static void require_text(ConfigReader *r, const char *key, const char *one, const char *other) {
     const char *found = get_text(r, key, one);
@@ -384,16 +374,16 @@ static void read_tokamak(ConfigReader *r, ModelConfig *out) {
     read_sizes(r, out);
     out->NKV = get_int(r, "num_key_value_heads", REQUIRED);
     out->HS = get_int(r, "head_dim", REQUIRED);
-    out->norm = (NormKind)get_name(r, "norm", NORM_NAMES, NAME_COUNT(NORM_NAMES));
+    out->norm = (NormKind)get_word(r, "norm", NORM_WORDS);
     out->norm_eps = (float)get_number(r, "norm_eps", 0);  // absent: refused by model_config_finish
-    out->activation = (Activation)get_name(r, "activation", ACTIVATION_NAMES, NAME_COUNT(ACTIVATION_NAMES));
+    out->activation = (Activation)get_word(r, "activation", ACTIVATION_WORDS);
     out->qk_norm = get_bool(r, "qk_norm", false);
     out->window = get_int(r, "sliding_window", 0);
     out->logit_softcap = (float)get_number(r, "logit_softcap", 0);
     out->tied = get_bool(r, "tie_word_embeddings", false);
     read_biases(r, out);
     read_rope(r, out);
-    out->position = (PositionKind)get_name(r, "position", POSITION_NAMES, NAME_COUNT(POSITION_NAMES));
+    out->position = (PositionKind)get_word(r, "position", POSITION_WORDS);
 }
 
 static bool read_fields(ConfigReader *r, ModelConfig *out) {

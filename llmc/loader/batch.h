@@ -20,7 +20,7 @@ typedef struct {
 // The largest that a buffer has to hold: the micro-batches of one step, all rows one after the other.
 typedef struct {
     int64_t batches, rows, tokens;
-    bool doc;  // room for segment ids
+    bool doc, prefix;  // room for them
 } BatchCapacity;
 
 typedef struct {
@@ -28,6 +28,7 @@ typedef struct {
     int32_t *tokens, *targets, *doc, *source;
     int64_t *row_index;
     float *weights;
+    uint8_t *prefix;
     Batch *batch;  // [capacity.batches]
 } BatchBuffer;
 
@@ -35,16 +36,19 @@ typedef struct {
 size_t batch_buffer_bytes(BatchCapacity capacity);
 void batch_buffer_init(BatchBuffer *buffer, BatchCapacity capacity);
 void batch_buffer_free(BatchBuffer *buffer);
-// Makes batch[0..batches) views of (B,T) each, one behind the other. with_doc: the batches carry segment ids.
-void batch_buffer_shape(BatchBuffer *buffer, int64_t batches, int64_t B, int64_t T, bool with_doc);
+// Which arrays a batch may be without.
+enum { BATCH_DOC = 1, BATCH_PREFIX = 2 };
+// Makes batch[0..batches) views of (B,T) each, one behind the other. parts: BATCH_DOC, BATCH_PREFIX or both, if the
+// batches carry these arrays.
+void batch_buffer_shape(BatchBuffer *buffer, int64_t batches, int64_t B, int64_t T, unsigned parts);
 
-// One row of a batch to be written, T long. A source's formatter (plain text; or metadata in front of documents,
-// prefixes, ...) is one function from stream tokens to these arrays.
+// One row of a batch to be written, T long: what a RowFormat fills.
 typedef struct {
     int64_t T;
     int32_t *tokens, *targets;
     float *weights;
     int32_t *doc;     // NULL when the batch has no segment ids
+    uint8_t *prefix;  // NULL when the batch has no prefixes
     int32_t *source;  // one number
     int64_t *row_index;  // likewise
 } BatchRow;
@@ -52,6 +56,6 @@ typedef struct {
 BatchRow batch_buffer_row(BatchBuffer *buffer, int64_t row);
 // Plain text: tokens[i] = stream[i], targets[i] = stream[i+1], weight 1, for i < count <= T; the rest of the row is
 // token 0 with weight 0. stream holds count+1 tokens. A segment starts at each token `eot`, which stands before a
-// document; eot -1: one segment. Returns the sum of the weights.
+// document; eot -1: one segment. No prefix. Returns the sum of the weights. count 0 makes a row of padding.
 double batch_row_fill(const BatchRow *row, const int32_t *stream, int64_t count, int32_t eot);
 #endif

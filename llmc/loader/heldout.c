@@ -2,44 +2,56 @@
 #include <stdlib.h>
 
 #include "llmc/loader/heldout.h"
-#include "llmc/loader/shard.h"
+#include "llmc/loader/row_format.h"
 
 struct HeldOut {
     ShardSet set;
-    int64_t B, T, vocab;
-    int64_t predictions;
-    int32_t eot;  // -1 without a document mask
-    int32_t *stream;
+    const RowFormat *format;
+    RowSource text;  // of the set, as the format sees it
+    int64_t B, T, rows;
     BatchBuffer buffer;
 };
+
+static bool open_set(HeldOut *heldout, const SourceConfig *source, int64_t max_tokens, int64_t vocab, int32_t eot,
+                     Error *err) {
+    ShardSet *set = &heldout->set;
+    if (!shard_set_open(set, source->val, err)) return error_prefix(err, "source %s: val", source->name);
+    if (vocab == 0) vocab = set->vocab;
+    if (eot < 0) eot = set->eot;
+    if (!shard_set_check(set, vocab, eot, err)) return error_prefix(err, "source %s: val", source->name);
+    if (source->doc_mask && eot < 0)
+        return error_set(err, "source %s: doc_mask needs the end-of-text id, which neither the tokenizer nor the "
+                         "held-out shards state", source->name);
+    int64_t token_count = max_tokens > 0 ? min_i64(set->token_count, max_tokens + 1) : set->token_count;
+    heldout->text = (RowSource){.set = set, .token_count = token_count, .vocab = vocab, .eot = eot,
+                                .doc_mask = source->doc_mask, .heldout = true};
+    heldout->rows = heldout->format->rows(&heldout->text, heldout->T);
+    if (heldout->rows < 1)
+        return error_set(err, "source %s: expected at least 2 held-out tokens in %s, found %lld", source->name,
+                         source->val, (long long)set->token_count);
+    return true;
+}
 
 bool heldout_open(HeldOut **out, const SourceConfig *source, int64_t B, int64_t T, int64_t max_tokens, int64_t vocab,
                   int32_t eot, Error *err) {
     CHECK(B > 0 && T > 0 && max_tokens >= 0, "B=%lld T=%lld max_tokens=%lld", (long long)B, (long long)T,
           (long long)max_tokens);
-    ShardSet set;
-    if (!shard_set_open(&set, source->val, err)) return error_prefix(err, "source %s: val", source->name);
-    if (vocab == 0) vocab = set.vocab;
-    if (eot < 0) eot = set.eot;
-    bool ok = shard_set_check(&set, vocab, eot, err) || error_prefix(err, "source %s: val", source->name);
-    if (ok && source->doc_mask && eot < 0)
-        ok = error_set(err, "source %s: doc_mask needs the end-of-text id, which neither the tokenizer nor the "
-                       "held-out shards state", source->name);
-    if (ok && set.token_count < 2)
-        ok = error_set(err, "source %s: expected at least 2 held-out tokens in %s, found %lld", source->name,
-                       source->val, (long long)set.token_count);
-    if (!ok) {
-        shard_set_close(&set);
+    const RowFormat *format = row_format_find(source->format, err);
+    if (format == NULL) return error_prefix(err, "source %s", source->name);
+    HeldOut *heldout = xcalloc(1, sizeof *heldout);
+    *heldout = (HeldOut){.format = format, .B = B, .T = T};
+    if (!open_set(heldout, source, max_tokens, vocab, eot, err)) {
+        heldout_close(heldout);
         return false;
     }
-    HeldOut *heldout = xcalloc(1, sizeof *heldout);
-    *heldout = (HeldOut){.set = set, .B = B, .T = T, .vocab = vocab, .predictions = set.token_count - 1,
-                         .eot = source->doc_mask ? eot : -1};
-    if (max_tokens > 0) heldout->predictions = min_i64(heldout->predictions, max_tokens);
-    heldout->stream = xcalloc(to_size(T + 1), sizeof *heldout->stream);
+    RowSource *text = &heldout->text;
+    text->text_tokens = format->longest_read(T);
+    text->text = xcalloc(to_size(text->text_tokens), sizeof *text->text);
+    bool doc = source->doc_mask, prefix = format->makes_prefix;
     batch_buffer_init(&heldout->buffer,
-                      (BatchCapacity){.batches = 1, .rows = B, .tokens = B * T, .doc = source->doc_mask});
-    batch_buffer_shape(&heldout->buffer, 1, B, T, source->doc_mask);
+                      (BatchCapacity){.batches = 1, .rows = B, .tokens = B * T, .doc = doc, .prefix = prefix});
+    batch_buffer_shape(&heldout->buffer, 1, B, T,
+                       (doc ? (unsigned)BATCH_DOC : 0) | (prefix ? (unsigned)BATCH_PREFIX : 0));
     *out = heldout;
     return true;
 }
@@ -47,28 +59,25 @@ bool heldout_open(HeldOut **out, const SourceConfig *source, int64_t B, int64_t 
 void heldout_close(HeldOut *heldout) {
     shard_set_close(&heldout->set);
     batch_buffer_free(&heldout->buffer);
-    free(heldout->stream);
+    free(heldout->text.text);
     free(heldout);
 }
 
-int64_t heldout_batches(const HeldOut *heldout) {
-    return div_up(div_up(heldout->predictions, heldout->T), heldout->B);
-}
+int64_t heldout_batches(const HeldOut *heldout) { return div_up(heldout->rows, heldout->B); }
 
-int64_t heldout_tokens(const HeldOut *heldout) { return heldout->predictions; }
+int64_t heldout_tokens(const HeldOut *heldout) { return heldout->text.token_count - 1; }
 
 const Batch *heldout_batch(HeldOut *heldout, int64_t k, Error *err) {
     CHECK(k >= 0 && k < heldout_batches(heldout), "k=%lld of %lld", (long long)k,
           (long long)heldout_batches(heldout));
     for (int64_t b = 0; b < heldout->B; ++b) {
-        int64_t first = (k * heldout->B + b) * heldout->T;
-        int64_t count = max_i64(0, min_i64(heldout->T, heldout->predictions - first));
-        if (count > 0 && !shard_set_read(heldout->stream, &heldout->set, first, count + 1, heldout->vocab, err))
-            return NULL;
         BatchRow row = batch_buffer_row(&heldout->buffer, b);
-        batch_row_fill(&row, heldout->stream, count, heldout->eot);
+        int64_t index = k * heldout->B + b;
+        double weight_sum;
+        if (index >= heldout->rows) batch_row_fill(&row, NULL, 0, -1);
+        else if (!heldout->format->fill(&row, &weight_sum, &heldout->text, index, 0, err)) return NULL;
         *row.source = 0;
-        *row.row_index = count > 0 ? first / heldout->T : -1;
+        *row.row_index = index < heldout->rows ? index : -1;
     }
     return &heldout->buffer.batch[0];
 }

@@ -7,19 +7,21 @@
 #include <stdlib.h>
 
 #include "llmc/loader/mixture.h"
-#include "llmc/loader/shard.h"
+#include "llmc/loader/row_format.h"
 
 _Static_assert(MIXTURE_MAX_SOURCES >= CONFIG_MAX_SOURCES, "a mixture holds every source");
 
 typedef struct {
     bool used;  // has a weight in some phase; else the set is not open
-    bool doc_mask;
     ShardSet set;
+    const RowFormat *format;
+    RowSource text;  // of the set, as the format sees it
 } Source;
 
 typedef struct {
     Mixture mixture;
-    bool with_doc;
+    int64_t rows[CONFIG_MAX_SOURCES];  // that each source has at the phase's T
+    unsigned parts;                    // BATCH_DOC, BATCH_PREFIX: what some source of the phase needs
 } PhaseData;
 
 typedef struct {
@@ -44,7 +46,8 @@ struct Loader {
     int source_count;
     Source source[CONFIG_MAX_SOURCES];
     PhaseData phase[CONFIG_MAX_PHASES];
-    int32_t *stream;  // the thread's: T+1 tokens of a row
+    int32_t *text;  // [text_tokens] the thread's: the longest read of any row
+    int64_t text_tokens;
     DataSkip skip[DATA_SKIPS_MAX];  // changed only while no job runs
     int skip_count;
     Slot slot[2];
@@ -63,17 +66,18 @@ struct Loader {
 static bool fill_row(Loader *loader, BatchRow row, const PhaseData *phase, int64_t sample, double *weight_sum,
                      Error *err) {
     if (sample < 0) {
-        batch_row_fill(&row, loader->stream, 0, -1);
+        batch_row_fill(&row, NULL, 0, -1);
         *row.source = 0;
         *row.row_index = -1;
         return true;
     }
     MixturePick pick = mixture_pick(&phase->mixture, sample);
     const Source *source = &loader->source[pick.source];
-    int64_t rows = (source->set.token_count - 1) / row.T;
-    int64_t index = mixture_row(NULL, loader->seed, pick.source, pick.ordinal, rows);
-    if (!shard_set_read(loader->stream, &source->set, index * row.T, row.T + 1, loader->vocab, err)) return false;
-    *weight_sum += batch_row_fill(&row, loader->stream, row.T, source->doc_mask ? loader->eot : -1);
+    int64_t epoch, index = mixture_row(&epoch, loader->seed, pick.source, pick.ordinal, phase->rows[pick.source]);
+    uint64_t row_seed = mixture_row_seed(loader->seed, pick.source, epoch);
+    double row_weight;
+    if (!source->format->fill(&row, &row_weight, &source->text, index, row_seed, err)) return false;
+    *weight_sum += row_weight;
     *row.source = pick.source;
     *row.row_index = index;
     return true;
@@ -82,7 +86,7 @@ static bool fill_row(Loader *loader, BatchRow row, const PhaseData *phase, int64
 static bool fill_step(Loader *loader, Slot *slot, int64_t step, Error *err) {
     const PhaseSpan *span = schedule_phase(&loader->schedule, step);
     const PhaseData *phase = &loader->phase[span->index];
-    batch_buffer_shape(&slot->buffer, span->micro_batches, span->B, span->T, phase->with_doc);
+    batch_buffer_shape(&slot->buffer, span->micro_batches, span->B, span->T, phase->parts);
     int64_t data_step = data_skip_step(loader->skip, loader->skip_count, step);
     int64_t first_sample = (data_step - span->first_step) * span->rows_per_step;
     slot->step = (StepBatch){.step = step, .micro_batches = span->micro_batches, .batch = slot->buffer.batch,
@@ -126,9 +130,12 @@ static void *prefetch_main(void *argument) {
 // ---- opening ----
 
 static bool open_source(Source *source, const SourceConfig *config, Error *err) {
+    source->format = row_format_find(config->format, err);
+    if (source->format == NULL) return error_prefix(err, "source %s", config->name);
     if (!shard_set_open(&source->set, config->train, err)) return error_prefix(err, "source %s: train", config->name);
     source->used = true;
-    source->doc_mask = config->doc_mask;
+    source->text = (RowSource){.set = &source->set, .token_count = source->set.token_count,
+                               .doc_mask = config->doc_mask};
     return true;
 }
 
@@ -149,28 +156,35 @@ static bool open_sources(Loader *loader, const RunConfig *config, Error *err) {
         return error_set(err, "the vocabulary is unknown: expected a tokenizer, a vocab option or version-2 shards, "
                          "found only shards that do not state it");
     for (int s = 0; s < config->source_count; ++s) {
-        const Source *source = &loader->source[s];
+        Source *source = &loader->source[s];
         if (!source->used) continue;
+        source->text.vocab = loader->vocab;
+        source->text.eot = loader->eot;
         if (!shard_set_check(&source->set, loader->vocab, loader->eot, err))
             return error_prefix(err, "source %s", config->source[s].name);
-        if (source->doc_mask && loader->eot < 0)
+        if (source->text.doc_mask && loader->eot < 0)
             return error_set(err, "source %s: doc_mask needs the end-of-text id, which neither the tokenizer nor the "
                              "shards state", config->source[s].name);
     }
     return true;
 }
 
-static bool check_phase_rows(const Loader *loader, const RunConfig *config, const PhaseSpan *span, Error *err) {
+// Counts the rows of each source in this phase: at least one, and together those of one step.
+static bool count_phase_rows(Loader *loader, const RunConfig *config, const PhaseSpan *span, Error *err) {
     const PhaseConfig *phase = &config->phase[span->index];
     int64_t rows = 0, tokens = 0;
     for (int s = 0; s < config->source_count; ++s) {
         if (!(phase->weight[s] > 0)) continue;
-        int64_t source_tokens = loader->source[s].set.token_count;
-        if (source_tokens <= span->T)
-            return error_set(err, "source %s: expected at least seq_len + 1 = %lld tokens in %s, found %lld: lower "
-                             "seq_len or give it more text", config->source[s].name, (long long)span->T + 1,
-                             config->source[s].train, (long long)source_tokens);
-        rows += (source_tokens - 1) / span->T;
+        const Source *source = &loader->source[s];
+        int64_t source_tokens = source->text.token_count, source_rows = source->format->rows(&source->text, span->T);
+        int64_t longest = source->format->longest_read(span->T);
+        if (source_rows < 1)
+            return error_set(err, "source %s: expected at least seq_len + %lld = %lld tokens in %s, found %lld: lower "
+                             "seq_len or give it more text", config->source[s].name, (long long)(longest - span->T),
+                             (long long)longest, config->source[s].train, (long long)source_tokens);
+        loader->phase[span->index].rows[s] = source_rows;
+        loader->text_tokens = max_i64(loader->text_tokens, longest);
+        rows += source_rows;
         tokens += source_tokens;
     }
     if (tokens == 0)
@@ -182,19 +196,26 @@ static bool check_phase_rows(const Loader *loader, const RunConfig *config, cons
     return true;
 }
 
+// What a batch with rows of this source carries besides tokens, targets and weights.
+static unsigned row_parts(const SourceConfig *source) {
+    const RowFormat *format = row_format_find(source->format, NULL);
+    bool prefix = format != NULL && format->makes_prefix;
+    return (source->doc_mask ? (unsigned)BATCH_DOC : 0) | (prefix ? (unsigned)BATCH_PREFIX : 0);
+}
+
 // Each phase's mixture, with the ordinals that the phases before it have reached.
 static bool init_phases(Loader *loader, const RunConfig *config, Error *err) {
     int64_t given_tokens[CONFIG_MAX_SOURCES] = {0};
     for (int p = 0; p < config->phase_count; ++p) {
         const PhaseSpan *span = &loader->schedule.phase[p];
-        if (!check_phase_rows(loader, config, span, err)) return false;
+        if (!count_phase_rows(loader, config, span, err)) return false;
         int64_t first_ordinal[CONFIG_MAX_SOURCES];
         for (int s = 0; s < config->source_count; ++s) first_ordinal[s] = given_tokens[s] / span->T;
         Mixture *mixture = &loader->phase[p].mixture;
         mixture_init(mixture, config->source_count, config->phase[p].weight, first_ordinal);
         for (int s = 0; s < config->source_count; ++s) {
             given_tokens[s] += mixture_count(mixture, s, span->steps * span->rows_per_step) * span->T;
-            if (config->source[s].doc_mask && config->phase[p].weight[s] > 0) loader->phase[p].with_doc = true;
+            if (config->phase[p].weight[s] > 0) loader->phase[p].parts |= row_parts(&config->source[s]);
         }
     }
     return true;
@@ -209,8 +230,11 @@ static BatchCapacity capacity_of(const Schedule *schedule) {
         capacity.batches = max_i64(capacity.batches, span->micro_batches);
         capacity.rows = max_i64(capacity.rows, rows);
         capacity.tokens = max_i64(capacity.tokens, rows * span->T);
-        for (int s = 0; s < config->source_count; ++s)
-            capacity.doc = capacity.doc || (config->source[s].doc_mask && config->phase[p].weight[s] > 0);
+        for (int s = 0; s < config->source_count; ++s) {
+            unsigned parts = config->phase[p].weight[s] > 0 ? row_parts(&config->source[s]) : 0;
+            capacity.doc = capacity.doc || (parts & BATCH_DOC) != 0;
+            capacity.prefix = capacity.prefix || (parts & BATCH_PREFIX) != 0;
+        }
     }
     return capacity;
 }
@@ -245,11 +269,13 @@ bool loader_open(Loader **out, const RunConfig *config, const Schedule *schedule
     loader->job.step = -1;
     pthread_mutex_init(&loader->mutex, NULL);
     pthread_cond_init(&loader->changed, NULL);
-    int64_t longest = 0;
-    for (int p = 0; p < schedule->phase_count; ++p) longest = max_i64(longest, schedule->phase[p].T);
     bool ok = open_sources(loader, config, err) && init_phases(loader, config, err);
     if (ok) {
-        loader->stream = xcalloc(to_size(longest + 1), sizeof *loader->stream);
+        loader->text = xcalloc(to_size(loader->text_tokens), sizeof *loader->text);
+        for (int s = 0; s < config->source_count; ++s) {
+            loader->source[s].text.text = loader->text;
+            loader->source[s].text.text_tokens = loader->text_tokens;
+        }
         BatchCapacity capacity = capacity_of(schedule);
         for (int i = 0; i < 2; ++i) {
             batch_buffer_init(&loader->slot[i].buffer, capacity);
@@ -282,7 +308,7 @@ void loader_close(Loader *loader) {
     }
     for (int s = 0; s < loader->source_count; ++s)
         if (loader->source[s].used) shard_set_close(&loader->source[s].set);
-    free(loader->stream);
+    free(loader->text);
     free(loader);
 }
 

@@ -47,12 +47,19 @@ int64_t mixture_count(const Mixture *mixture, int source, int64_t samples) {
     return share_of(n, mixture->share[source]);
 }
 
+static uint64_t epoch_key(uint64_t seed, RngStream stream, int source, int64_t epoch) {
+    return rng_u64(seed, stream, (uint64_t)source * (uint64_t)MIXTURE_MAX_EPOCHS + (uint64_t)epoch);
+}
+
 int64_t mixture_row(int64_t *epoch, uint64_t seed, int source, int64_t ordinal, int64_t rows) {
     CHECK(rows > 0 && ordinal >= 0 && source >= 0 && ordinal / rows < MIXTURE_MAX_EPOCHS,
           "source=%d ordinal=%lld rows=%lld", source, (long long)ordinal, (long long)rows);
     int64_t which = ordinal / rows;
     if (epoch != NULL) *epoch = which;
-    uint64_t counter = (uint64_t)source * (uint64_t)MIXTURE_MAX_EPOCHS + (uint64_t)which;
-    uint64_t key = rng_u64(seed, RNG_STREAM_DATA_ORDER, counter);
+    uint64_t key = epoch_key(seed, RNG_STREAM_DATA_ORDER, source, which);
     return (int64_t)rng_permute(key, (uint64_t)rows, (uint64_t)(ordinal % rows));
+}
+
+uint64_t mixture_row_seed(uint64_t seed, int source, int64_t epoch) {
+    return epoch_key(seed, RNG_STREAM_ROWS, source, epoch);
 }

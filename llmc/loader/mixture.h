@@ -33,4 +33,6 @@ MixturePick mixture_pick(const Mixture *mixture, int64_t sample);
 int64_t mixture_count(const Mixture *mixture, int source, int64_t samples);
 // Row in [0, rows) of the source's epoch; rows > 0. epoch may be NULL.
 int64_t mixture_row(int64_t *epoch, uint64_t seed, int source, int64_t ordinal, int64_t rows);
+// The seed of what a format draws for rows of this source in this epoch.
+uint64_t mixture_row_seed(uint64_t seed, int source, int64_t epoch);
 #endif

@@ -5,6 +5,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "llmc/base/decimal.h"
+
 // ---- growing text ----
 
 static void text_reserve(Text *text, size_t more) {
@@ -45,12 +47,8 @@ void text_put_real(Text *text, const char *key, double value) {
         text_putf(text, ",\"%s\":null", key);
         return;
     }
-    char digits[40];
-    for (int precision = 15; precision <= 17; ++precision) {
-        snprintf(digits, sizeof digits, "%.*g", precision, value);
-        if (strtod(digits, NULL) == value) break;
-    }
-    text_putf(text, ",\"%s\":%s", key, digits);
+    char digits[DECIMAL_BYTES];
+    text_putf(text, ",\"%s\":%s", key, decimal_shortest(digits, value));
 }
 
 void text_put_brief(Text *text, const char *key, double value) {

@@ -119,8 +119,6 @@ void plan_compute(MemoryPlan *plan, const RunConfig *config, const Schedule *sch
 // ---------------------------------------------------------------------------------------------------------------
 // What would fit
 
-static const char *const RECOMPUTE_NAMES[] = {"none", "norm_act", "block"};
-
 // The largest micro-batch that fits, halving; 0: not even one row does. Micro-batches of every phase shrink alike.
 static int64_t largest_rows(MemoryPlan *plan, const RunConfig *config, const Schedule *schedule, PlanRank rank,
                             const Backend *be, size_t available_bytes) {
@@ -185,7 +183,7 @@ void plan_suggest(char *out, size_t out_bytes, const RunConfig *config, const Sc
                 used += (size_t)snprintf(options + used, sizeof options - used, "master_weights=false ");
             if (other->recompute != config->recompute)
                 used += (size_t)snprintf(options + used, sizeof options - used, "recompute=%s ",
-                                         RECOMPUTE_NAMES[level]);
+                                         word_of(RECOMPUTE_WORDS, level));
             if (rows != schedule->phase[0].B)
                 snprintf(options + used, sizeof options - used, "batch_rows=%lld ", (long long)rows);
             size_t written = strlen(out);
@@ -209,8 +207,7 @@ void plan_print(FILE *out, const MemoryPlan *plan, const RunConfig *config, size
     model_config_describe(&config->arch, model, sizeof model);
     fprintf(out, "%s\n%s%s, optimizer %s, recompute %s\n", model, dtype_name(config->dtype),
             config->dtype == DTYPE_BF16 && !config->master_weights ? " without master weights" : "",
-            config->optimizer == OPTIMIZER_MUON ? "muon" : "adamw",
-            RECOMPUTE_NAMES[config->recompute]);
+            word_of(OPTIMIZER_WORDS, (int)config->optimizer), word_of(RECOMPUTE_WORDS, (int)config->recompute));
     fprintf(out, "  %-24s %16s\n", "what", "bytes");
     for (int i = 0; i < plan->arena.tag_count; ++i)
         print_row(out, plan->arena.tags[i].tag, plan->arena.tags[i].bytes, plan->total_bytes);

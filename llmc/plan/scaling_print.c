@@ -1,85 +1,47 @@
 // scaling_print.c: what `train_gpt plan world=N` reads and prints; see scaling.h.
 #include <math.h>
-#include <stddef.h>
-#include <string.h>
 
+#include "llmc/base/option_table.h"
 #include "llmc/plan/scaling.h"
 
 #define GIB 1073741824.0
 
-typedef enum { OPTION_WHOLE, OPTION_NUMBER, OPTION_WORD } ScalingOptionType;
-typedef struct {
-    const char *key;
-    ScalingOptionType type;
-    size_t offset;
-    double least, most;
-    const char *help;
-} ScalingOptionRow;
-#define FIELD(name) offsetof(ScalingOptions, name)
+#define FIELD(name) OPTION_AT(ScalingOptions, name)
 
-static const ScalingOptionRow ROWS[] = {
-    {"world", OPTION_WHOLE, FIELD(world), 1, SCALING_MAX_WORLD,
-     "ranks; also predicts the step for 1, 2, 4, ... of them"},
-    {"gpu", OPTION_WORD, FIELD(gpu), 0, 0,
-     "h100, h200, a100, b200, or cpu (default: h100; cpu where the device is one)"},
-    {"gpus_per_node", OPTION_WHOLE, FIELD(gpus_per_node), 1, 1024, "ranks of a node (default: 8)"},
-    {"network_gbits", OPTION_NUMBER, FIELD(network_gbits), 0.001, 1e5,
-     "Gb/s between nodes for each rank, as reached"},
-    {"network_latency_us", OPTION_NUMBER, FIELD(network_latency_us), 0.001, 1e6, "of a hop between nodes"},
-    {"node_gbytes", OPTION_NUMBER, FIELD(node_gbytes), 0.001, 1e5, "GB/s between ranks of a node, as reached"},
-    {"node_latency_us", OPTION_NUMBER, FIELD(node_latency_us), 0.001, 1e6, "of a hop inside a node"},
-    {"memory_gib", OPTION_NUMBER, FIELD(memory_gib), 0.1, 1e6, "of a device"},
-    {"memory_gbytes", OPTION_NUMBER, FIELD(memory_gbytes), 0.1, 1e6, "GB/s of its memory, as reached"},
-    {"mfu", OPTION_NUMBER, FIELD(mfu), 0.001, 1,
-     "measured on one rank, passes only: replaces the model of the computation"},
-    {"tensor", OPTION_WHOLE, FIELD(tensor), 1, 64,
-     "on paper, training has it not: ranks that share every block's matrices"},
-    {"context", OPTION_WHOLE, FIELD(context), 1, 4096, "on paper, training has it not: ranks that share every row"},
+static const Option ROWS[] = {
+    {"world", FIELD(world), OPTION_WHOLE, 1, SCALING_MAX_WORLD,
+     .help = "ranks; also predicts the step for 1, 2, 4, ... of them"},
+    {"gpu", FIELD(gpu), OPTION_CHARS,
+     .help = "h100, h200, a100, b200, or cpu (default: h100; cpu where the device is one)"},
+    {"gpus_per_node", FIELD(gpus_per_node), OPTION_WHOLE, 1, 1024, .help = "ranks of a node (default: 8)"},
+    {"network_gbits", FIELD(network_gbits), OPTION_REAL, 0.001, 1e5,
+     .help = "Gb/s between nodes for each rank, as reached"},
+    {"network_latency_us", FIELD(network_latency_us), OPTION_REAL, 0.001, 1e6, .help = "of a hop between nodes"},
+    {"node_gbytes", FIELD(node_gbytes), OPTION_REAL, 0.001, 1e5, .help = "GB/s between ranks of a node, as reached"},
+    {"node_latency_us", FIELD(node_latency_us), OPTION_REAL, 0.001, 1e6, .help = "of a hop inside a node"},
+    {"memory_gib", FIELD(memory_gib), OPTION_REAL, 0.1, 1e6, .help = "of a device"},
+    {"memory_gbytes", FIELD(memory_gbytes), OPTION_REAL, 0.1, 1e6, .help = "GB/s of its memory, as reached"},
+    {"mfu", FIELD(mfu), OPTION_REAL, 0.001, 1,
+     .help = "measured on one rank, passes only: replaces the model of the computation"},
+    {"tensor", FIELD(tensor), OPTION_WHOLE, 1, 64,
+     .help = "on paper, training has it not: ranks that share every block's matrices"},
+    {"context", FIELD(context), OPTION_WHOLE, 1, 4096,
+     .help = "on paper, training has it not: ranks that share every row"},
 };
-#define ROW_COUNT ((int)(sizeof ROWS / sizeof ROWS[0]))
-
-static bool store(const ScalingOptionRow *row, void *field, const char *value, Error *err) {
-    int64_t whole = 0;
-    double number;
-    if (row->type == OPTION_WORD) {
-        Machine machine;
-        if (!machine_find(&machine, value, err)) return false;
-        memcpy(field, machine.name, sizeof machine.name);
-        return true;
-    }
-    bool ok = row->type == OPTION_WHOLE ? parse_i64(value, &whole) : parse_f64(value, &number);
-    if (row->type == OPTION_WHOLE) number = (double)whole;
-    if (!ok || !(number >= row->least && number <= row->most))
-        return error_set(err, "%s: expected a %s from %g to %g, found \"%s\"", row->key,
-                         row->type == OPTION_WHOLE ? "whole number" : "number", row->least, row->most, value);
-    if (row->type == OPTION_WHOLE) memcpy(field, &whole, sizeof whole);
-    else memcpy(field, &number, sizeof number);
-    return true;
-}
-
-static const ScalingOptionRow *find_row(const char *word) {
-    const char *equals = strchr(word, '=');
-    for (int i = 0; equals != NULL && i < ROW_COUNT; ++i) {
-        size_t length = strlen(ROWS[i].key);
-        if (length == (size_t)(equals - word) && strncmp(word, ROWS[i].key, length) == 0) return &ROWS[i];
-    }
-    return NULL;
-}
 
 bool scaling_take_options(ScalingOptions *out, int *argc, char **argv, Error *err) {
-    int kept = 0;
-    for (int i = 0; i < *argc; ++i) {
-        const ScalingOptionRow *row = find_row(argv[i]);
-        if (row == NULL) argv[kept++] = argv[i];
-        else if (!store(row, (char *)out + row->offset, argv[i] + strlen(row->key) + 1, err)) return false;
-    }
-    *argc = kept;
+    Machine machine;
+    ScalingOptions taken = *out;
+    const OptionTable table = {OPTION_ROWS(ROWS), .spelling = OPTIONS_KEYS, .base = &taken};
+    if (!options_take(argc, argv, &table, err)) return false;
+    if (taken.gpu[0] != '\0' && !machine_find(&machine, taken.gpu, err)) return false;
+    *out = taken;
     return true;
 }
 
 void scaling_options_help(FILE *out) {
     fprintf(out, "Ranks elsewhere, for a plan only\n");
-    for (int i = 0; i < ROW_COUNT; ++i) fprintf(out, "  %-20s %s\n", ROWS[i].key, ROWS[i].help);
+    for (size_t i = 0; i < sizeof ROWS / sizeof ROWS[0]; ++i) option_print(out, &ROWS[i], OPTIONS_KEYS, NULL);
     fprintf(out, "\n");
 }
 
@@ -121,7 +83,7 @@ static void print_assumptions(FILE *out, const ScalingJob *job, const Machine *m
     format_count(memory, sizeof memory, m->memory_bytes_per_second, " ");
     format_count(node, sizeof node, m->node_bytes_per_second, " ");
     format_count(network, sizeof network, 8 * m->network_bytes_per_second, " ");
-    fprintf(out, "predicted on %s: %sFLOP/s dense %s", m->name, peak, job->dtype == DTYPE_BF16 ? "bf16" : "fp32");
+    fprintf(out, "predicted on %s: %sFLOP/s dense %s", m->name, peak, word_of(DTYPE_WORDS, (int)job->dtype));
     if (m->mfu > 0) fprintf(out, ", %.1f %% of it measured on one rank", 100 * m->mfu);
     else fprintf(out, ", products reach %.0f %%, attention %.0f %%", 100 * m->matmul_share, 100 * m->attention_share);
     fprintf(out, "; memory %sB/s;\n", memory);

@@ -21,7 +21,7 @@ typedef struct {
     const char *tokenizer;  // NULL or "": beside the model
     const char *device;     // "auto", ...
     DType dtype;
-    int threads;
+    int64_t threads;
     int64_t rows, seq_len, cache_tokens;
 } OpenModelOptions;
 bool open_model_load(OpenModel *out, const OpenModelOptions *options, Error *err);

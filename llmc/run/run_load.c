@@ -9,8 +9,6 @@
 
 #define STATE_MAX_BYTES ((size_t)1 << 20)
 
-static const char *optimizer_name(OptimizerKind kind) { return kind == OPTIMIZER_MUON ? "muon" : "adamw"; }
-
 // ---------------------------------------------------------------------------------------------------------------
 // The optimizer's state
 
@@ -65,7 +63,7 @@ static bool read_optimizer(Run *run, const char *dir, bool masters, Error *err) 
 // The whole
 
 static bool check_state(const Run *run, const StateFile *state, const char *dir, Error *err) {
-    const char *wanted = optimizer_name(run->config.optimizer);
+    const char *wanted = word_of(OPTIMIZER_WORDS, (int)run->config.optimizer);
     if (strcmp(state->optimizer, wanted) != 0)
         return error_set(err,
                          "%s: this checkpoint was trained with optimizer=%s, the run asks for %s: to change it, "

@@ -174,7 +174,7 @@ static void make_texts(Run *run) {
     int32_t eot = run->tokenizer == NULL ? -1 : tokenizer_eot(run->tokenizer);
     StateFile state = {.progress = run->progress,
                        .tokenizer_fingerprint = run->tokenizer == NULL ? 0 : tokenizer_fingerprint(run->tokenizer)};
-    snprintf(state.optimizer, sizeof state.optimizer, "%s", config->optimizer == OPTIMIZER_MUON ? "muon" : "adamw");
+    snprintf(state.optimizer, sizeof state.optimizer, "%s", word_of(OPTIMIZER_WORDS, (int)config->optimizer));
     snprintf(state.dtype, sizeof state.dtype, "%s", dtype_name(config->dtype));
     state.master_weights = run->model.master != NULL;
     char *run_config = config_to_json(config);

@@ -22,9 +22,9 @@ check list expect 0 '[0-9]+ cases' $op --list --json "$work/list.json"
 check list_names_dims grep -q '"dims":\[4,640,640\]' "$work/list.json"
 check only_filters expect 0 'add residual, gpt2-124M' $op --only "add residual gpt2"
 check nothing_to_do expect 1 'no case contains "nonsense"' $op --only nonsense
-check unknown_option expect 2 'expected a known option' $op --onyl add
+check unknown_option expect 2 "unknown option .--onyl.; did you mean .--only" $op --onyl add
 check unknown_model expect 2 'expected "all" or names out of gpt2-124M' $op --models gpt5
-check unknown_scale expect 2 'expected --dtype' $op --scale huge
+check unknown_scale expect 2 'expected one of: cpu gpu tiny' $op --scale huge
 check help expect 0 'examples' $bench op --help
 
 # Against an earlier report whose times are a thousandth or a thousandfold, or of another machine.

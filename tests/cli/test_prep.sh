@@ -120,7 +120,7 @@ wrong_usage() {
         refuses 2 'at least one FILE' tokenize --tokenizer bytes --out "$dir/x" &&
         refuses 2 "--shard-tokens: expected a whole number from 1" tokenize --shard-tokens 0 &&
         refuses 2 "found '5x'" tokenize --shard-tokens 5x && refuses 2 "found '1.5'" tokenize --val-fraction=1.5 &&
-        refuses 2 'one of auto|' tokenize --docs lines && refuses 2 'takes no value' tokenize --overwrite=1 &&
+        refuses 2 'one of: auto file' tokenize --docs lines && refuses 2 'takes no value' tokenize --overwrite=1 &&
         refuses 2 'expected a value' tokenize --out &&
         refuses 2 '258' train-tokenizer --vocab 258 --reserved 5 --out x y &&
         refuses 2 'not both' "${t[@]}" --val-fraction 0.1 --val-docs-every 5 "$dir/small.txt" &&

@@ -1,6 +1,6 @@
 #!/bin/bash
 # test_verify.sh: runs with hash_every=N and what train_gpt verify says of them: the same links whatever the ranks, the ZeRO stage and
-# the interruptions; the step and the cause of a difference. Files and messages in detail are test_command_verify's.
+# the interruptions; the step and the cause of a difference. Files and messages in detail: test_command_verify.c.
 set -u
 cd "$(dirname "$0")/../.." || exit 1
 . tests/support/lib.sh

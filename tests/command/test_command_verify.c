@@ -5,7 +5,7 @@
 #include <string.h>
 #include <unistd.h>
 
-#include "llmc/command/command_verify.h"
+#include "llmc/command/commands.h"
 #include "llmc/train/hash_file.h"
 #include "llmc/base/jsonl_file.h"
 #include "tests/support/file_test.h"

@@ -391,22 +391,18 @@ static void random_text(Dice *dice, char *out, int64_t most) {
 // A value that the row accepts (its cross checks aside), as text.
 static char *random_value(Dice *dice, const Option *option) {
     char text[400];
-    if (option->type == OPTION_BOOL) return xstrdup(roll(dice, 2) ? "true" : "false");
-    if (option->names != NULL) {
-        char *names = xstrdup(option->names);
-        int64_t words = 1;
-        for (const char *p = names; *p != '\0'; ++p) words += *p == ' ';
-        char *word = strtok(names, " ");
-        for (int64_t skip = roll(dice, words); skip > 0; --skip) word = strtok(NULL, " ");
-        char *copy = xstrdup(word);
-        free(names);
-        return copy;
+    if (option->kind == OPTION_BOOL) return xstrdup(roll(dice, 2) ? "true" : "false");
+    if (option->words != NULL) {
+        int64_t words = option->word_count;
+        if (words == 0)
+            while (option->words[words].word != NULL) ++words;
+        return xstrdup(option->words[roll(dice, words)].word);
     }
-    if (option->type == OPTION_TEXT) {
+    if (option->kind == OPTION_CHARS) {
         random_text(dice, text, (int64_t)option->bytes < 390 ? (int64_t)option->bytes : 390);
         return xstrdup(text);
     }
-    if (option->type == OPTION_INT) {
+    if (option->kind == OPTION_WHOLE) {
         int64_t low = (int64_t)option->min, high = (int64_t)option->max;
         return xasprintf(
             "%lld", (long long)(low + roll(dice, roll(dice, 2) ? min_i64(high - low, 100) + 1 : high - low + 1)));
@@ -418,7 +414,7 @@ static char *random_value(Dice *dice, const Option *option) {
 static void put_option(FILE *out, Dice *dice, const Option *option) {
     char *value = random_value(dice, option);
     fprintf(out, "%s = ", option->name);
-    if (option->type != OPTION_TEXT) {
+    if (option->kind != OPTION_CHARS) {
         fprintf(out, "%s\n", value);
     } else {  // every byte by number, in short lines
         fprintf(out, "\"");
@@ -522,8 +518,7 @@ static void test_table(void **state) {
     assert_non_null(strstr(text, "warmup_steps"));
     assert_null(strstr(text, "out_dir"));
     free(text);
-    assert_string_equal(option_nearest("bach_rows"), "batch_rows");
-    assert_int_equal(edit_distance("kitten", "sitting"), 3);
+    assert_string_equal(options_nearest(&RUN_OPTIONS, "bach_rows"), "batch_rows");
 }
 
 int main(void) {

@@ -1,4 +1,4 @@
-// test_run_state.c: whole runs in and out of checkpoints: to the bit, across dtypes, and refused where they do not
+// test_run_load.c: whole runs in and out of checkpoints: to the bit, across dtypes, and refused where they do not
 // fit.
 #include <stdio.h>
 #include <stdlib.h>

@@ -1,33 +1,11 @@
 #!/bin/bash
-# Include directions by place: every file of the library lies in a room, and a room includes only the rooms of its row. A
-# file in no room, or a room without a row, fails. Reports like cmocka (tests/run.sh).
+# Include directions by place: every file of the library lies in a room, and a room includes only what its row of
+# tests/source/rooms.txt allows. A file in no room, or a room without a row, fails. Reports like cmocka (tests/run.sh).
 set -u
 cd "$(dirname "$0")/../.." || exit 1
 failures=0
 
-# room: what it may include besides itself. `none` stands for nothing, a path for one header alone.
-ROOMS='
-base:        none
-backend:     base
-tokenizer:   base
-log:         base
-config:      base
-ranks:       base backend
-loader:      base config
-model:       base backend config llmc/loader/batch.h
-train:       base backend config ranks model llmc/loader/data_skip.h
-formats:     base backend config model
-eval:        base backend tokenizer ranks loader model
-checkpoint:  base config loader model train formats
-plan:        base backend config ranks loader model train formats checkpoint
-run:         base backend tokenizer log config ranks loader model train formats eval checkpoint plan
-command:     base backend tokenizer log config ranks loader model train formats eval checkpoint plan run
-cpu:         base backend
-cuda:        base backend llmc/ranks/comm_host.h
-mpi:         base backend llmc/ranks/comm_host.h
-train_gpt:   base config run command
-data:        base tokenizer loader
-'
+ROOMS=$(sed -E '/^#/d; s/ *\|.*//' tests/source/rooms.txt)
 
 report() {
     if [ "$1" -eq 0 ]; then
@@ -113,6 +91,11 @@ for planted in 'llmc/model/model.c llmc/run/run.h' 'llmc/cpu/kernels.h llmc/mode
     [ -n "$(wrong ${planted% *} "${planted#* }")" ] || { echo "not found: $planted"; bad=1; }
 done
 report $bad rules_find_what_is_planted
+
+echo '[ RUN      ] picture_is_of_this_table'
+bad=0
+dev/rooms_svg.sh | cmp -s - docs/rooms.svg || { echo 'docs/rooms.svg differs: dev/rooms_svg.sh > docs/rooms.svg'; bad=1; }
+report $bad picture_is_of_this_table
 
 echo '[ RUN      ] model_has_no_ifdef'
 bad=0

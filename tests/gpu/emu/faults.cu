@@ -1,4 +1,4 @@
-// faults.cu: kernels with one planted fault each, and their sound twins. tests/test_emu_faults.sh runs them on the
+// faults.cu: kernels with one planted fault each, and their sound twins. tests/gpu/test_emu_device.sh runs them on the
 // emulator, as `faults NAME` and `faults NAME clean`, and knows which build must find which fault. Exit status 0: the
 // result is right; 3: it is wrong, or CUDA returned an error; a fault that the emulator itself finds aborts.
 #include "llmc/cuda/gpu.h"

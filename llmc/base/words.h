@@ -1,0 +1,24 @@
+// words.h: the words of enums, each written once: a table {value, word} serves parsing, printing and help.
+#ifndef LLMC_WORDS_H
+#define LLMC_WORDS_H
+
+#include <stdbool.h>
+#include <stddef.h>
+
+typedef struct {
+    int value;
+    const char *word;
+} Word;  // a table ends with {0, NULL}
+
+// Of op_types.h.
+extern const Word DTYPE_WORDS[];  // in the order of DType; the first two are what weights can be
+#define WEIGHT_DTYPES 2
+extern const Word NORM_WORDS[];
+extern const Word ACTIVATION_WORDS[];
+
+const char *word_of(const Word *words, int value);  // CHECKs that the table has the value
+bool word_find(int *value, const Word *words, const char *word);
+// The first `count` words (0: all) with a separator between them, cut at out_bytes.
+void word_list(char *out, size_t out_bytes, const Word *words, int count, const char *separator);
+
+#endif

@@ -1,0 +1,47 @@
+// row_format.h: how rows are made from the tokens of a source. A format is a struct of functions and one row of the
+// table ROW_FORMATS (row_formats.c); the loader and the held-out reader call it. It reads its source through
+// row_source_read alone and knows nothing of the mixture, steps, ranks or the loader.
+#ifndef LLMC_ROW_FORMAT_H
+#define LLMC_ROW_FORMAT_H
+
+#include "llmc/loader/batch.h"
+#include "llmc/loader/shard.h"
+
+// What a format reads: a stream of tokens, in which the token `eot` stands before each document.
+typedef struct {
+    const ShardSet *set;
+    int64_t token_count;  // tokens [0, token_count) of the set are there to be used
+    int64_t vocab;        // ids from here on are errors; 0: any
+    int32_t eot;          // -1: unknown
+    bool doc_mask;        // attention stays inside documents: rows carry segment ids
+    bool heldout;         // text at the end that fills no whole row makes one more, padded with weight 0; two tokens
+                          // are enough for a row
+    int32_t *text;        // [text_tokens] where reads go; lent by the caller, may be shared by sources
+    int64_t text_tokens;
+} RowSource;
+
+// Tokens [first, first + count) of the source, valid until the next read; count <= text_tokens. NULL and err as
+// shard_set_read.
+const int32_t *row_source_read(const RowSource *source, int64_t first, int64_t count, Error *err);
+
+typedef struct {
+    const char *name;
+    bool makes_prefix;  // its rows may have prefixes: batches of a phase that uses it carry `prefix`
+    // Rows of T tokens that the source has; 0: it is too short. A pure function of token_count, heldout and T.
+    int64_t (*rows)(const RowSource *source, int64_t T);
+    // Tokens that one row of T tokens may read at once; a source of so many tokens has at least one row.
+    int64_t (*longest_read)(int64_t T);
+    // Writes every element of the row's arrays, for index in [0, rows): tokens, targets, weights >= 0, and where they
+    // are not NULL doc (0 without source->doc_mask) and prefix. `source` and `row_index` of the row are the caller's.
+    // The same arguments give the same bits: what is random is drawn from (seed, index), where seed belongs to this
+    // source and epoch. *weight_sum = the sum of the weights in double. False and err when the source cannot be read.
+    // Allocates nothing.
+    bool (*fill)(const BatchRow *row, double *weight_sum, const RowSource *source, int64_t index, uint64_t seed,
+                 Error *err);
+} RowFormat;
+
+extern const RowFormat ROW_FORMAT_PLAIN;      // format_plain.c
+extern const RowFormat *const ROW_FORMATS[];  // ends with NULL; the first is that of sources that name none
+// "": the first. NULL and an err that lists them all where none has this name.
+const RowFormat *row_format_find(const char *name, Error *err);
+#endif
