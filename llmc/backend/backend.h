@@ -28,8 +28,16 @@ typedef struct Backend Backend;
 struct Comm;
 struct CommOptions;
 
-// A point on the compute stream: it has passed when everything issued before it is done. 0 has always passed.
+// A point in the device's work: of mark, it has passed when everything issued before it is done; of a transfer, when the
+// bytes have arrived. 0 has always passed.
 typedef int64_t Ticket;
+
+// A piece of a download. host is host_alloc memory, untouched by others until the ticket has passed.
+typedef struct {
+    void *host;
+    const void *device;
+    size_t bytes;
+} DownloadPiece;
 
 // out(M,N) = alpha * op(a) op(b) + beta * add [+ bias] [then activation, or times an activation's derivative]
 // Order: acc = alpha*sum; acc += beta*add; acc += bias[n]; then at most one of
@@ -186,8 +194,12 @@ struct Backend {
     // written them, so that the transfer runs beside what was issued since. host (host_alloc memory) must stay
     // untouched until the returned ticket has passed.
     Ticket (*upload_after)(Backend *be, void *device, const void *host, size_t bytes, Ticket after);
-    // The bytes as everything issued so far leaves them, in host (host_alloc memory) once the ticket has passed.
-    Ticket (*download_begin)(Backend *be, void *host, const void *device, size_t bytes);
+    // The bytes as everything issued so far leaves them, in host once the ticket has passed; also with no pieces it has
+    // passed when all that is done. They leave beside what is issued from now on, which may read the sources; whoever
+    // writes to one calls `after` first, unless the host has waited for the ticket.
+    Ticket (*download_begin)(Backend *be, const DownloadPiece *pieces, int64_t count);
+    // Operations issued from now on begin when the ticket has passed. The host does not wait.
+    void (*after)(Backend *be, Ticket ticket);
     bool (*has_passed)(Backend *be, Ticket ticket);        // does not wait; true after a failure
     bool (*wait)(Backend *be, Ticket ticket, Error *err);  // false: the device failed, err says how
     // Device time between two points among the last few dozen that have passed; < 0 where the device keeps no time.
@@ -304,7 +316,7 @@ struct Backend {
 };
 
 // What a plug-in is opened with.
-#define BACKEND_ABI 3
+#define BACKEND_ABI 4
 typedef struct {
     int abi;                // BACKEND_ABI of the caller; a plug-in of another age refuses
     size_t backend_bytes;   // sizeof(Backend), likewise
