@@ -47,7 +47,7 @@ static void forward_lay_out(OpCall *call) {
     op_operand(call, OP_READ, FILL_NORMAL, 1.5, dtype, OP_DIMS(N, C));
     op_operand(call, OP_READ, FILL_NORMAL, 1, dtype, OP_DIMS(C));
     op_operand(call, OP_READ, FILL_NORMAL, 1, dtype, OP_DIMS(layer * C));
-    op_operand(call, OP_READ, FILL_NORMAL, 1, dtype, OP_DIMS(adds(call->c) ? N : 0, C));
+    if (adds(call->c)) op_operand(call, OP_READ, FILL_NORMAL, 1, dtype, OP_DIMS(N, C));
 }
 static void forward_run(Backend *be, const OpCase *c, const Tensor *t) {
     NormArgs args = norm_args(c);
