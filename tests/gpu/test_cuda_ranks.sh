@@ -63,7 +63,8 @@ same_checkpoints() { # REFERENCE NAME RANKS ...
         done
     done
 }
-saves="deterministic=lanes save_every=1 keep_last=0"
+# (Two of four blocks are whole at a time.)
+saves="layers=4 deterministic=lanes save_every=1 keep_last=0"
 for zero in 1 3; do
     check "saves_in_pauses_zero$zero" run "pauses$zero" 2 -- $saves zero=$zero async_save=false
     for streams in lazy overtake; do
