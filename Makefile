@@ -33,9 +33,10 @@ LIB_SRC     := $(filter-out %_kernels.c,$(filter-out llmc/mpi/%,$(wildcard llmc/
 KERNEL_SRC  := $(wildcard llmc/cpu/*_kernels.c)
 TRAIN_SRC   := $(wildcard train_gpt.cu)
 PREP_SRC    := $(wildcard data/*.c data/*/*.c)
-BENCH_SRC   := $(wildcard dev/bench/*.c)
+CASES_SRC   := $(wildcard dev/cases/*.c)
+BENCH_SRC   := $(wildcard dev/bench/*.c) $(CASES_SRC)
 TEST_SRC    := $(wildcard tests/*/test_*.c)
-TEST_COMMON := $(wildcard tests/support/*.c)
+TEST_COMMON := $(wildcard tests/support/*.c) $(CASES_SRC)
 
 obj = $(patsubst %,$(BUILD)/obj/%.o,$(basename $(1)))
 LIB_OBJ     := $(call obj,$(LIB_SRC)) $(foreach isa,$(ISAS),$(patsubst %.c,$(BUILD)/obj/%.$(isa).o,$(KERNEL_SRC)))
@@ -113,8 +114,11 @@ $(BUILD)/bench: $(call obj,$(BENCH_SRC)) $(LIB)
 	$(Q)$(CC) $(ALL_CFLAGS) -o $@ $^ $(LDLIBS)
 
 tests: $(TESTS) ## build the test programs
+$(BUILD)/libtests.a: $(call obj,$(TEST_COMMON))
+	@rm -f $@
+	$(Q)$(AR) rcs $@ $^
 define test_rule
-$(BUILD)/tests/$(basename $(notdir $(1))): $(call obj,$(1) $(TEST_COMMON)) $(LIB)
+$(BUILD)/tests/$(basename $(notdir $(1))): $(call obj,$(1)) $(BUILD)/libtests.a $(LIB)
 	@mkdir -p $$(@D)
 	$$(Q)$$(CC) $$(ALL_CFLAGS) -o $$@ $$^ $$(TEST_LDLIBS) $$(LDLIBS)
 endef

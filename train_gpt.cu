@@ -1,5 +1,5 @@
-// train_gpt.cu: the program. `train` below is the whole of training, top to bottom; the other commands are in
-// llmc/command/commands.c. Host code only, in the common subset of C11 and CUDA C++: `cc -x c` builds it where there is no
+// train_gpt.cu: the program. train_step and train_loop are the whole of training, top to bottom; the other commands are
+// in llmc/command/, a file each. Host code only, in the common subset of C11 and CUDA C++: `cc -x c` builds it where there is no
 // nvcc.
 #include <signal.h>
 #include <stdio.h>
@@ -25,39 +25,50 @@ static void on_signal(int number) {
 
 static bool is_due(int64_t step, int64_t every) { return every > 0 && step % every == 0; }
 
-// One optimizer step. Returns false when the run is to end with an error.
+// One optimizer step on run->batch. Returns false when the run is to end with an error.
 static bool train_step(Run *run, Error *err) {
     double started = now_seconds();
     Model *model = &run->model;
     const StepBatch *batch = run->batch;
     double loss_scale = run->weight_sum > 0 ? 1.0 / run->weight_sum : 0;
+
+    // Gradients: this rank's micro-batches add up; zero reduces them over the ranks beside the backward pass.
     model_begin_step(model);
     zero_begin_step(&run->zero, batch->micro_batches);
     for (int64_t i = 0; i < batch->micro_batches; ++i) {
-        zero_begin_round(&run->zero, i);
+        zero_begin_micro_batch(&run->zero, i);
         model_forward(model, &batch->batch[i], loss_scale, true);
         model_backward(model);
         hash_chain_add_batch(&run->chain, batch->step, &batch->batch[i]);
     }
     zero_finish_gradients(&run->zero);
+
+    // Update: frozen parameters have no gradient; norm and loss decide on the device whether the step counts.
     optimizer_freeze(&run->optimizer, model);
     zero_sum_squares(&run->zero, run->optimizer.sums);
     OptimizerStep step = run_optimizer_step(run, loss_scale);
     run_save_before_update(run);
     optimizer_update(&run->optimizer, model, &run->config, &step);
     zero_send_weights(&run->zero);
+
+    // The device may still be computing: this step's results are logged while the next one runs.
     run_step_issued(run, started, &step);
     if (!run_check_step(run, err)) return false;
     return run_report_steps(run, RUN_PENDING_STEPS - 1, err);
 }
 
+// loader_next, forward, backward, reduce, update, log; evaluate, sample and save where they are due. Returns false when
+// the run ended with an error.
 static bool train_loop(Run *run, Error *err) {
     const RunConfig *config = &run->config;
     int64_t saved_at = run->progress.step;
     if (run->progress.step == 0 && !run_evaluate(run, err)) return false;
-    while (run_begin_step(run, (int)stop_signal, err)) {
+    while (run_has_steps(run)) {
+        run->batch = loader_next(run->loader, err);
+        if (!run_begin_step(run, (int)stop_signal, err)) break;
         if (!train_step(run, err)) return false;
         int64_t step = run->progress.step;
+        // What follows looks at the step's results, so they are waited for.
         bool pause = is_due(step, config->val_every) || is_due(step, config->sample_every) ||
                      is_due(step, config->save_every) || step == run->schedule.total_steps;
         if (pause && !run_report_steps(run, 0, err)) return false;

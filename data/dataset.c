@@ -9,6 +9,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "llmc/base/format_version.h"
 #include "llmc/loader/shard.h"
 
 static const char *const SPLIT_NAMES[SPLIT_COUNT] = {"train", "val"};
@@ -124,7 +125,9 @@ static cJSON *describe_split(const Split *split, const char *name) {
 
 static bool write_description(const Dataset *dataset, Error *err) {
     const DatasetSpec *spec = &dataset->spec;
-    cJSON *root = cJSON_CreateObject(), *tokenizer = cJSON_AddObjectToObject(root, "tokenizer");
+    cJSON *root = cJSON_CreateObject();
+    format_version_add(root, FORMAT_DATASET);
+    cJSON *tokenizer = cJSON_AddObjectToObject(root, "tokenizer");
     cJSON *splits = cJSON_AddObjectToObject(root, "splits"), *sources = cJSON_AddArrayToObject(root, "sources");
     char fingerprint[20];
     snprintf(fingerprint, sizeof fingerprint, "%016" PRIx64, tokenizer_fingerprint(spec->tokenizer));

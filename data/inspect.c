@@ -5,6 +5,7 @@
 #include <string.h>
 
 #include "data/prep.h"
+#include "llmc/base/format_version.h"
 #include "llmc/loader/shard.h"
 #include "llmc/tokenizer/tokenizer.h"
 
@@ -155,9 +156,12 @@ static bool is_shard(const char *path) {
 static bool inspect_dataset(const char *meta, Error *err) {
     char *text;
     if (!file_read_all(meta, 1 << 24, &text, NULL, err)) return false;
-    printf("%s:\n%s\n", meta, text);
+    cJSON *root = json_parse(text, strlen(text), meta, err);
+    bool ok = root != NULL && format_version_read(FORMAT_DATASET, root, meta, err);
+    if (ok) printf("%s:\n%s\n", meta, text);
+    cJSON_Delete(root);
     free(text);
-    return true;
+    return ok;
 }
 
 static bool inspect_path(const Settings *settings, const char *path, Error *err) {

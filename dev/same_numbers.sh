@@ -30,7 +30,7 @@ usage() {
 }
 fail() { echo "same_numbers.sh: $*" >&2; exit 2; }
 
-only= keep= also= ignored="time seconds tokens_per_second peak_share step_ms data_wait_ms comm_ms comm_exposed_ms format format_version"
+only='' keep='' also='' ignored="time seconds tokens_per_second peak_share step_ms data_wait_ms comm_ms comm_exposed_ms format format_version"
 while [ $# -gt 0 ]; do
     case $1 in
     -h | --help) usage; exit 0 ;;
@@ -177,9 +177,9 @@ missing() { # NAME: why the run cannot be made, or nothing
 
 # JSON on standard input without the ignored keys; a line of hashes.jsonl that held nothing else goes too.
 plain_json() {
-    local expression= key
+    local expression='' key
     for key in $ignored; do expression="$expression;s/,?[[:space:]]*\"$key\":[[:space:]]*(\"[^\"]*\"|[-+0-9.eE]+|true|false|null)//g"; done
-    sed -E "${expression#;};s/\{,/{/;/^\{\}\$/d" | sed '/^[[:space:]]*$/d' | sed -E 's/^(\{?)[[:space:]]*,/\1/'
+    sed -E "${expression#;};s/\{,/{/;/^\{(\"step\":0)?\}\$/d" | sed -E 's/^(\{?)[[:space:]]*,/\1/;/^[[:space:]]*$/d'
 }
 metrics() { grep -aE '"(loss|val_loss|sample)":|"event":"(step [0-9]+ skipped|back to step)' "$1" | plain_json; }
 header_bytes() { od -An -tu8 -N8 "$1" | tr -d ' '; }

@@ -188,7 +188,7 @@ static bool open_bench(CommBench *bench, const BenchDevice *device, int64_t byte
         if (wanted > bench->scratch_bytes) bench->scratch_bytes = wanted;
     }
     bench->scratch = bench->be->alloc(bench->be, bench->scratch_bytes, err);
-    CommOptions options = {.rank = launch->rank, .world = launch->world, .scratch = bench->scratch,
+    CommOptions options = {.axis = {launch->rank, launch->world}, .scratch = bench->scratch,
                            .scratch_bytes = bench->scratch_bytes, .control = bench->control, .mpi = &bench->mpi};
     if (bench->scratch == NULL || !comm_open(&bench->comm, kind, bench->be, &options, err)) return false;
     bench->even = xcalloc((size_t)launch->world, sizeof *bench->even);

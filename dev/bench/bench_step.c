@@ -11,6 +11,7 @@
 #include "dev/bench/profile.h"
 #include "llmc/formats/model_file.h"
 #include "llmc/plan/plan.h"
+#include "llmc/plan/work.h"
 #include "llmc/base/rng.h"
 #include "llmc/loader/shard.h"
 #include "llmc/train/zero.h"
@@ -173,7 +174,7 @@ static bool run_steps(StepBench *bench, double *seconds, double *losses, int64_t
         int64_t ends = synchronous ? t : t - 1;
         if (ends < 1 || ends > all) continue;
         if (!bench->be->wait(bench->be, read[ends % 2], err)) return false;
-        losses[ends - 1] = zero_sum_rounds(step_loss(bench, ends), bench->micro_batches) / tokens;
+        losses[ends - 1] = zero_sum_micro_batches(step_loss(bench, ends), bench->micro_batches) / tokens;
         double now = now_seconds();
         if (ends > WARMUP_STEPS) seconds[ends - WARMUP_STEPS - 1] = now - ended;
         ended = now;
@@ -222,7 +223,7 @@ static void print_profile(const StepBench *bench, double total, double peak) {
         printf("\"%s\": %.4f, ", PROFILE_NAMES[i], profile->seconds[i] / total);
         known += profile->seconds[i];
     }
-    double rate = profile->matmul_flops / profile->seconds[PROFILE_MATMUL];
+    double rate = profile->counting.counts.op[COUNT_MATMUL].flops / profile->seconds[PROFILE_MATMUL];
     printf("\"rest\": %.4f}, \"matmul_gflops\": %.1f, \"matmul_peak_share\": %.4f", (total - known) / total,
            rate * 1e-9, rate / peak);
 }
@@ -238,7 +239,7 @@ static void print_report(const StepBench *bench, const StepOptions *options, dou
            be->description, bench->shape->name, options->dtype, be->threads);
     print_list("list", seconds, steps, tokens, true, 2);
     double median = bench_median(seconds, steps);
-    double flops = model_config_flops_per_token(&bench->config.arch, phase->seq_len) * tokens;
+    double flops = work_flops_per_token(&bench->config.arch, phase->seq_len) * tokens;
     printf(", \"tok_per_s\": %.2f, \"step_ms\": %.2f, \"peak_gflops\": %.1f, \"peak_share\": %.4f", tokens / median,
            median * 1e3, peak * 1e-9, flops / median / peak);
     print_list("losses", losses, WARMUP_STEPS + steps, 1, false, 6);
@@ -307,7 +308,8 @@ static bool lay_out(StepBench *bench, MemoryPlan *plan, Error *err) {
     Backend *used = be->threads > 0 ? &bench->profile.outer : be;
     if (!arena_init(&bench->arena, used, plan->arena.used_bytes, err)) return false;
     Tensor comm_scratch;
-    plan_layout(&bench->model, &bench->optimizer, &comm_scratch, &bench->config, &bench->schedule, PLAN_ALONE, used,
+    const PlanModels models = plan_models(&bench->config, &bench->schedule, PLAN_ALONE);
+    plan_layout(&bench->model, &bench->optimizer, &comm_scratch, &models, &bench->config, PLAN_ALONE, used,
                 &bench->arena);
     for (int i = 0; i < bench->model.params.count; ++i) bench->optimizer.trainable[i] = true;
     model_init_weights(&bench->model, SEED);

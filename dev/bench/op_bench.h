@@ -4,7 +4,7 @@
 
 #include <cjson/cJSON.h>
 
-#include "dev/bench/registry.h"
+#include "dev/cases/cases.h"
 
 // Seconds of one call.
 typedef struct {

@@ -20,7 +20,7 @@ import torch
 from torch.nn import functional as F
 
 SAMPLES, MAX_SETS = 11, 64
-GELU_FLAG, RESIDUAL, BIAS = 16, 8, 4  # of ops_matmul.c
+GELU_FLAG, RESIDUAL, BIAS = 16, 8, 4  # of dev/cases/matmul.c
 
 
 def parse_arguments():

@@ -70,14 +70,7 @@ PROFILE_OP(PROFILE_OPTIMIZER, muon_apply,
            (Backend * be, const OptimTensor *a, int64_t b, Tensor c, const GradStats *d, MuonArgs args),
            (inner, a, b, c, d, args))
 
-static void timed_matmul(Backend *be, Tensor out, Tensor a, Tensor b, MatmulArgs args) {
-    Profile *profile = profile_of(be);
-    double start = now_seconds();
-    profile->inner->matmul(profile->inner, out, a, b, args);
-    profile->seconds[PROFILE_MATMUL] += now_seconds() - start;
-    int64_t inner_dim = a.dim[args.trans_a ? a.ndim - 2 : a.ndim - 1];
-    profile->matmul_flops += 2.0 * (double)tensor_elems(out) * (double)inner_dim;
-}
+PROFILE_OP(PROFILE_MATMUL, matmul, (Backend * be, Tensor a, Tensor b, Tensor c, MatmulArgs args), (inner, a, b, c, args))
 
 static void *pass_alloc(Backend *be, size_t bytes, Error *err) {
     Backend *inner = profile_of(be)->inner;
@@ -93,7 +86,8 @@ static bool pass_synchronize(Backend *be, Error *err) {
 }
 
 void profile_init(Profile *profile, Backend *inner) {
-    *profile = (Profile){.outer = *inner, .inner = inner};
+    *profile = (Profile){.outer = *inner, .inner = &profile->counting.backend};
+    counting_init(&profile->counting, inner);
     Backend *be = &profile->outer;
     be->impl = profile;
     be->alloc = pass_alloc;
@@ -132,5 +126,5 @@ void profile_init(Profile *profile, Backend *inner) {
 
 void profile_reset(Profile *profile) {
     for (int i = 0; i < PROFILE_KINDS; ++i) profile->seconds[i] = 0;
-    profile->matmul_flops = 0;
+    profile->counting.counts = (Counts){0};
 }

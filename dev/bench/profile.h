@@ -3,7 +3,7 @@
 #ifndef BENCH_PROFILE_H
 #define BENCH_PROFILE_H
 
-#include "llmc/backend/backend.h"
+#include "llmc/backend/counting.h"
 
 typedef enum {
     PROFILE_MATMUL,
@@ -19,9 +19,9 @@ typedef enum {
 
 typedef struct {
     Backend outer;  // what to hand to the model
-    Backend *inner;
-    double seconds[PROFILE_KINDS];  // since profile_reset
-    double matmul_flops;
+    Backend *inner;     // counts, then computes
+    Counting counting;  // its counts are of what was timed since profile_reset
+    double seconds[PROFILE_KINDS];
 } Profile;
 
 extern const char *const PROFILE_NAMES[PROFILE_KINDS];

@@ -167,6 +167,7 @@ struct Backend {
     bool bf16_native;              // bf16 dot products in hardware
     bool matmul_fp8;               // matmul takes MatmulArgs.fp8
     bool shares_host_memory;       // its memory is the host's: loader and checkpoints take from the same
+    bool counts_only;              // computes nothing (counting.h): what is sent to it need not hold values
     size_t library_bytes;          // measured: what the driver and libraries took of the device's memory at open
     char peak_source[96];          // where measure_peak's last figure comes from
     char attention_choice[160];    // which attention served last, and why; "" before the first or where there is one
@@ -270,9 +271,9 @@ struct Backend {
                              AttentionArgs args);
 
     // ---- activations ----
-    // out(N,F) =; pre is (N,F), for ACT_SWIGLU (N,2F).
+    // out(N,F) =; pre is (N,F), for a gated activation (N,2F).
     void (*activation_forward)(Backend *be, Tensor out, Tensor pre, Activation kind);
-    // dpre = (shape of pre); dpre may be pre's or (not SWIGLU) dout's memory.
+    // dpre = (shape of pre); dpre may be pre's or (not gated) dout's memory.
     void (*activation_backward)(Backend *be, Tensor dpre, Tensor dout, Tensor pre, Activation kind);
 
     // ---- loss ----

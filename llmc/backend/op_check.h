@@ -42,8 +42,8 @@ static inline int64_t op_check_matmul(Tensor out, Tensor a, Tensor b, const Matm
         CHECK(args->trans_a, "matmul: sums of rows need trans_a%s", "");
         op_check_1d("matmul: sums", args->sums, DTYPE_F32, M);
     }
-    CHECK(args->act != ACT_SWIGLU && args->act_grad != ACT_SWIGLU, "matmul: a gated activation is not elementwise%s",
-          "");
+    CHECK(!activation_is_gated(args->act) && !activation_is_gated(args->act_grad),
+          "matmul: a gated activation is not elementwise%s", "");
     CHECK(args->act == ACT_NONE || args->act_grad == ACT_NONE, "matmul: act=%d and act_grad=%d", (int)args->act,
           (int)args->act_grad);
     CHECK(args->act_grad == ACT_NONE || !tensor_is_none(args->pre), "matmul: act_grad=%d without pre",
@@ -177,8 +177,8 @@ static inline void op_check_activation(Tensor out, Tensor pre, Activation kind) 
     CHECK(kind == ACT_GELU || kind == ACT_RELU2 || kind == ACT_SWIGLU, "kind=%d", (int)kind);
     CHECK(pre.ndim == 2 && out.ndim == 2, "pre has %d dimensions, the activation %d; expected 2", pre.ndim, out.ndim);
     op_check_act("pre", pre);
-    op_check_2d("activation", out, pre.dtype, pre.dim[0], kind == ACT_SWIGLU ? pre.dim[1] / 2 : pre.dim[1]);
-    CHECK(kind != ACT_SWIGLU || pre.dim[1] % 2 == 0, "width %lld is odd", (long long)pre.dim[1]);
+    op_check_2d("activation", out, pre.dtype, pre.dim[0], activation_is_gated(kind) ? pre.dim[1] / 2 : pre.dim[1]);
+    CHECK(!activation_is_gated(kind) || pre.dim[1] % 2 == 0, "width %lld is odd", (long long)pre.dim[1]);
 }
 static inline void op_check_activation_backward(Tensor dpre, Tensor dout, Tensor pre, Activation kind) {
     op_check_activation(dout, pre, kind);

@@ -28,9 +28,6 @@ Tensor tensor_2d(void *data, DType dtype, int64_t d0, int64_t d1) { return tenso
 Tensor tensor_3d(void *data, DType dtype, int64_t d0, int64_t d1, int64_t d2) {
     return tensor_make(data, dtype, 3, d0, d1, d2, 1);
 }
-Tensor tensor_4d(void *data, DType dtype, int64_t d0, int64_t d1, int64_t d2, int64_t d3) {
-    return tensor_make(data, dtype, 4, d0, d1, d2, d3);
-}
 
 int64_t tensor_elems(Tensor t) {
     int64_t elems = t.ndim > 0 ? 1 : 0;
@@ -47,11 +44,4 @@ Tensor tensor_rows(Tensor t, int64_t first, int64_t count) {
     if (t.data != NULL) t.data = (unsigned char *)t.data + to_size(first * row_elems) * dtype_bytes(t.dtype);
     t.dim[0] = count;
     return t;
-}
-Tensor tensor_as_2d(Tensor t) {
-    CHECK(t.ndim >= 1, "ndim=%d", t.ndim);
-    int64_t last = t.dim[t.ndim - 1];
-    int64_t rows = 1;
-    for (int i = 0; i + 1 < t.ndim; ++i) rows *= t.dim[i];
-    return tensor_2d(t.data, t.dtype, rows, last);
 }

@@ -30,14 +30,11 @@ bool dtype_parse(const char *name, DType *out);
 Tensor tensor_1d(void *data, DType dtype, int64_t d0);
 Tensor tensor_2d(void *data, DType dtype, int64_t d0, int64_t d1);
 Tensor tensor_3d(void *data, DType dtype, int64_t d0, int64_t d1, int64_t d2);
-Tensor tensor_4d(void *data, DType dtype, int64_t d0, int64_t d1, int64_t d2, int64_t d3);
 
 int64_t tensor_elems(Tensor t);  // 0 for TENSOR_NONE
 size_t tensor_bytes(Tensor t);
 // Rows [first, first+count) of the leading dimension, as a view.
 Tensor tensor_rows(Tensor t, int64_t first, int64_t count);
-// The same elements seen as (rows, last dimension).
-Tensor tensor_as_2d(Tensor t);
 static inline bool tensor_is_none(Tensor t) { return t.ndim == 0; }
 
 // bf16 on the host: the upper half of an fp32, rounded to nearest even; NaN stays NaN.

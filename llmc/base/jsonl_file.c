@@ -10,21 +10,24 @@
 #include <unistd.h>
 
 // Cuts the file before the first line of a later step, and before a line that was not written to its end.
-static bool cut(const char *path, int64_t step, Error *err) {
+static bool cut(const char *path, FormatKind kind, int64_t step, Error *err) {
     FILE *file = fopen(path, "rb");
     if (file == NULL) return error_set(err, "%s: cannot open: %s", path, strerror(errno));
     char *line = NULL;
     size_t capacity = 0;
     ssize_t length;
     off_t keep = 0;
-    while ((length = getline(&line, &capacity, file)) > 0 && line[length - 1] == '\n') {
-        long long at;
-        if (sscanf(line, "{\"step\":%lld", &at) == 1 && at > step) break;
+    bool known = true;
+    while (known && (length = getline(&line, &capacity, file)) > 0 && line[length - 1] == '\n') {
+        long long at, version = 1;
+        if (sscanf(line, "{\"step\":%lld,\"" FORMAT_VERSION_KEY "\":%lld", &at, &version) >= 1 && at > step) break;
+        known = format_version_check(kind, version, path, err);
         keep += length;
     }
     free(line);
     bool ok = !ferror(file);
     fclose(file);
+    if (!known) return false;
     if (ok && truncate(path, keep) == 0) return true;
     return error_set(err, "%s: cannot cut off what was logged after step %lld: %s", path, (long long)step,
                      strerror(errno));
@@ -42,10 +45,10 @@ static bool put_aside(const char *dir, const char *name, const char *path, Error
     return true;
 }
 
-bool jsonl_file_open(int *fd, const char *dir, const char *name, int64_t resume_step, Error *err) {
+bool jsonl_file_open(int *fd, const char *dir, const char *name, FormatKind kind, int64_t resume_step, Error *err) {
     char *path = xasprintf("%s/%s.jsonl", dir, name);
     bool resumed = resume_step > 0 && file_exists(path);
-    bool ok = resumed ? cut(path, resume_step, err) : put_aside(dir, name, path, err);
+    bool ok = resumed ? cut(path, kind, resume_step, err) : put_aside(dir, name, path, err);
     *fd = -1;
     if (ok) {
         *fd = open(path, O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0644);

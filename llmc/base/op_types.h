@@ -3,6 +3,8 @@
 #ifndef LLMC_OP_TYPES_H
 #define LLMC_OP_TYPES_H
 
+#include <stdbool.h>
+
 typedef enum { DTYPE_F32, DTYPE_BF16, DTYPE_I32, DTYPE_U8, DTYPE_F64, DTYPE_COUNT } DType;
 
 typedef enum {
@@ -11,6 +13,8 @@ typedef enum {
     ACT_RELU2,   // max(x, 0)^2  (So et al., Primer)
     ACT_SWIGLU   // silu(gate) * up; the pre-activation row is [gate(F) | up(F)]
 } Activation;
+// A gated feed-forward multiplies two halves: its pre-activation row is [gate(F) | up(F)], its output (F).
+static inline bool activation_is_gated(Activation kind) { return kind == ACT_SWIGLU; }
 
 typedef enum { NORM_LAYER, NORM_RMS } NormKind;
 

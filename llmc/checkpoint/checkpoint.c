@@ -12,7 +12,7 @@
 #include <unistd.h>
 #include <xxhash.h>
 
-#include "llmc/base/json.h"
+#include "llmc/base/format_version.h"
 
 #define TEMPORARY_PREFIX ".tmp-"
 #define DELETED_PREFIX ".del-"
@@ -95,6 +95,10 @@ static cJSON *read_manifest(const char *dir, const char *name, Error *err) {
     if (!file_exists(path)) error_set(err, "%s: missing: the checkpoint is incomplete", path);
     else root = json_parse_file(path, MAX_MANIFEST_BYTES, err);
     const cJSON *files = json_find(root, "files"), *format = json_find(root, "format");
+    if (root != NULL && !format_version_read(FORMAT_MANIFEST, root, path, err)) {
+        cJSON_Delete(root);
+        root = NULL;
+    }
     if (root != NULL &&
         (!cJSON_IsObject(files) || !cJSON_IsString(format) || strcmp(format->valuestring, MANIFEST_FORMAT) != 0)) {
         error_set(err, "%s: expected an object with format '%s' and files", path, MANIFEST_FORMAT);
@@ -236,6 +240,7 @@ static char *part_name(int part) { return xasprintf(PART_PREFIX "%05d.json", par
 static cJSON *new_manifest(cJSON **files) {
     cJSON *root = cJSON_CreateObject();
     cJSON_AddStringToObject(root, "format", MANIFEST_FORMAT);
+    format_version_add(root, FORMAT_MANIFEST);
     *files = cJSON_AddObjectToObject(root, "files");
     return root;
 }
@@ -373,6 +378,16 @@ bool checkpoint_list(NameList *out, const char *run_dir, Error *err) {
     return true;
 }
 
+static bool has_newer_format(const char *dir) {
+    char *path = path_join(dir, CHECKPOINT_MANIFEST);
+    cJSON *root = json_parse_file(path, MAX_MANIFEST_BYTES, NULL);
+    int64_t version;
+    bool newer = json_as_i64(json_find(root, FORMAT_VERSION_KEY), &version) && version > format_version(FORMAT_MANIFEST);
+    cJSON_Delete(root);
+    free(path);
+    return newer;
+}
+
 char *checkpoint_newest(const char *run_dir, char **skipped) {
     *skipped = NULL;
     NameList steps;
@@ -383,7 +398,7 @@ char *checkpoint_newest(const char *run_dir, char **skipped) {
     }
     char *newest = NULL;
     for (int i = 0; i < steps.count && newest == NULL; ++i) {
-        if (checkpoint_verify(steps.name[i], true, &err)) {
+        if (checkpoint_verify(steps.name[i], true, &err) || has_newer_format(steps.name[i])) {
             newest = xstrdup(steps.name[i]);
             continue;
         }

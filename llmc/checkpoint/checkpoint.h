@@ -38,7 +38,8 @@ void checkpoint_abort(CheckpointWriter *writer);
 bool checkpoint_verify(const char *dir, bool deep, Error *err);
 // The newest checkpoint of run_dir that verifies deeply; NULL when there is none (not an error). Damaged or
 // incomplete ones are passed over and described in `skipped` (caller frees both; *skipped NULL when nothing was
-// skipped).
+// skipped). One of a newer format (format_version.h) is neither: it is returned, and run_load says what it is, instead
+// of training over it.
 char *checkpoint_newest(const char *run_dir, char **skipped);
 // Step number of a checkpoint directory name, or -1.
 int64_t checkpoint_step(const char *dir);

@@ -7,15 +7,14 @@
 #include <string.h>
 
 #include "llmc/base/dir_list.h"
+#include "llmc/base/format_version.h"
 #include "llmc/formats/model_file.h"
 
 #define STEM "optimizer"
 
-static const char *const KIND_NAMES[STATE_KINDS] = {"master", "m", "v"};
-
 void state_piece_name(char out[STATE_NAME_BYTES], const ParamTable *params, const StatePiece *piece) {
     const ParamSpec *spec = &params->spec[piece->param];
-    int used = snprintf(out, STATE_NAME_BYTES, "%s.%s", KIND_NAMES[piece->kind], spec->name);
+    int used = snprintf(out, STATE_NAME_BYTES, "%s.%s", STATE_ROWS[piece->kind].name, spec->name);
     if (piece->count < spec->elems)
         snprintf(out + used, STATE_NAME_BYTES - (size_t)used, "[%" PRId64 ":%" PRId64 "]", piece->first,
                  piece->first + piece->count);
@@ -24,21 +23,22 @@ void state_piece_name(char out[STATE_NAME_BYTES], const ParamTable *params, cons
 // ---------------------------------------------------------------------------------------------------------------
 // Writing
 
-// One piece of a parameter is up to three tensors of the file.
-static void add_kinds(StatePiece *list, int *count, int param, int64_t first, int64_t elems, bool has_v,
-                      bool masters) {
-    const bool wanted[STATE_KINDS] = {masters, true, has_v};
+// One piece of a parameter is a tensor of the file for each kind of state that the parameter has.
+static void add_kinds(StatePiece *list, int *count, const ParamTable *params, int param, int64_t first, int64_t elems,
+                      const StateKept *kept) {
     for (int kind = 0; kind < STATE_KINDS; ++kind)
-        if (wanted[kind]) list[(*count)++] = (StatePiece){(StateKind)kind, param, first, elems};
+        if (STATE_ROWS[kind].kept(kept, &params->spec[param]))
+            list[(*count)++] = (StatePiece){(StateKind)kind, param, first, elems};
 }
 
-int state_pieces(StatePiece **out, const ParamTable *params, const PartitionOptions *options, bool masters) {
+int state_pieces(StatePiece **out, const ParamTable *params, const PartitionOptions *options,
+                 const StateKept *kept) {
+    CHECK(options->muon == kept->muon, "muon=%d and %d", options->muon, kept->muon);
     int count = 0;
-    if (options->world == 1) {
+    if (options->data.world == 1) {
         *out = xcalloc((size_t)params->count * STATE_KINDS, sizeof **out);
         for (int i = 0; i < params->count; ++i)
-            add_kinds(*out, &count, i, 0, params->spec[i].elems, !(options->muon && params->spec[i].hidden_matrix),
-                      masters);
+            add_kinds(*out, &count, params, i, 0, params->spec[i].elems, kept);
         return count;
     }
     PartitionOptions divided = *options;
@@ -48,7 +48,7 @@ int state_pieces(StatePiece **out, const ParamTable *params, const PartitionOpti
     *out = xcalloc((size_t)partition.pieces * STATE_KINDS + 1, sizeof **out);  // a rank may have none
     for (int i = 0; i < partition.pieces; ++i) {
         const Piece *piece = &partition.piece[i];
-        add_kinds(*out, &count, piece->param, piece->first, piece->count, piece->v_packed >= 0, masters);
+        add_kinds(*out, &count, params, piece->param, piece->first, piece->count, kept);
     }
     partition_free(&partition);
     return count;
@@ -61,11 +61,14 @@ bool optimizer_file_write(const char *dir, int shard, int shards, const ParamTab
     for (int i = 0; i < count; ++i) {
         const ParamSpec *spec = &params->spec[pieces[i].param];
         state_piece_name(names[i], params, &pieces[i]);
-        specs[i] = (SafeTensorSpec){names[i], DTYPE_F32, spec->ndim, {spec->dim[0], spec->dim[1]}};
-        if (pieces[i].count < spec->elems) specs[i] = (SafeTensorSpec){names[i], DTYPE_F32, 1, {pieces[i].count}};
+        DType dtype = STATE_ROWS[pieces[i].kind].dtype;
+        specs[i] = (SafeTensorSpec){names[i], dtype, spec->ndim, {spec->dim[0], spec->dim[1]}};
+        if (pieces[i].count < spec->elems) specs[i] = (SafeTensorSpec){names[i], dtype, 1, {pieces[i].count}};
     }
     char *name = hf_shard_name(STEM, shard, shards), *path = path_join(dir, name);
-    bool ok = safetensors_write(path, specs, count, NULL, fetch, context, err);
+    char *metadata = xasprintf("{\"" FORMAT_VERSION_KEY "\":\"%" PRId64 "\"}", format_version(FORMAT_OPTIMIZER));
+    bool ok = safetensors_write(path, specs, count, metadata, fetch, context, err);
+    free(metadata);
     free(path);
     free(name);
     free(names);
@@ -163,8 +166,8 @@ static bool parse_name(StatePiece *out, const ParamTable *params, const char *na
     const char *dot = strchr(name, '.');
     int kind = 0;
     for (; kind < STATE_KINDS; ++kind)
-        if (dot != NULL && strlen(KIND_NAMES[kind]) == (size_t)(dot - name) &&
-            strncmp(name, KIND_NAMES[kind], (size_t)(dot - name)) == 0)
+        if (dot != NULL && strlen(STATE_ROWS[kind].name) == (size_t)(dot - name) &&
+            strncmp(name, STATE_ROWS[kind].name, (size_t)(dot - name)) == 0)
             break;
     if (kind == STATE_KINDS) return false;
     const char *rest = dot + 1, *bracket = strchr(rest, '[');
@@ -178,10 +181,16 @@ static bool parse_name(StatePiece *out, const ParamTable *params, const char *na
 }
 
 static bool has_shape(const SafeTensor *tensor, const StatePiece *piece, const ParamSpec *spec) {
-    if (strcmp(tensor->dtype, "F32") != 0) return false;
+    if (strcmp(tensor->dtype, safetensors_dtype_name(STATE_ROWS[piece->kind].dtype)) != 0) return false;
     if (strchr(tensor->name, '[') != NULL) return tensor->ndim == 1 && tensor->dim[0] == piece->count;
     return tensor->ndim == spec->ndim && tensor->dim[0] == spec->dim[0] &&
            (spec->ndim == 1 || tensor->dim[1] == spec->dim[1]);
+}
+
+// Before the tensors are looked at: a newer file may hold other kinds.
+static bool check_version(const OptimizerFiles *files, int file, Error *err) {
+    const char *version = safetensors_metadata(files->file[file], FORMAT_VERSION_KEY);
+    return format_version_parse(FORMAT_OPTIMIZER, version, files->path[file], err);
 }
 
 static bool add_tensors(OptimizerFiles *files, int file, Error *err) {
@@ -195,8 +204,8 @@ static bool add_tensors(OptimizerFiles *files, int file, Error *err) {
         if (!parse_name(&found->piece, files->params, name))
             return error_set(err, "%s: tensor '%s' has no place in this model's optimizer state", path, name);
         if (!has_shape(found->tensor, &found->piece, &files->params->spec[found->piece.param]))
-            return error_set(err, "%s: tensor '%s': expected %" PRId64 " fp32 values%s, found another dtype or shape",
-                             path, name, found->piece.count,
+            return error_set(err, "%s: tensor '%s': expected %" PRId64 " %s values%s, found another dtype or shape",
+                             path, name, found->piece.count, dtype_name(STATE_ROWS[found->piece.kind].dtype),
                              strchr(name, '[') == NULL ? " in the parameter's shape" : "");
     }
     return true;
@@ -258,7 +267,8 @@ bool optimizer_files_open(OptimizerFiles **out, const char *dir, const ParamTabl
     for (int i = 0; i < names.count && ok; ++i) {
         files->path[i] = path_join(dir, names.name[i]);
         files->file_count = i + 1;
-        ok = safetensors_open(&files->file[i], files->path[i], err) && add_tensors(files, i, err);
+        ok = safetensors_open(&files->file[i], files->path[i], err) && check_version(files, i, err) &&
+             add_tensors(files, i, err);
     }
     name_list_free(&names);
     if (ok && files->count > 0) qsort(files->found, (size_t)files->count, sizeof *files->found, compare_found);
@@ -289,15 +299,23 @@ bool optimizer_files_has(const OptimizerFiles *files, StateKind kind, int param)
     return files->first[param][kind] >= 0;
 }
 
-bool optimizer_files_check(const OptimizerFiles *files, bool muon, bool masters, Error *err) {
+StateKept optimizer_files_kept(const OptimizerFiles *files) {
+    StateKept kept = {.masters = optimizer_files_has(files, STATE_MASTER, 0)};
+    for (int i = 0; i < files->params->count; ++i)
+        kept.muon = kept.muon || (files->params->spec[i].hidden_matrix && !optimizer_files_has(files, STATE_V, i));
+    return kept;
+}
+
+bool optimizer_files_check(const OptimizerFiles *files, const StateKept *kept, Error *err) {
     for (int i = 0; i < files->params->count; ++i) {
         const ParamSpec *spec = &files->params->spec[i];
-        const bool wanted[STATE_KINDS] = {masters, true, !(muon && spec->hidden_matrix)};
-        for (int kind = 0; kind < STATE_KINDS; ++kind)
-            if (wanted[kind] && !optimizer_files_has(files, (StateKind)kind, i))
-                return error_set(err, "%s: expected tensor %s.%s with %" PRId64 " fp32 values, found none",
-                                 files->file_count == 1 ? files->path[0] : files->dir, KIND_NAMES[kind], spec->name,
-                                 spec->elems);
+        for (int kind = 0; kind < STATE_KINDS; ++kind) {
+            const StateKindRow *row = &STATE_ROWS[kind];
+            if (row->kept(kept, spec) && !optimizer_files_has(files, (StateKind)kind, i))
+                return error_set(err, "%s: expected tensor %s.%s with %" PRId64 " %s values, found none",
+                                 files->file_count == 1 ? files->path[0] : files->dir, row->name, spec->name,
+                                 spec->elems, dtype_name(row->dtype));
+        }
     }
     return true;
 }
@@ -306,7 +324,7 @@ bool optimizer_files_read(const OptimizerFiles *files, StateKind kind, int param
                           float *out, Error *err) {
     CHECK(optimizer_files_has(files, kind, param) && first >= 0 && count >= 0 &&
               first + count <= files->params->spec[param].elems,
-          "%s.%s first=%" PRId64 " count=%" PRId64, KIND_NAMES[kind], files->params->spec[param].name, first, count);
+          "%s.%s first=%" PRId64 " count=%" PRId64, STATE_ROWS[kind].name, files->params->spec[param].name, first, count);
     for (int i = files->first[param][kind]; count > 0; ++i) {
         const FoundPiece *found = &files->found[i];
         int64_t skip = first - found->piece.first;

@@ -7,11 +7,8 @@
 #ifndef LLMC_OPTIMIZER_FILE_H
 #define LLMC_OPTIMIZER_FILE_H
 
-#include "llmc/model/params.h"
-#include "llmc/model/partition.h"
 #include "llmc/formats/safetensors.h"
-
-typedef enum { STATE_MASTER, STATE_M, STATE_V, STATE_KINDS } StateKind;
+#include "llmc/train/state_kinds.h"
 
 // Elements [first, first + count) of one kind of state of a parameter.
 typedef struct {
@@ -23,12 +20,14 @@ typedef struct {
 #define STATE_NAME_BYTES 128
 void state_piece_name(char out[STATE_NAME_BYTES], const ParamTable *params, const StatePiece *piece);
 
-// What rank options->rank of options->world writes, in the order of its file: all ranks together every element once.
-// One rank: whole parameters. Where every rank keeps everything (stage 0), they divide it as stage 1 would. Returns
-// the count; caller frees.
-int state_pieces(StatePiece **out, const ParamTable *params, const PartitionOptions *options, bool masters);
+// What rank options->data.rank of the data axis writes, in the order of its file: all its ranks together every element
+// once. One rank: whole parameters. Where every rank keeps everything (stage 0), they divide it as stage 1 would.
+// Returns the count; caller frees.
+int state_pieces(StatePiece **out, const ParamTable *params, const PartitionOptions *options,
+                 const StateKept *kept);
 
-// Writes file `shard` (from 0) of `shards`; `fetch` hands out fp32 elements of pieces, see safetensors.h.
+// Writes file `shard` (from 0) of `shards`; `fetch` hands out elements of pieces, in the dtype of their kind, see
+// safetensors.h.
 bool optimizer_file_write(const char *dir, int shard, int shards, const ParamTable *params, const StatePiece *pieces,
                           int count, SafeTensorFetch fetch, void *context, Error *err);
 
@@ -42,8 +41,10 @@ void optimizer_files_close(OptimizerFiles *files);
 int optimizer_files_count(const OptimizerFiles *files);  // of files: ranks that wrote them
 // Whether this state of the parameter is there: then it is there as a whole.
 bool optimizer_files_has(const OptimizerFiles *files, StateKind kind, int param);
-// An error unless every parameter has m, has v unless it is a hidden matrix of Muon, and masters if they are wanted.
-bool optimizer_files_check(const OptimizerFiles *files, bool muon, bool masters, Error *err);
+// Which kinds are there, as far as that tells a run's options.
+StateKept optimizer_files_kept(const OptimizerFiles *files);
+// An error unless every parameter has all the kinds that follow from `kept`.
+bool optimizer_files_check(const OptimizerFiles *files, const StateKept *kept, Error *err);
 // out (count) fp32 = elements [first, first + count). The state must be there.
 bool optimizer_files_read(const OptimizerFiles *files, StateKind kind, int param, int64_t first, int64_t count,
                           float *out, Error *err);

@@ -6,12 +6,15 @@
 
 #define ALIGN_BYTES ((size_t)64)
 
+static size_t state_width(const StatePiece *piece) { return dtype_bytes(STATE_ROWS[piece->kind].dtype); }
+static size_t state_bytes(const StatePiece *piece) { return to_size(piece->count) * state_width(piece); }
+
 // The lists of what the rank writes and where each lies in the block.
 static void lay_out(Snapshot *s) {
     const SnapshotShape *shape = &s->shape;
     const PartitionOptions *ranks = &shape->ranks;
-    s->weight_count = model_file_shard_ranges(&s->weights, shape->arch, shape->params, ranks->rank, ranks->world);
-    s->state_count = state_pieces(&s->state, shape->params, ranks, shape->masters);
+    s->weight_count = model_file_shard_ranges(&s->weights, shape->arch, shape->params, ranks->data.rank, ranks->data.world);
+    s->state_count = state_pieces(&s->state, shape->params, ranks, &shape->kept);
     s->weight_at = xcalloc((size_t)s->weight_count + 1, sizeof *s->weight_at);
     s->state_at = xcalloc((size_t)s->state_count + 1, sizeof *s->state_at);
     for (int i = 0; i < s->weight_count; ++i) {
@@ -21,7 +24,7 @@ static void lay_out(Snapshot *s) {
     }
     for (int i = 0; i < s->state_count; ++i) {
         s->state_at[i] = s->bytes;
-        s->bytes += to_size(s->state[i].count) * sizeof(float);
+        s->bytes += state_bytes(&s->state[i]);
         s->bytes = (s->bytes + ALIGN_BYTES - 1) / ALIGN_BYTES * ALIGN_BYTES;
     }
 }
@@ -62,7 +65,7 @@ bool snapshot_open(Snapshot *s, const SnapshotShape *shape, Backend *be, const a
     return true;
 }
 
-float *snapshot_state_address(const Model *model, const Optimizer *optimizer, const StatePiece *state) {
+void *snapshot_state_address(const Model *model, const Optimizer *optimizer, const StatePiece *state) {
     const Partition *part = &model->part;
     for (int i = 0; i < part->pieces; ++i) {
         const Piece *piece = &part->piece[i];
@@ -71,9 +74,8 @@ float *snapshot_state_address(const Model *model, const Optimizer *optimizer, co
         // Where one rank has everything, the parts of a parameter lie one behind the other.
         CHECK(within + state->count <= piece->count || part->options.stage == 0, "param %d: elements %lld to %lld",
               state->param, (long long)state->first, (long long)(state->first + state->count));
-        if (state->kind == STATE_MASTER) return model_master(model, piece) + within;
-        if (state->kind == STATE_M) return optimizer->m + piece->packed + within;
-        return optimizer->v + piece->v_packed + within;
+        unsigned char *elements = STATE_ROWS[state->kind].address(model, optimizer, piece);
+        return elements + to_size(within) * state_width(state);
     }
     CHECK(false, "param %d: element %lld is not this rank's", state->param, (long long)state->first);
     return NULL;
@@ -111,7 +113,7 @@ void snapshot_begin(Snapshot *s, const Model *model, const Optimizer *optimizer,
     for (int i = 0; i < s->state_count; ++i)
         s->pieces[i] = (DownloadPiece){s->block + s->state_at[i],
                                        snapshot_state_address(model, optimizer, &s->state[i]),
-                                       to_size(s->state[i].count) * sizeof(float)};
+                                       state_bytes(&s->state[i])};
     // Passed, with or without a piece, when the gathers are done, too: others wait for this rank's part in them.
     s->copied = be->download_begin(be, s->pieces, s->state_count);
 }
@@ -155,5 +157,5 @@ const void *snapshot_fetch_state(void *context, int index, int64_t first, int64_
     Snapshot *s = context;
     (void)count;
     if (is_cancelled(s, err)) return NULL;
-    return (const float *)(const void *)(s->block + s->state_at[index]) + first;
+    return s->block + s->state_at[index] + to_size(first) * state_width(&s->state[index]);
 }

@@ -17,7 +17,7 @@ typedef struct {
     const ParamTable *params;
     PartitionOptions ranks;
     DType dtype;   // of the weights
-    bool masters;  // fp32 masters apart from bf16 weights
+    StateKept kept;
 } SnapshotShape;
 
 typedef struct {
@@ -42,7 +42,7 @@ bool snapshot_open(Snapshot *snapshot, const SnapshotShape *shape, Backend *be, 
 void snapshot_close(Snapshot *snapshot);
 
 // Where a piece of the optimizer's state lies in backend memory: on a rank that keeps it.
-float *snapshot_state_address(const Model *model, const Optimizer *optimizer, const StatePiece *piece);
+void *snapshot_state_address(const Model *model, const Optimizer *optimizer, const StatePiece *piece);
 // Begins to copy weights and state as everything issued so far leaves them; the copy leaves the device beside what is
 // issued from now on. Collective where weights are sharded (stage 3).
 void snapshot_begin(Snapshot *snapshot, const Model *model, const Optimizer *optimizer, Zero *zero);

@@ -6,10 +6,10 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "llmc/base/json.h"
+#include "llmc/base/format_version.h"
 #include "llmc/config/config.h"
 
-#define STATE_FORMAT 1
+#define OLD_VERSION_KEY "format"  // that version 1 had for its version, which was 1
 // Of one stretch: as many as no run has (SCHEDULE_OPEN_STEPS), so that sums of them do not overflow.
 #define STATE_MOST_SKIPPED 4294967296.0
 
@@ -49,7 +49,7 @@ static void add_guard(cJSON *root, const Guard *guard) {
 
 char *state_file_write(const StateFile *state, const char *config_json) {
     cJSON *root = cJSON_CreateObject();
-    cJSON_AddNumberToObject(root, "format", STATE_FORMAT);
+    format_version_add(root, FORMAT_STATE);
     cJSON_AddNumberToObject(root, "step", (double)state->progress.step);
     cJSON_AddNumberToObject(root, "bad_steps", (double)state->progress.bad_steps);
     cJSON_AddNumberToObject(root, "bad_in_row", (double)state->progress.bad_in_row);
@@ -160,13 +160,19 @@ static bool read_chain(RunProgress *progress, const cJSON *root, const char *pat
                      progress->step);
 }
 
+// One of the two keys is there.
+static bool read_version(const cJSON *root, const char *path, Error *err) {
+    int64_t found;
+    if (json_find(root, FORMAT_VERSION_KEY) != NULL) return format_version_read(FORMAT_STATE, root, path, err);
+    if (json_find(root, OLD_VERSION_KEY) == NULL)
+        return error_set(err, "%s: expected \"" FORMAT_VERSION_KEY "\", found none", path);
+    return read_count(root, OLD_VERSION_KEY, &found, path, err) && format_version_check(FORMAT_STATE, found, path, err);
+}
+
 static bool state_from_json(StateFile *out, const cJSON *root, const char *path, Error *err) {
-    int64_t format = 0;
     RunProgress *progress = &out->progress;
     *out = (StateFile){0};
-    if (!read_count(root, "format", &format, path, err)) return false;
-    if (format != STATE_FORMAT)
-        return error_set(err, "%s: expected format %d, found %" PRId64, path, STATE_FORMAT, format);
+    if (!read_version(root, path, err)) return false;
     if (!read_count(root, "step", &progress->step, path, err) ||
         !read_count(root, "bad_steps", &progress->bad_steps, path, err) ||
         !read_count(root, "bad_in_row", &progress->bad_in_row, path, err) ||

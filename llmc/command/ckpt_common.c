@@ -39,15 +39,12 @@ bool ckpt_check_source(const char *dir, Error *err) {
     return bare || checkpoint_verify(dir, true, err);
 }
 
-bool ckpt_open_optimizer(OptimizerFiles **out, bool *muon, bool *masters, const char *dir, const ParamTable *params,
+bool ckpt_open_optimizer(OptimizerFiles **out, StateKept *kept, const char *dir, const ParamTable *params,
                          Error *err) {
     OptimizerFiles *files;
     if (!optimizer_files_open(&files, dir, params, err)) return false;
-    *muon = false;
-    for (int i = 0; i < params->count; ++i)
-        *muon = *muon || (params->spec[i].hidden_matrix && !optimizer_files_has(files, STATE_V, i));
-    *masters = optimizer_files_has(files, STATE_MASTER, 0);
-    if (optimizer_files_check(files, *muon, *masters, err)) {
+    *kept = optimizer_files_kept(files);
+    if (optimizer_files_check(files, kept, err)) {
         *out = files;
         return true;
     }

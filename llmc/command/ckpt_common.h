@@ -19,9 +19,8 @@ bool ckpt_read_model(ModelConfig *config, ParamTable *params, const char *path, 
 bool ckpt_read_state(StateFile *out, const char *dir, Error *err);
 // An error when the directory has a manifest and is not as it says; a directory without one must be a bare model.
 bool ckpt_check_source(const char *dir, Error *err);
-// Opens optimizer files and checks that they are a whole optimizer's state. What it has: Muon's matrices, masters.
-bool ckpt_open_optimizer(OptimizerFiles **out, bool *muon, bool *masters, const char *dir, const ParamTable *params,
-                         Error *err);
+// Opens optimizer files and checks that they are a whole optimizer's state; which kinds it has.
+bool ckpt_open_optimizer(OptimizerFiles **out, StateKept *kept, const char *dir, const ParamTable *params, Error *err);
 // The file `name` of one directory, as it is, into another.
 bool ckpt_copy_file(const char *from_dir, const char *to_dir, const char *name, Error *err);
 

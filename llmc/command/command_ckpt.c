@@ -35,13 +35,14 @@ static bool check_contents(const char *dir, int *optimizer_files, Error *err) {
     ModelReader *model = NULL;
     OptimizerFiles *files = NULL;
     StateFile state;
-    bool muon = false, masters = false, ok = model_reader_open(&model, dir, &arch, &params, err);
+    StateKept kept = {0};
+    bool ok = model_reader_open(&model, dir, &arch, &params, err);
     *optimizer_files = 0;
     if (ok && optimizer_files_exist(dir)) {
-        ok = ckpt_open_optimizer(&files, &muon, &masters, dir, &params, err) && ckpt_read_state(&state, dir, err);
-        if (ok && muon != (strcmp(state.optimizer, word_of(OPTIMIZER_WORDS, OPTIMIZER_MUON)) == 0))
+        ok = ckpt_open_optimizer(&files, &kept, dir, &params, err) && ckpt_read_state(&state, dir, err);
+        if (ok && kept.muon != (strcmp(state.optimizer, word_of(OPTIMIZER_WORDS, OPTIMIZER_MUON)) == 0))
             ok = error_set(err, "%s: state.json says %s, the optimizer's tensors are of %s", dir, state.optimizer,
-                           word_of(OPTIMIZER_WORDS, muon ? OPTIMIZER_MUON : OPTIMIZER_ADAMW));
+                           word_of(OPTIMIZER_WORDS, kept.muon ? OPTIMIZER_MUON : OPTIMIZER_ADAMW));
         if (ok) *optimizer_files = optimizer_files_count(files);
     }
     optimizer_files_close(files);
@@ -95,7 +96,7 @@ static int inspect(const char *dir) {
     ParamTable params;
     if (!ckpt_read_model(&arch, &params, dir, &err)) return command_fail(&err);
     char model[256];
-    model_config_describe(&arch, model, sizeof model);
+    params_describe(&arch, model, sizeof model);
     printf("%s\n%s\n", model, hf_architecture(&arch));
     print_state(dir);
     for (int i = 0; i < params.count; ++i) {

@@ -27,7 +27,7 @@ typedef struct {
     double share;  // of the mean; all together 1
     ModelReader *reader;
     OptimizerFiles *files;  // NULL: none
-    bool muon, masters;
+    StateKept kept;
 } Source;
 
 typedef struct {
@@ -77,15 +77,14 @@ static bool open_source(Average *average, Source *source, Error *err) {
         return false;
     if (!model_file_same_architecture(&average->config, &config)) {
         char theirs[256], first[256];
-        model_config_describe(&config, theirs, sizeof theirs);
-        model_config_describe(&average->config, first, sizeof first);
+        params_describe(&config, theirs, sizeof theirs);
+        params_describe(&average->config, first, sizeof first);
         return error_set(err, "%s: is another architecture (%s) than %s (%s)", source->path, theirs,
                          average->source[0].path, first);
     }
     return model_reader_open(&source->reader, source->path, &average->config, &average->params, err) &&
-           (!optimizer_files_exist(source->path) || ckpt_open_optimizer(&source->files, &source->muon,
-                                                                        &source->masters, source->path,
-                                                                        &average->params, err));
+           (!optimizer_files_exist(source->path) ||
+            ckpt_open_optimizer(&source->files, &source->kept, source->path, &average->params, err));
 }
 
 static bool average_open(Average *average, const char *from, Error *err) {
@@ -139,7 +138,7 @@ static bool read_state(Average *average, Source *source, int param, StateKind ki
 }
 
 static bool read_weights(Average *average, Source *source, int param, StateKind kind, Error *err) {
-    if (source->masters) return read_state(average, source, param, kind, err);
+    if (source->kept.masters) return read_state(average, source, param, kind, err);
     return model_reader_read(source->reader, &average->params.spec[param], average->values, err);
 }
 
@@ -178,9 +177,10 @@ static bool check_states(DType *dtype, const Average *average, Error *err) {
         if (source->files == NULL) return error_set(err, "%s: has no optimizer state", source->path);
         if (!ckpt_read_state(&other, source->path, err)) return false;
         if (strcmp(other.optimizer, first.optimizer) != 0 || strcmp(other.dtype, first.dtype) != 0 ||
-            source->masters != average->source[0].masters || source->muon != average->source[0].muon)
+            source->kept.masters != average->source[0].kept.masters ||
+            source->kept.muon != average->source[0].kept.muon)
             return error_set(err, "%s: its optimizer state is of another kind (%s, %s, %s masters) than that of %s",
-                             source->path, other.optimizer, other.dtype, source->masters ? "with" : "without",
+                             source->path, other.optimizer, other.dtype, source->kept.masters ? "with" : "without",
                              average->source[0].path);
     }
     return dtype_parse(first.dtype, dtype) || error_set(err, "state.json: dtype %s", first.dtype);
@@ -188,9 +188,9 @@ static bool check_states(DType *dtype, const Average *average, Error *err) {
 
 static bool write_state(Average *average, const char *dir, Error *err) {
     const Source *last = &average->source[average->count - 1];
-    PartitionOptions options = {.world = 1, .muon = last->muon};
+    PartitionOptions options = {.data = MESH_ALONE, .muon = last->kept.muon};
     StatePiece *list;
-    int count = state_pieces(&list, &average->params, &options, last->masters);
+    int count = state_pieces(&list, &average->params, &options, &last->kept);
     StateSource source = {average, list};
     bool ok = optimizer_file_write(dir, 0, 1, &average->params, list, count, fetch_mean, &source, err) &&
               ckpt_copy_file(last->path, dir, "state.json", err);

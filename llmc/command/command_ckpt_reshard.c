@@ -108,14 +108,16 @@ static bool write_state(const char *dir, const char *from, int shards, Error *er
     ParamTable params;
     if (!ckpt_read_model(&config, &params, from, err)) return false;
     OptimizerFiles *files = NULL;
-    PartitionOptions options = {.world = shards, .stage = 1};
-    bool masters, ok = ckpt_open_optimizer(&files, &options.muon, &masters, from, &params, err);
+    PartitionOptions options = {.data.world = shards, .stage = 1};
+    StateKept kept;
+    bool ok = ckpt_open_optimizer(&files, &kept, from, &params, err);
+    options.muon = ok && kept.muon;
     float *staging = xmalloc(to_size(SAFETENSORS_CHUNK_ELEMS) * sizeof *staging);
-    for (options.rank = 0; options.rank < shards && ok; ++options.rank) {
+    for (options.data.rank = 0; options.data.rank < shards && ok; ++options.data.rank) {
         StatePiece *list;
-        int count = state_pieces(&list, &params, &options, masters);
+        int count = state_pieces(&list, &params, &options, &kept);
         StateSource source = {files, list, staging};
-        ok = optimizer_file_write(dir, options.rank, shards, &params, list, count, fetch_state, &source, err);
+        ok = optimizer_file_write(dir, options.data.rank, shards, &params, list, count, fetch_state, &source, err);
         free(list);
     }
     free(staging);

@@ -37,7 +37,7 @@ static bool eval_data(OpenModel *model, const char *data, int64_t B, int64_t T, 
     int32_t eot = model->tokenizer == NULL ? -1 : tokenizer_eot(model->tokenizer);
     if (!heldout_open(&heldout, &source, B, T, tokens, model->model.config.V, eot, err)) return false;
     EvalResult result;
-    bool ok = eval_heldout(&result, &model->model, heldout, model->tokenizer, NULL, 0, 1, err);
+    bool ok = eval_heldout(&result, &model->model, heldout, model->tokenizer, NULL, MESH_ALONE, err);
     heldout_close(heldout);
     if (!ok) return false;
     printf("%s: %lld tokens, loss %.6f nats a token, perplexity %.4f", data, (long long)result.tokens, result.loss,

@@ -22,7 +22,7 @@ int command_plan(int argc, char **argv) {
     const bool lanes = config.deterministic == DETERMINISTIC_LANES;
     bool ok = run_find_tokenizer(&tokenizer, &config, &err) && run_resolve_model(&config, tokenizer, &err) &&
               schedule_build(&schedule, &config, world, &err) &&
-              partition_check(&(PartitionOptions){.world = world, .lanes = lanes}, &err);
+              partition_check(&(PartitionOptions){.data.world = world, .lanes = lanes}, &err);
     tokenizer_free(tokenizer);
     if (!ok) return command_fail(&err);
     char note[DEVICE_NOTE_BYTES];
@@ -40,7 +40,7 @@ int command_plan(int argc, char **argv) {
     if (note[0] != '\0') printf("%s\n", note);
     if (elsewhere) printf("planned for a GPU elsewhere: %s\n", err.message);
     else printf("%s\n", be->description);
-    if (world > 1) printf("rank %d of %d, zero=%d: no rank takes more\n", rank.rank, world, (int)config.zero);
+    if (world > 1) printf("rank %d of %d, zero=%d: no rank takes more\n", rank.data.rank, world, (int)config.zero);
     plan_print(stdout, &plan, &config, available);
     bool fits = available == 0 || plan.device_bytes <= available;
     if (!fits) {

@@ -6,6 +6,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "llmc/base/format_version.h"
 #include "llmc/config/config_file.h"
 #include "llmc/config/config_options.h"
 
@@ -353,6 +354,7 @@ static void print_part(FILE *out, const RunConfig *config, const SourceConfig *s
 
 void config_print(FILE *out, const RunConfig *config) {
     bool one_source = source_is_implicit(config), one_phase = phase_is_implicit(config);
+    fprintf(out, FORMAT_VERSION_KEY " = %lld\n\n", (long long)format_version(FORMAT_RUN_FILE));
     print_part(out, config, one_source ? &config->source[0] : NULL, one_phase ? &config->phase[0] : NULL);
     for (int i = 0; !one_source && i < config->source_count; ++i) {
         fprintf(out, "\n[source %s]\n", config->source[i].name);

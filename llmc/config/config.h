@@ -3,6 +3,7 @@
 // [source] or [phase] sections has one of each, named "main". Knows nothing of tensors or devices.
 //
 // Run file (INI, read by inih):             Command line:
+//     format_version = 1                    (of the run file; optional, before everything else)
 //     out_dir = runs/kjv                        train_gpt train run.conf lr=1e-3 source.web.weight=0.5
 //     model = gpt2:124M
 //     [source web]

@@ -8,6 +8,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "llmc/base/format_version.h"
+
 #define FILE_MAX_BYTES ((size_t)1 << 20)
 #define NAME_MAX_BYTES 32   // of a source or phase: "weight.NAME" must fit inih's buffer for keys (50 bytes)
 #define LINE_MAX_BYTES 160  // that draft_print_value writes; inih's buffer holds 200
@@ -216,6 +218,7 @@ typedef struct {
     int line;                     // number of the line that inih got last
     bool indented;                // that line starts with white space
     int section;                  // index of the one that lines belong to
+    bool any_key;                 // one was read: a version comes too late
     int key_line;                 // where the value that a continuation line continues began
     char key[64];
     char *value;  // collected so far; NULL: none
@@ -228,12 +231,23 @@ static bool reader_fail(Reader *reader, int line) {
     return error_prefix(reader->err, "%s:%d", reader->path, line);
 }
 
+// "format_version" is the file's, not an option of the run. First in the file, so that a newer file is refused for its
+// version and not for what an older program does not know in it.
+static bool reader_version(const Reader *reader, const char *where) {
+    if (reader->section != 0 || reader->any_key)
+        return error_set(reader->err, "%s: expected " FORMAT_VERSION_KEY " before everything else in the file", where);
+    return format_version_parse(FORMAT_RUN_FILE, reader->value, where, reader->err);
+}
+
 // Hands the collected key and value over, now that it is known to be complete.
 static bool reader_flush(Reader *reader) {
     if (reader->value == NULL) return true;
     char *where = xasprintf("%s:%d", reader->path, reader->key_line);
-    bool ok =
-        section_set(&reader->draft->section[reader->section], reader->key, reader->value, where, false, reader->err);
+    bool ok = strcmp(reader->key, FORMAT_VERSION_KEY) == 0
+                  ? reader_version(reader, where)
+                  : section_set(&reader->draft->section[reader->section], reader->key, reader->value, where, false,
+                                reader->err);
+    reader->any_key = true;
     if (!ok) reader->failed = true;
     free(where);
     free(reader->value);

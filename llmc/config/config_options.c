@@ -77,7 +77,7 @@ const Option OPTIONS[] = {
     {"deterministic", RUN(deterministic), OPTION_WORD, .words = DETERMINISTIC_WORDS, .fallback = "run",
      .help =
          "run: the same bits in every run with the same ranks; lanes: also with 1, 2, 4, 8 or 16 ranks and any zero: "
-         "micro-batches are added in one fixed binary tree"},
+         "a step's lanes (the micro-batches of all ranks) are added in one fixed binary tree"},
     {"reduce_dtype", RUN(reduce_dtype), OPTION_WORD, .words = DTYPE_WORDS, .word_count = WEIGHT_DTYPES,
      .fallback = "fp32", .help = "in which gradients travel between ranks; they are added in fp32"},
     {"comm_timeout", RUN(comm_timeout), OPTION_REAL, 0.5, 1e6, .fallback = "600",

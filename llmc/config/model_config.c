@@ -1,4 +1,4 @@
-// model_config.c: presets, derivation, checks and counts of an architecture; see model_config.h. Called by the run
+// model_config.c: presets, derivation and checks of an architecture; see model_config.h. Called by the run
 // config, by import and export, and by everything that needs a size before there is a tensor.
 #include "llmc/config/model_config.h"
 
@@ -178,8 +178,8 @@ static bool derive_sizes(ModelConfig *config, Error *err) {
     }
     if (config->NKV == 0) config->NKV = config->NH;
     if (config->F == 0) {
-        // Three SwiGLU matrices of 8/3 C have the weights of two of 4 C.
-        config->F = config->activation == ACT_SWIGLU ? round_up(div_up(8 * config->C, 3), 64) : 4 * config->C;
+        // Three matrices of a gated layer of 8/3 C have the weights of two of 4 C.
+        config->F = activation_is_gated(config->activation) ? round_up(div_up(8 * config->C, 3), 64) : 4 * config->C;
     }
     if (!check_range("head size (HS)", config->HS, MAX_WIDTH, err)) return false;
     if (!check_range("heads times head size (NH*HS)", config->NH * config->HS, MAX_WIDTH, err)) return false;
@@ -238,55 +238,7 @@ int64_t model_config_qkv_width(const ModelConfig *config) {
     return (config->NH + 2 * config->NKV) * config->HS;
 }
 
-// Weights that take part in matrix products, of one block.
-static int64_t block_matmul_weights(const ModelConfig *config) {
-    int64_t fc_rows = config->activation == ACT_SWIGLU ? 2 * config->F : config->F;
-    return config->C * (model_config_qkv_width(config) + config->NH * config->HS + fc_rows + config->F);
-}
-
-int64_t model_config_param_count(const ModelConfig *config) {
-    int64_t C = config->C, fc_rows = config->activation == ACT_SWIGLU ? 2 * config->F : config->F;
-    int64_t norm = config->norm_bias ? 2 * C : C;
-    int64_t block = block_matmul_weights(config) + 2 * norm;
-    if (config->qkv_bias) block += model_config_qkv_width(config);
-    if (config->proj_bias) block += C;
-    if (config->mlp_bias) block += fc_rows + C;
-    if (config->qk_norm) block += 2 * config->HS;
-    int64_t tables = config->V * C * (config->tied ? 1 : 2);
-    if (config->position == POSITION_LEARNED) tables += config->max_seq_len * C;
-    return tables + config->L * block + norm;
-}
-
-double model_config_flops_per_token(const ModelConfig *config, int64_t T) {
-    double weights = (double)(config->L * block_matmul_weights(config) + config->V * config->C);
-    double length = (double)T, window = (double)config->window;
-    double keys = window > 0 && window < length ? window - window * window / (2 * length) : length / 2;
-    return 6 * weights + 12 * (double)config->L * (double)(config->NH * config->HS) * keys;
-}
-
-static const char *resemblance(const ModelConfig *config) {
-    if (config->norm == NORM_LAYER && config->position == POSITION_LEARNED && config->activation == ACT_GELU)
-        return "GPT-2-like";
-    if (config->norm == NORM_RMS && config->position == POSITION_ROPE && config->activation == ACT_SWIGLU)
-        return config->qk_norm ? "Qwen3-like" : config->qkv_bias ? "Qwen2-like" : "Llama-like";
-    return "custom decoder";
-}
-
-void model_config_describe(const ModelConfig *config, char *out, size_t out_bytes) {
-    double count = (double)model_config_param_count(config);
-    const char *unit = count >= 1e9 ? "B" : count >= 1e6 ? "M" : "K";
-    double scaled = count / (count >= 1e9 ? 1e9 : count >= 1e6 ? 1e6 : 1e3);
-    char kv[48] = "";
-    if (config->NKV != config->NH) snprintf(kv, sizeof kv, " (%lld key/value)", (long long)config->NKV);
-    // An import may have found no biases where GPT-2 has some: nobody should have to guess.
-    bool gpt2 = strcmp(resemblance(config), "GPT-2-like") == 0;
-    bool some_missing = !config->norm_bias || !config->qkv_bias || !config->proj_bias || !config->mlp_bias;
-    char missing[64] = "";
-    if (gpt2 && some_missing)
-        snprintf(missing, sizeof missing, " without%s%s%s%s bias", config->norm_bias ? "" : " norm",
-                 config->qkv_bias ? "" : " q/k/v", config->proj_bias ? "" : " projection",
-                 config->mlp_bias ? "" : " MLP");
-    snprintf(out, out_bytes, "%s%s, %lld layers, %lld wide, %lld heads%s, vocabulary %lld: %.1f%s parameters",
-             resemblance(config), missing, (long long)config->L, (long long)config->C, (long long)config->NH, kv,
-             (long long)config->V, scaled, unit);
+int64_t model_config_window(const ModelConfig *config, int64_t layer) {
+    (void)layer;
+    return config->window;
 }

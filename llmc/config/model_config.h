@@ -60,12 +60,6 @@ bool model_config_preset(ModelConfig *out, const char *name, Error *err);
 bool model_config_finish(ModelConfig *config, Error *err);
 
 int64_t model_config_qkv_width(const ModelConfig *config);  // (NH + 2 NKV) HS
-// Parameters as people count them (V, not Vp, rows; a tied head once).
-int64_t model_config_param_count(const ModelConfig *config);
-// Training FLOPs of one token at sequence length T: 6 per matmul weight (head included, embedding lookups not) plus
-// causal attention 6 * L * NH * HS * T (half of the full square), within the window. V, not Vp, rows: padding is no
-// work that anybody asked for.
-double model_config_flops_per_token(const ModelConfig *config, int64_t T);
-// One line for people: "GPT-2-like, 12 layers, 768 wide, 12 heads, vocabulary 50257: 124.4M parameters".
-void model_config_describe(const ModelConfig *config, char *out, size_t out_bytes);
+// The sliding attention window of a layer, 0: none. (All layers have the same one today.)
+int64_t model_config_window(const ModelConfig *config, int64_t layer);
 #endif

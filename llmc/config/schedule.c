@@ -3,7 +3,7 @@
 
 #include <math.h>
 
-static bool phase_shape(PhaseSpan *span, const PhaseConfig *phase, int world, Error *err) {
+static bool phase_shape(PhaseSpan *span, const PhaseConfig *phase, int data_world, Error *err) {
     span->T = phase->seq_len;
     span->B = phase->batch_rows;
     if (span->T <= 0 || span->B <= 0 || phase->batch_tokens <= 0)
@@ -16,13 +16,13 @@ static bool phase_shape(PhaseSpan *span, const PhaseConfig *phase, int world, Er
                          (long long)phase->batch_tokens);
     span->rows_per_step = phase->batch_tokens / span->T;
     span->lanes = span->rows_per_step / span->B;
-    span->micro_batches = div_up(span->lanes, world);
+    span->micro_batches = div_up(span->lanes, data_world);
     return true;
 }
 
-bool schedule_build(Schedule *schedule, const RunConfig *config, int world, Error *err) {
-    CHECK(world > 0 && config->phase_count > 0 && config->phase_count <= CONFIG_MAX_PHASES, "world=%d phases=%d",
-          world, config->phase_count);
+bool schedule_build(Schedule *schedule, const RunConfig *config, int data_world, Error *err) {
+    CHECK(data_world > 0 && config->phase_count > 0 && config->phase_count <= CONFIG_MAX_PHASES, "world=%d phases=%d",
+          data_world, config->phase_count);
     *schedule = (Schedule){.config = config, .phase_count = config->phase_count};
     bool bounded_by_time = config->train_seconds > 0;
     if (bounded_by_time && config->phase_count != 1)
@@ -33,7 +33,7 @@ bool schedule_build(Schedule *schedule, const RunConfig *config, int world, Erro
         const PhaseConfig *phase = &config->phase[p];
         PhaseSpan *span = &schedule->phase[p];
         *span = (PhaseSpan){.index = p, .first_step = schedule->total_steps, .first_tokens = tokens};
-        if (!phase_shape(span, phase, world, err)) return false;
+        if (!phase_shape(span, phase, data_world, err)) return false;
         if (!bounded_by_time && phase->tokens < phase->batch_tokens)
             return error_set(err, "phase %s: expected at least the %lld tokens of one step, found tokens = %lld",
                              phase->name, (long long)phase->batch_tokens, (long long)phase->tokens);

@@ -9,6 +9,9 @@
 //     wsd:               1, then linear over the last round(decay_frac N) steps down to final_lr_frac at k = N
 // A decay that would begin inside the warm-up begins at its end. k = N lies past the last step: with final_lr_frac 0
 // the last step still learns a little instead of being wasted.
+//
+// A lane is B rows of a step, counted over all ranks, so that it does not depend on how many there are; a micro-batch
+// is B rows of a step as one rank computes them, counted on that rank: micro-batch m of rank r is lane m * world + r.
 #ifndef LLMC_SCHEDULE_H
 #define LLMC_SCHEDULE_H
 
@@ -20,8 +23,8 @@ typedef struct {
     int64_t first_tokens;    // tokens of all phases before
     int64_t T, B;            // row length; rows of a micro-batch on one rank
     int64_t rows_per_step;   // over all ranks
-    int64_t lanes;           // micro-batches of a step over all ranks: rows_per_step / B
-    int64_t micro_batches;   // per rank and step: lanes / world, rounded up; those past the last lane are padding
+    int64_t lanes;           // a step's batches of B rows, over all ranks: rows_per_step / B
+    int64_t micro_batches;   // the same of one rank: lanes / data_world, rounded up; past the last lane is padding
 } PhaseSpan;
 
 typedef struct {
@@ -38,9 +41,9 @@ typedef struct {
 // warms up but does not decay yet.
 #define SCHEDULE_OPEN_STEPS ((int64_t)1 << 32)
 
-// Errors: sizes that are not positive, batch_tokens not a multiple of B*T, a budget smaller than one step, a
-// run bounded by time with more than one phase.
-bool schedule_build(Schedule *schedule, const RunConfig *config, int world, Error *err);
+// data_world: ranks that share a step's lanes. Errors: sizes that are not positive, batch_tokens not a multiple of B*T,
+// a budget smaller than one step, a run bounded by time with more than one phase.
+bool schedule_build(Schedule *schedule, const RunConfig *config, int data_world, Error *err);
 // The phase of step (0-based); the last one for steps at or past the end.
 const PhaseSpan *schedule_phase(const Schedule *schedule, int64_t step);
 // Multiplier in [0, 1] of the segment's peak, and the learning rate itself. Steps past the horizon keep its value.

@@ -585,20 +585,20 @@ static void init_rank(Comm *comm, ncclUniqueId id) {
 }
 
 bool comm_open_nccl(Comm **out, Backend *be, const CommOptions *options, Error *err) {
-    CHECK(options->rank >= 0 && options->rank < options->world, "rank %d of %d", options->rank, options->world);
-    CHECK(options->world == 1 || options->control != NULL, "%d ranks without control", options->world);
+    CHECK(mesh_axis_is_valid(options->axis), "rank %d of %d", options->axis.rank, options->axis.world);
+    CHECK(options->axis.world == 1 || options->control != NULL, "%d ranks without control", options->axis.world);
     *out = NULL;
     if (cuda_failed(be)) return error_set(err, "%s", cuda_state(be)->failure.message);
     Comm *comm = (Comm *)xcalloc(1, sizeof *comm);
     NcclGroup *group = (NcclGroup *)xcalloc(1, sizeof *group);
     comm->kind = "nccl";
-    comm->rank = options->rank;
-    comm->world = options->world;
+    comm->rank = options->axis.rank;
+    comm->world = options->axis.world;
     comm->be = be;
     comm->impl = group;
     group->scratch = (unsigned char *)options->scratch;
     group->scratch_bytes = options->scratch_bytes;
-    group->even = (CommSegment *)xcalloc(to_size(options->world), sizeof *group->even);
+    group->even = (CommSegment *)xcalloc(to_size(options->axis.world), sizeof *group->even);
     pthread_mutex_init(&group->mutex, NULL);
     ncclUniqueId id;
     if (!nccl_api_open(&group->api, err) || !agree_on_id(comm, options->control, &id, err)) {

@@ -55,7 +55,7 @@ cudaError_t comm_round(bf16 *out, const float *in, int64_t elems, cudaStream_t s
 typedef struct {
     const void *own, *received;
     int64_t stride;
-    int rank, world;
+    int rank, world;  // of the group
     DType dtype;  // fp32 or bf16, summed in fp32; fp64, in fp64
 } CommContributions;
 #define COMM_STRIDE_MULTIPLE 8  // elements; keeps packs of 16 bytes aligned

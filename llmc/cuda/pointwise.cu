@@ -153,7 +153,7 @@ static void activation_kind(Backend *be, const ActivationCall *c) {
 }
 template <class T>
 static void activation_any(Backend *be, const ActivationCall *c) {
-    int64_t unit = c->kind == ACT_SWIGLU ? c->pre.dim[1] / 2 : tensor_elems(c->pre);
+    int64_t unit = activation_is_gated(c->kind) ? c->pre.dim[1] / 2 : tensor_elems(c->pre);
     bool vector =
         unit % PACK<T> == 0 && gpu_aligned(c->out.data) && gpu_aligned(c->dout.data) && gpu_aligned(c->pre.data);
     if (tensor_elems(c->pre) == 0) return;

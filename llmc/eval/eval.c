@@ -19,13 +19,13 @@ static void add_batch(double *sums, int64_t k, const Batch *batch, const float *
 
 // Every rank runs the model as often as any other, for the model may be one that all of them hold together: who has
 // no batch left repeats the last one for nothing.
-static bool run_batches(double *sums, Model *model, HeldOut *heldout, const Tokenizer *tokenizer, int rank, int world,
+static bool run_batches(double *sums, Model *model, HeldOut *heldout, const Tokenizer *tokenizer, MeshAxis data,
                         Error *err) {
     int64_t batches = heldout_batches(heldout);
     float *nll = xmalloc(to_size(model->shape.max_rows) * sizeof *nll);
     bool ok = true;
-    for (int64_t first = 0; first < batches; first += world) {
-        int64_t k = first + rank;
+    for (int64_t first = 0; first < batches; first += data.world) {
+        int64_t k = first + data.rank;
         const Batch *batch = heldout_batch(heldout, min_i64(k, batches - 1), err);
         ok = batch != NULL;
         if (!ok) break;
@@ -45,12 +45,12 @@ static bool combine(double *sums, int64_t batches, Control *control, Error *err)
 }
 
 bool eval_heldout(EvalResult *result, Model *model, HeldOut *heldout, const Tokenizer *tokenizer, Control *control,
-                  int rank, int world, Error *err) {
+                  MeshAxis data, Error *err) {
     int64_t batches = heldout_batches(heldout);
-    CHECK(rank >= 0 && rank < world, "rank=%d world=%d", rank, world);
+    CHECK(mesh_axis_is_valid(data), "rank=%d world=%d", data.rank, data.world);
     double *sums = xcalloc(to_size(SUM_BATCHES + batches), sizeof *sums);
-    bool ok = run_batches(sums, model, heldout, tokenizer, rank, world, err) &&
-              (world == 1 || combine(sums, batches, control, err));
+    bool ok = run_batches(sums, model, heldout, tokenizer, data, err) &&
+              (data.world == 1 || combine(sums, batches, control, err));
     double nll = 0;
     for (int64_t k = 0; k < batches; ++k) nll += sums[SUM_BATCHES + k];
     *result = (EvalResult){.tokens = (int64_t)sums[SUM_TOKENS], .text_bytes = (int64_t)sums[SUM_TEXT_BYTES],

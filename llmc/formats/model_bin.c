@@ -16,13 +16,6 @@
 #define HEADER_INTS 256
 enum { H_MAGIC, H_VERSION, H_MAX_T, H_V, H_L, H_NH, H_C, H_VP, H_USED };
 
-static const ParamRole FILE_ORDER[] = {
-    PARAM_WTE,         PARAM_WPE,         PARAM_NORM1_W, PARAM_NORM1_B, PARAM_QKV_W,      PARAM_QKV_B,
-    PARAM_ATTN_PROJ_W, PARAM_ATTN_PROJ_B, PARAM_NORM2_W, PARAM_NORM2_B, PARAM_FC_W,       PARAM_FC_B,
-    PARAM_MLP_PROJ_W,  PARAM_MLP_PROJ_B,  PARAM_NORM_F_W, PARAM_NORM_F_B,
-};
-#define ROLE_COUNT (sizeof FILE_ORDER / sizeof FILE_ORDER[0])
-
 // NULL: error.
 static FILE *open_and_read_header(int32_t header[HEADER_INTS], const char *path, Error *err) {
     FILE *file = fopen(path, "rb");
@@ -73,24 +66,15 @@ static bool check_architecture(const ModelConfig *config, const char *path, Erro
         hf_architecture(config));
 }
 
-static int64_t role_layers(ParamRole role, const ModelConfig *config) {
-    bool outside = role == PARAM_WTE || role == PARAM_WPE || role == PARAM_NORM_F_W || role == PARAM_NORM_F_B;
-    return outside ? 1 : config->L;
-}
-static const ParamSpec *find_spec(const ParamTable *params, ParamRole role, int64_t index) {
-    const ParamSpec *spec = params_find(params, role, -1);
-    if (spec == NULL) spec = params_find(params, role, to_i32(index));
-    CHECK(spec != NULL, "role=%d index=%lld", (int)role, (long long)index);
-    return spec;
-}
-
-// Where the tensor lies in the file, in elements after the header.
-static int64_t file_offset(const ParamTable *params, const ParamSpec *spec, const ModelConfig *config) {
+// Where the tensor lies in the file, in elements after the header: kinds in the order of our table, which is llm.c's, of
+// each kind all layers.
+static int64_t file_offset(const ParamTable *params, const ParamSpec *spec) {
     int64_t offset = 0;
-    for (size_t i = 0; i < ROLE_COUNT && FILE_ORDER[i] != spec->role; ++i) {
-        offset += role_layers(FILE_ORDER[i], config) * find_spec(params, FILE_ORDER[i], 0)->elems;
+    for (int i = 0; i < params->count; ++i) {
+        const ParamSpec *other = &params->spec[i];
+        if (other->role < spec->role || (other->role == spec->role && other->layer < spec->layer)) offset += other->elems;
     }
-    return offset + (spec->layer < 0 ? 0 : spec->layer) * spec->elems;
+    return offset;
 }
 
 static void widen_bf16(float *values, int64_t count) {
@@ -121,7 +105,7 @@ static bool check_size(const ModelBin *bin, Error *err) {
 }
 
 bool model_bin_read(ModelBin *bin, const ParamSpec *spec, float *values, Error *err) {
-    off_t at = HEADER_INTS * 4 + file_offset(bin->params, spec, &bin->config) * bin->width;
+    off_t at = HEADER_INTS * 4 + file_offset(bin->params, spec) * bin->width;
     if (fseeko(bin->file, at, SEEK_SET) != 0 ||
         fread(values, (size_t)bin->width, to_size(spec->elems), bin->file) != to_size(spec->elems))
         return error_set(err, "%s: cannot read tensor %s: %s", bin->path, spec->name, strerror(errno));
@@ -189,13 +173,10 @@ bool model_file_write_llmc(const char *path, const ModelConfig *config, const Pa
     uint16_t *halves = xmalloc(to_size(largest) * sizeof *halves);
     FileWriter writer;
     bool ok = file_writer_open(&writer, path, err) && file_writer_append(&writer, header, sizeof header, err);
-    for (size_t i = 0; i < ROLE_COUNT && ok; ++i) {
-        int64_t layers = role_layers(FILE_ORDER[i], config);
-        for (int64_t layer = 0; layer < layers && ok; ++layer) {
-            const ParamSpec *spec = find_spec(params, FILE_ORDER[i], layer);
-            ok = write_tensor(&writer, spec, dtype, values, halves, get, context, err);
-        }
-    }
+    for (int role = 0; role < PARAM_ROLE_COUNT; ++role)
+        for (int i = 0; i < params->count && ok; ++i)
+            if (params->spec[i].role == (ParamRole)role)
+                ok = write_tensor(&writer, &params->spec[i], dtype, values, halves, get, context, err);
     free(values);
     free(halves);
     return ok && file_writer_commit(&writer, err);

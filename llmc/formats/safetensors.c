@@ -371,7 +371,7 @@ bool safetensors_read_f32(const SafeTensor *tensor, int64_t first, int64_t count
 
 // ---- writing ----
 
-static const char *element_name(DType dtype) {
+const char *safetensors_dtype_name(DType dtype) {
     static const char *NAMES[DTYPE_COUNT] = {"F32", "BF16", "I32", "U8", "F64"};
     CHECK(dtype < DTYPE_COUNT, "dtype=%d", (int)dtype);
     return NAMES[dtype];
@@ -396,7 +396,7 @@ static char *build_header(const SafeTensorSpec *specs, int count, const char *me
     size_t offset = 0;
     for (int i = 0; i < count; ++i) {
         cJSON *entry = cJSON_CreateObject();
-        cJSON_AddStringToObject(entry, "dtype", element_name(specs[i].dtype));
+        cJSON_AddStringToObject(entry, "dtype", safetensors_dtype_name(specs[i].dtype));
         cJSON *shape = cJSON_AddArrayToObject(entry, "shape"),
               *offsets = cJSON_AddArrayToObject(entry, "data_offsets");
         for (int d = 0; d < specs[i].ndim; ++d)

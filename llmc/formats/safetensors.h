@@ -42,6 +42,8 @@ typedef struct {
     int64_t dim[SAFETENSORS_MAX_DIMS];
 } SafeTensorSpec;
 typedef const void *(*SafeTensorFetch)(void *context, int index, int64_t first, int64_t count, Error *err);
+// As files name it: "F32".
+const char *safetensors_dtype_name(DType dtype);
 // Writes and fsyncs; an error (disk full, ...) removes nothing that was there before under another name.
 bool safetensors_write(const char *path, const SafeTensorSpec *specs, int count, const char *metadata_json,
                        SafeTensorFetch fetch, void *context, Error *err);

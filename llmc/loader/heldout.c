@@ -7,7 +7,7 @@
 struct HeldOut {
     ShardSet set;
     const RowFormat *format;
-    RowSource text;  // of the set, as the format sees it
+    RowSource stream;  // of the set, as the format sees it
     int64_t B, T, rows;
     BatchBuffer buffer;
 };
@@ -22,10 +22,10 @@ static bool open_set(HeldOut *heldout, const SourceConfig *source, int64_t max_t
     if (source->doc_mask && eot < 0)
         return error_set(err, "source %s: doc_mask needs the end-of-text id, which neither the tokenizer nor the "
                          "held-out shards state", source->name);
-    int64_t token_count = max_tokens > 0 ? min_i64(set->token_count, max_tokens + 1) : set->token_count;
-    heldout->text = (RowSource){.set = set, .token_count = token_count, .vocab = vocab, .eot = eot,
-                                .doc_mask = source->doc_mask, .heldout = true};
-    heldout->rows = heldout->format->rows(&heldout->text, heldout->T);
+    int64_t token_count = max_tokens > 0 ? min_i64(set->token_count - 1, max_tokens) + 1 : set->token_count;
+    heldout->stream = (RowSource){.set = set, .token_count = token_count, .vocab = vocab, .eot = eot,
+                                  .doc_mask = source->doc_mask, .heldout = true};
+    heldout->rows = heldout->format->rows(&heldout->stream, heldout->T);
     if (heldout->rows < 1)
         return error_set(err, "source %s: expected at least 2 held-out tokens in %s, found %lld", source->name,
                          source->val, (long long)set->token_count);
@@ -44,9 +44,9 @@ bool heldout_open(HeldOut **out, const SourceConfig *source, int64_t B, int64_t 
         heldout_close(heldout);
         return false;
     }
-    RowSource *text = &heldout->text;
-    text->text_tokens = format->longest_read(T);
-    text->text = xcalloc(to_size(text->text_tokens), sizeof *text->text);
+    RowSource *stream = &heldout->stream;
+    stream->buffer_tokens = format->longest_read(T);
+    stream->buffer = xcalloc(to_size(stream->buffer_tokens), sizeof *stream->buffer);
     bool doc = source->doc_mask, prefix = format->makes_prefix;
     batch_buffer_init(&heldout->buffer,
                       (BatchCapacity){.batches = 1, .rows = B, .tokens = B * T, .doc = doc, .prefix = prefix});
@@ -59,13 +59,13 @@ bool heldout_open(HeldOut **out, const SourceConfig *source, int64_t B, int64_t 
 void heldout_close(HeldOut *heldout) {
     shard_set_close(&heldout->set);
     batch_buffer_free(&heldout->buffer);
-    free(heldout->text.text);
+    free(heldout->stream.buffer);
     free(heldout);
 }
 
 int64_t heldout_batches(const HeldOut *heldout) { return div_up(heldout->rows, heldout->B); }
 
-int64_t heldout_tokens(const HeldOut *heldout) { return heldout->text.token_count - 1; }
+int64_t heldout_tokens(const HeldOut *heldout) { return heldout->stream.token_count - 1; }
 
 const Batch *heldout_batch(HeldOut *heldout, int64_t k, Error *err) {
     CHECK(k >= 0 && k < heldout_batches(heldout), "k=%lld of %lld", (long long)k,
@@ -75,7 +75,7 @@ const Batch *heldout_batch(HeldOut *heldout, int64_t k, Error *err) {
         int64_t index = k * heldout->B + b;
         double weight_sum;
         if (index >= heldout->rows) batch_row_fill(&row, NULL, 0, -1);
-        else if (!heldout->format->fill(&row, &weight_sum, &heldout->text, index, 0, err)) return NULL;
+        else if (!heldout->format->fill(&row, &weight_sum, &heldout->stream, index, 0, err)) return NULL;
         *row.source = 0;
         *row.row_index = index < heldout->rows ? index : -1;
     }

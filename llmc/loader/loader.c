@@ -15,7 +15,7 @@ typedef struct {
     bool used;  // has a weight in some phase; else the set is not open
     ShardSet set;
     const RowFormat *format;
-    RowSource text;  // of the set, as the format sees it
+    RowSource stream;  // of the set, as the format sees it
 } Source;
 
 typedef struct {
@@ -26,7 +26,7 @@ typedef struct {
 
 typedef struct {
     BatchBuffer buffer;
-    double *lane_weight;
+    double *micro_batch_weight;
     StepBatch step;
 } Slot;
 
@@ -42,12 +42,12 @@ struct Loader {
     uint64_t seed;
     int64_t vocab;
     int32_t eot;
-    int rank, world;
+    MeshAxis data;
     int source_count;
     Source source[CONFIG_MAX_SOURCES];
     PhaseData phase[CONFIG_MAX_PHASES];
-    int32_t *text;  // [text_tokens] the thread's: the longest read of any row
-    int64_t text_tokens;
+    int32_t *buffer;  // [buffer_tokens] the thread's: the longest read of any row
+    int64_t buffer_tokens;
     DataSkip skip[DATA_SKIPS_MAX];  // changed only while no job runs
     int skip_count;
     Slot slot[2];
@@ -76,7 +76,7 @@ static bool fill_row(Loader *loader, BatchRow row, const PhaseData *phase, int64
     int64_t epoch, index = mixture_row(&epoch, loader->seed, pick.source, pick.ordinal, phase->rows[pick.source]);
     uint64_t row_seed = mixture_row_seed(loader->seed, pick.source, epoch);
     double row_weight;
-    if (!source->format->fill(&row, &row_weight, &source->text, index, row_seed, err)) return false;
+    if (!source->format->fill(&row, &row_weight, &source->stream, index, row_seed, err)) return false;
     *weight_sum += row_weight;
     *row.source = pick.source;
     *row.row_index = index;
@@ -90,16 +90,16 @@ static bool fill_step(Loader *loader, Slot *slot, int64_t step, Error *err) {
     int64_t data_step = data_skip_step(loader->skip, loader->skip_count, step);
     int64_t first_sample = (data_step - span->first_step) * span->rows_per_step;
     slot->step = (StepBatch){.step = step, .micro_batches = span->micro_batches, .batch = slot->buffer.batch,
-                             .lane_weight = slot->lane_weight};
+                             .micro_batch_weight = slot->micro_batch_weight};
     for (int64_t m = 0; m < span->micro_batches; ++m) {
-        int64_t lane = m * loader->world + loader->rank;
-        slot->lane_weight[m] = 0;
+        int64_t lane = m * loader->data.world + loader->data.rank;
+        slot->micro_batch_weight[m] = 0;
         for (int64_t b = 0; b < span->B; ++b) {
             int64_t sample = lane < span->lanes ? first_sample + lane * span->B + b : -1;
             BatchRow row = batch_buffer_row(&slot->buffer, m * span->B + b);
-            if (!fill_row(loader, row, phase, sample, &slot->lane_weight[m], err)) return false;
+            if (!fill_row(loader, row, phase, sample, &slot->micro_batch_weight[m], err)) return false;
         }
-        slot->step.weight_sum += slot->lane_weight[m];
+        slot->step.weight_sum += slot->micro_batch_weight[m];
     }
     return true;
 }
@@ -134,8 +134,8 @@ static bool open_source(Source *source, const SourceConfig *config, Error *err) 
     if (source->format == NULL) return error_prefix(err, "source %s", config->name);
     if (!shard_set_open(&source->set, config->train, err)) return error_prefix(err, "source %s: train", config->name);
     source->used = true;
-    source->text = (RowSource){.set = &source->set, .token_count = source->set.token_count,
-                               .doc_mask = config->doc_mask};
+    source->stream = (RowSource){.set = &source->set, .token_count = source->set.token_count,
+                                 .doc_mask = config->doc_mask};
     return true;
 }
 
@@ -158,11 +158,11 @@ static bool open_sources(Loader *loader, const RunConfig *config, Error *err) {
     for (int s = 0; s < config->source_count; ++s) {
         Source *source = &loader->source[s];
         if (!source->used) continue;
-        source->text.vocab = loader->vocab;
-        source->text.eot = loader->eot;
+        source->stream.vocab = loader->vocab;
+        source->stream.eot = loader->eot;
         if (!shard_set_check(&source->set, loader->vocab, loader->eot, err))
             return error_prefix(err, "source %s", config->source[s].name);
-        if (source->text.doc_mask && loader->eot < 0)
+        if (source->stream.doc_mask && loader->eot < 0)
             return error_set(err, "source %s: doc_mask needs the end-of-text id, which neither the tokenizer nor the "
                              "shards state", config->source[s].name);
     }
@@ -176,14 +176,15 @@ static bool count_phase_rows(Loader *loader, const RunConfig *config, const Phas
     for (int s = 0; s < config->source_count; ++s) {
         if (!(phase->weight[s] > 0)) continue;
         const Source *source = &loader->source[s];
-        int64_t source_tokens = source->text.token_count, source_rows = source->format->rows(&source->text, span->T);
+        int64_t source_tokens = source->stream.token_count;
+        int64_t source_rows = source->format->rows(&source->stream, span->T);
         int64_t longest = source->format->longest_read(span->T);
         if (source_rows < 1)
             return error_set(err, "source %s: expected at least seq_len + %lld = %lld tokens in %s, found %lld: lower "
                              "seq_len or give it more text", config->source[s].name, (long long)(longest - span->T),
                              (long long)longest, config->source[s].train, (long long)source_tokens);
         loader->phase[span->index].rows[s] = source_rows;
-        loader->text_tokens = max_i64(loader->text_tokens, longest);
+        loader->buffer_tokens = max_i64(loader->buffer_tokens, longest);
         rows += source_rows;
         tokens += source_tokens;
     }
@@ -255,31 +256,30 @@ static bool start_thread(Loader *loader, Error *err) {
 }
 
 bool loader_open(Loader **out, const RunConfig *config, const Schedule *schedule, int64_t vocab, int32_t eot,
-                 int rank, int world, Error *err) {
-    CHECK(rank >= 0 && rank < world && config->source_count <= CONFIG_MAX_SOURCES, "rank=%d world=%d", rank, world);
-    CHECK(schedule->phase[0].micro_batches == div_up(schedule->phase[0].lanes, world),
-          "the schedule is of another world than %d", world);
+                 MeshAxis data, Error *err) {
+    CHECK(mesh_axis_is_valid(data) && config->source_count <= CONFIG_MAX_SOURCES, "rank=%d world=%d", data.rank, data.world);
+    CHECK(schedule->phase[0].micro_batches == div_up(schedule->phase[0].lanes, data.world),
+          "the schedule is of another world than %d", data.world);
     Loader *loader = xcalloc(1, sizeof *loader);
     loader->schedule = *schedule;
     loader->seed = (uint64_t)config->seed;
     loader->vocab = vocab;
     loader->eot = eot;
-    loader->rank = rank;
-    loader->world = world;
+    loader->data = data;
     loader->job.step = -1;
     pthread_mutex_init(&loader->mutex, NULL);
     pthread_cond_init(&loader->changed, NULL);
     bool ok = open_sources(loader, config, err) && init_phases(loader, config, err);
     if (ok) {
-        loader->text = xcalloc(to_size(loader->text_tokens), sizeof *loader->text);
+        loader->buffer = xcalloc(to_size(loader->buffer_tokens), sizeof *loader->buffer);
         for (int s = 0; s < config->source_count; ++s) {
-            loader->source[s].text.text = loader->text;
-            loader->source[s].text.text_tokens = loader->text_tokens;
+            loader->source[s].stream.buffer = loader->buffer;
+            loader->source[s].stream.buffer_tokens = loader->buffer_tokens;
         }
         BatchCapacity capacity = capacity_of(schedule);
         for (int i = 0; i < 2; ++i) {
             batch_buffer_init(&loader->slot[i].buffer, capacity);
-            loader->slot[i].lane_weight = xcalloc(to_size(capacity.batches), sizeof(double));
+            loader->slot[i].micro_batch_weight = xcalloc(to_size(capacity.batches), sizeof(double));
         }
         ok = start_thread(loader, err);
     }
@@ -304,11 +304,11 @@ void loader_close(Loader *loader) {
     pthread_mutex_destroy(&loader->mutex);
     for (int i = 0; i < 2; ++i) {
         batch_buffer_free(&loader->slot[i].buffer);
-        free(loader->slot[i].lane_weight);
+        free(loader->slot[i].micro_batch_weight);
     }
     for (int s = 0; s < loader->source_count; ++s)
         if (loader->source[s].used) shard_set_close(&loader->source[s].set);
-    free(loader->text);
+    free(loader->buffer);
     free(loader);
 }
 

@@ -5,10 +5,10 @@
 #include <string.h>
 
 const int32_t *row_source_read(const RowSource *source, int64_t first, int64_t count, Error *err) {
-    CHECK(first >= 0 && count >= 0 && count <= source->token_count - first && count <= source->text_tokens,
+    CHECK(first >= 0 && count >= 0 && count <= source->token_count - first && count <= source->buffer_tokens,
           "first=%lld count=%lld of %lld, room for %lld", (long long)first, (long long)count,
-          (long long)source->token_count, (long long)source->text_tokens);
-    return shard_set_read(source->text, source->set, first, count, source->vocab, err) ? source->text : NULL;
+          (long long)source->token_count, (long long)source->buffer_tokens);
+    return shard_set_read(source->buffer, source->set, first, count, source->vocab, err) ? source->buffer : NULL;
 }
 
 const RowFormat *row_format_find(const char *name, Error *err) {

@@ -16,11 +16,11 @@ typedef struct {
     bool doc_mask;        // attention stays inside documents: rows carry segment ids
     bool heldout;         // text at the end that fills no whole row makes one more, padded with weight 0; two tokens
                           // are enough for a row
-    int32_t *text;        // [text_tokens] where reads go; lent by the caller, may be shared by sources
-    int64_t text_tokens;
+    int32_t *buffer;      // [buffer_tokens] where reads go; lent by the caller, may be shared by sources
+    int64_t buffer_tokens;
 } RowSource;
 
-// Tokens [first, first + count) of the source, valid until the next read; count <= text_tokens. NULL and err as
+// Tokens [first, first + count) of the source, valid until the next read; count <= buffer_tokens. NULL and err as
 // shard_set_read.
 const int32_t *row_source_read(const RowSource *source, int64_t first, int64_t count, Error *err);
 
@@ -31,8 +31,10 @@ typedef struct {
     int64_t (*rows)(const RowSource *source, int64_t T);
     // Tokens that one row of T tokens may read at once; a source of so many tokens has at least one row.
     int64_t (*longest_read)(int64_t T);
-    // Writes every element of the row's arrays, for index in [0, rows): tokens, targets, weights >= 0, and where they
-    // are not NULL doc (0 without source->doc_mask) and prefix. `source` and `row_index` of the row are the caller's.
+    // Writes every element of the row's arrays, for index in [0, rows): tokens and targets (ids below source->vocab),
+    // weights >= 0, doc where it is not NULL (0 without source->doc_mask), prefix where it is not NULL (it never is
+    // if makes_prefix). batch_row_fill with count 0 makes a row of padding to start from. `source` and `row_index` are
+    // the caller's.
     // The same arguments give the same bits: what is random is drawn from (seed, index), where seed belongs to this
     // source and epoch. *weight_sum = the sum of the weights in double. False and err when the source cannot be read.
     // Allocates nothing.

@@ -12,6 +12,8 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "llmc/base/format_version.h"
+
 _Static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__, "shards are read without swapping bytes");
 
 #define HEADER_INTS (SHARD_HEADER_BYTES / 4)
@@ -41,6 +43,8 @@ static bool header_parse(Shard *shard, const int32_t *header, Error *err) {
     if (!llama3 && header[0] != SHARD_MAGIC)
         return error_set(err, "%s: not a token shard: expected magic %d or %d, found %d", shard->path, SHARD_MAGIC,
                          SHARD_MAGIC_LLAMA3, header[0]);
+    if (!llama3 && header[1] > format_version(FORMAT_SHARD))
+        return format_version_check(FORMAT_SHARD, header[1], shard->path, err);
     if (llama3 ? header[1] != 7 : header[1] != 1 && header[1] != 2)
         return error_set(err, "%s: expected version %s, found %d: make the shard again with prep", shard->path,
                          llama3 ? "7" : "1 or 2", header[1]);

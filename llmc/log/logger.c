@@ -16,7 +16,6 @@
 
 #define LINE_SECONDS 0.1   // between redraws of the live line
 #define FLUSH_SECONDS 5.0  // between flushes of the event file
-#define DRAW_SHARE 50.0    // the picture is redrawn when drawing it has cost less than 1/50 of the time since
 
 struct Logger {
     char *dir, *metrics_path;
@@ -27,7 +26,7 @@ struct Logger {
     int64_t step;     // last step that was logged
     bool terminal;    // live line, else plain lines
     bool line_shown;  // the cursor stands behind a live line
-    double opened, last_line, last_flush, last_draw, draw_seconds;
+    double opened, last_line, last_flush;
     char val_source[64];
     double val_loss;  // NaN: none yet
 };
@@ -62,8 +61,9 @@ static void put_time(Text *text) {
 }
 
 static bool metrics_open(Logger *logger, const char *config_json, int64_t resume_step, Error *err) {
-    if (!jsonl_file_open(&logger->metrics, logger->dir, "metrics", resume_step, err)) return false;
+    if (!jsonl_file_open(&logger->metrics, logger->dir, "metrics", FORMAT_METRICS, resume_step, err)) return false;
     metrics_begin(logger, resume_step);
+    text_putf(&logger->line, ",\"" FORMAT_VERSION_KEY "\":%lld", (long long)format_version(FORMAT_METRICS));
     if (resume_step > 0) text_put(&logger->line, ",\"resumed\":true");
     put_time(&logger->line);
     text_putf(&logger->line, ",\"config\":%s", config_json);
@@ -82,7 +82,7 @@ bool logger_open(Logger **out, const char *dir, const char *config_json, int64_t
     logger->step = resume_step;
     logger->val_loss = NAN;
     logger->opened = now_seconds();
-    logger->last_line = logger->last_draw = -1e9;
+    logger->last_line = -1e9;
     const char *term = getenv("TERM");
     logger->terminal = progress_bar && isatty(STDERR_FILENO) && !(term != NULL && strcmp(term, "dumb") == 0);
     bool ok = make_dirs(dir, err) && metrics_open(logger, config_json, resume_step, err);
@@ -99,7 +99,6 @@ bool logger_open(Logger **out, const char *dir, const char *config_json, int64_t
 }
 
 static void draw(Logger *logger) {
-    double start = now_seconds();
     char *path = path_join(logger->dir, "loss.svg");
     Error err = {""};
     if (!logger_draw_curve(logger->metrics_path, path, &err)) {
@@ -108,14 +107,6 @@ static void draw(Logger *logger) {
         logger->failed = true;
     }
     free(path);
-    logger->last_draw = now_seconds();
-    logger->draw_seconds = logger->last_draw - start;
-}
-
-void logger_flush(Logger *logger) {
-    if (logger == NULL) return;
-    if (!event_writer_flush(logger->events)) report_failure(logger, "TensorBoard events");
-    if (now_seconds() - logger->last_draw > DRAW_SHARE * logger->draw_seconds) draw(logger);
 }
 
 static void hide_line(Logger *logger) {

@@ -45,8 +45,7 @@ void logger_eval(Logger *logger, const EvalRecord *record);
 // A line for people that does not garble the progress line; also kept in metrics.jsonl as {"event": ...}.
 void logger_message(Logger *logger, const char *format, ...) PRINTF_LIKE(2, 3);
 void logger_sample(Logger *logger, int64_t step, const char *text);
-// Flushes and draws dir/loss.svg. Write errors (disk full) are reported once on stderr and do not stop a run.
-void logger_flush(Logger *logger);
+// Draws dir/loss.svg. Write errors (disk full) are reported once on stderr and do not stop a run.
 void logger_close(Logger *logger);
 
 // The picture alone, from any metrics.jsonl.

@@ -1,5 +1,5 @@
-// params.c: builds the parameter table in the order in which a token meets the tensors, and their initial values; see
-// params.h. Knows the architecture, not the device.
+// params.c: what follows from the rows of model_table.c: the table of a model's parameters, their initial values and
+// their number; see params.h. Knows neither single tensors nor the device.
 #include "llmc/model/params.h"
 
 #include <math.h>
@@ -8,95 +8,72 @@
 
 #include "llmc/base/rng.h"
 
-#define MAX_ROWS_PER_BLOCK 14
-#define MAX_ROWS_OUTSIDE 5
+int model_dim_parts(const ModelConfig *config, ModelDim dim, int64_t parts[PARAM_MAX_PARTS]) {
+    const int64_t Q = config->NH * config->HS, KV = config->NKV * config->HS;
+    switch (dim) {
+        case DIM_NONE: parts[0] = 1; return 1;
+        case DIM_V: parts[0] = config->Vp; return 1;
+        case DIM_P: parts[0] = config->max_seq_len; return 1;
+        case DIM_C: parts[0] = config->C; return 1;
+        case DIM_QKV: parts[0] = Q; parts[1] = parts[2] = KV; return 3;
+        case DIM_Q: parts[0] = Q; return 1;
+        case DIM_HS: parts[0] = config->HS; return 1;
+        case DIM_FC: parts[0] = parts[1] = config->F; return activation_is_gated(config->activation) ? 2 : 1;
+        case DIM_F: parts[0] = config->F; return 1;
+        case DIM_NH: parts[0] = config->NH; return 1;
+        case DIM_HEADS: parts[0] = config->NH + config->NKV; return 1;
+    }
+    CHECK(false, "dim=%d", (int)dim);
+}
 
-static ParamSpec *add_row(ParamTable *table, ParamRole role, int layer, const char *name, int64_t rows,
-                          int64_t cols) {
+int64_t model_dim(const ModelConfig *config, ModelDim dim) {
+    int64_t parts[PARAM_MAX_PARTS], sum = 0;
+    for (int i = model_dim_parts(config, dim, parts); i-- > 0;) sum += parts[i];
+    return sum;
+}
+
+static bool row_exists(const ParamRow *row, const ModelConfig *config, int layer) {
+    return row->when == NULL || row->when(config, layer);
+}
+static int64_t real_rows(const ParamRow *row, const ModelConfig *config) {
+    return row->rows == DIM_V ? config->V : model_dim(config, row->rows);
+}
+
+static void add_row(ParamTable *table, ParamRole role, int layer) {
+    const ModelConfig *config = &table->config;
+    const ParamRow *row = &PARAM_ROWS[role];
+    const bool matrix = row->cols != DIM_NONE;
     ParamSpec *spec = &table->spec[table->count++];
-    *spec = (ParamSpec){.role = role, .layer = layer, .ndim = cols > 0 ? 2 : 1, .dim = {rows, cols > 0 ? cols : 1}};
-    if (layer < 0) snprintf(spec->name, sizeof spec->name, "%s", name);
-    else snprintf(spec->name, sizeof spec->name, "block.%d.%s", layer, name);
-    spec->real_rows = rows;
-    spec->part_count = 1;
-    spec->part_rows[0] = rows;
+    *spec = (ParamSpec){.role = role, .layer = layer, .ndim = matrix ? 2 : 1, .init = row->init, .decay = row->decay};
+    if (layer < 0) snprintf(spec->name, sizeof spec->name, "%s", row->name);
+    else snprintf(spec->name, sizeof spec->name, "block.%d.%s", layer, row->name);
+    spec->dim[0] = model_dim(config, row->rows);
+    spec->dim[1] = model_dim(config, row->cols);
+    spec->real_rows = real_rows(row, config);
+    spec->part_count = model_dim_parts(config, row->rows, spec->part_rows);
+    if (row->init == INIT_NORMAL) spec->init_std = config->init_std;
+    if (row->init == INIT_RESIDUAL) spec->init_std = (float)(config->init_std / sqrt(2.0 * (double)config->L));
+    spec->hidden_matrix = matrix && row->place == PLACE_BLOCK;
     spec->elems = spec->dim[0] * spec->dim[1];
     spec->offset = table->total_elems;
     table->total_elems = round_up(spec->offset + spec->elems, PARAM_ALIGN_ELEMS);
-    return spec;
-}
-static ParamSpec *add_vector(ParamTable *table, ParamRole role, int layer, const char *name, int64_t elems,
-                             ParamInit init) {
-    ParamSpec *spec = add_row(table, role, layer, name, elems, 0);
-    spec->init = init;
-    return spec;
-}
-static ParamSpec *add_matrix(ParamTable *table, ParamRole role, int layer, const char *name, int64_t rows,
-                             int64_t cols, float init_std) {
-    ParamSpec *spec = add_row(table, role, layer, name, rows, cols);
-    spec->init = INIT_NORMAL;
-    spec->init_std = init_std;
-    spec->decay = true;
-    spec->hidden_matrix = layer >= 0;
-    return spec;
-}
-static void set_parts(ParamSpec *spec, int count, const int64_t *rows) {
-    spec->part_count = count;
-    for (int i = 0; i < count; ++i) spec->part_rows[i] = rows[i];
 }
 
-static void add_attention(ParamTable *table, const ModelConfig *config, int layer, float residual_std) {
-    int64_t C = config->C, q_rows = config->NH * config->HS, kv_rows = config->NKV * config->HS;
-    const int64_t parts[] = {q_rows, kv_rows, kv_rows};
-    int64_t qkv = model_config_qkv_width(config);
-    set_parts(add_matrix(table, PARAM_QKV_W, layer, "attn.qkv.weight", qkv, C, config->init_std), 3, parts);
-    if (config->qkv_bias)
-        set_parts(add_vector(table, PARAM_QKV_B, layer, "attn.qkv.bias", qkv, INIT_ZEROS), 3, parts);
-    if (config->qk_norm) {
-        add_vector(table, PARAM_Q_NORM_W, layer, "attn.q_norm.weight", config->HS, INIT_ONES);
-        add_vector(table, PARAM_K_NORM_W, layer, "attn.k_norm.weight", config->HS, INIT_ONES);
-    }
-    add_matrix(table, PARAM_ATTN_PROJ_W, layer, "attn.proj.weight", C, q_rows, residual_std);
-    if (config->proj_bias) add_vector(table, PARAM_ATTN_PROJ_B, layer, "attn.proj.bias", C, INIT_ZEROS);
-}
-
-static void add_feed_forward(ParamTable *table, const ModelConfig *config, int layer, float residual_std) {
-    int64_t C = config->C, F = config->F;
-    int part_count = config->activation == ACT_SWIGLU ? 2 : 1;
-    const int64_t parts[] = {F, F};
-    ParamSpec *fc = add_matrix(table, PARAM_FC_W, layer, "mlp.fc.weight", part_count * F, C, config->init_std);
-    set_parts(fc, part_count, parts);
-    if (config->mlp_bias)
-        set_parts(add_vector(table, PARAM_FC_B, layer, "mlp.fc.bias", part_count * F, INIT_ZEROS), part_count, parts);
-    add_matrix(table, PARAM_MLP_PROJ_W, layer, "mlp.proj.weight", C, F, residual_std);
-    if (config->mlp_bias) add_vector(table, PARAM_MLP_PROJ_B, layer, "mlp.proj.bias", C, INIT_ZEROS);
+static void add_place(ParamTable *table, ParamPlace place, int layer) {
+    for (int role = 0; role < PARAM_ROLE_COUNT; ++role)
+        if (PARAM_ROWS[role].place == place && row_exists(&PARAM_ROWS[role], &table->config, layer))
+            add_row(table, (ParamRole)role, layer);
 }
 
 void params_build(ParamTable *table, const ModelConfig *config) {
     CHECK(config->Vp >= config->V && config->V > 0 && config->HS > 0 && config->F > 0,
           "model_config_finish was not called: V=%lld Vp=%lld HS=%lld F=%lld", (long long)config->V,
           (long long)config->Vp, (long long)config->HS, (long long)config->F);
-    int64_t C = config->C;
-    *table = (ParamTable){0};
-    table->spec = xcalloc(to_size(config->L * MAX_ROWS_PER_BLOCK + MAX_ROWS_OUTSIDE), sizeof *table->spec);
-
-    add_matrix(table, PARAM_WTE, -1, "wte", config->Vp, C, config->init_std)->real_rows = config->V;
-    if (config->position == POSITION_LEARNED)
-        add_matrix(table, PARAM_WPE, -1, "wpe", config->max_seq_len, C, config->init_std);
-    // 2L projections write into the residual stream; this keeps its variance at init independent of depth (GPT-2).
-    float residual_std = (float)(config->init_std / sqrt(2.0 * (double)config->L));
-    for (int layer = 0; layer < config->L; ++layer) {
-        add_vector(table, PARAM_NORM1_W, layer, "norm1.weight", C, INIT_ONES);
-        if (config->norm_bias) add_vector(table, PARAM_NORM1_B, layer, "norm1.bias", C, INIT_ZEROS);
-        add_attention(table, config, layer, residual_std);
-        add_vector(table, PARAM_NORM2_W, layer, "norm2.weight", C, INIT_ONES);
-        if (config->norm_bias) add_vector(table, PARAM_NORM2_B, layer, "norm2.bias", C, INIT_ZEROS);
-        add_feed_forward(table, config, layer, residual_std);
-    }
-    add_vector(table, PARAM_NORM_F_W, -1, "norm_f.weight", C, INIT_ONES);
-    if (config->norm_bias) add_vector(table, PARAM_NORM_F_B, -1, "norm_f.bias", C, INIT_ZEROS);
-    if (!config->tied)
-        add_matrix(table, PARAM_HEAD, -1, "head.weight", config->Vp, C, config->init_std)->real_rows = config->V;
+    *table = (ParamTable){.config = *config};
+    table->spec = xcalloc(to_size((config->L + 1) * PARAM_ROLE_COUNT), sizeof *table->spec);
+    add_place(table, PLACE_FRONT, -1);
+    for (int layer = 0; layer < config->L; ++layer) add_place(table, PLACE_BLOCK, layer);
+    add_place(table, PLACE_BACK, -1);
 }
 
 void params_free(ParamTable *table) {
@@ -132,11 +109,49 @@ static void fill_normal(float *out, uint64_t tensor_seed, int64_t elems, double 
 }
 
 void params_init_values(const ParamSpec *spec, uint64_t seed, float *out) {
-    if (spec->init != INIT_NORMAL) {
+    if (spec->init == INIT_ONES || spec->init == INIT_ZEROS) {
         for (int64_t i = 0; i < spec->elems; ++i) out[i] = spec->init == INIT_ONES ? 1.0f : 0.0f;
         return;
     }
     int64_t real_elems = spec->real_rows * spec->dim[1];
     fill_normal(out, rng_u64(seed, RNG_STREAM_INIT, rng_hash(spec->name)), real_elems, (double)spec->init_std);
     memset(out + real_elems, 0, to_size(spec->elems - real_elems) * sizeof *out);
+}
+
+int64_t params_count(const ModelConfig *config) {
+    int64_t count = 0;
+    for (int role = 0; role < PARAM_ROLE_COUNT; ++role) {
+        const ParamRow *row = &PARAM_ROWS[role];
+        const bool in_block = row->place == PLACE_BLOCK;
+        for (int layer = in_block ? 0 : -1; layer < (in_block ? config->L : 0); ++layer)
+            if (row_exists(row, config, layer)) count += real_rows(row, config) * model_dim(config, row->cols);
+    }
+    return count;
+}
+
+static const char *resemblance(const ModelConfig *config) {
+    if (config->norm == NORM_LAYER && config->position == POSITION_LEARNED && config->activation == ACT_GELU)
+        return "GPT-2-like";
+    if (config->norm == NORM_RMS && config->position == POSITION_ROPE && config->activation == ACT_SWIGLU)
+        return config->qk_norm ? "Qwen3-like" : config->qkv_bias ? "Qwen2-like" : "Llama-like";
+    return "custom decoder";
+}
+
+void params_describe(const ModelConfig *config, char *out, size_t out_bytes) {
+    double count = (double)params_count(config);
+    const char *unit = count >= 1e9 ? "B" : count >= 1e6 ? "M" : "K";
+    double scaled = count / (count >= 1e9 ? 1e9 : count >= 1e6 ? 1e6 : 1e3);
+    char kv[48] = "";
+    if (config->NKV != config->NH) snprintf(kv, sizeof kv, " (%lld key/value)", (long long)config->NKV);
+    // An import may have found no biases where GPT-2 has some: nobody should have to guess.
+    bool gpt2 = strcmp(resemblance(config), "GPT-2-like") == 0;
+    bool some_missing = !config->norm_bias || !config->qkv_bias || !config->proj_bias || !config->mlp_bias;
+    char missing[64] = "";
+    if (gpt2 && some_missing)
+        snprintf(missing, sizeof missing, " without%s%s%s%s bias", config->norm_bias ? "" : " norm",
+                 config->qkv_bias ? "" : " q/k/v", config->proj_bias ? "" : " projection",
+                 config->mlp_bias ? "" : " MLP");
+    snprintf(out, out_bytes, "%s%s, %lld layers, %lld wide, %lld heads%s, vocabulary %lld: %.1f%s parameters",
+             resemblance(config), missing, (long long)config->L, (long long)config->C, (long long)config->NH, kv,
+             (long long)config->V, scaled, unit);
 }

@@ -1,30 +1,77 @@
-// params.h: the parameter table: one row per tensor of the model. Initialisation, optimizer, checkpoint, import,
-// export and the memory plan all walk it; nothing refers to a tensor by number. The weights, gradients and moments
-// are flat arrays with the offsets given here.
+// params.h: the parameters as a table, twice. ParamRow is one tensor of the architecture, written down once in
+// model_table.c: its shape, initial values, when it exists, where the passes find it and what others call it. ParamSpec
+// is that row for one layer of one model, with its place in the flat arrays. Initialisation, binding, optimizer,
+// partition, checkpoint, import, export, counts and the memory plan all walk these; nothing refers to a tensor by number.
 #ifndef LLMC_PARAMS_H
 #define LLMC_PARAMS_H
 
 #include "llmc/config/model_config.h"
 #include "llmc/backend/tensor.h"
 
+// In the order of the flat arrays, which is also that of llm.c's model files.
 typedef enum {
-    PARAM_WTE,          // token embedding (Vp, C)
-    PARAM_WPE,          // learned positions (max_seq_len, C)
-    PARAM_NORM1_W, PARAM_NORM1_B,    // before attention (C)
-    PARAM_QKV_W, PARAM_QKV_B,        // (QKV, C) rows [q | k | v]; (QKV)
-    PARAM_Q_NORM_W, PARAM_K_NORM_W,  // (HS)
-    PARAM_ATTN_PROJ_W, PARAM_ATTN_PROJ_B,  // (C, NH*HS); (C)
-    PARAM_NORM2_W, PARAM_NORM2_B,    // before the feed-forward (C)
-    PARAM_FC_W, PARAM_FC_B,          // (F, C), for SwiGLU (2F, C) rows [gate | up]
-    PARAM_MLP_PROJ_W, PARAM_MLP_PROJ_B,    // (C, F); (C)
-    PARAM_NORM_F_W, PARAM_NORM_F_B,  // final norm (C)
-    PARAM_HEAD,         // (Vp, C), absent when tied
+    PARAM_WTE,          // token embedding
+    PARAM_WPE,          // learned positions
+    PARAM_NORM1_W, PARAM_NORM1_B,    // before attention
+    PARAM_QKV_W, PARAM_QKV_B,        // rows [q | k | v]
+    PARAM_Q_NORM_W, PARAM_K_NORM_W,
+    PARAM_ATTN_PROJ_W, PARAM_ATTN_PROJ_B,
+    PARAM_NORM2_W, PARAM_NORM2_B,    // before the feed-forward
+    PARAM_FC_W, PARAM_FC_B,          // gated: rows [gate | up]
+    PARAM_MLP_PROJ_W, PARAM_MLP_PROJ_B,
+    PARAM_NORM_F_W, PARAM_NORM_F_B,  // final norm
+    PARAM_HEAD,         // absent when tied
     PARAM_ROLE_COUNT
 } ParamRole;
 
-typedef enum { INIT_NORMAL, INIT_ONES, INIT_ZEROS } ParamInit;
-
+// The dimension letters of model.h. A dimension is made of parts, which other programs may keep as tensors of their own.
+typedef enum {
+    DIM_NONE,
+    DIM_V,      // vocabulary: Vp rows in memory, V of them initialised, trained and exported
+    DIM_P,      // learned positions
+    DIM_C,
+    DIM_QKV,    // parts q, k, v
+    DIM_Q,      // NH HS
+    DIM_HS,
+    DIM_FC,     // F; gated: parts gate, up of F each
+    DIM_F,
+    DIM_NH,
+    DIM_HEADS,  // NH + NKV
+} ModelDim;
 #define PARAM_MAX_PARTS 3
+int64_t model_dim(const ModelConfig *config, ModelDim dim);
+// The sizes of its parts, of which there are `return value`; their sum is the dimension.
+int model_dim_parts(const ModelConfig *config, ModelDim dim, int64_t parts[PARAM_MAX_PARTS]);
+
+typedef enum {
+    INIT_NORMAL,    // N(0, init_std)
+    INIT_RESIDUAL,  // N(0, init_std / sqrt(2 L)): 2 L projections write into the residual stream, whose variance at
+                    // init is so independent of depth (GPT-2)
+    INIT_ONES,
+    INIT_ZEROS
+} ParamInit;
+
+// Before the blocks, in each block, behind them.
+typedef enum { PLACE_FRONT, PLACE_BLOCK, PLACE_BACK } ParamPlace;
+
+typedef struct {
+    const char *name;  // "wte"; in blocks what follows "block.3.": "attn.qkv.weight"
+    ParamPlace place;
+    ModelDim rows, cols;  // cols DIM_NONE: a vector
+    ParamInit init;
+    bool decay;           // weight decay applies
+    bool (*when)(const ModelConfig *config, int layer);  // NULL: in every model and layer
+    // Where the passes find it, as offsets into Block (PLACE_BLOCK) or ModelTensors: its Tensor, its gradient's, and of
+    // weights whose products may take 8-bit inputs the flag (0: none).
+    size_t value, grad, fp8;
+    bool bias;            // the bias of the row before it, whose names it has
+    // Names in Hugging Face's families, without ".weight" or ".bias"; in blocks what follows "transformer.h.3." and
+    // "model.layers.3.". Llama keeps the parts of `rows` apart, one name each; of fewer parts than names the last count.
+    const char *gpt2;
+    const char *llama[PARAM_MAX_PARTS];
+} ParamRow;
+extern const ParamRow PARAM_ROWS[PARAM_ROLE_COUNT];
+
 typedef struct {
     char name[64];        // "wte", "block.3.attn.qkv.weight", ...
     ParamRole role;
@@ -32,7 +79,7 @@ typedef struct {
     int ndim;             // 1 or 2
     int64_t dim[2];
     ParamInit init;
-    float init_std;       // of INIT_NORMAL
+    float init_std;       // of INIT_NORMAL and INIT_RESIDUAL
     int64_t real_rows;    // rows that are initialised, trained and exported: V of Vp; else dim[0]
     bool decay;           // weight decay applies (matrices and embeddings)
     bool hidden_matrix;   // Muon takes it; embeddings, head, vectors stay with AdamW
@@ -45,6 +92,7 @@ typedef struct {
 #define PARAM_ALIGN_ELEMS 128
 
 typedef struct {
+    ModelConfig config;
     ParamSpec *spec;
     int count;
     int64_t total_elems;  // length of the flat arrays, alignment gaps included
@@ -58,4 +106,9 @@ const ParamSpec *params_find(const ParamTable *table, ParamRole role, int layer)
 Tensor params_view(const ParamSpec *spec, void *base, DType dtype);
 // Writes initial fp32 values into out[elems]: f(seed, name, index), independent of device and of other tensors.
 void params_init_values(const ParamSpec *spec, uint64_t seed, float *out);
+
+// Parameters as people count them (V, not Vp, rows; a tied head once).
+int64_t params_count(const ModelConfig *config);
+// One line for people: "GPT-2-like, 12 layers, 768 wide, 12 heads, vocabulary 50257: 124.4M parameters".
+void params_describe(const ModelConfig *config, char *out, size_t out_bytes);
 #endif

@@ -4,14 +4,10 @@
 #include <stdlib.h>
 
 bool partition_check(const PartitionOptions *options, Error *err) {
-    int world = options->world;
+    int world = options->data.world;
     if (!options->lanes || (world <= PARTITION_GRAINS && (world & (world - 1)) == 0)) return true;
     return error_set(err, "deterministic=lanes: expected 1, 2, 4, 8 or %d ranks, found %d: its tree of sums has two "
                           "branches everywhere; use deterministic=run with other numbers", PARTITION_GRAINS, world);
-}
-
-static bool is_outside_head(const ParamSpec *spec) {
-    return spec->role == PARAM_NORM_F_W || spec->role == PARAM_NORM_F_B || spec->role == PARAM_HEAD;
 }
 
 static int64_t block_count(const ParamTable *params) {
@@ -22,7 +18,7 @@ static int64_t block_count(const ParamTable *params) {
 
 static int bucket_index(const ParamSpec *spec, int64_t blocks) {
     if (spec->layer >= 0) return 1 + spec->layer;
-    return is_outside_head(spec) ? (int)blocks + 1 : 0;
+    return PARAM_ROWS[spec->role].place == PLACE_BACK ? (int)blocks + 1 : 0;
 }
 
 int partition_bucket_of(const ParamTable *params, int param) {
@@ -62,11 +58,11 @@ static void add_segment(Bucket *bucket, int owner, int64_t first, int64_t count)
 
 // Equal lengths but for the last one.
 static void divide_evenly(Bucket *bucket, const PartitionOptions *options) {
-    int count = options->lanes ? PARTITION_GRAINS : options->world;
+    int count = options->lanes ? PARTITION_GRAINS : options->data.world;
     int64_t length = bucket->elems / PARAM_ALIGN_ELEMS / count * PARAM_ALIGN_ELEMS;
     for (int i = 0; i < count; ++i) {
         int64_t first = i * length, end = i == count - 1 ? bucket->elems : first + length;
-        add_segment(bucket, (int)((int64_t)i * options->world / count), first, end - first);
+        add_segment(bucket, (int)((int64_t)i * options->data.world / count), first, end - first);
     }
 }
 
@@ -143,7 +139,7 @@ static void divide_for_muon(Partition *p, const ParamTable *params) {
     for (int i = 0; i < params->count; ++i) most += params->spec[i].part_count + 1;
     MuonSegment *list = xcalloc((size_t)(most + p->buckets), sizeof *list);
     for (int b = 1; b < p->buckets - 1; ++b) divide_block(&p->bucket[b], params, list, &count);
-    deal_out(list, count, p->options.world);
+    deal_out(list, count, p->options.data.world);
     free(list);
     divide_evenly(&p->bucket[0], &p->options);
     divide_evenly(&p->bucket[p->buckets - 1], &p->options);
@@ -188,7 +184,7 @@ static int max_pieces(const Partition *p, const ParamTable *params) {
 }
 
 static void count_segments(Partition *p) {
-    int64_t *owned = xcalloc((size_t)p->options.world, sizeof *owned);
+    int64_t *owned = xcalloc((size_t)p->options.data.world, sizeof *owned);
     for (int b = 0; b < p->buckets; ++b) {
         Bucket *bucket = &p->bucket[b];
         p->segments += bucket->segments;
@@ -198,7 +194,7 @@ static void count_segments(Partition *p) {
             const CommSegment *segment = &bucket->segment[i];
             owned[segment->owner] += segment->count;
             p->largest_owned_elems = max_i64(p->largest_owned_elems, owned[segment->owner]);
-            if (segment->owner != p->options.rank) continue;
+            if (segment->owner != p->options.data.rank) continue;
             ++bucket->own_segments;
             bucket->owned_elems += segment->count;
         }
@@ -208,8 +204,8 @@ static void count_segments(Partition *p) {
 }
 
 void partition_build(Partition *out, const ParamTable *params, const PartitionOptions *options) {
-    CHECK(options->world > 0 && options->rank >= 0 && options->rank < options->world && options->stage >= 0 &&
-              options->stage <= 3, "rank=%d world=%d stage=%d", options->rank, options->world, options->stage);
+    CHECK(mesh_axis_is_valid(options->data) && options->stage >= 0 && options->stage <= 3, "rank=%d world=%d stage=%d",
+          options->data.rank, options->data.world, options->stage);
     *out = (Partition){.options = *options};
     lay_out_buckets(out, params);
     if (options->muon) divide_for_muon(out, params);
@@ -227,7 +223,7 @@ void partition_build(Partition *out, const ParamTable *params, const PartitionOp
         }
         for (int i = 0; i < bucket->segments; ++i) {
             const CommSegment *segment = &bucket->segment[i];
-            if (segment->owner != options->rank) continue;
+            if (segment->owner != options->data.rank) continue;
             int64_t first = bucket->first + segment->first;
             add_pieces(out, params, first, first + segment->count, out->packed_elems);
             out->packed_elems += segment->count;
@@ -244,14 +240,14 @@ void partition_free(Partition *partition) {
 
 int partition_fullest_rank(const ParamTable *params, const PartitionOptions *options) {
     PartitionOptions first = *options;
-    first.rank = 0;
+    first.data.rank = 0;
     Partition p;
     partition_build(&p, params, &first);
-    int64_t *owned = xcalloc((size_t)options->world, sizeof *owned);
+    int64_t *owned = xcalloc((size_t)options->data.world, sizeof *owned);
     for (int b = 0; b < p.buckets; ++b)
         for (int i = 0; i < p.bucket[b].segments; ++i) owned[p.bucket[b].segment[i].owner] += p.bucket[b].segment[i].count;
     int fullest = 0;
-    for (int r = 1; r < options->world; ++r)
+    for (int r = 1; r < options->data.world; ++r)
         if (owned[r] > owned[fullest]) fullest = r;
     free(owned);
     partition_free(&p);

@@ -3,7 +3,7 @@
 // tensors in memory or transports. The model, the optimizer, checkpoints, the plan and zero.c all walk it.
 //
 // Buckets are what travels together, in the order of the flat arrays: 0 the embeddings, 1 + l block l, L + 1 the final
-// norm and an untied head. A bucket is divided into segments, each owned by one rank:
+// norm and an untied head. A bucket is divided into segments, each owned by one rank (of the data axis, like world):
 //   AdamW    one segment a rank: equal lengths, a multiple of PARAM_ALIGN_ELEMS; the last one also has what is left
 //   lanes    PARTITION_GRAINS equal segments whatever the world is, dealt out in runs: sums over segments then have the
 //            same bits for every world, a power of two up to PARTITION_GRAINS
@@ -14,16 +14,17 @@
 #ifndef LLMC_PARTITION_H
 #define LLMC_PARTITION_H
 
+#include "llmc/base/mesh_axis.h"
 #include "llmc/base/segment.h"
 #include "llmc/model/params.h"
 
 #define PARTITION_GRAINS 16
 
 typedef struct {
-    int rank, world;
-    int stage;   // ZeRO: 0 nothing, 1 optimizer state, 2 and gradients, 3 and weights are kept by their owner only
-    bool lanes;  // deterministic=lanes
-    bool muon;   // hidden matrices stay whole
+    MeshAxis data;  // of the ranks that share the elements
+    int stage;      // ZeRO: 0 nothing, 1 optimizer state, 2 and gradients, 3 and weights are kept by their owner only
+    bool lanes;     // deterministic=lanes
+    bool muon;      // hidden matrices stay whole
 } PartitionOptions;
 
 // Elements [first, first + count) of a parameter that this rank updates: what the optimizer lists, checkpoints write and

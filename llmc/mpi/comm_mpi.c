@@ -241,8 +241,8 @@ static void mpi_close(Comm *comm) {
 // ---- opening ----
 static bool mpi_comm_open(Comm **out, CommMpi *mpi, Backend *be, const CommOptions *options, Error *err) {
     *out = NULL;
-    CHECK(options->rank == mpi->rank && options->world == mpi->world, "rank %d of %d, but %d of %d in MPI",
-          options->rank, options->world, mpi->rank, mpi->world);
+    CHECK(options->axis.rank == mpi->rank && options->axis.world == mpi->world, "rank %d of %d, but %d of %d in MPI",
+          options->axis.rank, options->axis.world, mpi->rank, mpi->world);
     if (mpi->groups > 0 && mpi->threads < MPI_THREAD_MULTIPLE)
         return error_set(err, "%s takes calls from one thread at a time: it can serve one group of ranks only",
                          mpi->library);

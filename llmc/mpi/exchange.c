@@ -43,28 +43,28 @@ bool exchange_open(Exchange *out, MPI_Comm comm, void *scratch, size_t bytes, Er
     *out = (Exchange){.comm = comm, .slot = scratch};
     if (!mpi_ok(MPI_Comm_rank(comm, &out->rank), "MPI_Comm_rank", err)) return false;
     if (!mpi_ok(MPI_Comm_size(comm, &out->world), "MPI_Comm_size", err)) return false;
-    out->lanes = out->world - 1;
+    out->links = out->world - 1;
     // The pieces of a sum must have one size everywhere.
-    int64_t mine = out->lanes == 0 ? COMM_PIECE_BYTES : (int64_t)bytes / (out->lanes * COMM_WINDOW) / 64 * 64;
+    int64_t mine = out->links == 0 ? COMM_PIECE_BYTES : (int64_t)bytes / (out->links * COMM_WINDOW) / 64 * 64;
     mine = min_i64(mine, COMM_PIECE_BYTES);
     int code = MPI_Allreduce(&mine, &out->slot_bytes, 1, MPI_INT64_T, MPI_MIN, comm);
     if (!mpi_ok(code, "MPI_Allreduce", err)) return false;
     CHECK(out->slot_bytes >= 64, "a rank has too little scratch: %zu bytes here, see comm_scratch_bytes", bytes);
 
-    size_t lanes = to_size(out->lanes), requests = lanes * 2 * COMM_WINDOW;
-    out->lane = xcalloc(lanes, sizeof *out->lane);
+    size_t links = to_size(out->links), requests = links * 2 * COMM_WINDOW;
+    out->link = xcalloc(links, sizeof *out->link);
     out->request = xcalloc(requests, sizeof *out->request);
     out->status = xcalloc(requests, sizeof *out->status);
     out->completed = xcalloc(requests, sizeof *out->completed);
     out->even = xcalloc(to_size(out->world), sizeof *out->even);
     out->term = xcalloc(to_size(out->world), sizeof *out->term);
     for (size_t i = 0; i < requests; ++i) out->request[i] = MPI_REQUEST_NULL;
-    for (int i = 0; i < out->lanes; ++i) out->lane[i].peer = (out->rank + 1 + i) % out->world;
+    for (int i = 0; i < out->links; ++i) out->link[i].peer = (out->rank + 1 + i) % out->world;
     return true;
 }
 
 void exchange_close(Exchange *x) {
-    free(x->lane);
+    free(x->link);
     free(x->request);
     free(x->status);
     free(x->completed);
@@ -72,46 +72,46 @@ void exchange_close(Exchange *x) {
     free(x->term);
 }
 
-static MPI_Request *receive_request(Exchange *x, int lane, int slot) {
-    return &x->request[2 * COMM_WINDOW * lane + slot];
+static MPI_Request *receive_request(Exchange *x, int link, int slot) {
+    return &x->request[2 * COMM_WINDOW * link + slot];
 }
-static MPI_Request *send_request(Exchange *x, int lane, int slot) {
-    return &x->request[2 * COMM_WINDOW * lane + COMM_WINDOW + slot];
+static MPI_Request *send_request(Exchange *x, int link, int slot) {
+    return &x->request[2 * COMM_WINDOW * link + COMM_WINDOW + slot];
 }
 // bf16 pieces are half as long: what arrives is in the first half of a slot, what leaves in the second.
-static unsigned char *slot_received(Exchange *x, int lane, int slot) {
-    return x->slot + (lane * COMM_WINDOW + slot) * x->slot_bytes;
+static unsigned char *slot_received(Exchange *x, int link, int slot) {
+    return x->slot + (link * COMM_WINDOW + slot) * x->slot_bytes;
 }
-static unsigned char *slot_sent(Exchange *x, int lane, int slot) {
-    return slot_received(x, lane, slot) + x->slot_bytes / 2;
+static unsigned char *slot_sent(Exchange *x, int link, int slot) {
+    return slot_received(x, link, slot) + x->slot_bytes / 2;
 }
 
 static bool post_receives(Exchange *x, Job *job, int i, Error *err) {
-    Lane *lane = &x->lane[i];
+    Link *link = &x->link[i];
     int64_t wire_bytes = job->narrow ? 2 : job->elem_bytes;
     for (;;) {
-        int slot = (int)(lane->received % COMM_WINDOW);
+        int slot = (int)(link->received % COMM_WINDOW);
         MPI_Request *request = receive_request(x, i, slot);
         if (*request != MPI_REQUEST_NULL) return true;
-        if (job->to == NULL && lane->received >= job->added + COMM_WINDOW) return true;
+        if (job->to == NULL && link->received >= job->added + COMM_WINDOW) return true;
         CommPiece piece;
-        if (!comm_cursor_next(&lane->receive, &piece)) return true;
+        if (!comm_cursor_next(&link->receive, &piece)) return true;
         void *to = job->to == NULL ? slot_received(x, i, slot) : job->to + piece.first * job->elem_bytes;
         job->piece[slot] = piece;
-        int code = MPI_Irecv(to, to_i32(piece.count * wire_bytes), MPI_BYTE, lane->peer, TAG, x->comm, request);
+        int code = MPI_Irecv(to, to_i32(piece.count * wire_bytes), MPI_BYTE, link->peer, TAG, x->comm, request);
         if (!mpi_ok(code, "MPI_Irecv", err)) return false;
-        ++lane->received;
+        ++link->received;
     }
 }
 
 static bool post_sends(Exchange *x, const Job *job, int i, Error *err) {
-    Lane *lane = &x->lane[i];
+    Link *link = &x->link[i];
     for (;;) {
-        int slot = (int)(lane->sent % COMM_WINDOW);
+        int slot = (int)(link->sent % COMM_WINDOW);
         MPI_Request *request = send_request(x, i, slot);
         if (*request != MPI_REQUEST_NULL) return true;
         CommPiece piece;
-        if (!comm_cursor_next(&lane->send, &piece)) return true;
+        if (!comm_cursor_next(&link->send, &piece)) return true;
         const void *from = job->from + piece.first * job->elem_bytes;
         int64_t bytes = piece.count * job->elem_bytes;
         if (job->narrow) {
@@ -119,9 +119,9 @@ static bool post_sends(Exchange *x, const Job *job, int i, Error *err) {
             from = slot_sent(x, i, slot);
             bytes = piece.count * 2;
         }
-        int code = MPI_Isend(from, to_i32(bytes), MPI_BYTE, lane->peer, TAG, x->comm, request);
+        int code = MPI_Isend(from, to_i32(bytes), MPI_BYTE, link->peer, TAG, x->comm, request);
         if (!mpi_ok(code, "MPI_Isend", err)) return false;
-        ++lane->sent;
+        ++link->sent;
         x->bytes_sent += bytes;
     }
 }
@@ -130,8 +130,8 @@ static bool post_sends(Exchange *x, const Job *job, int i, Error *err) {
 static void add_piece(Exchange *x, Job *job) {
     int slot = (int)(job->added % COMM_WINDOW);
     const CommPiece *piece = &job->piece[slot];
-    for (int i = 0; i < x->lanes; ++i)
-        x->term[x->lane[i].peer] =
+    for (int i = 0; i < x->links; ++i)
+        x->term[x->link[i].peer] =
             (CommTerm){.data = slot_received(x, i, slot), .dtype = job->narrow ? DTYPE_BF16 : job->dtype};
     x->term[x->rank] = (CommTerm){.data = job->from + piece->first * job->elem_bytes, .dtype = job->dtype,
                                   .rounded = job->narrow};
@@ -151,7 +151,7 @@ static void nap(int idle_polls) {
 
 // Asks MPI once; *completed: how many requests are done; -1: none is under way.
 static bool poll_requests(Exchange *x, Job *job, int *completed, Error *err) {
-    int requests = x->lanes * 2 * COMM_WINDOW;
+    int requests = x->links * 2 * COMM_WINDOW;
     int code = MPI_Testsome(requests, x->request, completed, x->completed, x->status);
     for (int i = 0; code == MPI_ERR_IN_STATUS && i < *completed; ++i)
         if (!mpi_ok(x->status[i].MPI_ERROR, "MPI_Testsome", err)) return false;
@@ -164,29 +164,29 @@ static bool poll_requests(Exchange *x, Job *job, int *completed, Error *err) {
     return true;
 }
 
-// The lanes' cursors say what travels.
+// The links' cursors say what travels.
 static bool run(Exchange *x, Job *job, Error *err) {
     int idle_polls = 0;
     for (;;) {
-        for (int i = 0; i < x->lanes; ++i)
+        for (int i = 0; i < x->links; ++i)
             if (!post_receives(x, job, i, err) || !post_sends(x, job, i, err)) return false;
         int completed = 0;
         if (!poll_requests(x, job, &completed, err)) return false;
         // No request is under way, so no cursor has anything left.
         if (completed < 0) return true;
         int64_t added = job->added;
-        while (job->sum != NULL && job->arrived[job->added % COMM_WINDOW] == x->lanes) add_piece(x, job);
+        while (job->sum != NULL && job->arrived[job->added % COMM_WINDOW] == x->links) add_piece(x, job);
         idle_polls = completed > 0 || job->added > added ? 0 : idle_polls + 1;
         nap(idle_polls);
     }
 }
 
 static void set_lanes(Exchange *x, const CommSegment *segments, int count, bool sums, int64_t piece_elems) {
-    for (int i = 0; i < x->lanes; ++i) {
-        Lane *lane = &x->lane[i];
-        *lane = (Lane){.peer = lane->peer,
-                       .send = comm_cursor(segments, count, sums ? lane->peer : x->rank, piece_elems),
-                       .receive = comm_cursor(segments, count, sums ? x->rank : lane->peer, piece_elems)};
+    for (int i = 0; i < x->links; ++i) {
+        Link *link = &x->link[i];
+        *link = (Link){.peer = link->peer,
+                       .send = comm_cursor(segments, count, sums ? link->peer : x->rank, piece_elems),
+                       .receive = comm_cursor(segments, count, sums ? x->rank : link->peer, piece_elems)};
     }
 }
 
@@ -203,7 +203,7 @@ bool exchange_reduce_scatter(Exchange *x, Tensor out, Tensor in, const CommSegme
     Job job = {.from = in.data, .elem_bytes = elem_bytes, .narrow = narrow, .sum = out.data, .dtype = in.dtype,
                .in_place = out.data == in.data, .accumulate = how.accumulate};
     set_lanes(x, segments, count, true, piece_elems);
-    if (x->lanes == 0) {
+    if (x->links == 0) {
         add_alone(x, &job, comm_cursor(segments, count, x->rank, piece_elems));
         return true;
     }
@@ -231,9 +231,9 @@ bool exchange_broadcast(Exchange *x, Tensor t, int root, Error *err) {
     int segments = comm_segments_even(x->even, x->world, tensor_elems(t));
     Job job = {.from = t.data, .to = t.data, .elem_bytes = elem_bytes};
     set_lanes(x, x->even, segments, true, piece_elems);
-    for (int i = 0; i < x->lanes; ++i) {
-        if (x->rank != root) x->lane[i].send.count = 0;
-        if (x->lane[i].peer != root) x->lane[i].receive.count = 0;
+    for (int i = 0; i < x->links; ++i) {
+        if (x->rank != root) x->link[i].send.count = 0;
+        if (x->link[i].peer != root) x->link[i].receive.count = 0;
     }
     return run(x, &job, err) && exchange_all_gather(x, t, x->even, segments, err);
 }

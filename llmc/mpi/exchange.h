@@ -8,22 +8,22 @@
 
 #include "llmc/ranks/comm_host.h"
 
-// Requests are in lanes, one for each other rank: COMM_WINDOW receives, then COMM_WINDOW sends.
+// Requests are in links, one for each other rank: COMM_WINDOW receives, then COMM_WINDOW sends.
 typedef struct {
     int peer;
     CommCursor send, receive;
     int64_t sent, received;  // pieces for which a request was made
-} Lane;
+} Link;
 
 typedef struct {
     MPI_Comm comm;
-    int rank, world;
-    int lanes;                  // world - 1
-    Lane *lane;
-    MPI_Request *request;       // (lanes, 2, COMM_WINDOW)
+    int rank, world;            // of the group
+    int links;                  // world - 1
+    Link *link;
+    MPI_Request *request;       // (links, 2, COMM_WINDOW)
     MPI_Status *status;         // of the completed ones
     int *completed;
-    unsigned char *slot;        // (lanes, COMM_WINDOW, slot_bytes): pieces that arrived and are not added yet
+    unsigned char *slot;        // (links, COMM_WINDOW, slot_bytes): pieces that arrived and are not added yet
     int64_t slot_bytes;         // the same on every rank
     CommSegment *even;          // (world)
     CommTerm *term;             // (world)

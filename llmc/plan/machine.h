@@ -41,11 +41,11 @@ typedef enum {
     COLLECTIVE_EXCHANGE         // a reduce-scatter in which every rank sends every owner its contribution
 } CollectiveKind;
 
-// Seconds of one collective over `bytes` (of the whole tensor, not of a rank's share) among world ranks that fill
-// nodes one after the other. 0 for one rank.
+// Seconds of one collective over `bytes` (of the whole tensor, not of a rank's share) in a group of `world` ranks that
+// fill nodes one after the other. 0 for one rank.
 double machine_collective_seconds(const Machine *machine, CollectiveKind kind, double bytes, int64_t world);
 // Bytes that one rank sends.
 double machine_collective_sent(CollectiveKind kind, double bytes, int64_t world);
-// Rank 0 takes a message from every rank and answers each.
+// Rank 0 takes a message from every rank of the launch, of which there are `world`, and answers each.
 double machine_hub_seconds(const Machine *machine, int64_t world);
 #endif

@@ -7,37 +7,39 @@
 #include "llmc/checkpoint/snapshot.h"
 #include "llmc/formats/model_file.h"
 #include "llmc/loader/loader.h"
+#include "llmc/plan/work.h"
 
 // Resident size of the program before it holds any data: code, shared libraries, stacks of its threads.
 #define PLAN_PROGRAM_BYTES ((size_t)12 << 20)
 
 int64_t plan_loss_chunk_rows(const RunConfig *config, int64_t rows) {
     if (config->loss_chunk_rows > 0) return min_i64(config->loss_chunk_rows, rows);
-    int64_t row_bytes = config->arch.Vp * (int64_t)dtype_bytes(config->dtype);
-    int64_t fitting = PLAN_LOGITS_BYTES / row_bytes / 64 * 64;
+    return plan_fitting_chunk_rows(config->arch.Vp, config->dtype, rows);
+}
+int64_t plan_fitting_chunk_rows(int64_t Vp, DType dtype, int64_t rows) {
+    int64_t fitting = PLAN_LOGITS_BYTES / (Vp * (int64_t)dtype_bytes(dtype)) / 64 * 64;
     return min_i64(rows, max_i64(fitting, 64));
 }
 
-static PartitionOptions partition_options(const RunConfig *config, int rank, int world) {
-    return (PartitionOptions){.rank = rank,
-                              .world = world,
+static PartitionOptions partition_options(const RunConfig *config, MeshAxis data) {
+    return (PartitionOptions){.data = data,
                               .stage = (int)config->zero,
                               .lanes = config->deterministic == DETERMINISTIC_LANES,
                               .muon = config->optimizer == OPTIMIZER_MUON};
 }
 
-PlanRank plan_fullest_rank(const RunConfig *config, int world, const char *comm) {
-    PartitionOptions options = partition_options(config, 0, world);
+PlanRank plan_fullest_rank(const RunConfig *config, int data_world, const char *comm) {
+    PartitionOptions options = partition_options(config, (MeshAxis){0, data_world});
     ParamTable params;
     params_build(&params, &config->arch);
-    int rank = partition_fullest_rank(&params, &options);
+    options.data.rank = partition_fullest_rank(&params, &options);
     params_free(&params);
-    return (PlanRank){rank, world, comm};
+    return (PlanRank){options.data, comm};
 }
 
 ModelShape plan_model_shape(const RunConfig *config, const Schedule *schedule, PlanRank rank) {
     ModelShape shape = {.dtype = config->dtype, .training = true, .recompute = config->recompute};
-    shape.ranks = partition_options(config, rank.rank, rank.world);
+    shape.ranks = partition_options(config, rank.data);
     shape.fp8 = config->fp8;
     shape.no_master = config->dtype == DTYPE_BF16 && !config->master_weights;
     for (int i = 0; i < schedule->phase_count; ++i) {
@@ -51,63 +53,76 @@ ModelShape plan_model_shape(const RunConfig *config, const Schedule *schedule, P
     return shape;
 }
 
-void plan_layout(Model *model, Optimizer *optimizer, Tensor *comm_scratch, const RunConfig *config,
-                 const Schedule *schedule, PlanRank rank, Backend *be, Arena *arena) {
-    ModelShape shape = plan_model_shape(config, schedule, rank);
-    model_init(model, &config->arch, &shape, be, arena);
-    optimizer_init(optimizer, config, model, arena);
+PlanModels plan_models(const RunConfig *config, const Schedule *schedule, PlanRank rank) {
+    return (PlanModels){.model = {{PLAN_STUDENT, config->arch, plan_model_shape(config, schedule, rank)}}, .count = 1};
+}
+
+void plan_layout(Model *models, Optimizer *optimizer, Tensor *comm_scratch, const PlanModels *list,
+                 const RunConfig *config, PlanRank rank, Backend *be, Arena *arena) {
+    for (int i = 0; i < list->count; ++i) {
+        const PlanModel *planned = &list->model[i];
+        CHECK((i == 0) == (planned->role == PLAN_STUDENT) && planned->shape.training == (i == 0),
+              "model %d: role=%d training=%d", i, (int)planned->role, planned->shape.training);
+        model_init(&models[i], &planned->config, &planned->shape, be, arena);
+        if (i == 0) optimizer_init(optimizer, config, &models[0], arena);
+    }
+    const Model *model = &models[0];
     // Of what travels in sums: buckets of gradients, and sums of squares and losses in fp64.
     const Partition *part = &model->part;
     int64_t numbers = 2 * max_i64(part->segments, model->shape.micro_batches);
     CommSum how = {.tree = part->options.lanes, .accumulate = part->options.stage >= 2, .wire = config->reduce_dtype};
-    size_t bytes = comm_scratch_bytes(rank.comm, rank.world, max_i64(part->largest_bucket_elems, numbers),
+    size_t bytes = comm_scratch_bytes(rank.comm, rank.data.world, max_i64(part->largest_bucket_elems, numbers),
                                       max_i64(part->largest_owned_elems, numbers), how);
     *comm_scratch = tensor_1d(bytes > 0 ? arena_alloc(arena, bytes, "communication") : NULL, DTYPE_U8, (int64_t)bytes);
 }
 
-// The largest inputs, together, of the three products of a linear layer of a block (out(N,O) = in(N,I) w(O,I)^T).
-static int64_t fp8_elems(const Model *m) {
-    if (!m->shape.fp8) return 0;
-    const int64_t N = round_up(m->shape.max_rows, 16);
-    const BlockTensors *w = &m->w.block[0];
-    const Tensor weights[] = {w->qkv_w, w->attn_proj_w, w->fc_w, w->mlp_proj_w};
-    int64_t most = 0;
-    for (size_t i = 0; i < sizeof weights / sizeof weights[0]; ++i) {
-        const int64_t O = weights[i].dim[0], I = weights[i].dim[1];
-        most = max_i64(most, max_i64(N * I, N * O) + O * I);
-        most = max_i64(most, N * (I + O));
+// What operations will be asked for: the largest operands that a model's passes and its update were seen with in any
+// phase.
+static WorkspaceShape workspace_bounds(const RunConfig *config, const Schedule *schedule, const Model *m) {
+    WorkspaceShape bounds = {0};
+    StepWork *work = xcalloc(1, sizeof *work);
+    for (int i = 0; i < schedule->phase_count; ++i) {
+        const PhaseSpan *phase = &schedule->phase[i];
+        bool seen = false;
+        for (int j = 0; j < i; ++j) seen |= phase->B == schedule->phase[j].B && phase->T == schedule->phase[j].T;
+        if (seen) continue;
+        WorkShape shape = {.arch = m->config, .shape = m->shape, .B = phase->B, .T = phase->T,
+                           .optimizer = config->optimizer, .muon_steps = config->muon_steps};
+        step_work_count(work, &shape);
+        work_bounds_join(&bounds, &work->counting.largest);
+        step_work_free(work);
     }
-    return most;
+    free(work);
+    bounds.attention_library = config->dtype == DTYPE_BF16 && strcmp(config->attention, "own") != 0;
+    bounds.tensors = max_i64(1, m->part.pieces);  // an update may list them all
+    bounds.widest = max_i64(bounds.widest, 2 * m->config.F);
+    return bounds;
 }
 
 void plan_compute(MemoryPlan *plan, const RunConfig *config, const Schedule *schedule, PlanRank rank,
                   const Backend *be) {
     *plan = (MemoryPlan){0};
-    Model model;
+    const PlanModels list = plan_models(config, schedule, rank);
+    Model models[PLAN_MAX_MODELS];
     Optimizer optimizer;
     arena_init_measuring(&plan->arena);
     Tensor comm_scratch;
-    plan_layout(&model, &optimizer, &comm_scratch, config, schedule, rank, NULL, &plan->arena);
+    plan_layout(models, &optimizer, &comm_scratch, &list, config, rank, NULL, &plan->arena);
+    for (int i = 0; i < list.count; ++i) {
+        const WorkspaceShape bounds = workspace_bounds(config, schedule, &models[i]);
+        size_t bytes = be != NULL ? be->plan_workspace(be, bounds) : backend_cuda_plan_workspace(bounds);
+        if (bytes > plan->workspace_bytes) plan->workspace_bytes = bytes;
+        plan->transfer_bytes += model_staging_bytes(&models[i]);
+    }
     const ModelConfig *arch = &config->arch;
-    WorkspaceShape bounds = {.rows = model.shape.max_rows,
-                             .seq_len = model.shape.max_seq_len,
-                             .head_size = arch->HS,
-                             .NH = arch->NH,
-                             .NKV = arch->NKV,
-                             .Vp = arch->Vp,
-                             .attention_library = config->dtype == DTYPE_BF16 && strcmp(config->attention, "own") != 0,
-                             .chunk_rows = model.shape.loss_chunk_rows,
-                             .fp8_elems = fp8_elems(&model),
-                             .tensors = max_i64(1, model.part.pieces),
-                             .widest = max_i64(2 * arch->F, max_i64(model_config_qkv_width(arch), arch->C))};
-    plan->workspace_bytes = be != NULL ? be->plan_workspace(be, bounds) : backend_cuda_plan_workspace(bounds);
-    plan->transfer_bytes = model_staging_bytes(&model);
-    plan->staging_bytes = model_file_staging_bytes(arch, &model.params);
-    const SnapshotShape snapshot = {arch, &model.params, model.part.options, config->dtype,
-                                    config->dtype == DTYPE_BF16 && config->master_weights};
+    const Model *student = &models[0];
+    plan->staging_bytes = model_file_staging_bytes(arch, &student->params);
+    const SnapshotShape snapshot = {arch, &student->params, student->part.options, config->dtype,
+                                    {.muon = config->optimizer == OPTIMIZER_MUON,
+                                     .masters = config->dtype == DTYPE_BF16 && config->master_weights}};
     plan->snapshot_bytes = config->async_save ? snapshot_plan_bytes(&snapshot) : 0;
     optimizer_free(&optimizer);
-    model_free(&model);
+    for (int i = 0; i < list.count; ++i) model_free(&models[i]);
     plan->loader_bytes = loader_plan_bytes(schedule);
     plan->program_bytes = PLAN_PROGRAM_BYTES;
     size_t device_bytes = plan->arena.used_bytes + plan->workspace_bytes;
@@ -135,7 +150,7 @@ static int64_t largest_rows(MemoryPlan *plan, const RunConfig *config, const Sch
             if (phase->B % 2 != 0) continue;
             phase->B /= 2;
             phase->lanes *= 2;
-            phase->micro_batches = div_up(phase->lanes, rank.world);
+            phase->micro_batches = div_up(phase->lanes, rank.data.world);
             shrunk = true;
         }
     }
@@ -204,7 +219,7 @@ static void print_row(FILE *out, const char *what, size_t bytes, size_t total) {
 
 void plan_print(FILE *out, const MemoryPlan *plan, const RunConfig *config, size_t available_bytes) {
     char model[256];
-    model_config_describe(&config->arch, model, sizeof model);
+    params_describe(&config->arch, model, sizeof model);
     fprintf(out, "%s\n%s%s, optimizer %s, recompute %s\n", model, dtype_name(config->dtype),
             config->dtype == DTYPE_BF16 && !config->master_weights ? " without master weights" : "",
             word_of(OPTIMIZER_WORDS, (int)config->optimizer), word_of(RECOMPUTE_WORDS, (int)config->recompute));

@@ -22,22 +22,40 @@ typedef struct {
 // Rows of logits that are alive at a time: the option, or as many as keep them within PLAN_LOGITS_BYTES.
 #define PLAN_LOGITS_BYTES ((int64_t)256 << 20)
 int64_t plan_loss_chunk_rows(const RunConfig *config, int64_t rows);
-// Which of how many ranks the memory is for, and how they talk to each other (Comm.kind).
+int64_t plan_fitting_chunk_rows(int64_t Vp, DType dtype, int64_t rows);
+// Which of the data axis's ranks the memory is for, and how these communicate (Comm.kind).
 typedef struct {
-    int rank, world;
+    MeshAxis data;
     const char *comm;
 } PlanRank;
-static const PlanRank PLAN_ALONE = {0, 1, "none"};
-// The rank that needs the most of `world`.
-PlanRank plan_fullest_rank(const RunConfig *config, int world, const char *comm);
+static const PlanRank PLAN_ALONE = {{0, 1}, "none"};
+// The rank that needs the most of `data_world`.
+PlanRank plan_fullest_rank(const RunConfig *config, int data_world, const char *comm);
 
 // Shapes of the run's largest micro-batch.
 ModelShape plan_model_shape(const RunConfig *config, const Schedule *schedule, PlanRank rank);
-// The one layout: on a measuring arena (be NULL) it is the plan, on a real one it is the run. comm_scratch: for
-// CommOptions.
-void plan_layout(Model *model, Optimizer *optimizer, Tensor *comm_scratch, const RunConfig *config,
-                 const Schedule *schedule, PlanRank rank, Backend *be, Arena *arena);
-// be is only asked for its workspace; NULL: a GPU that is not here. schedule: built for rank.world. Nothing is allocated.
+
+// The models of a run, which share one arena. The first is the student: it is trained and has the optimizer. Teachers
+// only compute (shape.training false).
+typedef enum { PLAN_STUDENT, PLAN_TEACHER } PlanRole;
+typedef struct {
+    PlanRole role;
+    ModelConfig config;
+    ModelShape shape;
+} PlanModel;
+#define PLAN_MAX_MODELS 4
+typedef struct {
+    PlanModel model[PLAN_MAX_MODELS];
+    int count;
+} PlanModels;
+// Those of a run: today the student alone.
+PlanModels plan_models(const RunConfig *config, const Schedule *schedule, PlanRank rank);
+
+// The one layout: on a measuring arena (be NULL) it is the plan, on a real one it is the run. models [list->count] =;
+// comm_scratch =, for CommOptions.
+void plan_layout(Model *models, Optimizer *optimizer, Tensor *comm_scratch, const PlanModels *list,
+                 const RunConfig *config, PlanRank rank, Backend *be, Arena *arena);
+// be is only asked for its workspace; NULL: a GPU that is not here. schedule: built for rank.data.world. Nothing is allocated.
 void plan_compute(MemoryPlan *plan, const RunConfig *config, const Schedule *schedule, PlanRank rank,
                   const Backend *be);
 void plan_print(FILE *out, const MemoryPlan *plan, const RunConfig *config, size_t available_bytes);

@@ -2,8 +2,8 @@
 // from the model's shape, the partition of its parameters (partition.h) and the description of a machine (machine.h).
 // `train_gpt plan world=N` prints it. No devices, nothing allocated for training.
 //
-// Time: every operation costs its floating-point work at the share of the peak that large ones reach, and its bytes
-// at the memory's bandwidth, one after the other. The step is then played through: one line of computation, one of
+// Time: the operations of a step are counted (work.h); each costs its floating-point work at the share of the peak that
+// large ones reach, and its bytes at the memory's bandwidth, one after the other. The step is then played through: one line of computation, one of
 // collectives in the order in which zero.c issues them; what a computation waits for is exposed, the rest hidden.
 #ifndef LLMC_SCALING_H
 #define LLMC_SCALING_H
@@ -39,7 +39,7 @@ typedef struct {
 } ScalingBytes;
 
 typedef struct {
-    int64_t world, nodes;
+    int64_t world, nodes;  // of the launch: the product of the axes
     int64_t B, micro_batches, batch_tokens;  // at this world: B shrinks, then the batch grows to a row each
     ScalingBytes bytes;
     bool fits;               // with what driver and libraries take
@@ -54,7 +54,7 @@ typedef struct {
     double tokens_per_second, mfu;
 } ScalingPrediction;
 
-// Errors: deterministic=lanes with a world that cannot have it; tensor or context that do not divide what they
+// world: of the launch. Errors: deterministic=lanes with a world that cannot have it; tensor or context that do not divide what they
 // should.
 bool scaling_predict(ScalingPrediction *out, const ScalingJob *job, const Machine *machine, int64_t world,
                      Error *err);
@@ -62,7 +62,7 @@ bool scaling_predict(ScalingPrediction *out, const ScalingJob *job, const Machin
 // ---- for `train_gpt plan` ----
 #define SCALING_MAX_WORLD 65536
 typedef struct {
-    int64_t world;   // 0: not asked for
+    int64_t world;   // of the launch; 0: not asked for
     char gpu[16];    // "": h100
     int64_t gpus_per_node;                        // 0, and 0 in what follows: as the machine has it
     double network_gbits, network_latency_us;     // of a rank and direction

@@ -118,16 +118,16 @@ size_t comm_scratch_bytes(const char *kind, int world, int64_t elems, int64_t ow
 
 bool comm_open(Comm **out, const char *kind, Backend *be, const CommOptions *options, Error *err) {
     *out = NULL;
-    CHECK(options->rank >= 0 && options->rank < options->world, "rank=%d world=%d", options->rank, options->world);
+    CHECK(mesh_axis_is_valid(options->axis), "rank=%d world=%d", options->axis.rank, options->axis.world);
     if (strcmp(kind, "none") == 0) {
-        CHECK(options->world == 1, "world=%d", options->world);
+        CHECK(options->axis.world == 1, "world=%d", options->axis.world);
         *out = none_open(be);
         return true;
     }
     if (strcmp(kind, "mpi") == 0) {
         if (options->mpi == NULL || options->mpi->mpi == NULL)
             return error_set(err, "%d ranks on CPUs talk to each other through MPI, but were not started by it: "
-                             "start them with mpirun (or srun --mpi=pmix)", options->world);
+                             "start them with mpirun (or srun --mpi=pmix)", options->axis.world);
         return options->mpi->api->comm_open(out, options->mpi->mpi, be, options, err);
     }
     CHECK(strcmp(kind, "nccl") == 0, "kind=%s", kind);

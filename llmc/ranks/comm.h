@@ -1,6 +1,6 @@
 // comm.h: what the ranks of a run do together with tensors. One struct per group of ranks; implementations: none (one
 // rank: everything is a no-op), mpi (host memory, the plug-in libllmc_mpi.so), nccl (the CUDA plug-in). Knows nothing
-// of models, parameters or ZeRO; partition.h says which elements belong to whom.
+// of models, parameters or ZeRO; partition.h says which elements belong to whom. Rank and world are the group's here.
 //
 // Contracts:
 //   * every rank calls the same operations in the same order, with the same segments; they run in that order beside
@@ -11,7 +11,7 @@
 //   * tensors are in the memory of the backend that the group was opened for; fp32 sums unless said otherwise;
 //   * results have the same bits on every rank that receives them and in every run with the same world; with
 //     CommSum.tree they are sums in one fixed binary tree over ranks, ((0+1)+(2+3))+... (neighbours in pairs, then
-//     neighbouring sums; an odd one waits for the next round), which for world = 2^k is what 2^k lanes on one rank
+//     neighbouring sums; an odd one waits for the next level), which for world = 2^k is what 2^k lanes on one rank
 //     give when they are added in the same tree. mpi always sums so;
 //   * failures: a process that dies or hangs is control.h's business (it ends this process); an error of the library
 //     is kept and returned by synchronize, and later operations do nothing.
@@ -19,6 +19,7 @@
 #define LLMC_COMM_H
 
 #include "llmc/backend/backend.h"
+#include "llmc/base/mesh_axis.h"
 #include "llmc/base/segment.h"
 #include "llmc/ranks/control.h"
 
@@ -48,7 +49,7 @@ typedef struct {
 struct Comm {
     const char *kind;       // "none", "mpi", "nccl"
     char description[128];  // for people: "Open MPI 4.1.4, 2 ranks", "NCCL 2.28.3, 8 ranks"
-    int rank, world;
+    int rank, world;        // of the group; owners of segments and roots count so too
     Backend *be;
     void *impl;
 
@@ -101,7 +102,7 @@ void comm_mpi_close(CommMpiPlugin *plugin);
 
 // ---- groups ----
 struct CommOptions {
-    int rank, world;
+    MeshAxis axis;  // along which the group's ranks lie; today every group has all ranks of the launch, in its order
     void *scratch;  // device memory, the group's until close
     size_t scratch_bytes;
     Control *control;          // nccl: hands the group's id from rank 0 to all; NULL for one rank

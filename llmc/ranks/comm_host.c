@@ -1,6 +1,8 @@
 // comm_host.c: see comm_host.h.
 #include "llmc/ranks/comm_host.h"
 
+#include "llmc/base/tree_sum.h"
+
 // Sums are made block by block, so that partial sums stay in the first-level cache.
 #define SUM_BLOCK 1024
 
@@ -45,13 +47,6 @@ int comm_segments_even(CommSegment *out, int world, int64_t elems) {
     return count;
 }
 
-// The largest power of two below count: where the tree over count terms has its root.
-static int tree_left(int count) {
-    int left = 1;
-    while (2 * left < count) left *= 2;
-    return left;
-}
-
 // Elements [first, first + n) of the sum of terms: where they are, which is `room` unless there is only one term that
 // needs no conversion. `room` may be these elements of a term: it is written last, element by element, which hinders
 // no vector.
@@ -69,7 +64,7 @@ static const float *tree_f32(float *room, const CommTerm *terms, int count, int6
         return room;
     }
     float left_room[SUM_BLOCK], right_room[SUM_BLOCK];
-    int split = tree_left(count);
+    int split = (int)tree_split(count);
     const float *left = tree_f32(left_room, terms, split, first, n);
     const float *right = tree_f32(right_room, terms + split, count - split, first, n);
 #pragma omp simd
@@ -92,7 +87,7 @@ static void sum_f32(float *out, bool accumulate, const CommTerm *terms, int coun
 
 static double tree_f64(const CommTerm *terms, int count, int64_t i) {
     if (count == 1) return ((const double *)terms->data)[i];
-    int split = tree_left(count);
+    int split = (int)tree_split(count);
     return tree_f64(terms, split, i) + tree_f64(terms + split, count - split, i);
 }
 

@@ -32,6 +32,7 @@ CommCursor comm_cursor(const CommSegment *segments, int count, int owner, int64_
 bool comm_cursor_next(CommCursor *cursor, CommPiece *out);
 
 // CHECKs that the list is ordered, does not overlap and lies within elems; returns how many elements `owner` owns.
+// owner, world: of the group.
 int64_t comm_segments_check(const CommSegment *segments, int count, int world, int64_t elems, int owner);
 // Equal segments, the last one shorter, at most one a rank; returns how many.
 int comm_segments_even(CommSegment *out, int world, int64_t elems);

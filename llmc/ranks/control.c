@@ -30,7 +30,7 @@ typedef struct {
 } RankName;
 
 struct Control {
-    int rank, world;
+    int launch_rank, launch_world;
     double timeout_seconds, beat_seconds;
     RankName *names;  // (world)
     Hub *hub;         // rank 0
@@ -67,7 +67,7 @@ static void end_process(Control *control, const char *text) {
         return;
     }
     char line[CONTROL_TEXT_BYTES + 32];
-    int bytes = snprintf(line, sizeof line, "rank %d: %s\n", control->rank, text);
+    int bytes = snprintf(line, sizeof line, "rank %d: %s\n", control->launch_rank, text);
     // One write, so that lines of several ranks do not mix; where it cannot be written nobody can be told.
     ssize_t wrote = 0;
     if (wait_for_socket(STDERR_FILENO, POLLOUT, STDERR_SECONDS) != 0) do
@@ -88,7 +88,7 @@ static ControlStatus ask_probe(Control *control) {
 static void end_without_hub(Control *control, const char *why) {
     char hub[128], text[CONTROL_TEXT_BYTES];
     control_describe_rank(control, 0, hub, sizeof hub);
-    Peer me = {.rank = control->rank,
+    Peer me = {.rank = control->launch_rank,
                .step = atomic_load(&control->step),
                .called = control->called > control->returned,
                .last_sequence = control->called,
@@ -205,7 +205,7 @@ static bool call(Control *control, CallKind kind, const char *what, CallFrame fr
     if (on) {
         frame.sequence = ++control->called;
         frame.step = atomic_load(&control->step);
-        frame.kind = kind;
+        frame.kind = (int32_t)kind;
         control->closing = kind == CALL_CLOSE;
         memset(control->what, 0, sizeof control->what);
         memcpy(control->what, what, strlen(what));
@@ -244,7 +244,7 @@ bool control_broadcast(Control *control, const char *what, void *bytes, size_t c
     if (control == NULL) return true;
     expect_result(control, bytes, count, NULL, 0);
     const Part data = {bytes, count};
-    return call(control, CALL_BROADCAST, what, (CallFrame){.count = count}, &data, control->rank == 0 ? 1 : 0);
+    return call(control, CALL_BROADCAST, what, (CallFrame){.count = count}, &data, control->launch_rank == 0 ? 1 : 0);
 }
 
 bool control_gather(Control *control, const char *what, void *all, const void *mine, size_t count) {
@@ -252,9 +252,9 @@ bool control_gather(Control *control, const char *what, void *all, const void *m
         if (count > 0) memmove(all, mine, count);
         return true;
     }
-    CHECK(count <= CONTROL_DATA_BYTES / (size_t)control->world, "%zu bytes from each of %d ranks", count,
-          control->world);
-    expect_result(control, all, count * (size_t)control->world, NULL, 0);
+    CHECK(count <= CONTROL_DATA_BYTES / (size_t)control->launch_world, "%zu bytes from each of %d ranks", count,
+          control->launch_world);
+    expect_result(control, all, count * (size_t)control->launch_world, NULL, 0);
     const Part data = {mine, count};
     return call(control, CALL_GATHER, what, (CallFrame){.count = count}, &data, 1);
 }
@@ -272,7 +272,7 @@ void control_set_probe(Control *control, void (*probe)(void *context, ControlSta
 }
 
 void control_describe_rank(const Control *control, int rank, char *out, size_t out_bytes) {
-    CHECK(control == NULL ? rank == 0 : rank >= 0 && rank < control->world, "rank=%d", rank);
+    CHECK(control == NULL ? rank == 0 : rank >= 0 && rank < control->launch_world, "rank=%d", rank);
     char here[LAUNCH_HOST_BYTES] = "?";
     if (control == NULL) {
         if (gethostname(here, sizeof here - 1) != 0) snprintf(here, sizeof here, "?");
@@ -285,7 +285,7 @@ void control_describe_rank(const Control *control, int rank, char *out, size_t o
 void control_abort(Control *control, const char *why) {
     if (control == NULL) return;
     char text[CONTROL_TEXT_BYTES];
-    control_describe_rank(control, control->rank, text, sizeof text);
+    control_describe_rank(control, control->launch_rank, text, sizeof text);
     size_t used = strlen(text);
     snprintf(text + used, sizeof text - used, " ends the run at step %lld: %s", (long long)control->step, why);
     struct timespec until;
@@ -309,9 +309,9 @@ void control_abort(Control *control, const char *why) {
 // ---- open and close ----
 
 static bool read_names(Control *control, const Frame *table) {
-    control->names = xcalloc((size_t)control->world, sizeof *control->names);
+    control->names = xcalloc((size_t)control->launch_world, sizeof *control->names);
     const uint8_t *next = table->bytes, *end = table->bytes + table->count;
-    for (int rank = 0; rank < control->world; ++rank) {
+    for (int rank = 0; rank < control->launch_world; ++rank) {
         RankName *name = &control->names[rank];
         int32_t pid;
         if ((size_t)(end - next) < sizeof pid + 1) return false;
@@ -408,8 +408,8 @@ bool control_open(Control **out, const Launch *launch, const ControlOptions *opt
     CHECK(options->share != NULL || launch->kind == LAUNCH_TCP || launch->kind == LAUNCH_DIRECTORY,
           "nothing says where %s ranks meet", launch_kind_name(launch->kind));
     Control *control = xcalloc(1, sizeof *control);
-    control->rank = launch->rank;
-    control->world = launch->world;
+    control->launch_rank = launch->rank;
+    control->launch_world = launch->world;
     control->timeout_seconds = options->timeout_seconds;
     control->beat_seconds = fmin(BEAT_SECONDS, options->timeout_seconds / 4);
     control->link.fd = -1;

@@ -1,7 +1,8 @@
-// control.h: what the ranks of a run tell each other besides tensors: the few numbers that every step agrees on, who
-// is alive, and why the run ends. Rank 0 keeps a hub (a thread with one TCP connection to each rank, itself
-// included); every rank has a thread that keeps the hub informed. Tensors travel by comm.h, which knows nothing of
-// this file; the hub learns through the probe what each rank's collectives wait for.
+// control.h: what the ranks of a launch tell each other besides tensors: the few numbers that every step agrees on, who
+// is alive, and why the run ends. Rank and world are the launch's here, whatever axes its mesh has. Rank 0 keeps a hub
+// (a thread with one TCP connection to each rank, itself included); every rank has a thread that keeps the hub informed.
+// Tensors travel by comm.h, which knows nothing of this file; the hub learns through the probe what each rank's
+// collectives wait for.
 //
 // The hub watches. A rank ends the run for all when it
 //   * loses its connection without having said goodbye (killed, crashed): named at once;

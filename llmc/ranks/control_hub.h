@@ -45,7 +45,7 @@ typedef struct Hub {
     double phase_until;  // closing, ending: now_seconds()
     WatchClock clock;
     double next_beat;  // now_seconds()
-    int world, come;   // ranks; those that have said hello
+    int world, come;   // ranks of the launch; those that have said hello
     Peer **peer;       // (world); NULL: has not come
     Peer **newcomer;   // connections without a hello
     int newcomers, newcomers_room;

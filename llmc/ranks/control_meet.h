@@ -11,7 +11,7 @@ enum { PLACE_ADDRESSES = 16, PLACE_ADDRESS_BYTES = 256, PLACE_TEXT_BYTES = 8192 
 // Where a hub listens and which start it belongs to.
 typedef struct {
     uint8_t nonce[CONTROL_NONCE_BYTES];  // zeros: not known beforehand (LAUNCH_TCP)
-    int world, pid, port;
+    int world, pid, port;  // world: of the launch
     char host[LAUNCH_HOST_BYTES];
     char started[32];  // local time, for people
     int addresses;

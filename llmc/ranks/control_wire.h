@@ -32,7 +32,7 @@ typedef enum {
 typedef struct {
     char magic[16];
     uint32_t version;
-    int32_t rank, world, pid;
+    int32_t rank, world, pid;  // rank and world of the launch
     uint8_t nonce[CONTROL_NONCE_BYTES];  // zeros: to be told
     char host[LAUNCH_HOST_BYTES];
 } HelloFrame;

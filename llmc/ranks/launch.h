@@ -20,7 +20,7 @@ typedef enum {
 #define LAUNCH_HOST_BYTES 64
 typedef struct {
     LaunchKind kind;
-    int rank, world;    // MPI: 0 and 0 until MPI_Init has been asked
+    int rank, world;    // of all processes of the launch. MPI: 0 and 0 until MPI_Init has been asked
     int started;        // MPI: how many processes the launcher says it started; 0: it does not say
     int local_rank;     // among the processes of this host (LOCAL_RANK, OMPI_COMM_WORLD_LOCAL_RANK, SLURM_LOCALID); 0
     char host[LAUNCH_HOST_BYTES];

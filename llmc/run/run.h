@@ -11,7 +11,7 @@
 #include "llmc/loader/loader.h"
 #include "llmc/log/logger.h"
 #include "llmc/plan/plan.h"
-#include "llmc/ranks/comm.h"
+#include "llmc/ranks/mesh.h"
 #include "llmc/run/device.h"
 #include "llmc/run/run_lock.h"
 #include "llmc/train/hash_chain.h"
@@ -41,15 +41,16 @@ typedef struct {
 typedef struct {
     RunConfig config;
     Schedule schedule;
-    Launch launch;        // this rank; rank 0 keeps the logs and decides what all have to do alike
+    Launch launch;        // this process among all; rank 0 keeps the logs and decides what all have to do alike
     int local_world;      // ranks on this host
     CommMpiPlugin mpi;
     Control *control;
-    Comm *comm;
+    Mesh mesh;            // this rank's place among all, and the groups of ranks that communicate
     RunLock lock;         // rank 0's
     Backend *be;
     char device_note[DEVICE_NOTE_BYTES];  // why device=auto took the CPU; "": it did not
     double peak_flops;                 // of the matmul dtype
+    double flops_per_token[CONFIG_MAX_PHASES];  // of each phase's row length
     MemoryPlan plan;
     Arena arena;
     Model model;
@@ -92,10 +93,12 @@ bool run_find_tokenizer(Tokenizer **out, const RunConfig *config, Error *err);
 // The vocabulary, if it was left open, from the tokenizer, the shards or the preset; then model_config_finish.
 bool run_resolve_model(RunConfig *config, const Tokenizer *tokenizer, Error *err);
 
-// What all ranks agree on before a step: its batch is there (run->batch, run->weight_sum), nobody was sent a signal
-// (stop_signal: this rank's, 0: none), and, in runs bounded by time, the horizon that the measured speed leads to. Enters
-// the phase (trainable mask). False: the run is over, by its length, by run->stop_signal, or, with err, by data that
-// some rank could not read.
+// Whether the schedule has steps left. progress.seconds is the time until this call.
+bool run_has_steps(Run *run);
+// What all ranks agree on before a step: every rank has its batch (run->batch, NULL: this one could not read it;
+// run->weight_sum), none was sent a signal (stop_signal: this rank's, 0: none), and, in runs bounded by time, the horizon
+// that the measured speed leads to. Enters the phase (trainable mask). False: the run is over, by its time, by
+// run->stop_signal, or, with err, by data that some rank could not read.
 bool run_begin_step(Run *run, int stop_signal, Error *err);
 // Learning rate and bounds of the step at hand.
 OptimizerStep run_optimizer_step(const Run *run, double loss_scale);
@@ -131,15 +134,4 @@ void run_abort(Run *run, const Error *err);
 void run_report_ranks(Run *run);
 // What the run left and what to do with it, on stdout of rank 0.
 void run_print_summary(const Run *run);
-
-// ---- between the files of a run ----
-
-// True when `ok` is true on every rank. Else err says, on the lowest rank that failed, why, and is empty elsewhere: one
-// message is printed. Collective, as what follows.
-bool run_agree(Run *run, const char *what, bool ok, Error *err);
-// The checkpoint to go on from, "" for none: rank 0 looks, all hear of it. resume: as the option.
-bool run_choose_checkpoint(Run *run, const char *resume, char *out, size_t out_bytes, Error *err);
-// What reading results and agreeing takes.
-bool run_open_steps(Run *run, Error *err);
-void run_close_steps(Run *run);
 #endif

@@ -4,6 +4,7 @@
 #include <inttypes.h>
 #include <stdlib.h>
 
+#include "llmc/checkpoint/checkpoint.h"
 #include "llmc/formats/model_file.h"
 #include "llmc/checkpoint/snapshot.h"
 
@@ -13,19 +14,20 @@
 // The optimizer's state
 
 // Masters come before anything else is in memory, so that they may pass through whole.
-static bool read_master(Run *run, const OptimizerFiles *files, int param, Error *err) {
+static bool read_master(Run *run, const OptimizerFiles *files, StateKind kind, int param, Error *err) {
     const ParamSpec *spec = &run->model.params.spec[param];
     float *values = xmalloc(to_size(spec->elems) * sizeof *values);
-    bool ok = optimizer_files_read(files, STATE_MASTER, param, 0, spec->elems, values, err);
+    bool ok = optimizer_files_read(files, kind, param, 0, spec->elems, values, err);
     if (ok) model_set_param(&run->model, spec, values);
     free(values);
-    optimizer_files_release(files, STATE_MASTER, param);
+    optimizer_files_release(files, kind, param);
     return ok;
 }
 
 static bool read_moment(Run *run, const OptimizerFiles *files, const StatePiece *piece, float *staging, Error *err) {
     Backend *be = run->be;
     float *device = snapshot_state_address(&run->model, &run->optimizer, piece);
+    CHECK(STATE_ROWS[piece->kind].dtype == DTYPE_F32, "%s is not fp32", STATE_ROWS[piece->kind].name);
     for (int64_t at = 0; at < piece->count; at += SAFETENSORS_CHUNK_ELEMS) {
         int64_t count = min_i64(SAFETENSORS_CHUNK_ELEMS, piece->count - at);
         if (!optimizer_files_read(files, piece->kind, piece->param, piece->first + at, count, staging, err))
@@ -36,23 +38,27 @@ static bool read_moment(Run *run, const OptimizerFiles *files, const StatePiece 
     return true;
 }
 
-// masters: they are in the file and the run has them. Otherwise what the weights, already loaded, left there is
+// kept: what is in the file and the run has. Where masters are not, what the weights, already loaded, left there is
 // right.
-static bool read_optimizer(Run *run, const char *dir, bool masters, Error *err) {
+static bool read_optimizer(Run *run, const char *dir, const StateKept *kept, Error *err) {
     const ParamTable *params = &run->model.params;
     OptimizerFiles *files;
     if (!optimizer_files_open(&files, dir, params, err)) return false;
-    bool ok = optimizer_files_check(files, run->config.optimizer == OPTIMIZER_MUON, masters, err);
-    for (int i = 0; i < params->count && ok && masters; ++i) ok = read_master(run, files, i, err);
+    bool ok = optimizer_files_check(files, kept, err);
+    for (int i = 0; i < params->count; ++i)
+        for (int kind = 0; kind < STATE_KINDS && ok; ++kind)
+            if (STATE_ROWS[kind].is_weight && STATE_ROWS[kind].kept(kept, &params->spec[i]))
+                ok = read_master(run, files, (StateKind)kind, i, err);
     if (ok) optimizer_reset(&run->optimizer, &run->model);
     const Partition *part = &run->model.part;
     float *staging = xmalloc(to_size(SAFETENSORS_CHUNK_ELEMS) * sizeof *staging);
     for (int i = 0; i < part->pieces && ok; ++i) {
         const Piece *piece = &part->piece[i];
-        StatePiece state = {STATE_M, piece->param, piece->first, piece->count};
-        ok = read_moment(run, files, &state, staging, err);
-        state.kind = STATE_V;
-        if (piece->v_packed >= 0) ok = ok && read_moment(run, files, &state, staging, err);
+        for (int kind = 0; kind < STATE_KINDS && ok; ++kind) {
+            StatePiece state = {(StateKind)kind, piece->param, piece->first, piece->count};
+            if (!STATE_ROWS[kind].is_weight && STATE_ROWS[kind].kept(kept, &params->spec[piece->param]))
+                ok = read_moment(run, files, &state, staging, err);
+        }
     }
     free(staging);
     optimizer_files_close(files);
@@ -79,8 +85,8 @@ static bool check_state(const Run *run, const StateFile *state, const char *dir,
     if (!model_file_read_config(&arch, dir, err) || !model_config_finish(&arch, err)) return false;
     if (!model_file_same_architecture(&arch, &run->config.arch)) {
         char theirs[256], ours[256];
-        model_config_describe(&arch, theirs, sizeof theirs);
-        model_config_describe(&run->config.arch, ours, sizeof ours);
+        params_describe(&arch, theirs, sizeof theirs);
+        params_describe(&run->config.arch, ours, sizeof ours);
         return error_set(err, "%s: this checkpoint is another architecture (%s) than the run (%s)", dir, theirs,
                          ours);
     }
@@ -88,6 +94,7 @@ static bool check_state(const Run *run, const StateFile *state, const char *dir,
 }
 
 bool run_load(Run *run, const char *dir, Error *err) {
+    if (!checkpoint_verify(dir, false, err)) return false;  // hashes were looked at when it was chosen
     char *path = path_join(dir, "state.json"), *json = NULL;
     StateFile state;
     bool ok = file_read_all(path, STATE_MAX_BYTES, &json, NULL, err) && state_file_parse(&state, json, path, err);
@@ -96,7 +103,8 @@ bool run_load(Run *run, const char *dir, Error *err) {
     if (!ok || !check_state(run, &state, dir, err)) return false;
     if (!model_file_read(dir, &run->config.arch, &run->model.params, model_put_param, &run->model, err)) return false;
     bool masters = strcmp(state.dtype, dtype_name(DTYPE_BF16)) == 0 && state.master_weights;
-    if (!read_optimizer(run, dir, masters && run->model.master != NULL, err)) return false;
+    const StateKept kept = {run->config.optimizer == OPTIMIZER_MUON, masters && run->model.master != NULL};
+    if (!read_optimizer(run, dir, &kept, err)) return false;
     run->progress = state.progress;
     return true;
 }

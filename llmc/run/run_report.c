@@ -12,8 +12,8 @@ bool run_evaluate(Run *run, Error *err) {
     for (int s = 0; s < run->config.source_count; ++s) {
         if (run->heldout[s] == NULL) continue;
         EvalResult result;
-        if (!eval_heldout(&result, &run->model, run->heldout[s], run->tokenizer, run->control, run->launch.rank,
-                          run->launch.world, err))
+        if (!eval_heldout(&result, &run->model, run->heldout[s], run->tokenizer, run->control,
+                          run->mesh.data.axis, err))
             return false;
         EvalRecord record = {.step = run->progress.step,
                              .tokens = seen,
@@ -107,7 +107,7 @@ void run_report_ranks(Run *run) {
         for (int r = 1; r < world; ++r)
             if (fabs(all[r][0] / all[r][1] - 1) > fabs(all[off][0] / all[off][1] - 1)) off = r;
         CommStats stats;
-        run->comm->stats(run->comm, &stats);
+        run->mesh.data.comm->stats(run->mesh.data.comm, &stats);
         double steps = (double)max_i64(1, run->reported);
         logger_message(run->logger,
                        "ranks    communication %.1f ms a step, %.0f %% of it hidden; %.1f MiB sent a step and rank",

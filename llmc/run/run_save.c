@@ -26,8 +26,8 @@ typedef struct RunSave {
     Error not_deleted;  // older checkpoints could not be removed: no reason to call the new one a failure
 } RunSave;
 
-static int rank_of(const Run *run) { return run->launch.rank; }
-static int world_of(const Run *run) { return run->launch.world; }
+// Files are divided along the data axis; who begins, commits and lists them is said of the launch.
+static MeshAxis files_of(const Run *run) { return run->mesh.data.axis; }
 
 // ---------------------------------------------------------------------------------------------------------------
 // Files of this rank
@@ -56,8 +56,10 @@ static const void *stream_state(void *context, int index, int64_t first, int64_t
     (void)err;
     Stream *stream = context;
     Run *run = stream->run;
-    const float *from = snapshot_state_address(&run->model, &run->optimizer, &stream->state[index]);
-    run->be->download(run->be, stream->staging, from + first, to_size(count) * sizeof(float));
+    const unsigned char *from = snapshot_state_address(&run->model, &run->optimizer, &stream->state[index]);
+    size_t width = dtype_bytes(STATE_ROWS[stream->state[index].kind].dtype);
+    CHECK(width <= sizeof *stream->staging, "elements of %zu bytes", width);
+    run->be->download(run->be, stream->staging, from + to_size(first) * width, to_size(count) * width);
     return stream->staging;
 }
 
@@ -65,18 +67,16 @@ static bool write_shards(const Run *run, const char *dir, ModelFileGet get, void
                          void *state, const StatePiece *pieces, int count, Error *err) {
     const RunConfig *config = &run->config;
     const ParamTable *params = &run->model.params;
-    return model_file_write_hf_shard(dir, &config->arch, params, config->dtype, rank_of(run), world_of(run), get,
-                                     weights, err) &&
-           optimizer_file_write(dir, rank_of(run), world_of(run), params, pieces, count, fetch, state, err);
-}
-
-static bool has_masters_apart(const Model *model) {
-    return model->master != NULL && model->shape.dtype == DTYPE_BF16;
+    const MeshAxis files = files_of(run);
+    return model_file_write_hf_shard(dir, &config->arch, params, config->dtype, files.rank, files.world, get, weights,
+                                     err) &&
+           optimizer_file_write(dir, files.rank, files.world, params, pieces, count, fetch, state, err);
 }
 
 static bool write_streamed(Run *run, const char *dir, Error *err) {
     StatePiece *list;
-    int count = state_pieces(&list, &run->model.params, &run->model.part.options, has_masters_apart(&run->model));
+    const StateKept kept = state_kept_by(&run->model);
+    int count = state_pieces(&list, &run->model.params, &run->model.part.options, &kept);
     Stream stream = {run, list, xmalloc(to_size(SAFETENSORS_CHUNK_ELEMS) * sizeof(float)), -1};
     bool ok = write_shards(run, dir, stream_weights, &stream, stream_state, &stream, list, count, err);
     // Whatever happened here, and though this rank may need nothing of it: the others wait for its part.
@@ -101,15 +101,17 @@ static bool write_common(Run *run, Error *err) {
     return checkpoint_write_text(writer, "config.json", save->hf_config, err) &&
            (run->tokenizer == NULL || tokenizer_save(run->tokenizer, writer->dir, err)) &&
            checkpoint_write_text(writer, "state.json", save->state_text, err) &&
-           (world_of(run) == 1 || model_file_write_hf_index(writer->dir, &config->arch, &run->model.params,
-                                                            config->dtype, world_of(run), err));
+           (files_of(run).world == 1 ||
+            model_file_write_hf_index(writer->dir, &config->arch, &run->model.params, config->dtype,
+                                      files_of(run).world, err));
 }
 
 static bool write_part(Run *run, Error *err) {
-    if (world_of(run) == 1) return true;
-    char *names[2] = {hf_shard_name("model", rank_of(run), world_of(run)),
-                      hf_shard_name("optimizer", rank_of(run), world_of(run))};
-    bool ok = checkpoint_write_part(&run->save->writer, rank_of(run), (const char *const *)names, 2, err);
+    if (run->launch.world == 1) return true;
+    const MeshAxis files = files_of(run);
+    char *names[2] = {hf_shard_name("model", files.rank, files.world),
+                      hf_shard_name("optimizer", files.rank, files.world)};
+    bool ok = checkpoint_write_part(&run->save->writer, run->launch.rank, (const char *const *)names, 2, err);
     free(names[0]);
     free(names[1]);
     return ok;
@@ -121,7 +123,7 @@ static bool write_part(Run *run, Error *err) {
 static bool write_job(void *context, Error *err) {
     Run *run = context;
     CheckpointWriter *writer = &run->save->writer;
-    if (rank_of(run) == 0) return write_rank(run, writer->dir, err) && write_common(run, err) && write_part(run, err);
+    if (run->launch.rank == 0) return write_rank(run, writer->dir, err) && write_common(run, err) && write_part(run, err);
     if (!checkpoint_attach(writer, run->config.out_dir, run->save->step, ATTACH_SECONDS, err)) return false;
     bool ok = write_rank(run, writer->dir, err) && write_part(run, err);
     checkpoint_detach(writer);
@@ -142,10 +144,10 @@ static bool commit_job(void *context, Error *err) {
 bool run_save_open(Run *run, Error *err) {
     RunSave *save = run->save = xcalloc(1, sizeof *save);
     const SaverJobs jobs = {write_job, commit_job, run};
-    saver_init(&save->saver, &jobs, run->config.async_save, rank_of(run) == 0);
+    saver_init(&save->saver, &jobs, run->config.async_save, run->launch.rank == 0);
     if (!run->config.async_save) return true;
     const SnapshotShape shape = {&run->config.arch, &run->model.params, run->model.part.options, run->config.dtype,
-                                 has_masters_apart(&run->model)};
+                                 state_kept_by(&run->model)};
     return snapshot_open(&save->snapshot, &shape, run->be, &save->saver.cancelled, err);
 }
 
@@ -159,7 +161,7 @@ void run_save_close(Run *run) {
     RunSave *save = run->save;
     if (save == NULL) return;
     Error err = {""};
-    if (world_of(run) == 1) run_save_finish(run, &err);  // it says itself what went wrong
+    if (run->launch.world == 1) run_save_finish(run, &err);  // it says itself what went wrong
     saver_abandon(&save->saver);
     save->copying = false;
     if (save->begun) checkpoint_detach(&save->writer);  // other ranks may be writing there: the next run tidies up
@@ -194,9 +196,9 @@ static bool begin(Run *run, Error *err) {
     if (!hash_chain_save(&run->chain, &run->progress, err)) return false;
     save->step = run->progress.step;
     save->not_deleted.message[0] = '\0';
-    if (rank_of(run) == 0) {
+    if (run->launch.rank == 0) {
         save->begun = checkpoint_begin(&save->writer, run->config.out_dir, save->step, &why);
-        if (save->begun) save->writer.parts = world_of(run) > 1 ? world_of(run) : 0;
+        if (save->begun) save->writer.parts = run->launch.world > 1 ? run->launch.world : 0;
         make_texts(run);
     }
     // The others write when the directory is there.
@@ -242,14 +244,14 @@ void run_save_copied(Run *run) {
 static bool give_up(Run *run, Error *err) {
     RunSave *save = run->save;
     char mine[REASON_BYTES], who[160];
-    char(*all)[REASON_BYTES] = xcalloc((size_t)world_of(run), sizeof *all);
+    char(*all)[REASON_BYTES] = xcalloc((size_t)run->launch.world, sizeof *all);
     memset(mine, 0, sizeof mine);
     snprintf(mine, sizeof mine, "%.*s", REASON_BYTES - 1, save->saver.error.message);
     bool heard = control_gather(run->control, "why it is not saved", all, mine, sizeof mine);
     int first = 0;
-    while (heard && first < world_of(run) && all[first][0] == '\0') ++first;
-    if (!heard || first == world_of(run)) error_set(err, "%s: not saved", run->config.out_dir);
-    else if (world_of(run) == 1) error_set(err, "%s", all[0]);
+    while (heard && first < run->launch.world && all[first][0] == '\0') ++first;
+    if (!heard || first == run->launch.world) error_set(err, "%s: not saved", run->config.out_dir);
+    else if (run->launch.world == 1) error_set(err, "%s", all[0]);
     else {
         control_describe_rank(run->control, first, who, sizeof who);
         error_set(err, "%s: %s", who, all[first]);
@@ -310,7 +312,7 @@ static bool settle(Run *run, bool ok, Error *err) {
         return true;
     }
     run->all_know = true;
-    return rank_of(run) == 0 ? false : error_set(err, "the checkpoint is not saved; rank 0 says why");
+    return run->launch.rank == 0 ? false : error_set(err, "the checkpoint is not saved; rank 0 says why");
 }
 
 void run_save_vote(const Run *run, double votes[SAVER_VOTES]) {

@@ -1,17 +1,16 @@
 // run_step.c: what surrounds a step of the training loop: what the ranks agree on before it, the phase, the bounds of the
 // guard, its results when they are there, and the way back after a spike.
-#include "llmc/run/run.h"
-
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
-#include "llmc/train/guard.h"
-#include "llmc/run/run_save.h"
+#include "llmc/run/run_impl.h"
 #include "llmc/run/run_load.h"
+#include "llmc/run/run_save.h"
+#include "llmc/train/guard.h"
 
-// What each rank brings to a step's agreement: sums (the weights of its lanes last), then maxima.
-enum { VOTE_SECONDS, VOTE_LANES };
+// What each rank brings to a step's agreement: sums (the weights of its micro-batches last), then maxima.
+enum { VOTE_SECONDS, VOTE_WEIGHTS };
 enum { VOTE_SIGNAL, VOTE_NO_DATA, VOTE_SAVER, VOTE_MAXIMA = VOTE_SAVER + SAVER_VOTES };
 
 bool run_open_steps(Run *run, Error *err) {
@@ -21,7 +20,7 @@ bool run_open_steps(Run *run, Error *err) {
         run->pending[i].host = run->be->host_alloc(run->be, bytes, err);
         if (run->pending[i].host == NULL) return false;
     }
-    run->vote = xcalloc(micro_batches + VOTE_LANES, sizeof *run->vote);
+    run->vote = xcalloc(micro_batches + VOTE_WEIGHTS, sizeof *run->vote);
     return true;
 }
 
@@ -55,18 +54,21 @@ static bool enter_phase(Run *run, Error *err) {
     return optimizer_set_trainable(&run->optimizer, &run->model.params, wanted->trainable, err);
 }
 
-bool run_begin_step(Run *run, int stop_signal, Error *err) {
+bool run_has_steps(Run *run) {
     if (run->started == 0) run->started = now_seconds();
     run->progress.seconds = run->resumed_seconds + now_seconds() - run->started;
-    if (run->progress.step >= run->schedule.total_steps) return false;
-    run->batch = loader_next(run->loader, err);
-    int64_t lanes = schedule_phase(&run->schedule, run->progress.step)->micro_batches;
+    return run->progress.step < run->schedule.total_steps;
+}
+
+bool run_begin_step(Run *run, int stop_signal, Error *err) {
+    int64_t micro_batches = schedule_phase(&run->schedule, run->progress.step)->micro_batches;
     double *sum = run->vote, most[VOTE_MAXIMA] = {stop_signal, run->batch == NULL};
     sum[VOTE_SECONDS] = run->launch.rank == 0 ? run->progress.seconds : 0;
     run_save_vote(run, most + VOTE_SAVER);
-    for (int64_t i = 0; i < lanes; ++i) sum[VOTE_LANES + i] = run->batch != NULL ? run->batch->lane_weight[i] : 0;
+    for (int64_t i = 0; i < micro_batches; ++i)
+        sum[VOTE_WEIGHTS + i] = run->batch != NULL ? run->batch->micro_batch_weight[i] : 0;
     control_set_step(run->control, run->progress.step + 1);
-    if (!control_reduce(run->control, "step", sum, VOTE_LANES + (int)lanes, most, VOTE_MAXIMA))
+    if (!control_reduce(run->control, "step", sum, VOTE_WEIGHTS + (int)micro_batches, most, VOTE_MAXIMA))
         return error_set(err, "the ranks lost each other");
     run->stop_signal = (int)most[VOTE_SIGNAL];
     if (!run_save_poll(run, most + VOTE_SAVER, err)) return false;
@@ -75,7 +77,7 @@ bool run_begin_step(Run *run, int stop_signal, Error *err) {
         return run->batch == NULL ? false : error_set(err, "another rank cannot read its data; it says why");
     if (run->stop_signal != 0) return false;
     if (run->config.train_seconds > 0 && !time_is_left(run, sum[VOTE_SECONDS])) return false;
-    run->weight_sum = zero_sum_rounds(sum + VOTE_LANES, lanes);
+    run->weight_sum = zero_sum_micro_batches(sum + VOTE_WEIGHTS, micro_batches);
     return enter_phase(run, err);
 }
 
@@ -102,7 +104,7 @@ static StepRecord step_record(const Run *run, const PendingStep *pending, double
     const PhaseSpan *phase = schedule_phase(&run->schedule, step - 1);
     double tokens = (double)(phase->rows_per_step * phase->T);
     double rate = tokens / (step_ms * 1e-3);
-    double flops = model_config_flops_per_token(&run->config.arch, phase->T) * rate / run->launch.world;  // of a rank
+    double flops = run->flops_per_token[phase->index] * rate / run->launch.world;  // of a rank
     // Unknown before a run bounded by time has measured its first step.
     int64_t total_steps = run->schedule.total_steps < SCHEDULE_OPEN_STEPS ? run->schedule.total_steps : 0;
     double spent = run->progress.seconds;
@@ -113,7 +115,8 @@ static StepRecord step_record(const Run *run, const PendingStep *pending, double
     return (StepRecord){.step = step,
                         .total_steps = total_steps,
                         .tokens = schedule_tokens_before(&run->schedule, step),
-                        .loss = zero_sum_rounds(pending->host->loss_sums, pending->micro_batches) * pending->loss_scale,
+                        .loss = zero_sum_micro_batches(pending->host->loss_sums, pending->micro_batches) *
+                                pending->loss_scale,
                         .lr = pending->lr,
                         .grad_norm = (double)pending->host->stats.norm,
                         .tokens_per_second = rate,
@@ -162,7 +165,7 @@ bool run_rewind(Run *run, Error *err) {
 bool run_check_step(Run *run, Error *err) {
     int64_t step = run->progress.step, every = run->config.compare_every;
     if (!hash_chain_link(&run->chain, step, &run->model, &run->optimizer, err)) return false;
-    if (run->launch.world == 1 || run->config.zero == 3 || every == 0 || step % every != 0) return true;
+    if (run->mesh.data.axis.world == 1 || run->config.zero == 3 || every == 0 || step % every != 0) return true;
     for (int b = 0; b < run->model.part.buckets; ++b) zero_gather_weights(&run->zero, b);
     bool same = replicas_compare(&run->chain, step, &run->model, err);
     return run_agree(run, "compare the replicas", same, err);
@@ -174,7 +177,7 @@ void run_abort(Run *run, const Error *err) {
 
 static void note_finished(const Run *run, PendingStep *pending) {
     pending->finished = now_seconds();
-    run->comm->stats(run->comm, &pending->comm);
+    run->mesh.data.comm->stats(run->mesh.data.comm, &pending->comm);
 }
 
 void run_step_issued(Run *run, double started, const OptimizerStep *step) {

@@ -44,8 +44,6 @@ int32_t tokenizer_merges(const Tokenizer *tokenizer);    // number of merges
 // Equal exactly for tokenizers that give equal ids and bytes, however they were stored: to be kept in shards and
 // checkpoints.
 uint64_t tokenizer_fingerprint(const Tokenizer *tokenizer);
-// The two ids that merge number `rank` joins, in training order.
-void tokenizer_merge(const Tokenizer *tokenizer, int32_t rank, int32_t *left, int32_t *right);
 
 // The bytes of one id (not NUL-terminated; owned by the tokenizer; empty for an unused id). A special token
 // gives its name, for example "<|endoftext|>". 0 <= id < vocab.
@@ -53,7 +51,6 @@ const uint8_t *tokenizer_token(const Tokenizer *tokenizer, int32_t id, int32_t *
 bool tokenizer_is_special(const Tokenizer *tokenizer, int32_t id);
 // Bytes of text that the id stands for: 0 for special tokens. Summed over targets it gives bits per byte.
 int32_t tokenizer_text_bytes(const Tokenizer *tokenizer, int32_t id);
-int32_t tokenizer_find_special(const Tokenizer *tokenizer, const char *name);  // id or -1
 
 // ---- encoding ----
 
@@ -69,9 +66,6 @@ void token_list_free(TokenList *list);  // leaves an empty list
 // Appends the ids of one whole text to out. Nothing is added before or after it. With specials, names of special
 // tokens in the text become their ids; without, they are text like any other.
 void tokenizer_encode(const Tokenizer *tokenizer, TokenList *out, const void *text, int64_t bytes, bool specials);
-
-// The same ids (no specials), on all OpenMP threads.
-void tokenizer_encode_parallel(const Tokenizer *tokenizer, TokenList *out, const void *text, int64_t bytes);
 
 // Streaming, one encoder per thread, with a cache of words that stays warm from document to document.
 // feed any pieces of a document, then finish: the ids appended to out, over all calls, equal tokenizer_encode's of

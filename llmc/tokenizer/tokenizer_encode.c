@@ -1,5 +1,6 @@
 // tokenizer_encode.c: text to ids. The text is split into pieces; a piece is looked up in a cache of recent pieces,
-// and merged when it is not there. Most pieces of ordinary text are cache hits, which is what makes it fast.
+// and merged (tokenizer_merge.c) when it is not there. Most pieces of ordinary text are cache hits, which is what
+// makes it fast.
 #include <stdlib.h>
 #include <string.h>
 
@@ -23,134 +24,7 @@ void token_list_free(TokenList *list) {
     *list = (TokenList){0};
 }
 
-// ---- merging: always the pair of lowest rank, the leftmost of equals ----
-
-// A pair is a key, rank and position in one number, so that the smallest key is the pair to merge: a search over a few
-// vectors. Symbols keep their positions; a symbol that was merged into its left neighbour has no key any more.
-enum { SHORT_BITS = 7, SHORT_SYMBOLS = 1 << SHORT_BITS, KEY_LANES = 8, NO_KEY = INT32_MAX };
-_Static_assert((int64_t)TOKENIZER_MAX_VOCAB << SHORT_BITS < NO_KEY, "ranks are below the vocabulary's bound");
-
-typedef struct {
-    int32_t keys[SHORT_SYMBOLS];     // of the pair of a symbol and the next one
-    int32_t results[SHORT_SYMBOLS];  // what that pair becomes
-    uint8_t next[SHORT_SYMBOLS], previous[SHORT_SYMBOLS];
-} ShortPiece;
-
-static inline void set_key(const Tokenizer *t, ShortPiece *piece, const int32_t *symbols, int at, int next) {
-    const PairSlot *pair = tokenizer_find_pair(t, symbols[at], symbols[next]);
-    piece->keys[at] = pair == NULL ? NO_KEY : pair->rank << SHORT_BITS | at;
-    if (pair != NULL) piece->results[at] = pair->result;
-}
-
-static int64_t merge_short(const Tokenizer *t, int32_t *symbols, int64_t symbol_count) {
-    ShortPiece piece;
-    int count = (int)symbol_count, searched = (count + KEY_LANES - 1) / KEY_LANES * KEY_LANES;
-    for (int i = count - 1; i < searched; ++i) piece.keys[i] = NO_KEY;
-    for (int i = 0; i < count; ++i) {
-        if (i + 1 < count) set_key(t, &piece, symbols, i, i + 1);
-        piece.next[i] = (uint8_t)(i + 1);
-        piece.previous[i] = (uint8_t)(i - 1);  // not read where i is 0
-    }
-    for (;;) {
-        int32_t best = NO_KEY;
-        for (int i = 0; i < searched; ++i) best = piece.keys[i] < best ? piece.keys[i] : best;
-        if (best == NO_KEY) break;
-        int at = best & (SHORT_SYMBOLS - 1), right = piece.next[at], after = piece.next[right];
-        symbols[at] = piece.results[at];
-        symbols[right] = -1;
-        piece.keys[right] = NO_KEY;
-        piece.next[at] = (uint8_t)after;
-        if (after < count) {
-            piece.previous[after] = (uint8_t)at;
-            set_key(t, &piece, symbols, at, after);
-        } else {
-            piece.keys[at] = NO_KEY;
-        }
-        if (at > 0) set_key(t, &piece, symbols, piece.previous[at], at);
-    }
-    int64_t kept = 0;
-    for (int i = 0; i < count; ++i)
-        if (symbols[i] >= 0) symbols[kept++] = symbols[i];
-    return kept;
-}
-
-// A candidate merge of the symbol at `at` with its right neighbour; stale once either has changed.
-typedef struct {
-    int32_t rank, at;
-    int32_t left, right, result;
-} Candidate;
-
-typedef struct {
-    Candidate *items;
-    int64_t count, capacity;
-} CandidateHeap;
-
-static bool candidate_less(Candidate a, Candidate b) { return a.rank != b.rank ? a.rank < b.rank : a.at < b.at; }
-
-static void heap_push(CandidateHeap *heap, Candidate item) {
-    if (heap->count == heap->capacity) {
-        heap->capacity = 2 * heap->capacity + 64;
-        heap->items = xrealloc(heap->items, to_size(heap->capacity) * sizeof *heap->items);
-    }
-    int64_t i = heap->count++;
-    for (; i > 0 && candidate_less(item, heap->items[(i - 1) / 2]); i = (i - 1) / 2)
-        heap->items[i] = heap->items[(i - 1) / 2];
-    heap->items[i] = item;
-}
-
-static Candidate heap_pop(CandidateHeap *heap) {
-    Candidate top = heap->items[0], item = heap->items[--heap->count];
-    int64_t i = 0;
-    for (int64_t child; (child = 2 * i + 1) < heap->count; i = child) {
-        if (child + 1 < heap->count && candidate_less(heap->items[child + 1], heap->items[child])) ++child;
-        if (!candidate_less(heap->items[child], item)) break;
-        heap->items[i] = heap->items[child];
-    }
-    heap->items[i] = item;
-    return top;
-}
-
-static void push_candidate(const Tokenizer *t, CandidateHeap *heap, const int32_t *symbols, int32_t at,
-                           int32_t next) {
-    const PairSlot *pair = tokenizer_find_pair(t, symbols[at], symbols[next]);
-    if (pair != NULL) heap_push(heap, (Candidate){pair->rank, at, pair->left, pair->right, pair->result});
-}
-
-// For long pieces: a heap of candidates over a linked list; a symbol that was merged away is -1.
-static int64_t merge_long(const Tokenizer *t, int32_t *symbols, int64_t symbol_count) {
-    int32_t count = to_i32(symbol_count);
-    int32_t *previous = xmalloc((size_t)count * sizeof *previous), *next = xmalloc((size_t)count * sizeof *next);
-    CandidateHeap heap = {0};
-    for (int32_t i = 0; i < count; ++i) {
-        previous[i] = i - 1;
-        next[i] = i + 1;
-        if (i + 1 < count) push_candidate(t, &heap, symbols, i, i + 1);
-    }
-    while (heap.count > 0) {
-        Candidate best = heap_pop(&heap);
-        int32_t at = best.at, right = next[at];
-        if (symbols[at] != best.left || right >= count || symbols[right] != best.right) continue;
-        symbols[at] = best.result;
-        symbols[right] = -1;
-        next[at] = next[right];
-        if (next[at] < count) {
-            previous[next[at]] = at;
-            push_candidate(t, &heap, symbols, at, next[at]);
-        }
-        if (previous[at] >= 0) push_candidate(t, &heap, symbols, previous[at], at);
-    }
-    int64_t kept = 0;
-    for (int32_t i = 0; i < count; ++i)
-        if (symbols[i] >= 0) symbols[kept++] = symbols[i];
-    free(heap.items);
-    free(previous);
-    free(next);
-    return kept;
-}
-
-int64_t tokenizer_merge_symbols(const Tokenizer *t, int32_t *symbols, int64_t count) {
-    return count <= SHORT_SYMBOLS ? merge_short(t, symbols, count) : merge_long(t, symbols, count);
-}
+// ---- one piece ----
 
 // llama2.c starts from characters, or bytes where a character is no token.
 static int64_t symbols_llama2c(const Tokenizer *t, int32_t *symbols, const uint8_t *piece, int64_t bytes) {
@@ -354,43 +228,4 @@ void tokenizer_encode(const Tokenizer *t, TokenList *out, const void *text, int6
     token_encoder_finish(&encoder, out);
     free(encoder.cache);
     free(encoder.pending);
-}
-
-void tokenizer_encode_parallel(const Tokenizer *t, TokenList *out, const void *text, int64_t bytes) {
-    enum { CHUNK_BYTES = 1 << 18 };
-    int64_t chunk_capacity = bytes / CHUNK_BYTES + 2, chunk_count = 0;
-    int64_t *ends = xmalloc(to_size(chunk_capacity) * sizeof *ends);
-    for (int64_t start = 0; start < bytes; ++chunk_count) {
-        int64_t left = bytes - start, cut = 0;
-        for (int64_t window = CHUNK_BYTES; cut == 0 && window < left; window *= 2)
-            cut = tokenizer_safe_cut(t, (const uint8_t *)text + start, window);
-        if (chunk_count == chunk_capacity) {
-            chunk_capacity *= 2;
-            ends = xrealloc(ends, to_size(chunk_capacity) * sizeof *ends);
-        }
-        start += cut > 0 ? cut : left;
-        ends[chunk_count] = start;
-    }
-    TokenList *lists = xcalloc(to_size(chunk_count), sizeof *lists);
-#pragma omp parallel if (chunk_count > 1)
-    {
-        TokenEncoder *encoder = token_encoder_new(t);
-#pragma omp for schedule(dynamic)
-        for (int64_t i = 0; i < chunk_count; ++i) {
-            int64_t start = i == 0 ? 0 : ends[i - 1];
-            encoder->inside_document = i > 0;
-            token_encoder_feed(encoder, &lists[i], (const uint8_t *)text + start, ends[i] - start);
-            token_encoder_finish(encoder, &lists[i]);
-        }
-        token_encoder_free(encoder);
-    }
-    for (int64_t i = 0; i < chunk_count; ++i) {
-        token_list_reserve(out, lists[i].count);
-        if (lists[i].count > 0)
-            memcpy(out->ids + out->count, lists[i].ids, to_size(lists[i].count) * sizeof(int32_t));
-        out->count += lists[i].count;
-        token_list_free(&lists[i]);
-    }
-    free(lists);
-    free(ends);
 }

@@ -6,6 +6,7 @@
 #include <string.h>
 #include <xxhash.h>
 
+#include "llmc/base/heap.h"
 #include "llmc/tokenizer/tokenizer_impl.h"
 
 // ---- word counts: open addressing over bytes kept back to back ----
@@ -118,7 +119,11 @@ typedef struct {
     int64_t pair;
 } HeapItem;
 
-typedef struct {
+typedef struct Trainer Trainer;
+static bool item_before(const Trainer *trainer, HeapItem a, HeapItem b);
+HEAP_DEFINE(PairHeap, pairs, HeapItem, const Trainer *, item_before)
+
+struct Trainer {
     Word *words;
     int64_t word_count;
     int32_t *symbols;
@@ -126,10 +131,9 @@ typedef struct {
     int64_t pair_count, pair_capacity;
     int64_t *slots;  // pair index + 1 by (left, right); 0 empty
     int64_t slot_mask;
-    HeapItem *heap;
-    int64_t heap_count, heap_capacity;
+    PairHeap heap;
     Tokenizer *tokenizer;  // for the bytes of each symbol
-} Trainer;
+};
 
 static int compare_bytes(const Tokenizer *t, int32_t a, int32_t b) {
     const Token *x = &t->tokens[a], *y = &t->tokens[b];
@@ -144,30 +148,6 @@ static bool item_before(const Trainer *trainer, HeapItem a, HeapItem b) {
     int order = compare_bytes(trainer->tokenizer, x->left, y->left);
     if (order == 0) order = compare_bytes(trainer->tokenizer, x->right, y->right);
     return order > 0;
-}
-
-static void push_item(Trainer *trainer, HeapItem item) {
-    if (trainer->heap_count == trainer->heap_capacity) {
-        trainer->heap_capacity = 2 * trainer->heap_capacity + 1024;
-        trainer->heap = xrealloc(trainer->heap, to_size(trainer->heap_capacity) * sizeof *trainer->heap);
-    }
-    int64_t i = trainer->heap_count++;
-    for (; i > 0 && item_before(trainer, item, trainer->heap[(i - 1) / 2]); i = (i - 1) / 2)
-        trainer->heap[i] = trainer->heap[(i - 1) / 2];
-    trainer->heap[i] = item;
-}
-
-static HeapItem pop_item(Trainer *trainer) {
-    HeapItem top = trainer->heap[0], item = trainer->heap[--trainer->heap_count];
-    int64_t i = 0;
-    for (int64_t child; (child = 2 * i + 1) < trainer->heap_count; i = child) {
-        if (child + 1 < trainer->heap_count && item_before(trainer, trainer->heap[child + 1], trainer->heap[child]))
-            ++child;
-        if (!item_before(trainer, trainer->heap[child], item)) break;
-        trainer->heap[i] = trainer->heap[child];
-    }
-    trainer->heap[i] = item;
-    return top;
 }
 
 static int64_t pair_slot(const Trainer *trainer, int32_t left, int32_t right) {
@@ -255,7 +235,8 @@ static void trainer_init(Trainer *trainer, const WordCounts *counts, Tokenizer *
                            slot->count);
         }
     }
-    for (int64_t i = 0; i < trainer->pair_count; ++i) push_item(trainer, (HeapItem){trainer->pairs[i].count, i});
+    for (int64_t i = 0; i < trainer->pair_count; ++i)
+        pairs_push(&trainer->heap, trainer, (HeapItem){trainer->pairs[i].count, i});
 }
 
 static void trainer_free(Trainer *trainer) {
@@ -264,16 +245,16 @@ static void trainer_free(Trainer *trainer) {
     free(trainer->symbols);
     free(trainer->pairs);
     free(trainer->slots);
-    free(trainer->heap);
+    free(trainer->heap.items);
 }
 
 // The pair to merge next, or -1. Counts only fall after a push, so the first item that is up to date is the best.
 static int64_t best_pair(Trainer *trainer, int64_t min_count) {
-    while (trainer->heap_count > 0) {
-        HeapItem item = pop_item(trainer);
+    while (trainer->heap.count > 0) {
+        HeapItem item = pairs_pop(&trainer->heap, trainer);
         int64_t count = trainer->pairs[item.pair].count;
         if (count == item.count) return item.pair;
-        if (count >= min_count) push_item(trainer, (HeapItem){count, item.pair});
+        if (count >= min_count) pairs_push(&trainer->heap, trainer, (HeapItem){count, item.pair});
     }
     return -1;
 }
@@ -296,7 +277,7 @@ static bool merge_pair(Trainer *trainer, int64_t pair_index, Error *err) {
     for (int64_t i = 0; i < pair.word_count; ++i)
         merge_in_word(trainer, pair.words[i], pair.left, pair.right, result);
     for (int64_t i = first_new; i < trainer->pair_count; ++i)  // all pairs with the new token, and no other, are new
-        push_item(trainer, (HeapItem){trainer->pairs[i].count, i});
+        pairs_push(&trainer->heap, trainer, (HeapItem){trainer->pairs[i].count, i});
     Pair *done = &trainer->pairs[pair_index];
     free(done->words);
     *done = (Pair){.left = pair.left, .right = pair.right};

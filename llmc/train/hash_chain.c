@@ -5,35 +5,53 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <unistd.h>
 #include <xxhash.h>
 
 #include "llmc/base/jsonl_file.h"
+#include "llmc/train/state_kinds.h"
 
 enum { SUM_WEIGHTS, SUM_OPTIMIZER, DEVICE_SUMS };
-// First and second moments of an element are hashed at places of their own.
-#define SECOND_MOMENTS_PLACE ((int64_t)1 << 62)
 
 static bool is_due(int64_t step, int64_t every) { return every > 0 && step % every == 0; }
+
+static void append_line(HashChain *chain, const char *line, size_t bytes) {
+    if (chain->file < 0 || jsonl_file_append(chain->file, line, bytes) || chain->failed) return;
+    chain->failed = true;
+    fprintf(stderr, "warning: %s: cannot write %s.jsonl: %s; training goes on\n", chain->options.out_dir,
+            HASH_FILE_NAME, strerror(errno));
+}
+
+// A file that is resumed keeps the first line that it has.
+static bool open_file(HashChain *chain, int64_t resume_step, Error *err) {
+    struct stat info;
+    char line[HASH_LINK_BYTES];
+    if (!jsonl_file_open(&chain->file, chain->options.out_dir, HASH_FILE_NAME, FORMAT_HASHES, resume_step, err))
+        return false;
+    if (fstat(chain->file, &info) == 0 && info.st_size == 0) append_line(chain, line, hash_header_format(line));
+    return true;
+}
 
 bool hash_chain_resume(HashChain *chain, const RunProgress *progress, Error *err) {
     chain->chain = progress->chain;
     chain->since = progress->chain_step;
-    chain->data = chain->options.rank == 0 ? progress->chain_data : 0;
+    chain->data = chain->options.launch_rank == 0 ? progress->chain_data : 0;
     chain->agreed = 0;
-    if (chain->options.rank != 0 || chain->options.every == 0) return true;
+    if (chain->options.launch_rank != 0 || chain->options.every == 0) return true;
     if (chain->file >= 0) close(chain->file);
-    return jsonl_file_open(&chain->file, chain->options.out_dir, HASH_FILE_NAME, progress->step, err);
+    return open_file(chain, progress->step, err);
 }
 
 bool hash_chain_open(HashChain *chain, Backend *be, const HashChainOptions *options, const RunProgress *progress,
                      Error *err) {
-    CHECK(options->world > 0 && options->rank >= 0 && options->rank < options->world, "rank=%d world=%d",
-          options->rank, options->world);
+    CHECK(options->launch_world > 0 && options->launch_rank >= 0 && options->launch_rank < options->launch_world, "rank=%d world=%d",
+          options->launch_rank, options->launch_world);
+    CHECK(mesh_axis_is_valid(options->data), "data: rank=%d world=%d", options->data.rank, options->data.world);
     *chain = (HashChain){.options = *options, .be = be, .file = -1};
     chain->options.out_dir = xstrdup(options->out_dir);
-    if (options->every > 0 || (options->compare_every > 0 && options->world > 1)) {
-        chain->all = xcalloc((size_t)options->world, sizeof *chain->all);
+    if (options->every > 0 || (options->compare_every > 0 && options->launch_world > 1)) {
+        chain->all = xcalloc((size_t)options->launch_world, sizeof *chain->all);
         chain->device = be->alloc(be, DEVICE_SUMS * sizeof(uint64_t), err);
         if (chain->device != NULL) chain->host = be->host_alloc(be, DEVICE_SUMS * sizeof(uint64_t), err);
         if (chain->host == NULL) return false;
@@ -81,7 +99,7 @@ static bool read_sums(const HashChain *chain, Error *err) {
 // Where every rank updates everything each hashes a part of it.
 static void hash_piece(const HashChain *chain, const Model *model, const Optimizer *opt, const Piece *piece) {
     Backend *be = chain->be;
-    const int64_t rank = chain->options.rank, world = chain->options.world;
+    const int64_t rank = chain->options.data.rank, world = chain->options.data.world;
     bool replicated = model->part.options.stage == 0;
     int64_t first = replicated ? piece->count * rank / world : 0;
     int64_t count = (replicated ? piece->count * (rank + 1) / world : piece->count) - first;
@@ -91,17 +109,21 @@ static void hash_piece(const HashChain *chain, const Model *model, const Optimiz
                                   : tensor_1d((uint16_t *)model_weight(model, piece) + first, DTYPE_BF16, count);
     be->hash_sum(be, &chain->device[SUM_WEIGHTS], value, place, true);
     uint64_t *optimizer = &chain->device[SUM_OPTIMIZER];
-    be->hash_sum(be, optimizer, tensor_1d(opt->m + piece->packed + first, DTYPE_F32, count), place, true);
-    if (piece->v_packed < 0) return;
-    be->hash_sum(be, optimizer, tensor_1d(opt->v + piece->v_packed + first, DTYPE_F32, count),
-                 SECOND_MOMENTS_PLACE + place, true);
+    const StateKept kept = state_kept_by(model);
+    for (int kind = 0; kind < STATE_KINDS; ++kind) {
+        const StateKindRow *row = &STATE_ROWS[kind];
+        if (row->is_weight || !row->kept(&kept, &model->params.spec[piece->param])) continue;
+        unsigned char *state = row->address(model, opt, piece);
+        be->hash_sum(be, optimizer, tensor_1d(state + to_size(first) * dtype_bytes(row->dtype), row->dtype, count),
+                     row->hash_place + place, true);
+    }
 }
 
 static bool combine(const HashChain *chain, const char *what, HashSums *total, const HashSums *mine, Error *err) {
     if (!control_gather(chain->options.control, what, chain->all, mine, sizeof *mine))
         return error_set(err, "%s: the ranks no longer meet: the run is ending", what);
     *total = (HashSums){0};
-    for (int rank = 0; rank < chain->options.world; ++rank) {
+    for (int rank = 0; rank < chain->options.launch_world; ++rank) {
         total->data += chain->all[rank].data;
         total->weights += chain->all[rank].weights;
         total->optimizer += chain->all[rank].optimizer;
@@ -111,11 +133,7 @@ static bool combine(const HashChain *chain, const char *what, HashSums *total, c
 
 static void append(HashChain *chain, const HashLink *link) {
     char line[HASH_LINK_BYTES];
-    size_t bytes = hash_link_format(line, link);
-    if (chain->file < 0 || jsonl_file_append(chain->file, line, bytes) || chain->failed) return;
-    chain->failed = true;
-    fprintf(stderr, "warning: %s: cannot write %s.jsonl: %s; training goes on\n", chain->options.out_dir,
-            HASH_FILE_NAME, strerror(errno));
+    append_line(chain, line, hash_link_format(line, link));
 }
 
 bool hash_chain_link(HashChain *chain, int64_t step, const Model *model, const Optimizer *opt, Error *err) {
@@ -151,17 +169,17 @@ bool hash_chain_save(HashChain *chain, RunProgress *progress, Error *err) {
 // ---------------------------------------------------------------------------------------------------------------
 // Replicas
 
-int replicas_judge(bool *odd, const uint64_t *hashes, int world) {
+int replicas_judge(bool *odd, const uint64_t *hashes, int launch_world) {
     // The candidate of a majority vote (Boyer & Moore 1981), then its votes.
     uint64_t candidate = 0;
     int lead = 0, votes = 0, count = 0;
-    for (int rank = 0; rank < world; ++rank) {
+    for (int rank = 0; rank < launch_world; ++rank) {
         if (lead == 0) candidate = hashes[rank];
         lead += hashes[rank] == candidate ? 1 : -1;
     }
-    for (int rank = 0; rank < world; ++rank) votes += hashes[rank] == candidate;
-    for (int rank = 0; rank < world; ++rank) {
-        odd[rank] = 2 * votes <= world || hashes[rank] != candidate;
+    for (int rank = 0; rank < launch_world; ++rank) votes += hashes[rank] == candidate;
+    for (int rank = 0; rank < launch_world; ++rank) {
+        odd[rank] = 2 * votes <= launch_world || hashes[rank] != candidate;
         count += odd[rank];
     }
     return count;
@@ -173,7 +191,7 @@ static void name_ranks(const HashChain *chain, const bool *odd, int count, char 
     int named = 0;
     size_t used = 0;
     out[0] = '\0';
-    for (int rank = 0; rank < chain->options.world && named < RANKS_NAMED; ++rank) {
+    for (int rank = 0; rank < chain->options.launch_world && named < RANKS_NAMED; ++rank) {
         if (!odd[rank]) continue;
         char name[128];
         control_describe_rank(chain->options.control, rank, name, sizeof name);
@@ -190,16 +208,16 @@ static bool report_drift(const HashChain *chain, int64_t step, const bool *odd, 
     name_ranks(chain, odd, count, names, sizeof names);
     if (chain->agreed > 0) snprintf(since, sizeof since, "they were the same at step %lld", (long long)chain->agreed);
     const char *advice = "Resume from a checkpoint of before, and look at that machine's memory and at its version";
-    if (count == chain->options.world)
+    if (count == chain->options.launch_world)
         return error_set(err, "step %lld: the ranks have drifted apart: the weights of %s differ, and no majority "
                               "has the same; %s. %s", (long long)step, names, since, advice);
     return error_set(err, "step %lld: %s %s drifted: %s weights are not those of the other %d ranks; %s. %s",
                      (long long)step, names, count == 1 ? "has" : "have", count == 1 ? "its" : "their",
-                     chain->options.world - count, since, advice);
+                     chain->options.launch_world - count, since, advice);
 }
 
 bool replicas_compare(HashChain *chain, int64_t step, const Model *model, Error *err) {
-    int world = chain->options.world;
+    int world = chain->options.launch_world;
     if (!is_due(step, chain->options.compare_every) || world == 1 || model->part.options.stage == 3) return true;
     Backend *be = chain->be;
     const size_t elem_bytes = dtype_bytes(model->shape.dtype);

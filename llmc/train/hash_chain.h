@@ -21,7 +21,8 @@
 
 typedef struct {
     Control *control;  // NULL: one process
-    int rank, world;
+    int launch_rank, launch_world;  // control's
+    MeshAxis data;                  // along it lie replicas, or the owners of elements
     int64_t every;          // steps between links; 0: none
     int64_t compare_every;  // steps between comparisons; 0: never
     const char *out_dir;    // it exists
@@ -36,7 +37,7 @@ typedef struct {
     Backend *be;
     uint64_t *device;  // [2] sums of a link
     uint64_t *host;    // [2] the same in memory for transfers
-    HashSums *all;     // [world]
+    HashSums *all;     // [launch_world]
     int file;          // rank 0: hashes.jsonl; -1: none
     bool failed;       // a write error has been reported
     uint64_t chain;    // of the last link
@@ -69,5 +70,5 @@ bool hash_chain_save(HashChain *chain, RunProgress *progress, Error *err);
 bool replicas_compare(HashChain *chain, int64_t step, const Model *model, Error *err);
 // odd[r] =: rank r's hash is not the one that more than half of the ranks have; where there is no such hash, all are
 // odd. Returns how many are.
-int replicas_judge(bool *odd, const uint64_t *hashes, int world);
+int replicas_judge(bool *odd, const uint64_t *hashes, int launch_world);
 #endif

@@ -7,7 +7,7 @@
 #include <string.h>
 #include <xxhash.h>
 
-#include "llmc/base/json.h"
+#include "llmc/base/format_version.h"
 
 #define FILE_MAX_BYTES ((size_t)1 << 30)
 
@@ -25,6 +25,20 @@ size_t hash_link_format(char out[HASH_LINK_BYTES], const HashLink *link) {
                           "\"}\n", link->step, link->since, link->data, link->weights, link->optimizer, link->chain);
     CHECK(length > 0 && length < HASH_LINK_BYTES, "a line of %d bytes", length);
     return (size_t)length;
+}
+
+#define HEADER_START "{\"step\":0,"  // links have steps from 1
+
+size_t hash_header_format(char out[HASH_LINK_BYTES]) {
+    return (size_t)snprintf(out, HASH_LINK_BYTES, HEADER_START "\"" FORMAT_VERSION_KEY "\":%" PRId64 "}\n",
+                            format_version(FORMAT_HASHES));
+}
+
+static bool check_header(const char *text, size_t bytes, const char *place, Error *err) {
+    cJSON *object = json_parse(text, bytes, place, err);
+    bool ok = object != NULL && format_version_read(FORMAT_HASHES, object, place, err);
+    cJSON_Delete(object);
+    return ok;
 }
 
 static bool read_hash(uint64_t *out, const cJSON *object, const char *key) {
@@ -71,11 +85,13 @@ static bool parse_lines(HashFile *file, const char *text, Error *err) {
         }
         HashLink *link = &file->link[file->count];
         char *place = xasprintf("%s:%" PRId64, file->path, number);
-        bool ok = parse_link(link, text, (size_t)(end - text), place, err) &&
-                  check_order(link, file->count > 0 ? link - 1 : NULL, place, err);
+        bool header = number == 1 && strncmp(text, HEADER_START, strlen(HEADER_START)) == 0;
+        bool ok = header ? check_header(text, (size_t)(end - text), place, err)
+                         : parse_link(link, text, (size_t)(end - text), place, err) &&
+                               check_order(link, file->count > 0 ? link - 1 : NULL, place, err);
         free(place);
         if (!ok) return false;
-        ++file->count;
+        file->count += !header;
         text = end + 1;
     }
     return file->count > 0 || error_set(err, "%s: expected links of a hash chain, found none yet", file->path);

@@ -210,7 +210,7 @@ void optimizer_update(Optimizer *opt, Model *model, const RunConfig *config, con
 }
 
 void optimizer_step(Optimizer *opt, Model *model, const RunConfig *config, double lr, double lr_factor, int64_t t) {
-    CHECK(model->part.options.world == 1 && !model->part.options.lanes, "%d ranks", model->part.options.world);
+    CHECK(model->part.options.data.world == 1 && !model->part.options.lanes, "%d ranks", model->part.options.data.world);
     optimizer_freeze(opt, model);
     model->be->sum_squares(model->be, opt->sums, tensor_1d(model->grads, DTYPE_F32, model->params.total_elems));
     OptimizerStep step = {.t = t, .lr = lr, .lr_factor = lr_factor,

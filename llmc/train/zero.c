@@ -35,7 +35,7 @@ static void gather_bucket(Zero *zero, int b) {
     const unsigned char *own = (const unsigned char *)m->owned_weights + to_size(bucket->packed) * bytes;
     for (int i = 0; i < bucket->segments; ++i) {
         const CommSegment *segment = &bucket->segment[i];
-        if (segment->owner != m->part.options.rank) continue;
+        if (segment->owner != m->part.options.data.rank) continue;
         m->be->copy(m->be, m->bucket_weights[b] + to_size(segment->first) * bytes, own, to_size(segment->count) * bytes);
         own += to_size(segment->count) * bytes;
     }
@@ -94,18 +94,18 @@ void zero_send_weights(Zero *zero) {
 // ---------------------------------------------------------------------------------------------------------------
 // Gradients
 
-// Levels of the binary counter: the sum that round r completes is of level trailing_ones(r).
-static int trailing_ones(int64_t r) {
+// Levels of the binary counter: the sum that micro-batch m completes is of level trailing_ones(m).
+static int trailing_ones(int64_t m) {
     int count = 0;
-    for (; (r & 1) != 0; r >>= 1) ++count;
+    for (; (m & 1) != 0; m >>= 1) ++count;
     return count;
 }
 
-// This round's lanes, added over the ranks, into the counter's free level.
+// The lanes of this micro-batch, one a rank, added over the ranks into the counter's free level.
 static void reduce_lane(Zero *zero, int b) {
     Model *m = zero->model;
     const Bucket *bucket = &m->part.bucket[b];
-    float *out = m->lane_sums[trailing_ones(zero->round)] + zero->lane_first[b];
+    float *out = m->lane_sums[trailing_ones(zero->micro_batch)] + zero->lane_first[b];
     char label[48];
     zero->reduced[b] = zero->comm->reduce_scatter(
         zero->comm, bucket_label(label, "reduce", bucket, b), tensor_1d(out, DTYPE_F32, bucket->owned_elems),
@@ -127,7 +127,7 @@ static void reduce_bucket(Zero *zero, int b) {
     }
     if (stage_of(zero) >= 2) {
         out = tensor_1d(m->owned_grads + bucket->packed, DTYPE_F32, bucket->owned_elems);
-        how.accumulate = bucket->layer >= 0 && zero->round > 0;
+        how.accumulate = bucket->layer >= 0 && zero->micro_batch > 0;
     }
     zero->reduced[b] = comm->reduce_scatter(comm, label, out, in, bucket->segment, bucket->segments, how);
 }
@@ -142,17 +142,17 @@ static void on_gradients_begin(void *context, int b) {
 static void on_gradients_ready(void *context, int b) {
     Zero *zero = context;
     int layer = zero->model->part.bucket[b].layer;
-    bool last = zero->round == zero->rounds - 1, every = stage_of(zero) >= 2 && layer >= 0;
+    bool last = zero->micro_batch == zero->micro_batches - 1, every = stage_of(zero) >= 2 && layer >= 0;
     if (has_lanes(zero)) reduce_lane(zero, b);
     else if (last || every) reduce_bucket(zero, b);
     if (every) zero->slot_reduced[layer % 2] = zero->reduced[b];
 }
 
-// The round's sums are complete: carries, as the counter does.
+// The micro-batch's sums are complete: carries, as the counter does.
 static void add_lanes(Zero *zero) {
     Model *m = zero->model;
     for (int b = 0; b < m->part.buckets; ++b) wait_event(zero, &zero->reduced[b]);
-    int level = trailing_ones(zero->round);
+    int level = trailing_ones(zero->micro_batch);
     for (int lower = 0; lower < level; ++lower) {
         Tensor sum = tensor_1d(m->lane_sums[level], DTYPE_F32, m->lane_elems);
         m->be->add(m->be, sum, tensor_1d(m->lane_sums[lower], DTYPE_F32, m->lane_elems), sum);
@@ -163,8 +163,8 @@ static void add_lanes(Zero *zero) {
 static float *finish_lanes(Zero *zero) {
     Model *m = zero->model;
     float *sum = NULL;
-    for (int level = 0; (zero->rounds >> level) != 0; ++level) {
-        if (((zero->rounds >> level) & 1) == 0) continue;
+    for (int level = 0; (zero->micro_batches >> level) != 0; ++level) {
+        if (((zero->micro_batches >> level) & 1) == 0) continue;
         Tensor higher = tensor_1d(m->lane_sums[level], DTYPE_F32, m->lane_elems);
         if (sum != NULL) m->be->add(m->be, higher, higher, tensor_1d(sum, DTYPE_F32, m->lane_elems));
         sum = m->lane_sums[level];
@@ -181,7 +181,7 @@ static void spread_lanes(Zero *zero, const float *sum) {
         const float *from = sum + zero->lane_first[b];
         for (int i = 0; i < bucket->segments; ++i) {
             const CommSegment *segment = &bucket->segment[i];
-            if (segment->owner != m->part.options.rank) continue;
+            if (segment->owner != m->part.options.data.rank) continue;
             m->be->copy(m->be, bucket_grads(m, b) + segment->first, from, to_size(segment->count) * sizeof(float));
             from += segment->count;
         }
@@ -191,12 +191,12 @@ static void spread_lanes(Zero *zero, const float *sum) {
     }
 }
 
-double zero_sum_rounds(const double *values, int64_t count) {
+double zero_sum_micro_batches(const double *values, int64_t count) {
     double level[64], sum = 0;
-    for (int64_t r = 0; r < count; ++r) {
-        double carry = values[r];
-        for (int lower = 0; lower < trailing_ones(r); ++lower) carry = level[lower] + carry;
-        level[trailing_ones(r)] = carry;
+    for (int64_t m = 0; m < count; ++m) {
+        double carry = values[m];
+        for (int lower = 0; lower < trailing_ones(m); ++lower) carry = level[lower] + carry;
+        level[trailing_ones(m)] = carry;
     }
     bool any = false;
     for (int i = 0; (count >> i) != 0; ++i) {
@@ -207,14 +207,14 @@ double zero_sum_rounds(const double *values, int64_t count) {
     return sum;
 }
 
-void zero_begin_step(Zero *zero, int64_t rounds) {
-    zero->rounds = rounds;
-    zero->round = 0;
+void zero_begin_step(Zero *zero, int64_t micro_batches) {
+    zero->micro_batches = micro_batches;
+    zero->micro_batch = 0;
 }
 
-void zero_begin_round(Zero *zero, int64_t round) {
-    if (has_lanes(zero) && round > 0) add_lanes(zero);
-    zero->round = round;
+void zero_begin_micro_batch(Zero *zero, int64_t micro_batch) {
+    if (has_lanes(zero) && micro_batch > 0) add_lanes(zero);
+    zero->micro_batch = micro_batch;
 }
 
 void zero_finish_gradients(Zero *zero) {
@@ -225,7 +225,8 @@ void zero_finish_gradients(Zero *zero) {
         if (zero->comm->world > 1 && stage_of(zero) == 0) spread_lanes(zero, sum);
         else m->owned_grads = sum;
     }
-    CommEvent losses = zero->comm->all_reduce(zero->comm, "reduce losses", tensor_rows(m->loss_sums, 0, zero->rounds),
+    CommEvent losses = zero->comm->all_reduce(zero->comm, "reduce losses",
+                                              tensor_rows(m->loss_sums, 0, zero->micro_batches),
                                               (CommSum){.tree = true});
     for (int b = 0; b < m->part.buckets; ++b) wait_event(zero, &zero->reduced[b]);
     zero->slot_reduced[0] = zero->slot_reduced[1] = 0;
@@ -248,7 +249,7 @@ void zero_sum_squares(Zero *zero, Tensor sums) {
         int64_t packed = bucket->packed;
         for (int i = 0; i < bucket->segments; ++i, ++index) {
             const CommSegment *segment = &bucket->segment[i];
-            if (!all && segment->owner != part->options.rank) continue;
+            if (!all && segment->owner != part->options.data.rank) continue;
             float *at = m->owned_grads != NULL ? m->owned_grads + packed : bucket_grads(m, b) + segment->first;
             be->sum_squares(be, tensor_rows(sums, index, 1), tensor_1d(at, DTYPE_F32, segment->count));
             packed += segment->count;
@@ -264,8 +265,8 @@ void zero_sum_squares(Zero *zero, Tensor sums) {
 void zero_init(Zero *zero, Model *model, Comm *comm, DType wire) {
     const Partition *part = &model->part;
     *zero = (Zero){.model = model, .comm = comm, .wire = wire, .slot_bucket = {-1, -1}};
-    CHECK(comm->world == part->options.world && comm->rank == part->options.rank, "rank %d of %d, planned %d of %d",
-          comm->rank, comm->world, part->options.rank, part->options.world);
+    CHECK(comm->world == part->options.data.world && comm->rank == part->options.data.rank, "rank %d of %d, planned %d of %d",
+          comm->rank, comm->world, part->options.data.rank, part->options.data.world);
     zero->reduced = xcalloc((size_t)part->buckets, sizeof *zero->reduced);
     zero->gathered = xcalloc((size_t)part->buckets, sizeof *zero->gathered);
     zero->lane_first = xcalloc((size_t)part->buckets, sizeof *zero->lane_first);

@@ -9,8 +9,9 @@
 //                buffers; the buckets outside the blocks are whole from the forward pass to the update
 //   stage 1, 2   updated weights travel bucket by bucket beside what follows; the next forward pass waits for each
 //                where it needs it
-//   lanes        every micro-batch is a lane, a gradient of its own; lanes are added in one fixed binary tree, over ranks
-//                first (lane = micro-batch * world + rank), then over the micro-batches like a binary counter counts
+//   lanes        every micro-batch of every rank is a lane of the step, a gradient of its own: lane = micro-batch * world +
+//                rank. Lanes are added in one fixed binary tree: over the ranks, then over the micro-batches, like a
+//                binary counter counts
 #ifndef LLMC_ZERO_H
 #define LLMC_ZERO_H
 
@@ -21,7 +22,8 @@ typedef struct {
     Model *model;
     Comm *comm;
     DType wire;
-    int64_t round, rounds;      // the micro-batch at hand and how many the step has
+    int64_t micro_batch;        // the one at hand
+    int64_t micro_batches;      // of the step, on each rank
     CommEvent *reduced;         // [buckets] of the last reduction of each bucket
     CommEvent *gathered;        // [buckets] of the last gather of each bucket's weights
     CommEvent slot_reduced[2];  // stage 2 and 3: of what the block buffers of gradients held last
@@ -30,13 +32,13 @@ typedef struct {
     bool outside_gathered[2];   // stage 3: bucket 0, the last bucket
 } Zero;
 
-// model: laid out on a real arena for comm's rank and world (ModelShape.ranks). wire: config.reduce_dtype.
+// comm: the data axis's group. model: laid out on a real arena for its rank and world (ModelShape.ranks). wire: config.reduce_dtype.
 void zero_init(Zero *zero, Model *model, Comm *comm, DType wire);
 void zero_free(Zero *zero);
 
-// A step of `rounds` micro-batches begins, and each of them.
-void zero_begin_step(Zero *zero, int64_t rounds);
-void zero_begin_round(Zero *zero, int64_t round);
+// A step of so many micro-batches a rank begins, and each of them, counted from 0.
+void zero_begin_step(Zero *zero, int64_t micro_batches);
+void zero_begin_micro_batch(Zero *zero, int64_t micro_batch);
 // After the last backward pass: the gradients that the optimizer reads (model_grad) are sums over all ranks, and so are
 // the loss sums.
 void zero_finish_gradients(Zero *zero);
@@ -49,6 +51,6 @@ void zero_gather_weights(Zero *zero, int bucket);
 // nothing is sharded and lanes are off, sums (1): of all of it. After zero_finish_gradients.
 void zero_sum_squares(Zero *zero, Tensor sums);
 
-// values (count) in the tree in which rounds are added: ((0+1)+(2+3))+...
-double zero_sum_rounds(const double *values, int64_t count);
+// values (count), one a micro-batch, in the tree in which zero.h adds over micro-batches: ((0+1)+(2+3))+...
+double zero_sum_micro_batches(const double *values, int64_t count);
 #endif

@@ -1,12 +1,7 @@
-// test_op_test.c: the shared test helpers must be able to fail: NaN, wrong values and wrong gradients are seen.
+// test_op_test.c: the shared test helpers must be able to fail: NaN and wrong values are seen.
 #include "tests/support/op_test.h"
 
 #include <math.h>
-
-static double parabola(void *user) {
-    const double *x = user;
-    return x[0] * x[0] + 3 * x[1];
-}
 
 static void test_tensors_start_poisoned(OpTest *t) {
     for (DType dtype = DTYPE_F32; dtype <= DTYPE_BF16; ++dtype) {
@@ -30,13 +25,6 @@ static void test_values_survive_the_device(OpTest *t) {
     for (int i = 0; i < 3; ++i) assert_true(exact[i] == values[i]);
     assert_true(rounded[0] == 1.5 && rounded[1] == -2 && rounded[2] == 1);
 }
-static void test_numeric_gradient(OpTest *t) {
-    (void)t;
-    double x[2] = {2, 5}, grad[2];
-    op_test_numeric_gradient(grad, x, 2, 1e-5, parabola, x);
-    assert_true(fabs(grad[0] - 4) < 1e-8 && fabs(grad[1] - 3) < 1e-8);
-    assert_true(x[0] == 2 && x[1] == 5);
-}
 static void run_check(OpTest *t, void *user) {
     (void)t;
     const int *value = user;
@@ -49,7 +37,6 @@ static void test_aborts(OpTest *t) {
 
 int main(void) {
     const OpTestCase CASES[] = {OP_TEST_CASE(test_tensors_start_poisoned), OP_TEST_CASE(test_nan_never_passes),
-                                OP_TEST_CASE(test_values_survive_the_device), OP_TEST_CASE(test_numeric_gradient),
-                                OP_TEST_CASE(test_aborts)};
+                                OP_TEST_CASE(test_values_survive_the_device), OP_TEST_CASE(test_aborts)};
     return op_test_main(CASES, sizeof CASES / sizeof CASES[0]);
 }

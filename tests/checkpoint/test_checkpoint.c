@@ -134,6 +134,8 @@ static void test_damage_is_named(void **state) {
         {CHECKPOINT_MANIFEST, "{}", "expected an object with format", false},
         {CHECKPOINT_MANIFEST, "{\"format\":\"tokamak-manifest-2\",\"files\":{}}", "expected an object with format",
          false},
+        {CHECKPOINT_MANIFEST, "{\"format\":\"tokamak-manifest-1\",\"format_version\":\"1\",\"files\":{}}",
+         "expected \"format_version\" to be a whole number", false},
         {CHECKPOINT_MANIFEST,
          "{\"format\":\"tokamak-manifest-1\",\"files\":{\"../x\":{\"bytes\":0,\"xxh3_128\":\"\"}}}", "malformed",
          false},
@@ -233,6 +235,31 @@ static void test_kill_at_random_moments(void **state) {
         free(newest);
         free(run);
     }
+}
+
+// Neither passed over nor trained over: it is the newest, and reading it says what it is.
+static void test_newer_format(void **state) {
+    FileTest *t = *state;
+    save_ok(t, 7);
+    save_ok(t, 8);
+    char *run = run_path(t), *dir = xasprintf("%s/step_00000008", run), *path = path_join(dir, CHECKPOINT_MANIFEST);
+    char *text, *newer;
+    assert_true(file_read_all(path, 1 << 20, &text, NULL, &t->err));
+    newer = file_test_replaced(text, "\"format_version\":\t1", "\"format_version\":\t2");
+    assert_true(file_write_atomic(path, newer, strlen(newer), &t->err));
+    char *skipped, *newest = checkpoint_newest(run, &skipped);
+    assert_string_equal(newest, dir);
+    assert_null(skipped);
+    for (int deep = 0; deep < 2; ++deep)
+        file_test_expect_error(t, checkpoint_verify(dir, deep, &t->err),
+                               "step_00000008/MANIFEST.json: this checkpoint's manifest has format version 2, this program "
+                               "reads versions up to 1: use the version of the program that wrote it, or a later one");
+    free(newest);
+    free(newer);
+    free(text);
+    free(path);
+    free(dir);
+    free(run);
 }
 
 static void test_full_disk(void **state) {
@@ -509,7 +536,7 @@ static void test_interrupted_deletion_is_finished(void **state) {
 int main(void) {
     const struct CMUnitTest tests[] = {
         FILE_TEST(test_names), FILE_TEST(test_write_and_verify), FILE_TEST(test_damage_is_named),
-        FILE_TEST(test_kill_at_every_stage), FILE_TEST(test_kill_at_random_moments), FILE_TEST(test_full_disk),
+        FILE_TEST(test_kill_at_every_stage), FILE_TEST(test_kill_at_random_moments), FILE_TEST(test_full_disk), FILE_TEST(test_newer_format),
         FILE_TEST(test_unwritable_places), FILE_TEST(test_saving_a_step_again_replaces_it), FILE_TEST(test_any_path),
         FILE_TEST(test_only_plain_files), FILE_TEST(test_abort_leaves_nothing), FILE_TEST(test_prune),
         FILE_TEST(test_retention), FILE_TEST(test_prune_trusts_the_commit), FILE_TEST(test_parts),

@@ -39,10 +39,10 @@ static void write_list(FileTest *t, const ParamTable *params, int shard, int sha
 }
 
 static void write_all(FileTest *t, const ParamTable *params, PartitionOptions options, bool masters) {
-    for (options.rank = 0; options.rank < options.world; ++options.rank) {
+    for (options.data.rank = 0; options.data.rank < options.data.world; ++options.data.rank) {
         StatePiece *list;
-        int count = state_pieces(&list, params, &options, masters);
-        write_list(t, params, options.rank, options.world, list, count);
+        int count = state_pieces(&list, params, &options, &(StateKept){options.muon, masters});
+        write_list(t, params, options.data.rank, options.data.world, list, count);
         free(list);
     }
 }
@@ -62,7 +62,7 @@ static void remove_all(FileTest *t) {
 static void read_all(FileTest *t, const ParamTable *params, PartitionOptions options, bool masters) {
     OptimizerFiles *files;
     file_test_expect_ok(t, optimizer_files_open(&files, t->dir, params, &t->err));
-    file_test_expect_ok(t, optimizer_files_check(files, options.muon, masters, &t->err));
+    file_test_expect_ok(t, optimizer_files_check(files, &(StateKept){options.muon, masters}, &t->err));
     int64_t elems = 0, expected = 0;
     for (int i = 0; i < params->count; ++i) {
         bool v = !(options.muon && params->spec[i].hidden_matrix);
@@ -71,9 +71,9 @@ static void read_all(FileTest *t, const ParamTable *params, PartitionOptions opt
         assert_int_equal(optimizer_files_has(files, STATE_MASTER, i), masters);
         expected += params->spec[i].elems * (1 + v + masters);
     }
-    for (options.rank = 0; options.rank < options.world; ++options.rank) {
+    for (options.data.rank = 0; options.data.rank < options.data.world; ++options.data.rank) {
         StatePiece *list;
-        int count = state_pieces(&list, params, &options, masters);
+        int count = state_pieces(&list, params, &options, &(StateKept){options.muon, masters});
         for (int i = 0; i < count; ++i) {
             const StatePiece *piece = &list[i];
             float *values = xmalloc(to_size(piece->count) * sizeof *values);
@@ -100,13 +100,13 @@ static void read_all(FileTest *t, const ParamTable *params, PartitionOptions opt
 static void test_any_world_to_any_other(void **state) {
     FileTest *t = *state;
     static const char *const KINDS[] = {"gpt2", "qwen3"};
-    static const PartitionOptions SHAPES[] = {{.world = 1},
-                                              {.world = 2, .stage = 0},
-                                              {.world = 2, .stage = 1},
-                                              {.world = 3, .stage = 3},
-                                              {.world = 4, .stage = 2, .lanes = true},
-                                              {.world = 7, .stage = 1},
-                                              {.world = 16, .stage = 3}};
+    static const PartitionOptions SHAPES[] = {{.data.world = 1},
+                                              {.data.world = 2, .stage = 0},
+                                              {.data.world = 2, .stage = 1},
+                                              {.data.world = 3, .stage = 3},
+                                              {.data.world = 4, .stage = 2, .lanes = true},
+                                              {.data.world = 7, .stage = 1},
+                                              {.data.world = 16, .stage = 3}};
     enum { SHAPE_COUNT = sizeof SHAPES / sizeof SHAPES[0] };
     for (int k = 0; k < 2; ++k)
         for (int muon = 0; muon < 2; ++muon)
@@ -119,7 +119,7 @@ static void test_any_world_to_any_other(void **state) {
                     PartitionOptions options = SHAPES[from];
                     options.muon = muon;
                     write_all(t, &params, options, masters);
-                    assert_int_equal(file_test_count_entries(t->dir), options.world);
+                    assert_int_equal(file_test_count_entries(t->dir), options.data.world);
                     assert_true(optimizer_files_exist(t->dir));
                     for (int to = 0; to < SHAPE_COUNT; ++to) {
                         options = SHAPES[to];
@@ -137,7 +137,7 @@ static void test_one_rank_writes_whole_parameters(void **state) {
     ModelConfig config = model_kind(model_kind_find("qwen3"));
     ParamTable params;
     params_build(&params, &config);
-    write_all(t, &params, (PartitionOptions){.world = 1, .muon = true}, true);
+    write_all(t, &params, (PartitionOptions){.data.world = 1, .muon = true}, true);
     char *path = file_test_path(t, "optimizer.safetensors");
     SafeTensors *file;
     file_test_expect_ok(t, safetensors_open(&file, path, &t->err));
@@ -152,6 +152,50 @@ static void test_one_rank_writes_whole_parameters(void **state) {
     safetensors_close(file);
     free(path);
     params_free(&params);
+}
+
+// Of a file that says nothing of its version, of this one, of a newer one.
+static void test_format_version(void **state) {
+    FileTest *t = *state;
+    ModelConfig config = model_kind(model_kind_find("qwen3"));
+    ParamTable params;
+    params_build(&params, &config);
+    write_all(t, &params, (PartitionOptions){.data = MESH_ALONE}, false);
+    char *path = file_test_path(t, "optimizer.safetensors"), *bytes;
+    size_t count, at = 0;
+    file_test_expect_ok(t, file_read_all(path, (size_t)1 << 26, &bytes, &count, &t->err));
+    static const char KEY[] = "{\"format_version\":\"1\"}";
+    while (memcmp(bytes + at, KEY, sizeof KEY - 1) != 0) CHECK(++at + sizeof KEY < count, "no %s", KEY);
+    static const struct {
+        const char *metadata, *mention;  // as long as KEY
+    } CASES[] = {{"{\"format_version\":\"1\"}", NULL},
+                 {"{\"format_versioX\":\"1\"}", NULL},
+                 {"{\"format_version\":\"2\"}", "optimizer.safetensors: this checkpoint's optimizer state has format version 2, "
+                                             "this program reads versions up to 1"},
+                 {"{\"format_version\":\"x\"}", "format_version to be a whole number, found 'x'"}};
+    for (size_t i = 0; i < sizeof CASES / sizeof CASES[0]; ++i) {
+        OptimizerFiles *files;
+        memcpy(bytes + at, CASES[i].metadata, sizeof KEY - 1);
+        file_test_write(t, "optimizer.safetensors", bytes, count);
+        bool ok = optimizer_files_open(&files, t->dir, &params, &t->err);
+        if (CASES[i].mention != NULL) file_test_expect_error(t, ok, CASES[i].mention);
+        else file_test_expect_ok(t, ok);
+        if (ok) optimizer_files_close(files);
+    }
+    free(bytes);
+    free(path);
+    params_free(&params);
+}
+
+// A name in files and a place in the hash chain belong to one kind.
+static void test_table(void **state) {
+    (void)state;
+    for (int a = 0; a < STATE_KINDS; ++a)
+        for (int b = 0; b < a; ++b) {
+            assert_string_not_equal(STATE_ROWS[a].name, STATE_ROWS[b].name);
+            if (!STATE_ROWS[a].is_weight && !STATE_ROWS[b].is_weight)
+                assert_true(STATE_ROWS[a].hash_place != STATE_ROWS[b].hash_place);
+        }
 }
 
 // ---- what does not fit ----
@@ -188,7 +232,7 @@ static void test_gaps_and_overlaps(void **state) {
             continue;
         }
         file_test_expect_ok(t, ok);
-        file_test_expect_error(t, optimizer_files_check(files, false, false, &t->err), "expected tensor v.wte with");
+        file_test_expect_error(t, optimizer_files_check(files, &(StateKept){0}, &t->err), "expected tensor v.wte with");
         optimizer_files_close(files);
     }
     // The start is missing; the whole and a part; the same whole twice.
@@ -227,7 +271,7 @@ static void test_sets_of_files(void **state) {
                  {NULL, "optimizer-00000-of-00000.safetensors", "expected a name like"}};
     for (size_t i = 0; i < sizeof CASES / sizeof CASES[0]; ++i) {
         remove_all(t);
-        write_all(t, &params, (PartitionOptions){.world = 3, .stage = 1}, false);
+        write_all(t, &params, (PartitionOptions){.data.world = 3, .stage = 1}, false);
         if (CASES[i].remove != NULL) {
             char *path = file_test_path(t, CASES[i].remove);
             assert_int_equal(unlink(path), 0);
@@ -286,6 +330,7 @@ static void test_tensors_that_lie(void **state) {
 int main(void) {
     const struct CMUnitTest tests[] = {
         FILE_TEST(test_any_world_to_any_other), FILE_TEST(test_one_rank_writes_whole_parameters),
+        FILE_TEST(test_format_version), cmocka_unit_test(test_table),
         FILE_TEST(test_gaps_and_overlaps), FILE_TEST(test_sets_of_files), FILE_TEST(test_tensors_that_lie),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

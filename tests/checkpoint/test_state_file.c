@@ -80,8 +80,11 @@ static void test_refused(void **state) {
         "\"skips\": [[3, 2], [3, 1]], \"guard\": [[7, 2.5, 0.5], [8, -3.5, 1]], \"config\": {}}";
     // what is replaced, by what, and what the message must name
     static const char *const CASES[][3] = {
-        {"\"format\": 1, ", "", "format"},
-        {"\"format\": 1", "\"format\": 2", "format"},
+        {"\"format\": 1, ", "", "expected \"format_version\""},
+        {"\"format\": 1", "\"format\": 2", "format version 2, this program reads versions up to 1"},
+        {"\"format\": 1", "\"format_version\": 2", "format version 2, this program reads versions up to 1"},
+        {"\"format\": 1", "\"format_version\": 0", "version of 1 or more, found 0"},
+        {"\"format\": 1", "\"format_version\": \"1\"", "format_version"},
         {"\"format\": 1", "\"format\": \"1\"", "format"},
         {"\"step\": 9, ", "", "step"},
         {"\"step\": 9", "\"step\": -1", "step"},

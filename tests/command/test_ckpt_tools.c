@@ -20,7 +20,7 @@ typedef struct {
     uint64_t seed;
     DType dtype;
     bool masters;
-    PartitionOptions ranks;  // world 0: no optimizer state, one file
+    PartitionOptions ranks;  // data.world 0: no optimizer state, one file
 } Shape;
 
 static float drawn(const Shape *shape, StateKind kind, int param, int64_t index) {
@@ -59,15 +59,15 @@ static void write_files(FileTest *t, CheckpointWriter *writer, const Shape *shap
                         const ParamTable *params) {
     Source source = {shape, params, NULL, xmalloc(to_size(SAFETENSORS_CHUNK_ELEMS) * sizeof(float))};
     PartitionOptions ranks = shape->ranks;
-    int world = ranks.world == 0 ? 1 : ranks.world;
-    for (ranks.rank = 0; ranks.rank < world; ++ranks.rank) {
-        file_test_expect_ok(t, model_file_write_hf_shard(writer->dir, config, params, shape->dtype, ranks.rank, world,
+    int world = ranks.data.world == 0 ? 1 : ranks.data.world;
+    for (ranks.data.rank = 0; ranks.data.rank < world; ++ranks.data.rank) {
+        file_test_expect_ok(t, model_file_write_hf_shard(writer->dir, config, params, shape->dtype, ranks.data.rank, world,
                                                          get_weight, &source, &t->err));
-        if (shape->ranks.world == 0) continue;
+        if (shape->ranks.data.world == 0) continue;
         StatePiece *list;
-        int count = state_pieces(&list, params, &ranks, shape->masters);
+        int count = state_pieces(&list, params, &ranks, &(StateKept){ranks.muon, shape->masters});
         source.list = list;
-        file_test_expect_ok(t, optimizer_file_write(writer->dir, ranks.rank, world, params, list, count, fetch_state,
+        file_test_expect_ok(t, optimizer_file_write(writer->dir, ranks.data.rank, world, params, list, count, fetch_state,
                                                     &source, &t->err));
         free(list);
     }
@@ -85,7 +85,7 @@ static char *make_checkpoint(FileTest *t, const char *name, const Shape *shape) 
     file_test_expect_ok(t, checkpoint_begin_at(&writer, dir, &t->err));
     write_files(t, &writer, shape, &config, &params);
     file_test_expect_ok(t, checkpoint_write_text(&writer, "config.json", json, &t->err));
-    if (shape->ranks.world > 0) {
+    if (shape->ranks.data.world > 0) {
         StateFile state = {.progress = {.step = 7}, .master_weights = shape->masters};
         snprintf(state.optimizer, sizeof state.optimizer, "%s", shape->ranks.muon ? "muon" : "adamw");
         snprintf(state.dtype, sizeof state.dtype, "%s", dtype_name(shape->dtype));
@@ -163,11 +163,11 @@ static void expect_same_files(FileTest *t, const char *a, const char *b) {
 
 static void test_reshard_both_ways(void **state) {
     FileTest *t = *state;
-    static const Shape SHAPES[] = {{"gpt2", 1, DTYPE_F32, false, {.world = 1}},
-                                   {"qwen3", 2, DTYPE_BF16, true, {.world = 1, .muon = true}},
-                                   {"llama", 3, DTYPE_BF16, false, {.world = 1}}};
-    static const PartitionOptions RANKS[] = {{.world = 2, .stage = 0}, {.world = 3, .stage = 1},
-                                             {.world = 4, .stage = 3, .lanes = true}};
+    static const Shape SHAPES[] = {{"gpt2", 1, DTYPE_F32, false, {.data.world = 1}},
+                                   {"qwen3", 2, DTYPE_BF16, true, {.data.world = 1, .muon = true}},
+                                   {"llama", 3, DTYPE_BF16, false, {.data.world = 1}}};
+    static const PartitionOptions RANKS[] = {{.data.world = 2, .stage = 0}, {.data.world = 3, .stage = 1},
+                                             {.data.world = 4, .stage = 3, .lanes = true}};
     for (int s = 0; s < 3; ++s) {
         Shape shape = SHAPES[s];
         char *plain = make_checkpoint(t, "plain", &shape);
@@ -178,7 +178,7 @@ static void test_reshard_both_ways(void **state) {
             char *again = file_test_path(t, "again"), *back = file_test_path(t, "back");
             reshard(t, many, one, 1);
             expect_same_files(t, plain, one);
-            reshard(t, plain, again, shape.ranks.world);
+            reshard(t, plain, again, shape.ranks.data.world);
             // Where training cuts as reshard does, the files are the same; in any case they say the same.
             if (!shape.ranks.lanes) expect_same_files(t, many, again);
             EXPECT(t, 0, "all the same to the bit", "diff", many, again);
@@ -198,7 +198,7 @@ static void test_reshard_both_ways(void **state) {
 
 static void test_reshard_refuses(void **state) {
     FileTest *t = *state;
-    const Shape shape = {"qwen3", 1, DTYPE_F32, false, {.world = 3, .stage = 1}};
+    const Shape shape = {"qwen3", 1, DTYPE_F32, false, {.data.world = 3, .stage = 1}};
     char *dir = make_checkpoint(t, "a", &shape), *other = make_checkpoint(t, "b", &shape);
     char *from = assign("from", dir), *to = assign("to", other), *fresh = xasprintf("to=%s/fresh", t->dir);
     EXPECT(t, 1, "nothing is ever written over", "reshard", from, to, "ranks=2");
@@ -223,12 +223,12 @@ static void test_reshard_refuses(void **state) {
 
 static void test_verify(void **state) {
     FileTest *t = *state;
-    Shape shape = {"gpt2", 1, DTYPE_F32, false, {.world = 2, .stage = 2}};
+    Shape shape = {"gpt2", 1, DTYPE_F32, false, {.data.world = 2, .stage = 2}};
     char *run = file_test_path(t, "run");
     file_test_expect_ok(t, make_dirs(run, &t->err));
     EXPECT(t, 1, "MANIFEST.json: missing", "verify", run);
     char *first = make_checkpoint(t, "run/step_00000001", &shape);
-    shape.ranks.world = 0;
+    shape.ranks.data.world = 0;
     char *second = make_checkpoint(t, "run/step_00000002", &shape);
     EXPECT(t, 0, "step_00000001: complete, every file as its manifest says; written by 2 ranks", "verify", first);
     EXPECT(t, 0, "weights only", "verify", second);
@@ -253,9 +253,9 @@ static void test_verify(void **state) {
 
 static void test_diff(void **state) {
     FileTest *t = *state;
-    Shape shape = {"qwen3", 1, DTYPE_F32, false, {.world = 2, .stage = 1}};
+    Shape shape = {"qwen3", 1, DTYPE_F32, false, {.data.world = 2, .stage = 1}};
     char *a = make_checkpoint(t, "a", &shape);
-    shape.ranks = (PartitionOptions){.world = 1};
+    shape.ranks = (PartitionOptions){.data.world = 1};
     char *b = make_checkpoint(t, "b", &shape), *file = path_join(b, "model.safetensors");
     EXPECT(t, 0, "all the same to the bit", "diff", a, b);
     // One element of one tensor: its largest difference and norms are known.
@@ -338,10 +338,10 @@ static bool check_mean(void *context, const ParamSpec *spec, const float *values
 static void test_average(void **state) {
     FileTest *t = *state;
     // fp32; bf16 with masters, on several ranks; bf16 without; weights only.
-    const Shape SHAPES[] = {{"gpt2", 1, DTYPE_F32, false, {.world = 1}},
-                            {"gpt2", 2, DTYPE_BF16, true, {.world = 3, .stage = 1}},
-                            {"gpt2", 3, DTYPE_BF16, false, {.world = 2, .stage = 1}},
-                            {"gpt2", 4, DTYPE_F32, false, {.world = 0}}};
+    const Shape SHAPES[] = {{"gpt2", 1, DTYPE_F32, false, {.data.world = 1}},
+                            {"gpt2", 2, DTYPE_BF16, true, {.data.world = 3, .stage = 1}},
+                            {"gpt2", 3, DTYPE_BF16, false, {.data.world = 2, .stage = 1}},
+                            {"gpt2", 4, DTYPE_F32, false, {.data.world = 0}}};
     const double SHARES[] = {3.0 / 8, 1.0 / 8, 2.0 / 8, 2.0 / 8};
     char *dir[4];
     static const char *const NAMES[] = {"a", "b", "c", "d"};
@@ -366,8 +366,8 @@ static void test_average(void **state) {
 
 static void test_average_with_state(void **state) {
     FileTest *t = *state;
-    const Shape SHAPES[] = {{"qwen3", 1, DTYPE_BF16, true, {.world = 1, .muon = true}},
-                            {"qwen3", 2, DTYPE_BF16, true, {.world = 3, .stage = 1, .muon = true}}};
+    const Shape SHAPES[] = {{"qwen3", 1, DTYPE_BF16, true, {.data.world = 1, .muon = true}},
+                            {"qwen3", 2, DTYPE_BF16, true, {.data.world = 3, .stage = 1, .muon = true}}};
     const double SHARES[] = {0.5, 0.5};
     char *dir[2] = {make_checkpoint(t, "a", &SHAPES[0]), make_checkpoint(t, "b", &SHAPES[1])};
     char *from = xasprintf("from=%s,%s", dir[0], dir[1]), *out = file_test_path(t, "mean"), *to = assign("to", out);
@@ -378,9 +378,9 @@ static void test_average_with_state(void **state) {
     file_test_expect_ok(t, ckpt_read_model(&config, &params, out, &t->err));
     Expected expected = {SHAPES, SHARES, 2, &params, STATE_MASTER};
     OptimizerFiles *files;
-    bool muon, masters;
-    file_test_expect_ok(t, ckpt_open_optimizer(&files, &muon, &masters, out, &params, &t->err));
-    assert_true(muon && masters);
+    StateKept kept;
+    file_test_expect_ok(t, ckpt_open_optimizer(&files, &kept, out, &params, &t->err));
+    assert_true(kept.muon && kept.masters);
     float *values = xmalloc(to_size(model_file_largest_param(&params)) * sizeof *values);
     for (int p = 0; p < params.count; ++p)
         for (int kind = 0; kind < STATE_KINDS; ++kind) {
@@ -402,9 +402,9 @@ static void test_average_with_state(void **state) {
 
 static void test_average_refuses(void **state) {
     FileTest *t = *state;
-    const Shape SHAPES[] = {{"gpt2", 1, DTYPE_F32, false, {.world = 1}}, {"qwen3", 1, DTYPE_F32, false, {.world = 1}},
-                            {"gpt2", 1, DTYPE_F32, false, {.world = 1, .muon = true}},
-                            {"gpt2", 1, DTYPE_F32, false, {.world = 0}}};
+    const Shape SHAPES[] = {{"gpt2", 1, DTYPE_F32, false, {.data.world = 1}}, {"qwen3", 1, DTYPE_F32, false, {.data.world = 1}},
+                            {"gpt2", 1, DTYPE_F32, false, {.data.world = 1, .muon = true}},
+                            {"gpt2", 1, DTYPE_F32, false, {.data.world = 0}}};
     static const char *const NAMES[] = {"a", "b", "c", "d"};
     char *dir[4], *from[4], *to = xasprintf("to=%s/mean", t->dir);
     for (int i = 0; i < 4; ++i) {
@@ -437,9 +437,9 @@ static void test_average_refuses(void **state) {
 
 static void test_export_of_shards(void **state) {
     FileTest *t = *state;
-    Shape shape = {"gpt2", 1, DTYPE_F32, false, {.world = 1}};
+    Shape shape = {"gpt2", 1, DTYPE_F32, false, {.data.world = 1}};
     char *plain = make_checkpoint(t, "plain", &shape);
-    shape.ranks = (PartitionOptions){.world = 4, .stage = 3};
+    shape.ranks = (PartitionOptions){.data.world = 4, .stage = 3};
     char *many = make_checkpoint(t, "many", &shape), *from[2] = {assign("from", plain), assign("from", many)};
     static const char *const FORMATS[] = {"format=hf", "format=llmc"};
     for (int f = 0; f < 2; ++f) {

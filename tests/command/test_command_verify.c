@@ -169,6 +169,32 @@ static void test_files(void **state) {
         expect(t, other, one, 1, SAYS(DAMAGE[i].says));
     }
     Error err = {""};
+    // The first line may be the format's version: files of before it begin with a link.
+    static const struct {
+        const char *line, *says;
+        int status;
+    } HEADERS[] = {
+        {"{\"step\":0,\"format_version\":1}\n", "equal", 0},
+        {"{\"step\":0,\"format_version\":2}\n", "hashes.jsonl:1: this hash chain has format version 2, this program "
+                                               "reads versions up to 1", 1},
+        {"{\"step\":0,\"format_version\":\"1\"}\n", "hashes.jsonl:1: expected \"format_version\"", 1},
+        {"{\"step\":0,\n", "hashes.jsonl:1: not valid JSON", 1},
+    };
+    for (size_t i = 0; i < sizeof HEADERS / sizeof HEADERS[0]; ++i) {
+        free(write_run(t, "one", &good));
+        char *links, *text;
+        assert_true(file_read_all(path, 1 << 20, &links, NULL, &err));
+        text = xasprintf("%s%s", HEADERS[i].line, links);
+        assert_true(file_write_atomic(path, text, strlen(text), &err));
+        expect(t, one, other, HEADERS[i].status, SAYS(HEADERS[i].says));
+        free(links);
+        free(text);
+    }
+    char header[HASH_LINK_BYTES];
+    assert_int_equal(hash_header_format(header), strlen(HEADERS[0].line));
+    assert_string_equal(header, HEADERS[0].line);
+    assert_true(file_write_atomic(path, header, strlen(header), &err));
+    expect(t, one, other, 1, SAYS("found none yet"));
     assert_true(file_write_atomic(path, "", 0, &err));
     expect(t, one, other, 1, SAYS("found none yet"));
     assert_true(file_write_atomic(path, "\0\n", 2, &err));
@@ -243,20 +269,20 @@ static void expect_text(const FileTest *t, const char *name, const char *expecte
 static void test_step_file(void **state) {
     FileTest *t = *state;
     int fd;
-    file_test_expect_ok(t, jsonl_file_open(&fd, t->dir, "x", 0, &t->err));
+    file_test_expect_ok(t, jsonl_file_open(&fd, t->dir, "x", FORMAT_HASHES, 0, &t->err));
     assert_true(jsonl_file_append(fd, "{\"step\":1}\n", 11) && jsonl_file_append(fd, "{\"step\":3}\n", 11));
     assert_true(jsonl_file_append(fd, "{\"step\":2", 9));
     close(fd);
     // Going on from step 3 cuts only what has no end; from 2, what is later; from 0, a new run begins.
-    file_test_expect_ok(t, jsonl_file_open(&fd, t->dir, "x", 3, &t->err));
+    file_test_expect_ok(t, jsonl_file_open(&fd, t->dir, "x", FORMAT_HASHES, 3, &t->err));
     close(fd);
     expect_text(t, "x.jsonl", "{\"step\":1}\n{\"step\":3}\n");
-    file_test_expect_ok(t, jsonl_file_open(&fd, t->dir, "x", 2, &t->err));
+    file_test_expect_ok(t, jsonl_file_open(&fd, t->dir, "x", FORMAT_HASHES, 2, &t->err));
     assert_true(jsonl_file_append(fd, "{\"step\":3,\"again\":1}\n", 21));
     close(fd);
     expect_text(t, "x.jsonl", "{\"step\":1}\n{\"step\":3,\"again\":1}\n");
     for (int i = 1; i <= 2; ++i) {
-        file_test_expect_ok(t, jsonl_file_open(&fd, t->dir, "x", 0, &t->err));
+        file_test_expect_ok(t, jsonl_file_open(&fd, t->dir, "x", FORMAT_HASHES, 0, &t->err));
         expect_text(t, "x.jsonl", "");
         assert_true(jsonl_file_append(fd, "{\"step\":9}\n", 11));
         close(fd);
@@ -264,14 +290,20 @@ static void test_step_file(void **state) {
     }
     expect_text(t, "x-2.jsonl", "{\"step\":9}\n");
     // A full disk takes a line whole or not at all.
-    file_test_expect_ok(t, jsonl_file_open(&fd, t->dir, "x", 9, &t->err));
+    file_test_expect_ok(t, jsonl_file_open(&fd, t->dir, "x", FORMAT_HASHES, 9, &t->err));
     file_test_limit_file_size(15);
     bool ok = jsonl_file_append(fd, "{\"step\":10}\n", 12);
     file_test_limit_file_size(0);
     close(fd);
     assert_false(ok);
     expect_text(t, "x.jsonl", "{\"step\":9}\n");
-    file_test_expect_error(t, jsonl_file_open(&fd, "/nowhere/at/all", "x", 0, &t->err), "/nowhere/at/all/x.jsonl");
+    // Of a newer format: refused, and left as it is.
+    static const char NEWER[] = "{\"step\":0,\"format_version\":2}\n{\"step\":1}\n";
+    file_test_write(t, "new.jsonl", NEWER, sizeof NEWER - 1);
+    file_test_expect_error(t, jsonl_file_open(&fd, t->dir, "new", FORMAT_HASHES, 1, &t->err),
+                           "new.jsonl: this hash chain has format version 2, this program reads versions up to 1");
+    expect_text(t, "new.jsonl", NEWER);
+    file_test_expect_error(t, jsonl_file_open(&fd, "/nowhere/at/all", "x", FORMAT_HASHES, 0, &t->err), "/nowhere/at/all/x.jsonl");
 }
 
 int main(void) {

@@ -301,6 +301,13 @@ static void test_bad_files(void **state) {
         {"out_dir = \"abc\" d\n", {"run.conf:1:", "after the closing quote", NULL}},
         {"out_dir = \"a\\q\"\n", {"run.conf:1:", "backslash", "\\q"}},
         {"out_dir = \"a\\x00\"\n", {"run.conf:1:", "NUL", NULL}},
+        {"# new\nformat_version = 2\nspeed = 9\n",
+         {"run.conf:2:", "run file has format version 2", "reads versions up to 1"}},
+        {"format_version = 0\n", {"run.conf:1:", "of 1 or more", "found 0"}},
+        {"format_version = one\n", {"run.conf:1:", "whole number", "'one'"}},
+        {"seed = 1\nformat_version = 1\n", {"run.conf:2:", "before everything else", NULL}},
+        {"format_version = 1\nformat_version = 1\n", {"run.conf:2:", "before everything else", NULL}},
+        {"[phase a]\nformat_version = 1\n", {"run.conf:2:", "before everything else", NULL}},
     };
     for (size_t i = 0; i < sizeof CASES / sizeof CASES[0]; ++i) {
         const char *parts[4] = {CASES[i].part[0], CASES[i].part[1], CASES[i].part[2], NULL};

@@ -50,7 +50,7 @@ static EvalResult evaluate(FileTest *t, ModelTest *m, int64_t B, int64_t T, int6
                            const Tokenizer *tokenizer) {
     HeldOut *heldout = open_text(t, B, T, max_tokens, doc_mask);
     EvalResult result;
-    file_test_expect_ok(t, eval_heldout(&result, &m->model, heldout, tokenizer, NULL, 0, 1, &t->err));
+    file_test_expect_ok(t, eval_heldout(&result, &m->model, heldout, tokenizer, NULL, MESH_ALONE, &t->err));
     heldout_close(heldout);
     return result;
 }
@@ -212,7 +212,7 @@ static void test_lost_shard(void **state) {
     char *path = file_test_path(t, "val.bin");
     assert_int_equal(truncate(path, 1024 + 2 * 100), 0);
     EvalResult result;
-    file_test_expect_error(t, eval_heldout(&result, &m.model, heldout, NULL, NULL, 0, 1, &t->err), "val.bin");
+    file_test_expect_error(t, eval_heldout(&result, &m.model, heldout, NULL, NULL, MESH_ALONE, &t->err), "val.bin");
     free(path);
     heldout_close(heldout);
     model_test_close(&m);
@@ -252,7 +252,7 @@ static void check_world(FileTest *t, ModelTest *m, int64_t B, int world, const T
         for (int rank = 0; rank < world; ++rank) {
             EvalResult result;
             downloads = 0;
-            file_test_expect_ok(t, eval_heldout(&result, &m->model, heldout, tokenizer, &control, rank, world,
+            file_test_expect_ok(t, eval_heldout(&result, &m->model, heldout, tokenizer, &control, (MeshAxis){rank, world},
                                                 &t->err));
             assert_int_equal(downloads, div_up(heldout_batches(heldout), world));
             if (pass == 1) assert_memory_equal(&result, &one, sizeof one);
@@ -277,7 +277,7 @@ static void test_ranks_share_the_text(void **state) {
     HeldOut *heldout = open_text(t, 2, 16, 0, false);
     EvalResult result;
     Control control = {.state = ENDING};
-    file_test_expect_error(t, eval_heldout(&result, &m.model, heldout, bytes, &control, 1, 2, &t->err), "ending");
+    file_test_expect_error(t, eval_heldout(&result, &m.model, heldout, bytes, &control, (MeshAxis){1, 2}, &t->err), "ending");
     heldout_close(heldout);
     model_test_close(&m);
     tokenizer_free(bytes);

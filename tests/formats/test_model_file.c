@@ -65,7 +65,9 @@ static void test_gpt2_layout(void **state) {
     export_dir(t, &model, DTYPE_F32);
     SafeTensors *file;
     file_test_expect_ok(t, safetensors_open(&file, t->dir, &t->err));
-    assert_string_equal(safetensors_metadata(file, "format"), "pt");
+    char *path = file_test_path(t, "model.safetensors");
+    file_test_expect_metadata(path, "format", "pt");
+    free(path);
     assert_int_equal(safetensors_count(file), 2 + 12 * config.L + 2);
     assert_int_equal(safetensors_find(file, "transformer.wte.weight")->dim[0], config.V);
     int64_t C = config.C;

@@ -252,7 +252,7 @@ static void test_sort_activations(void **state) {
     const Model *m = &t.model;
     const BlockActs *first = &m->acts[0];
     compare_published(&t, m->h[0], root, "x");
-    compare_published(&t, first->norm1, root, "ln1");
+    compare_published(&t, first->norm1.out, root, "ln1");
     compare_published(&t, first->qkv, root, "qkv");
     float *qkv = model_test_download(t.be, first->qkv.data, SORT_N * 3 * SORT_C);
     compare_heads(qkv, 0, root, "q");
@@ -263,7 +263,7 @@ static void test_sort_activations(void **state) {
     compare_published(&t, first->att, root, "y");
     compare_branch(&t, first->mid, m->h[0], root, "yProj");
     compare_published(&t, first->mid, root, "attnResid");
-    compare_published(&t, first->norm2, root, "ln2");
+    compare_published(&t, first->norm2.out, root, "ln2");
     compare_published(&t, first->fc_pre, root, "fc");
     compare_published(&t, first->fc, root, "gelu");
     compare_branch(&t, m->h[1], first->mid, root, "mlp");
@@ -271,7 +271,7 @@ static void test_sort_activations(void **state) {
     compare_published(&t, m->h[1], root, "block0");
     compare_published(&t, m->h[2], root, "block1");
     compare_published(&t, m->h[3], root, "block2");
-    compare_published(&t, m->norm_f, root, "ln_f");
+    compare_published(&t, m->norm_f.out, root, "ln_f");
     compare_logits(logits, root);
     model_test_close(&t);
     cJSON_Delete(root);

@@ -24,7 +24,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t bytes) {
                   err.message);
             optimizer_files_release(files, (StateKind)kind, i);
         }
-    optimizer_files_check(files, true, false, &err);
+    optimizer_files_check(files, &(StateKept){.muon = true}, &err);
     optimizer_files_close(files);
     return 0;
 }

@@ -74,7 +74,7 @@ static Loader *open_ok(const RunConfig *config, int64_t vocab, int32_t eot, int 
     Error err = {""};
     Loader *loader = NULL;
     if (!schedule_build(&schedule, config, world, &err) ||
-        !loader_open(&loader, config, &schedule, vocab, eot, rank, world, &err))
+        !loader_open(&loader, config, &schedule, vocab, eot, (MeshAxis){rank, world}, &err))
         fail_msg("%s", err.message);
     return loader;
 }
@@ -129,7 +129,7 @@ static void test_each_row_once_per_epoch(void **state) {
 // A micro-batch past the last lane.
 static void check_padding(const StepBatch *step, int64_t m) {
     const Batch *batch = &step->batch[m];
-    assert_true(step->lane_weight[m] == 0 && m == step->micro_batches - 1);
+    assert_true(step->micro_batch_weight[m] == 0 && m == step->micro_batches - 1);
     for (int64_t b = 0; b < batch->B; ++b) assert_true(batch->row_index[b] == -1 && batch->source[b] == 0);
     for (int64_t i = 0; i < batch->B * batch->T; ++i)
         assert_true(batch->tokens[i] == 0 && batch->targets[i] == 0 && batch->weights[i] == 0);
@@ -148,7 +148,7 @@ static void collect(int32_t *out, const RunConfig *config, int world, int64_t st
                     check_padding(step, m);
                     continue;
                 }
-                assert_true(step->lane_weight[m] == (double)(batch->B * batch->T));
+                assert_true(step->micro_batch_weight[m] == (double)(batch->B * batch->T));
                 for (int64_t b = 0; b < batch->B; ++b) {
                     assert_int_equal(batch->tokens[b * batch->T], batch->row_index[b] * batch->T);
                     out[s * 8 + first + b] = batch->source[b] * 1000000 + batch->tokens[b * batch->T];
@@ -231,7 +231,7 @@ static void test_padding_is_empty(void **state) {
             double sum = 0;
             for (int64_t m = 0; m < step->micro_batches; ++m) {
                 const Batch *batch = &step->batch[m];
-                sum += step->lane_weight[m];
+                sum += step->micro_batch_weight[m];
                 if (m * 3 + rank < lanes) continue;
                 check_padding(step, m);
                 for (int64_t i = 0; i < batch->B * batch->T; ++i) assert_int_equal(batch->doc[i], 0);
@@ -444,7 +444,7 @@ static void expect_refused(const RunConfig *config, int64_t vocab, int32_t eot, 
     Error err = {""};
     Loader *loader = NULL;
     assert_true(schedule_build(&schedule, config, 1, &err));
-    assert_false(loader_open(&loader, config, &schedule, vocab, eot, 0, 1, &err));
+    assert_false(loader_open(&loader, config, &schedule, vocab, eot, MESH_ALONE, &err));
     if (strstr(err.message, fragment) == NULL) fail_msg("expected \"%s\" in: %s", fragment, err.message);
 }
 static void test_refusals(void **state) {

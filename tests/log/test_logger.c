@@ -202,6 +202,7 @@ static void test_resume_cuts_off(void **state) {
     assert_string_equal(cJSON_GetObjectItem(r[6], "event")->valuestring, "saved");
     assert_true(cJSON_IsTrue(cJSON_GetObjectItem(r[7], "resumed")) && number(r[7], "step") == 5);
     assert_non_null(cJSON_GetObjectItem(r[7], "config"));
+    assert_true(number(r[0], "format_version") == 1 && number(r[7], "format_version") == 1);
     assert_true(number(r[8], "step") == 6);
     free_metrics(r);
 
@@ -447,7 +448,7 @@ static void test_picture(void **state) {
         if (s % 500 == 0) logger_eval(logger, &eval);
         if (s % 500 == 0) logger_eval(logger, &mean);
     }
-    logger_flush(logger);
+    logger_close(logger);
     svg = read_file(scene, "loss.svg", NULL);
     check_svg(svg);
     assert_int_equal(count_of(svg, "<circle"), 12);
@@ -455,7 +456,6 @@ static void test_picture(void **state) {
     assert_non_null(strstr(svg, "step 3000, 3.00M tokens, 1.210 bits per byte"));
     assert_true(strlen(svg) < 200000);  // however long the run
     free(svg);
-    logger_close(logger);
 }
 
 // ---- the line ----

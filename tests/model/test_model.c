@@ -501,8 +501,37 @@ static void test_trainable_mask(void **state) {
     safetensors_close(golden);
 }
 
+// The coefficient of an objective weighs the gradient, and nothing else: a power of two does so exactly.
+static void test_objective_coefficient(void **state) {
+    (void)state;
+    SafeTensors *golden = golden_open("llama_tiny", "golden");
+    GoldenBatch g = golden_batch(golden, false);
+    Trained t;
+    trained_open(&t, "tests/golden/llama_tiny", g.batch.B * g.batch.T, g.batch.T, 0,
+                 (Setup){.dtype = DTYPE_F32, .threads = 2});
+    const int64_t elems = t.model.params.total_elems;
+    const double once = forward_backward(&t, &g);
+    float *plain = model_test_download(t.be, t.model.grads, elems);
+    t.model.objective.coefficient = 4;
+    assert_true(forward_backward(&t, &g) == once);
+    float *scaled = model_test_download(t.be, t.model.grads, elems);
+    int64_t moved = 0;
+    for (int64_t i = 0; i < elems; ++i) {
+        if (scaled[i] != 4 * plain[i]) fail_msg("element %lld: %g, expected 4 * %g", (long long)i, (double)scaled[i],
+                                                (double)plain[i]);
+        moved += plain[i] != 0;
+    }
+    assert_true(moved > elems / 2);
+    free(plain);
+    free(scaled);
+    trained_close(&t);
+    golden_batch_free(&g);
+    safetensors_close(golden);
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_objective_coefficient),
         cmocka_unit_test(test_golden_fp32),    cmocka_unit_test(test_golden_bf16),
         cmocka_unit_test(test_masks),          cmocka_unit_test(test_recompute_and_threads_same_bits),
         cmocka_unit_test(test_accumulation),   cmocka_unit_test(test_no_weight_no_gradient),

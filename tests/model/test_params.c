@@ -9,7 +9,7 @@
 
 #include <cmocka.h>
 
-#include "llmc/model/params.h"
+#include "llmc/model/model_impl.h"
 
 static const char *KINDS[] = {"gpt2:124M", "gpt3:760M", "llama:d4", "llama3:1B", "qwen2:0.5B", "qwen3:0.6B",
                               "stories:260K"};
@@ -18,7 +18,7 @@ static const char *KINDS[] = {"gpt2:124M", "gpt3:760M", "llama:d4", "llama3:1B",
 static ModelConfig preset(const char *name) {
     ModelConfig config;
     assert_true(model_config_preset(&config, name, NULL));
-    if (config.V == 0) config.V = 1000;
+    if (config.V == 0) config.V = 50257;
     assert_true(model_config_finish(&config, NULL));
     return config;
 }
@@ -45,10 +45,60 @@ static void test_layout_and_counts(void **state) {
             assert_ptr_equal(params_find(&table, spec->role, spec->layer), spec);  // role and layer are unique
             for (int j = 0; j < i; ++j) assert_string_not_equal(table.spec[j].name, spec->name);
         }
-        assert_int_equal(real, model_config_param_count(&config));
+        assert_int_equal(real, params_count(&config));
         assert_true(table.total_elems >= end && table.total_elems < end + PARAM_ALIGN_ELEMS);
         params_free(&table);
     }
+}
+
+// Totals as transformers' num_parameters() gives them for the published configurations (positions: see the preset).
+static void test_published_counts(void **state) {
+    (void)state;
+    static const struct {
+        const char *name;
+        int64_t params;
+    } CASES[] = {
+        {"gpt2:124M", 124439808},    {"gpt2:355M", 354823168},   {"gpt2:350M", 354823168},
+        {"gpt2:774M", 774030080},    {"gpt2:1558M", 1557611200}, {"gpt2:1.5B", 1557611200},
+        {"llama3:1B", 1235814400},   {"llama3:3B", 3212749824},  {"llama3:8B", 8030261248},
+        {"llama3:70B", 70553706496}, {"qwen2:0.5B", 494032768},  {"qwen2:1.5B", 1543714304},
+        {"qwen2:3B", 3085938688},    {"qwen2:7B", 7615616512},   {"qwen3:0.6B", 596049920},
+        {"qwen3:1.7B", 1720574976},  {"qwen3:4B", 4022468096},   {"qwen3:8B", 8190735360},
+        {"stories:260K", 260032},    {"stories:15M", 15191712},  {"gpt2:d12", 124439808},
+    };
+    for (size_t i = 0; i < sizeof CASES / sizeof CASES[0]; ++i) {
+        ModelConfig config = preset(CASES[i].name);
+        if (params_count(&config) != CASES[i].params)
+            fail_msg("%s: expected %lld parameters, found %lld", CASES[i].name, (long long)CASES[i].params,
+                     (long long)params_count(&config));
+    }
+}
+
+// Every row says where the passes find its tensor, and no two rows the same place.
+static void test_rows_and_fields(void **state) {
+    (void)state;
+    for (int i = 0; i < PARAM_ROLE_COUNT; ++i) {
+        const ParamRow *row = &PARAM_ROWS[i];
+        const size_t owner = row->place == PLACE_BLOCK ? sizeof(Block) : sizeof(ModelTensors);
+        assert_non_null(row->name);
+        assert_non_null(row->gpt2);
+        assert_non_null(row->llama[0]);
+        assert_true(row->value != row->grad && row->value < owner && row->grad < owner && row->fp8 < owner);
+        assert_int_equal(row->decay, row->cols != DIM_NONE);
+        assert_int_equal(row->fp8 > 0, row->place == PLACE_BLOCK && row->cols != DIM_NONE);
+        // A bias follows its weight and has its names.
+        if (row->bias) assert_string_equal(row->gpt2, row[-1].gpt2);
+        for (int j = 0; j < i; ++j) {
+            const ParamRow *other = &PARAM_ROWS[j];
+            if ((row->place == PLACE_BLOCK) != (other->place == PLACE_BLOCK)) continue;
+            const size_t fields[] = {other->value, other->grad};
+            for (int k = 0; k < 2; ++k) assert_true(row->value != fields[k] && row->grad != fields[k]);
+        }
+    }
+    assert_int_equal((size_t)ACT_ROW_COUNT * sizeof(Tensor), sizeof(BlockActs));
+    for (int i = 0; i < ACT_ROW_COUNT; ++i)
+        for (int j = 0; j < i; ++j)
+            if (ACT_ROWS[i].field == ACT_ROWS[j].field) fail_msg("%s and %s", ACT_ROWS[i].name, ACT_ROWS[j].name);
 }
 
 static void expect_names(const char *kind, const char *const *names, int count) {
@@ -162,8 +212,23 @@ static void test_values_depend_on_seed_and_name_only(void **state) {
     }
 }
 
+static void test_describe(void **state) {
+    (void)state;
+    char text[160];
+    ModelConfig config = preset("gpt2:124M");
+    params_describe(&config, text, sizeof text);
+    assert_string_equal(text, "GPT-2-like, 12 layers, 768 wide, 12 heads, vocabulary 50257: 124.4M parameters");
+    config = preset("qwen3:0.6B");
+    params_describe(&config, text, sizeof text);
+    assert_string_equal(text, "Qwen3-like, 28 layers, 1024 wide, 16 heads (8 key/value), vocabulary 151936: "
+                              "596.0M parameters");
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_published_counts),
+        cmocka_unit_test(test_rows_and_fields),
+        cmocka_unit_test(test_describe),
         cmocka_unit_test(test_layout_and_counts), cmocka_unit_test(test_names_and_order),
         cmocka_unit_test(test_shapes_and_parts),  cmocka_unit_test(test_initial_values),
         cmocka_unit_test(test_values_depend_on_seed_and_name_only),

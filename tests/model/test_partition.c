@@ -27,8 +27,8 @@ static void check_pieces(const ParamTable *params, PartitionOptions options) {
     uint8_t *seen = calloc((size_t)params->total_elems, 1);
     assert_non_null(seen);
     int64_t wrong = 0;
-    for (int r = 0; r < options.world; ++r) {
-        options.rank = r;
+    for (int r = 0; r < options.data.world; ++r) {
+        options.data.rank = r;
         Partition p;
         partition_build(&p, params, &options);
         int64_t packed_end = 0, owned = 0, segments = 0;
@@ -50,7 +50,7 @@ static void check_pieces(const ParamTable *params, PartitionOptions options) {
             for (int i = 0; i < p.bucket[b].segments; ++i) {
                 const CommSegment *s = &p.bucket[b].segment[i];
                 assert_int_equal(s->first, end);
-                assert_true(s->count > 0 && s->owner >= 0 && s->owner < options.world);
+                assert_true(s->count > 0 && s->owner >= 0 && s->owner < options.data.world);
                 end += s->count;
                 if (s->owner == r) owned += s->count;
             }
@@ -64,7 +64,7 @@ static void check_pieces(const ParamTable *params, PartitionOptions options) {
     }
     for (int i = 0; i < params->count; ++i)
         for (int64_t e = 0; e < params->spec[i].elems; ++e)
-            wrong += seen[params->spec[i].offset + e] != (options.stage == 0 ? options.world : 1);
+            wrong += seen[params->spec[i].offset + e] != (options.stage == 0 ? options.data.world : 1);
     assert_int_equal(wrong, 0);
     free(seen);
 }
@@ -77,10 +77,10 @@ static void test_every_element_has_an_owner(void **state) {
         bool small = params.total_elems < 1 << 24;
         for (int world = 1; world <= (small ? 7 : 3); ++world)
             for (int muon = 0; muon < 2; ++muon) {
-                check_pieces(&params, (PartitionOptions){.world = world, .stage = 1, .muon = muon});
-                if (small) check_pieces(&params, (PartitionOptions){.world = world, .stage = 0, .muon = muon});
+                check_pieces(&params, (PartitionOptions){.data.world = world, .stage = 1, .muon = muon});
+                if (small) check_pieces(&params, (PartitionOptions){.data.world = world, .stage = 0, .muon = muon});
                 if (small && (world & (world - 1)) == 0)
-                    check_pieces(&params, (PartitionOptions){.world = world, .stage = 3, .lanes = true, .muon = muon});
+                    check_pieces(&params, (PartitionOptions){.data.world = world, .stage = 3, .lanes = true, .muon = muon});
             }
         params_free(&params);
     }
@@ -91,8 +91,8 @@ static void test_many_ranks(void **state) {
     (void)state;
     ParamTable params;
     build_params(&params, "stories:260K");
-    check_pieces(&params, (PartitionOptions){.world = 300, .stage = 2});
-    check_pieces(&params, (PartitionOptions){.world = 300, .stage = 2, .muon = true});
+    check_pieces(&params, (PartitionOptions){.data.world = 300, .stage = 2});
+    check_pieces(&params, (PartitionOptions){.data.world = 300, .stage = 2, .muon = true});
     params_free(&params);
 }
 
@@ -103,14 +103,14 @@ static void test_equal_shares(void **state) {
     int64_t most = 0, least = INT64_MAX;
     for (int r = 0; r < 8; ++r) {
         Partition p;
-        partition_build(&p, &params, &(PartitionOptions){.rank = r, .world = 8, .stage = 1});
+        partition_build(&p, &params, &(PartitionOptions){.data = {r, 8}, .stage = 1});
         most = most > p.packed_elems ? most : p.packed_elems;
         least = least < p.packed_elems ? least : p.packed_elems;
         partition_free(&p);
     }
     // The last rank has what does not divide: under 8 * 128 elements a bucket.
     assert_true(most - least <= 14 * 8 * PARAM_ALIGN_ELEMS);
-    PartitionOptions options = {.world = 8, .stage = 1};
+    PartitionOptions options = {.data.world = 8, .stage = 1};
     assert_int_equal(partition_fullest_rank(&params, &options), 7);
     params_free(&params);
 }
@@ -123,7 +123,7 @@ static void test_muon_balance(void **state) {
     double load[4] = {0}, most = 0, sum = 0;
     for (int r = 0; r < 4; ++r) {
         Partition p;
-        partition_build(&p, &params, &(PartitionOptions){.rank = r, .world = 4, .stage = 1, .muon = true});
+        partition_build(&p, &params, &(PartitionOptions){.data = {r, 4}, .stage = 1, .muon = true});
         for (int i = 0; i < p.pieces; ++i) {
             if (p.piece[i].part < 0) continue;
             const ParamSpec *spec = &params.spec[p.piece[i].param];
@@ -145,10 +145,10 @@ static void test_lanes_cut_alike(void **state) {
     build_params(&params, "llama:d4");
     for (int muon = 0; muon < 2; ++muon) {
         Partition one;
-        partition_build(&one, &params, &(PartitionOptions){.world = 1, .stage = 1, .lanes = true, .muon = muon});
+        partition_build(&one, &params, &(PartitionOptions){.data.world = 1, .stage = 1, .lanes = true, .muon = muon});
         for (int world = 2; world <= PARTITION_GRAINS; world *= 2) {
             Partition p;
-            partition_build(&p, &params, &(PartitionOptions){.rank = 1, .world = world, .stage = 2, .lanes = true,
+            partition_build(&p, &params, &(PartitionOptions){.data = {1, world}, .stage = 2, .lanes = true,
                                                              .muon = muon});
             assert_int_equal(p.segments, one.segments);
             for (int b = 0; b < p.buckets; ++b)
@@ -166,11 +166,11 @@ static void test_lanes_cut_alike(void **state) {
 static void test_check(void **state) {
     (void)state;
     Error err = {""};
-    assert_true(partition_check(&(PartitionOptions){.world = 3}, &err));
-    assert_true(partition_check(&(PartitionOptions){.world = 16, .lanes = true}, &err));
-    assert_false(partition_check(&(PartitionOptions){.world = 3, .lanes = true}, &err));
+    assert_true(partition_check(&(PartitionOptions){.data.world = 3}, &err));
+    assert_true(partition_check(&(PartitionOptions){.data.world = 16, .lanes = true}, &err));
+    assert_false(partition_check(&(PartitionOptions){.data.world = 3, .lanes = true}, &err));
     assert_non_null(strstr(err.message, "found 3"));
-    assert_false(partition_check(&(PartitionOptions){.world = 32, .lanes = true}, &err));
+    assert_false(partition_check(&(PartitionOptions){.data.world = 32, .lanes = true}, &err));
 }
 
 int main(void) {

@@ -5,6 +5,7 @@
 #include <stddef.h>
 
 #include <cmocka.h>
+#include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <unistd.h>
@@ -56,7 +57,8 @@ static void check_exact(const RunConfig *config) {
     plan_compute(&plan, config, &schedule, PLAN_ALONE, be);
     assert_true(arena_init(&arena, be, plan.arena.used_bytes, &err));
     Tensor comm_scratch;
-    plan_layout(&model, &optimizer, &comm_scratch, config, &schedule, PLAN_ALONE, be, &arena);
+    const PlanModels models = plan_models(config, &schedule, PLAN_ALONE);
+    plan_layout(&model, &optimizer, &comm_scratch, &models, config, PLAN_ALONE, be, &arena);
     assert_int_equal(arena.used_bytes, plan.arena.used_bytes);
     assert_int_equal(arena.tag_count, plan.arena.tag_count);
     size_t sum = 0;
@@ -106,6 +108,84 @@ static void test_plan_is_exact(void **state) {
                 check_exact(config);
             }
     free(config);
+}
+
+static size_t layout_bytes(const PlanModels *list, const RunConfig *config) {
+    Arena arena;
+    Model models[PLAN_MAX_MODELS];
+    Optimizer optimizer;
+    Tensor comm_scratch;
+    arena_init_measuring(&arena);
+    plan_layout(models, &optimizer, &comm_scratch, list, config, PLAN_ALONE, NULL, &arena);
+    optimizer_free(&optimizer);
+    for (int i = 0; i < list->count; ++i) model_free(&models[i]);
+    return arena.used_bytes;
+}
+
+// A student and a teacher of another architecture in one arena: together they take what each takes alone, and each
+// computes what it computes alone.
+static void test_list_of_models(void **state) {
+    (void)state;
+    RunConfig *config = xmalloc(sizeof *config), *other = xmalloc(sizeof *other);
+    load_config(config, 0, DTYPE_F32, true, 0);
+    load_config(other, 1, DTYPE_F32, true, 0);
+    other->arch.V = config->arch.V;
+    other->arch.Vp = config->arch.Vp;
+    Schedule schedule;
+    build_schedule(&schedule, config);
+    PlanModels list = plan_models(config, &schedule, PLAN_ALONE);
+    assert_int_equal(list.count, 1);
+    const size_t alone = layout_bytes(&list, config);
+    ModelShape shape = list.model[0].shape;
+    shape.training = false;
+    list.model[list.count++] = (PlanModel){PLAN_TEACHER, other->arch, shape};
+    Arena teacher_arena;
+    Model teacher;
+    arena_init_measuring(&teacher_arena);
+    model_init(&teacher, &other->arch, &shape, NULL, &teacher_arena);
+    model_free(&teacher);
+    assert_int_equal(arena_tag_bytes(&teacher_arena, "gradients"), 0);
+    const size_t both = layout_bytes(&list, config);
+    assert_int_equal(both, alone + teacher_arena.used_bytes);
+
+    Error err = {""};
+    Backend *be = model_test_backend(2);
+    Arena arena;
+    Model models[PLAN_MAX_MODELS];
+    Optimizer optimizer;
+    Tensor comm_scratch;
+    assert_true(arena_init(&arena, be, both, &err));
+    plan_layout(models, &optimizer, &comm_scratch, &list, config, PLAN_ALONE, be, &arena);
+    assert_int_equal(arena.used_bytes, both);
+    int32_t tokens[16], targets[16];
+    float weights[16];
+    for (int i = 0; i < 16; ++i) {
+        tokens[i] = 3 * i + 1;
+        targets[i] = 3 * i + 4;
+        weights[i] = 1;
+    }
+    const Batch batch = {.B = 1, .T = 16, .tokens = tokens, .targets = targets, .weights = weights};
+    double loss[2][2];
+    for (int i = 0; i < 2; ++i) model_init_weights(&models[i], 7);
+    for (int again = 0; again < 2; ++again)
+        for (int i = 0; i < 2; ++i) {
+            model_begin_step(&models[i]);
+            model_forward(&models[i], &batch, 1.0 / 16, i == 0);
+            if (i == 0) model_backward(&models[0]);
+            loss[again][i] = model_loss_sum(&models[i]) / 16;
+        }
+    // Fresh weights know nothing yet; neither model writes into the other.
+    for (int i = 0; i < 2; ++i) {
+        assert_true(fabs(loss[0][i] - log((double)config->arch.V)) < 0.5);
+        assert_true(loss[1][i] == loss[0][i]);
+    }
+    assert_true(loss[0][0] != loss[0][1]);
+    optimizer_free(&optimizer);
+    for (int i = 0; i < 2; ++i) model_free(&models[i]);
+    arena_free(&arena);
+    be->close(be);
+    free(config);
+    free(other);
 }
 
 static size_t planned_total(const char *const *overrides) {
@@ -331,7 +411,8 @@ static void test_suggests_no_copy(void **state) {
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_suggests_no_copy),
-        cmocka_unit_test(test_plan_is_exact),   cmocka_unit_test(test_options_that_save_memory),
+        cmocka_unit_test(test_plan_is_exact),
+        cmocka_unit_test(test_list_of_models),   cmocka_unit_test(test_options_that_save_memory),
         cmocka_unit_test(test_planning_allocates_nothing), cmocka_unit_test(test_loss_chunks),
         cmocka_unit_test(test_workspace_holds), cmocka_unit_test(test_print),
         cmocka_unit_test(test_suggestions),

@@ -12,6 +12,7 @@
 
 #include "llmc/plan/plan.h"
 #include "llmc/plan/scaling.h"
+#include "llmc/plan/work.h"
 #include "tests/support/model_test.h"
 
 static Machine machine(const char *name) {
@@ -233,7 +234,7 @@ static void test_measured_share(void **state) {
     Machine m = machine("h100");
     m.mfu = 0.25;
     ScalingPrediction p = predict(&job, &m, 1);
-    check_close(p.compute_seconds, 131072 * model_config_flops_per_token(&job.arch, 1024) / (0.25 * m.peak_bf16));
+    check_close(p.compute_seconds, 131072 * work_flops_per_token(&job.arch, 1024) / (0.25 * m.peak_bf16));
     assert_true(p.mfu < 0.25 && p.mfu > 0.24);
 }
 

@@ -137,7 +137,7 @@ static void test_none(void **state) {
     assert_string_equal(comm_kind(&gpu, 2), "nccl");
 
     Comm *comm;
-    CommOptions options = {.rank = 0, .world = 1};
+    CommOptions options = {.axis = MESH_ALONE};
     assert_true(comm_open(&comm, "none", be, &options, &err));
     assert_string_equal(comm->kind, "none");
     float in[10], out[6] = {1, 1, 1, 1, 1, 1};
@@ -176,7 +176,7 @@ static void test_errors(void **state) {
     Backend *be = backend_cpu_open(1, "auto", &err);
     Comm *comm;
     CommMpiPlugin closed = {.library = NULL};
-    CommOptions options = {.rank = 1, .world = 4};
+    CommOptions options = {.axis = {1, 4}};
     assert_false(comm_open(&comm, "mpi", be, &options, &err));
     assert_non_null(strstr(err.message, "4 ranks on CPUs"));
     assert_non_null(strstr(err.message, "mpirun"));

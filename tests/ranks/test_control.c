@@ -13,6 +13,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include "llmc/base/tree_sum.h"
 #include "llmc/ranks/control.h"
 #include "tests/support/file_test.h"
 
@@ -220,12 +221,10 @@ static void set_probe(Player *me, int64_t sequence, const char *what, bool waits
 // ---- collectives ----
 
 static double term(int rank, int i, int round) { return sin(1 + 100 * rank + 10 * i + round) * pow(10, rank % 4); }
-// ((0+1)+(2+3))+..., written down by recursion: the left half is the largest power of two below.
-static double tree_sum(int first, int count, int i, int round) {
-    if (count == 1) return term(first, i, round);
-    int left = 1;
-    while (2 * left < count) left *= 2;
-    return tree_sum(first, left, i, round) + tree_sum(first + left, count - left, i, round);
+static double expected_sum(int world, int i, int round) {
+    double terms[64];
+    for (int rank = 0; rank < world; ++rank) terms[rank] = term(rank, i, round);
+    return tree_sum_f64(terms, world);
 }
 
 static void part_collectives(Player *me) {
@@ -236,7 +235,7 @@ static void part_collectives(Player *me) {
         if (round % 7 == me->rank) pause_seconds(0.003);  // in every order
         EXPECT(control_reduce(me->control, "numbers", sum, 3, max, 2));
         for (int i = 0; i < 3; ++i) {
-            double expected = tree_sum(0, me->world, i, round);
+            double expected = expected_sum(me->world, i, round);
             EXPECT(memcmp(&sum[i], &expected, sizeof expected) == 0);
         }
         EXPECT(max[0] == 0 && max[1] == (me->world > 1 ? round : -round));

@@ -65,6 +65,7 @@ static void close_run(Run *run) {
 static double train_steps(FileTest *t, Run *run, int count) {
     double losses = 0;
     for (int i = 0; i < count; ++i) {
+        run->batch = loader_next(run->loader, &t->err);
         file_test_expect_ok(t, run_begin_step(run, 0, &t->err));
         const StepBatch *step = run->batch;
         model_begin_step(&run->model);

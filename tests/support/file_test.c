@@ -1,6 +1,7 @@
 // file_test.c: see file_test.h.
 #include "tests/support/file_test.h"
 
+#include <cjson/cJSON.h>
 #include <dirent.h>
 #include <signal.h>
 #include <stdio.h>
@@ -63,6 +64,19 @@ void file_test_limit_file_size(size_t bytes) {
     limit.rlim_cur = bytes == 0 ? limit.rlim_max : bytes;
     assert_int_equal(setrlimit(RLIMIT_FSIZE, &limit), 0);
     signal(SIGXFSZ, bytes == 0 ? SIG_DFL : SIG_IGN);
+}
+
+void file_test_expect_metadata(const char *path, const char *key, const char *value) {
+    char *text;
+    uint64_t bytes;
+    assert_true(file_read_all(path, (size_t)1 << 26, &text, NULL, NULL));
+    memcpy(&bytes, text, sizeof bytes);
+    cJSON *root = cJSON_ParseWithLength(text + sizeof bytes, bytes);
+    const cJSON *item = cJSON_GetObjectItemCaseSensitive(cJSON_GetObjectItemCaseSensitive(root, "__metadata__"), key);
+    if (value == NULL) assert_null(item);
+    else assert_string_equal(cJSON_GetStringValue(item), value);
+    cJSON_Delete(root);
+    free(text);
 }
 
 char *file_test_replaced(const char *text, const char *from, const char *to) {

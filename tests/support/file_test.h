@@ -28,6 +28,8 @@ int file_test_count_entries(const char *dir);  // without . and ..
 void file_test_expect_error(FileTest *t, bool ok, const char *mention);
 // Fails the test with the message unless ok.
 void file_test_expect_ok(FileTest *t, bool ok);
+// Fails the test unless the header of a safetensors file has this metadata; value NULL: unless it has no such key.
+void file_test_expect_metadata(const char *path, const char *key, const char *value);
 // A copy of text with the first `from`, which must be there, replaced; caller frees.
 char *file_test_replaced(const char *text, const char *from, const char *to);
 // While the limit stands every write past `bytes` fails with EFBIG, as a full disk would; 0 lifts it.

@@ -64,6 +64,7 @@ typedef struct {
     const OpTestCase *test;
     const char *level;
     bool all_orders;  // run it in every thread order
+    bool once;        // it is the first level
 } OpTestRun;
 
 static void check_fence(OpTest *t, const unsigned char *start, size_t bytes, const char *where) {
@@ -95,9 +96,10 @@ void op_test_release(OpTest *t) {
 }
 
 // Returns a hash of every byte that the case read back.
-static uint64_t run_once(const OpTestRun *run) {
+static uint64_t run_once(const OpTestRun *run, bool once) {
     Error err = {""};
-    OpTest t = {.be = open_level(run->level, &err), .seen = 14695981039346656037u};
+    OpTest t = {.be = open_level(run->level, &err), .seen = 14695981039346656037u, .once = once};
+    t.data = run->test->data;
     if (t.be == NULL) fail_msg("%s", err.message);
     run->test->body(&t);
     op_test_release(&t);
@@ -110,13 +112,13 @@ static uint64_t run_once(const OpTestRun *run) {
 static void run_case(void **state) {
     const OpTestRun *run = *state;
     if (!run->all_orders) {
-        run_once(run);
+        run_once(run, run->once);
         return;
     }
     uint64_t seen[THREAD_ORDER_COUNT];
     for (int order = 0; order < THREAD_ORDER_COUNT; ++order) {
         set_thread_order(order);
-        seen[order] = run_once(run);
+        seen[order] = run_once(run, run->once && order == 0);
         if (seen[order] != seen[0]) fail_msg("threads in %s order: other bits than forward", THREAD_ORDERS[order]);
     }
 }
@@ -138,7 +140,7 @@ int op_test_main(const OpTestCase *cases, size_t count) {
         }
         be->close(be);
         for (size_t i = 0; i < count; ++i, ++used) {
-            runs[used] = (OpTestRun){&cases[i], *level, all_orders};
+            runs[used] = (OpTestRun){&cases[i], *level, all_orders, used < count};
             operations[used].name = xasprintf("%s [%s%s]", cases[i].name, device_is("cpu") ? "" : test_device(), *level);
             operations[used].test_func = run_case;
             operations[used].initial_state = &runs[used];
@@ -164,6 +166,7 @@ void *op_test_bytes(OpTest *t, size_t bytes) {
     keep_block(t, memory, bytes, false);
     return memory;
 }
+void op_test_keep(OpTest *t, void *memory) { keep_block(t, memory, 0, false); }
 double *op_test_doubles(OpTest *t, int64_t elems) { return op_test_bytes(t, to_size(elems) * sizeof(double)); }
 
 Tensor op_test_tensor(OpTest *t, DType dtype, int ndim, const int64_t *dims) {
@@ -235,14 +238,7 @@ Tensor op_test_integers(OpTest *t, int ndim, const int64_t *dims, int64_t below)
 }
 
 // ---- comparisons ----
-double op_test_error(const double *out, const double *ref, int64_t elems) {
-    double difference = 0, norm = 0;
-    for (int64_t i = 0; i < elems; ++i) {
-        difference += (out[i] - ref[i]) * (out[i] - ref[i]);
-        norm += ref[i] * ref[i];
-    }
-    return norm == 0 ? sqrt(difference) : sqrt(difference) / sqrt(norm);
-}
+double op_test_error(const double *out, const double *ref, int64_t elems) { return op_error(out, ref, elems); }
 
 void op_test_close(OpTest *t, Tensor out, const double *ref, double tolerance, const char *label, ...) {
     double error = op_test_error(op_test_host(t, out), ref, tensor_elems(out));
@@ -264,9 +260,9 @@ void op_test_same_bits(OpTest *t, Tensor a, Tensor b, const char *label) {
     if (memcmp(host_a, host_b, bytes) != 0) fail_msg("%s: not the same to the bit", label);
 }
 
-static void set_threads(OpTest *t, int threads) {
+void op_test_set_threads(OpTest *t, int threads) {
     if (t->be->threads == 0) return;  // a device without host threads
-    t->be->threads = threads;
+    t->be->threads = threads = threads > 0 ? threads : OP_TEST_THREADS;
     omp_set_num_threads(threads);
 }
 
@@ -275,7 +271,7 @@ void op_test_thread_invariant(OpTest *t, void (*run)(OpTest *t, void *user), voi
     void *first[8];
     assert_true(out_count <= sizeof first / sizeof first[0]);
     for (int threads = 1; threads <= 3; ++threads) {
-        set_threads(t, threads);
+        op_test_set_threads(t, threads);
         for (size_t i = 0; i < out_count; ++i) op_test_poison(t, outs[i]);
         run(t, user);
         for (size_t i = 0; i < out_count; ++i) {
@@ -287,7 +283,7 @@ void op_test_thread_invariant(OpTest *t, void (*run)(OpTest *t, void *user), voi
                 fail_msg("%s: output %zu with %d threads differs from 1 thread", label, i, threads);
         }
     }
-    set_threads(t, OP_TEST_THREADS);
+    op_test_set_threads(t, 0);
 }
 
 void op_test_aborts(OpTest *t, void (*run)(OpTest *t, void *user), void *user, const char *message) {
@@ -314,17 +310,4 @@ void op_test_aborts(OpTest *t, void (*run)(OpTest *t, void *user), void *user, c
     assert_int_equal(waitpid(child, &status, 0), child);
     if (!WIFSIGNALED(status) || WTERMSIG(status) != SIGABRT) fail_msg("expected an abort: %s", message);
     if (strstr(text, message) == NULL) fail_msg("expected a message with \"%s\", found \"%s\"", message, text);
-}
-
-// ---- gradients ----
-void op_test_numeric_gradient(double *grad, double *x, int64_t elems, double h, double (*f)(void *user), void *user) {
-    for (int64_t i = 0; i < elems; ++i) {
-        double kept = x[i];
-        x[i] = kept + h;
-        double above = f(user);
-        x[i] = kept - h;
-        double below = f(user);
-        x[i] = kept;
-        grad[i] = (above - below) / (2 * h);
-    }
 }

@@ -2,9 +2,10 @@
 // device tensors, host copies in double, relative errors that NaN cannot pass, numeric gradients. Operations are
 // reached only through backend.h, so the same tests serve every backend (TOKAMAK_TEST_DEVICE, default cpu).
 //
-// A test file lists its cases and hands them to op_test_main, which runs each of them at every level of the device:
+// What a table can say of an operation is a case of dev/cases, which case_test.h runs. A test file lists what no table
+// can say and hands it to op_test_main, which runs each at every level of the device:
 //
-//     static void test_add(OpTest *t) {
+//     static void test_add_views(OpTest *t) {
 //         Tensor a = op_test_random(t, DTYPE_BF16, OP_TEST_DIMS(3, 7), 1.0), b = ...;
 //         Tensor out = op_test_tensor(t, DTYPE_BF16, OP_TEST_DIMS(3, 7));  // NaN until the operation writes it
 //         t->be->add(t->be, out, a, b);
@@ -12,7 +13,7 @@
 //         op_test_close(t, out, ref, op_test_tolerance(out.dtype), "add 3x7");
 //     }
 //     int main(void) {
-//         const OpTestCase CASES[] = {OP_TEST_CASE(test_add)};
+//         const OpTestCase CASES[] = {OP_TEST_CASE(test_add_views)};
 //         return op_test_main(CASES, sizeof CASES / sizeof CASES[0]);
 //     }
 #ifndef TESTS_OP_TEST_H
@@ -25,6 +26,7 @@
 
 #include <cmocka.h>
 
+#include "dev/cases/cases.h"
 #include "llmc/backend/backend.h"
 
 // Unit round-off of what a result is stored as: half the distance between 1 and the next number.
@@ -36,21 +38,23 @@ typedef struct {
     uint64_t draws;  // tensors filled so far: each gets its own random numbers, the same in every run
     struct OpTestBlock *blocks;
     uint64_t seen;  // hash of all results that the case has read
+    bool once;      // in one level and order of the device alone: what does not depend on the device is tested then
+    const void *data;  // of the OpTestCase
 } OpTest;
 
 typedef struct {
     const char *name;
     void (*body)(OpTest *t);
+    const void *data;
 } OpTestCase;
-#define OP_TEST_CASE(function) {#function, function}
+#define OP_TEST_CASE(function) {#function, function, NULL}
 
 // The two arguments "number of dimensions, dimensions": op_test_tensor(t, DTYPE_F32, OP_TEST_DIMS(N, C)).
 #define OP_TEST_DIMS(...) \
     (int)(sizeof((int64_t[]){__VA_ARGS__}) / sizeof(int64_t)), (int64_t[]) { __VA_ARGS__ }
 
-// Tolerances of operations that round once on store. fp32: a few dozen roundings of 2^-24 each in sums and
-// polynomials. bf16: that one rounding, at most 2^-8 of each element, and nothing else that counts.
-static inline double op_test_tolerance(DType dtype) { return dtype == DTYPE_F32 ? 2e-6 : 1.02 * OP_TEST_EPS_BF16; }
+// Tolerances of operations that round once on store.
+static inline double op_test_tolerance(DType dtype) { return op_tolerance(dtype); }
 
 // Returns the number of failed cases: main's exit status.
 int op_test_main(const OpTestCase *cases, size_t count);
@@ -70,6 +74,7 @@ void op_test_release(OpTest *t);
 
 // ---- host memory, freed with the case ----
 void *op_test_bytes(OpTest *t, size_t bytes);           // zeroed
+void op_test_keep(OpTest *t, void *memory);             // from malloc
 double *op_test_doubles(OpTest *t, int64_t elems);      // zeroed
 double *op_test_host(OpTest *t, Tensor tensor);         // the tensor's elements now, exactly
 
@@ -80,6 +85,8 @@ double op_test_error(const double *out, const double *ref, int64_t elems);
 void op_test_close(OpTest *t, Tensor out, const double *ref, double tolerance, const char *label, ...)
     PRINTF_LIKE(5, 6);
 void op_test_same_bits(OpTest *t, Tensor a, Tensor b, const char *label);
+// How many threads the backend's operations use from now on, where it has threads; 0: as many as at the start.
+void op_test_set_threads(OpTest *t, int threads);
 // Runs the operation with 1, 2 and 3 threads, with the outputs poisoned before each, and fails the case unless all
 // outputs are the same to the bit. run sets up what is read and added to (+=).
 void op_test_thread_invariant(OpTest *t, void (*run)(OpTest *t, void *user), void *user, const Tensor *outs,
@@ -91,10 +98,5 @@ bool op_test_on_cpu(void);
 // Fails the case unless run aborts with a message that contains `message`: a CHECK of the operation's contract. It runs
 // in a child process; only for backends in host memory, and for sizes too small for threads.
 void op_test_aborts(OpTest *t, void (*run)(OpTest *t, void *user), void *user, const char *message);
-
-// ---- gradients ----
-// grad[i] = (f(x + h e_i) - f(x - h e_i)) / 2h. x is restored. In double with h = 1e-5 and values near 1 the
-// truncation and rounding errors are both about 1e-10, far below any tolerance here.
-void op_test_numeric_gradient(double *grad, double *x, int64_t elems, double h, double (*f)(void *user), void *user);
 
 #endif

@@ -131,7 +131,7 @@ static void set_state(ModelTest *t, int64_t step, const Fault *fault) {
         if (piece->v_packed >= 0)
             set_floats(be, t->optimizer.v + piece->v_packed, step, KIND_V, place, piece->count);
     }
-    if (fault->what == NOTHING || step < fault->step || m->part.options.rank != fault->rank) return;
+    if (fault->what == NOTHING || step < fault->step || m->part.options.data.rank != fault->rank) return;
     const Piece *piece = some_piece(m, fault->what == BAD_V);
     int64_t at = piece->count - 1;
     size_t bytes = dtype_bytes(m->shape.dtype);
@@ -146,9 +146,9 @@ static void set_state(ModelTest *t, int64_t step, const Fault *fault) {
 #define ROW_TOKENS 5
 static void add_rows(HashChain *chain, int64_t step, const Story *story, int rank) {
     const Fault *fault = &story->fault;
-    int64_t rounds = div_up(ROWS, story->world);
-    for (int64_t round = 0; round < rounds; ++round) {
-        int64_t r = round * story->world + rank, row_index = r < ROWS ? 1000 * step + r : -1;
+    int64_t micro_batches = div_up(ROWS, story->world);
+    for (int64_t m = 0; m < micro_batches; ++m) {
+        int64_t r = m * story->world + rank, row_index = r < ROWS ? 1000 * step + r : -1;
         int32_t tokens[ROW_TOKENS] = {0}, targets[ROW_TOKENS] = {0}, source = (int32_t)(r % 2);
         float weights[ROW_TOKENS] = {0};
         for (int i = 0; i < ROW_TOKENS && r < ROWS; ++i) {
@@ -189,11 +189,12 @@ static void *rank_main(void *context) {
     t.config.optimizer = story->storage.kind;
     ModelShape shape = {.max_rows = 4, .max_seq_len = 4, .dtype = story->storage.dtype, .training = true,
                         .no_master = story->storage.no_master,
-                        .ranks = {.rank = rank->control.rank, .world = story->world, .stage = story->stage,
+                        .ranks = {.data = {rank->control.rank, story->world}, .stage = story->stage,
                                   .muon = story->storage.kind == OPTIMIZER_MUON}};
     model_test_open(&t, &shape, 1);
-    HashChainOptions options = {.control = story->world > 1 ? &rank->control : NULL, .rank = rank->control.rank,
-                                .world = story->world, .every = story->every, .compare_every = story->compare_every,
+    HashChainOptions options = {.control = story->world > 1 ? &rank->control : NULL, .launch_rank = rank->control.rank,
+                                .launch_world = story->world,
+                                .data = {rank->control.rank, story->world}, .every = story->every, .compare_every = story->compare_every,
                                 .out_dir = story->out_dir};
     HashChain chain;
     rank->ok = hash_chain_open(&chain, t.be, &options, &story->start, &rank->err) && run_steps(rank, &chain, &t);
@@ -390,7 +391,7 @@ static void test_going_back(void **state) {
     ModelShape shape = {.max_rows = 4, .max_seq_len = 4, .dtype = DTYPE_F32, .training = true};
     model_test_open(&m, &shape, 1);
     HashChain chain;
-    HashChainOptions options = {.world = 1, .every = 2, .out_dir = story.out_dir};
+    HashChainOptions options = {.launch_world = 1, .data = MESH_ALONE, .every = 2, .out_dir = story.out_dir};
     assert_true(hash_chain_open(&chain, m.be, &options, &story.start, &rank.err) && run_steps(&rank, &chain, &m));
     RunProgress saved = rank.end;
     story.first = 3;

@@ -9,6 +9,7 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "llmc/base/tree_sum.h"
 #include "llmc/ranks/comm_host.h"
 #include "llmc/run/device.h"
 #include "llmc/backend/tensor_host.h"
@@ -48,7 +49,7 @@ static double rounded(double x, DType dtype) {
 static double add(double a, double b, DType sums) {
     return sums == DTYPE_F64 ? a + b : (double)((float)a + (float)b);
 }
-// Round after round neighbours are added; or, as the emulated library adds, rank after rank.
+// In the tree; or, as the emulated library adds, rank after rank.
 static double expected_sum(int world, int salt, int64_t i, DType sums, CommSum how) {
     double x[64] = {0};
     for (int r = 0; r < world; ++r)
@@ -57,9 +58,10 @@ static double expected_sum(int world, int salt, int64_t i, DType sums, CommSum h
         for (int r = 1; r < world; ++r) x[0] = add(x[0], x[r], sums);
         return x[0];
     }
-    for (int n = world; n > 1; n = (n + 1) / 2)
-        for (int r = 0; r < n; r += 2) x[r / 2] = r + 1 < n ? add(x[r], x[r + 1], sums) : x[r];
-    return x[0];
+    if (sums == DTYPE_F64) return tree_sum_f64(x, world);
+    float narrow[64] = {0};
+    for (int r = 0; r < world; ++r) narrow[r] = (float)x[r];
+    return (double)tree_sum_f32(narrow, world);
 }
 
 // ---- device memory ----
@@ -87,7 +89,7 @@ typedef struct {
 static Group open_group(Test *t, int64_t elems, int64_t owned, CommSum how) {
     Group group;
     Error err = {""};
-    CommOptions options = {.rank = t->rank, .world = t->world, .control = t->control};
+    CommOptions options = {.axis = {t->rank, t->world}, .control = t->control};
     options.scratch_bytes = comm_scratch_bytes("nccl", t->world, elems, owned, how);
     group.scratch = device_tensor(t, DTYPE_U8, (int64_t)options.scratch_bytes);
     options.scratch = group.scratch.data;

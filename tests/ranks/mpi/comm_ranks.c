@@ -6,6 +6,7 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "llmc/base/tree_sum.h"
 #include "llmc/ranks/comm_host.h"
 #include "llmc/backend/tensor_host.h"
 
@@ -41,20 +42,15 @@ static double value(int rank, int salt, int64_t i) {
 }
 static float rounded(float x, bool narrow) { return narrow ? bf16_to_f32(bf16_from_f32(x)) : x; }
 
-// Round after round, neighbours are added.
 static float expected_f32(int world, int salt, int64_t i, bool narrow) {
     float sum[64];
     for (int r = 0; r < world; ++r) sum[r] = rounded((float)value(r, salt, i), narrow);
-    for (int n = world; n > 1; n = (n + 1) / 2)
-        for (int r = 0; r < n; r += 2) sum[r / 2] = r + 1 < n ? sum[r] + sum[r + 1] : sum[r];
-    return sum[0];
+    return tree_sum_f32(sum, world);
 }
 static double expected_f64(int world, int salt, int64_t i) {
     double sum[64];
     for (int r = 0; r < world; ++r) sum[r] = value(r, salt, i);
-    for (int n = world; n > 1; n = (n + 1) / 2)
-        for (int r = 0; r < n; r += 2) sum[r / 2] = r + 1 < n ? sum[r] + sum[r + 1] : sum[r];
-    return sum[0];
+    return tree_sum_f64(sum, world);
 }
 
 // Uneven lists: owners in any order, ranks that own nothing, gaps between segments.
@@ -245,7 +241,7 @@ static void test_status(Test *t) {
 
 // Every group has its own messages, whatever the order in which they are waited for.
 static void test_two_groups(Test *t) {
-    CommOptions options = {.rank = t->rank, .world = t->world, .mpi = t->plugin};
+    CommOptions options = {.axis = {t->rank, t->world}, .mpi = t->plugin};
     CommSum how = {.wire = DTYPE_F32};
     options.scratch_bytes = comm_scratch_bytes("mpi", t->world, 64, 64, how);
     options.scratch = xmalloc(options.scratch_bytes);
@@ -332,7 +328,7 @@ int main(int argc, char **argv) {
         if (strcmp(TESTS[i].name, argv[1]) != 0) continue;
         found = true;
         CommSum how = {.wire = DTYPE_F32};
-        CommOptions options = {.rank = t.rank, .world = t.world, .mpi = &plugin};
+        CommOptions options = {.axis = {t.rank, t.world}, .mpi = &plugin};
         options.scratch_bytes = comm_scratch_bytes("mpi", t.world, 1000000, TESTS[i].owned_elems, how);
         options.scratch = be->alloc(be, options.scratch_bytes, &err);
         if (!comm_open(&t.comm, "mpi", be, &options, &err)) {

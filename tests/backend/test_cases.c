@@ -1,0 +1,118 @@
+// test_cases.c: the registry of operation cases is complete, and its checks can fail: every operation of the Backend
+// struct has a case; a wrong element, a wrong gradient and NaN are found.
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "tests/support/case_test.h"
+
+// ---- every operation has a case ----
+
+// Functions of the Backend struct that compute nothing; tests/cpu/test_backend_cpu.c and tests/gpu have their tests.
+static const char NO_OPERATIONS[] =
+    " alloc free zero memory_free upload download copy synchronize host_alloc host_free mark upload_after "
+    "download_begin after has_passed wait elapsed_ms sequence_begin sequence_end comm_open close plan_workspace measure_peak "
+    "telemetry ";
+
+static bool has_word(const char *words, const char *word) {
+    size_t length = strlen(word);
+    for (const char *at = strstr(words, word); at != NULL; at = strstr(at + 1, word))
+        if ((at == words || at[-1] == ' ') && (at[length] == ' ' || at[length] == '\0')) return true;
+    return false;
+}
+static bool has_case(const char *entry) {
+    for (const OpFamily *const *family = OP_FAMILIES; *family != NULL; ++family)
+        for (int k = 0; k < (*family)->count; ++k)
+            if ((*family)->kinds[k].odd_shapes != NULL && has_word((*family)->kinds[k].entry, entry)) return true;
+    return false;
+}
+static void test_every_operation_has_a_case(OpTest *t) {
+    (void)t;
+    char *text, name[64];
+    int operations = 0;
+    Error err = {""};
+    if (!file_read_all("llmc/backend/backend.h", (size_t)1 << 20, &text, NULL, &err)) fail_msg("%s", err.message);
+    const char *at = strstr(text, "\nstruct Backend {"), *end = at != NULL ? strstr(at, "\n};") : NULL;
+    assert_true(at != NULL && end != NULL);
+    // Every "(*name)(" between the braces.
+    while ((at = strstr(at, "(*")) != NULL && at < end) {
+        at += 2;
+        if (sscanf(at, "%63[a-z0-9_])(", name) != 1 || has_word(NO_OPERATIONS, name)) continue;
+        ++operations;
+        if (!has_case(name)) fail_msg("the operation %s has no case with odd shapes in dev/cases", name);
+    }
+    free(text);
+    assert_true(operations >= 25);
+}
+
+// ---- the checks can fail ----
+
+enum { OUT, MEAN, RSTD, X, WEIGHT, BIAS, DX };
+
+static OpCheck check_of(OpCall *call, bool every_element) {
+    OpCheck check = {.ok = true};
+    op_check_outputs(call, &check, every_element);
+    return check;
+}
+// One element of one output at a time, in a shape that a sample covers as a whole and in one that it does not.
+static void test_wrong_elements_are_found(OpTest *t) {
+    OpCall *call = case_test_open(t, "norm forward", "layer", DTYPE_F32, 0, OP_TEST_DIMS(3, 7));
+    case_test_run(t, call);
+    assert_true(check_of(call, true).ok && check_of(call, false).ok);
+    for (int output = OUT; output <= RSTD; ++output) {
+        Tensor tensor = call->t[0][output];
+        double *values = op_test_host(t, tensor);
+        for (int64_t i = 0; i < tensor_elems(tensor); ++i)
+            for (int bad = 0; bad < 2; ++bad) {
+                double kept = values[i];
+                values[i] = bad == 0 ? kept + 1e-3 : (double)NAN;
+                op_test_upload(t, tensor, values);
+                values[i] = kept;
+                assert_true(!check_of(call, true).ok && !check_of(call, false).ok);
+            }
+        op_test_upload(t, tensor, values);
+    }
+    call = case_test_open(t, "norm forward", "layer", DTYPE_F32, 0, OP_TEST_DIMS(100, 50));
+    case_test_run(t, call);
+    double *values = op_test_host(t, call->t[0][OUT]);
+    const int64_t ends[2] = {0, 100 * 50 - 1};
+    for (int i = 0; i < 2; ++i) {
+        double kept = values[ends[i]];
+        values[ends[i]] += 1e-2;
+        op_test_upload(t, call->t[0][OUT], values);
+        values[ends[i]] = kept;
+        assert_true(!check_of(call, true).ok && !check_of(call, false).ok);
+    }
+}
+
+// dx and dweight of a norm whose reference forgets a term.
+static const OpKind *honest;
+static void wrong_dx(const OpCall *call, int64_t first, int64_t count, double *ref) {
+    honest->outputs[0].reference(call, first, count, ref);
+    ref[count - 1] += 1e-6;
+}
+static void test_wrong_gradients_are_found(OpTest *t) {
+    honest = op_kind_find("norm backward", "layer");
+    OpOutput outputs[4];
+    memcpy(outputs, honest->outputs, sizeof outputs);
+    OpKind kind = *honest;
+    kind.outputs = outputs;
+    for (int planted = 0; planted < 2; ++planted) {
+        OpCall *call = case_test_open(t, "norm backward", "layer", DTYPE_F32, 0, OP_TEST_DIMS(3, 7));
+        OpCase c = *call->c;
+        OpCheck check = {.ok = true};
+        c.kind = &kind;
+        call->c = &c;
+        if (planted) outputs[0].reference = wrong_dx;
+        assert_true(op_check_gradients(call, &check));
+        assert_true(check.ok == !planted);
+    }
+}
+
+int main(void) {
+    const OpTestCase CASES[] = {OP_TEST_CASE(test_every_operation_has_a_case),
+                                OP_TEST_CASE(test_wrong_elements_are_found),
+                                OP_TEST_CASE(test_wrong_gradients_are_found)};
+    return op_test_main(CASES, sizeof CASES / sizeof CASES[0]);
+}

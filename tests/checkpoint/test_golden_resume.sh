@@ -1,0 +1,87 @@
+#!/bin/bash
+# test_golden_resume.sh: runs that earlier versions of the program left behind (tests/golden/checkpoint_vN, written by make_checkpoint.sh)
+# are resumed to the last bit: losses, gradient norms, the hash chain of every step, the final weights. And what a later version leaves
+# is refused with a sentence, and stays as it is.
+set -u
+cd "$(dirname "$0")/../.." || exit 1
+. tests/support/lib.sh
+train_gpt=$(realpath "$train_gpt")
+prep=$(realpath "$prep")
+
+# The kernels of cpu_isa=generic use no instruction that x86-64 does not have everywhere, no contraction and no reordered sum: gcc and
+# clang, -O1 and -O3, sanitizers, and C libraries with and without FMA gave the same bits. Elsewhere generic code contracts a*b+c:
+# then four steps stay within 1e-5 (fp32) and 1e-2 (bf16: 8 bits of a loss near 4) of what is stored.
+exact=$([ "$(uname -m)" = x86_64 ] && echo yes)
+[ -n "$exact" ] || echo "note: this machine is no x86-64: numbers are compared within 1e-5 (fp32) and 1e-2 (bf16), not to the bit"
+
+numbers() { grep -aE '"(loss|val_loss)":' "$1" | grep -oE '"step":[0-9]+|"(loss|val_loss|grad_norm)":[-0-9.e+]+'; }
+links() { grep '"chain"' "$1"; } # a file of before the format's version has no line for it
+close_to() { # TOLERANCE
+    paste <(numbers run/metrics.jsonl) expected_metrics | awk -v most="$1" '
+        {split($1, a, ":"); split($2, b, ":"); d = (a[2] - b[2]) / (b[2] == 0 ? 1 : b[2]); if (d < 0) d = -d
+         if (a[1] != b[1] || !(d <= most)) {print "    " $1, $2; bad = 1}}
+        END {exit bad || NR < 20}'
+}
+same_end() {
+    if [ -z "$exact" ]; then
+        close_to "$(grep -q '^dtype = bf16' run.conf && echo 1e-2 || echo 1e-5)"
+        return
+    fi
+    cmp <(numbers run/metrics.jsonl) expected_metrics && cmp <(links run/hashes.jsonl) <(links expected_hashes.jsonl) || return 1
+    [ ! -e run/step_00000008/model.safetensors ] || # of several ranks: the hash chain says it
+        grep -q "\"$(cat expected_weights)\"" run/step_00000008/MANIFEST.json || { echo "    the final weights are others"; return 1; }
+}
+copy_of() { rm -rf "${work:?}/copy" && cp -r "tests/golden/$1" "$work/copy" && cd "$work/copy"; } # VERSION/NAME
+# VERSION/NAME [COMMAND before train_gpt]: from step 4 to step 8.
+resume() (
+    copy_of "$1" || exit 1
+    env "$(sanitize_for 2)" "${@:2}" "$train_gpt" train run.conf >log 2>&1 || { tail -n 4 log; exit 1; }
+    grep -q 'resumed.*step_00000004' log || { echo "    it was not resumed"; exit 1; }
+    [ "$(links run/hashes.jsonl | wc -l)" = 8 ] && same_end
+)
+for version in tests/golden/checkpoint_v*; do
+    version=$(basename "$version")
+    for run in "tests/golden/$version"/*/; do
+        run=$(basename "$run")
+        check "${version}_$run" resume "$version/$run"
+        check "${version}_${run}_verifies" expect 0 'complete' "$train_gpt" ckpt verify "tests/golden/$version/$run/run/step_00000004"
+    done
+    if [ -n "$(mpi_missing)" ]; then skip "${version}_two_ranks" "$(mpi_missing)"
+    else check "${version}_two_ranks" resume "$version/qwen3_bf16_muon" timeout -k 5 120 "${mpi[@]}" -np 2
+    fi
+done
+for run in gpt2_fp32_adamw qwen3_bf16_muon; do
+    check "versions_hold_the_same_$run" expect 0 'all the same to the bit' "$train_gpt" ckpt diff tests/golden/checkpoint_v{1,2}/$run/run/step_00000004
+done
+
+# ---- what a later version leaves ----
+known='reads versions up to [0-9]: use the version of the program that wrote it, or a later one'
+# TEXT FILE FROM TO: with that one change to the golden run of this version, training ends with TEXT, leaving the file and the checkpoint.
+refused() (
+    copy_of checkpoint_v2/gpt2_fp32_adamw || exit 1
+    sed -i "s/$3/$4/" "$2" && ! cmp -s "$2" "$OLDPWD/tests/golden/checkpoint_v2/gpt2_fp32_adamw/$2" || { echo "    nothing was changed"; exit 1; }
+    cp "$2" changed && cp -r run before
+    expect "${status:-1}" "$1" "$train_gpt" train run.conf || exit 1
+    cmp "$2" changed && diff -r before/step_00000004 run/step_00000004 && [ "$(ls -d run/step_*)" = run/step_00000004 ]
+)
+check newer_manifest refused "step_00000004/MANIFEST.json: this checkpoint's manifest has format version 9, this program $known" \
+    run/step_00000004/MANIFEST.json 'format_version":\t1' 'format_version":\t9'
+check newer_metrics refused "metrics.jsonl: this metrics file has format version 9, this program $known" \
+    run/metrics.jsonl 'format_version":1' 'format_version":9'
+check newer_hash_chain refused "hashes.jsonl: this hash chain has format version 9, this program $known" \
+    run/hashes.jsonl 'format_version":1' 'format_version":9'
+status=2 check newer_run_file refused "run.conf:1: this run file has format version 9, this program $known" run.conf '^model = ' 'format_version = 9\nmodel = '
+newer_shard() (
+    copy_of checkpoint_v2/qwen3_bf16_muon || exit 1
+    printf '\x03' | dd of=data/train_000000.bin bs=1 seek=4 conv=notrunc 2>/dev/null
+    expect 1 "train_000000.bin: this token shard has format version 3, this program $known" "$train_gpt" train run.conf
+)
+check newer_shard newer_shard
+newer_dataset() (
+    copy_of checkpoint_v2/gpt2_fp32_adamw || exit 1
+    expect 0 'byte' "$prep" inspect data || exit 1
+    sed -i 's/format_version":\t1/format_version":\t9/' data/dataset.json
+    expect 1 "dataset.json: this dataset description has format version 9, this program $known" "$prep" inspect data
+)
+check newer_dataset newer_dataset
+finish
