@@ -14,7 +14,7 @@
 
 bool ckpt_refuse_existing(const char *to, Error *err) {
     if (!file_exists(to) && !dir_exists(to)) return true;
-    return error_set(err, "%s: already exists, and nothing is ever written over", to);
+    return error_set(err, "%s: already exists and is not overwritten; choose another path", to);
 }
 
 bool ckpt_read_model(ModelConfig *config, ParamTable *params, const char *path, Error *err) {

@@ -12,7 +12,7 @@ int command_fail(const Error *err) {
     return 1;
 }
 
-// "1 2 3" to ids below vocab.
+// "1 2 3" to ids; error: an id outside 0 .. vocab-1.
 bool command_parse_ids(TokenList *out, const char *text, int64_t vocab, Error *err) {
     char *copy = xstrdup(text), *rest = copy;
     bool ok = true;
@@ -32,10 +32,9 @@ static void print_config_help(const char *command, const char *filter) {
     printf(
         "train_gpt %s [run.conf] [key=value ...] [--print-config] [--help [NAME]]\n\n%s\n\n", command,
         train
-            ? "Trains a model as the run file and the overrides say. The same command goes on after an interruption."
-            : "Prints the bytes that the same `train` command will take on the device, without allocating them; "
-              "with\n"
-              "world=N those of the fullest of N ranks, and the speed to expect (docs/scaling.md).");
+            ? "Trains a model as the run file and the overrides say. The same command resumes an interrupted run."
+            : "Prints the device memory that the same `train` command will use, without allocating it. With world=N:\n"
+              "the memory of the rank that uses most, and the predicted speed (docs/scaling.md).");
     printf("example\n  train_gpt %s runs/kjv.conf lr=1e-3 dtype=bf16\n\n", command);
     if (!train) scaling_options_help(stdout);
     config_help(stdout, filter);

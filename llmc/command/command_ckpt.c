@@ -1,5 +1,5 @@
-// command_ckpt.c: checkpoints from the command line: verify, inspect, export, import, and the way to the others.
-// Weights pass through host memory tensor by tensor; no device is opened.
+// command_ckpt.c: train_gpt ckpt: verify, inspect, export and import; dispatches the other subcommands. Weights pass
+// through host memory one tensor at a time. Must not know devices: none is opened.
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -10,24 +10,24 @@
 #include "llmc/tokenizer/tokenizer.h"
 
 static const char USAGE[] =
-    "train_gpt ckpt verify  DIR|RUN                   every file is as its manifest says, and nothing is missing\n"
-    "train_gpt ckpt inspect DIR                       what it is: model, step, files, tensors\n"
+    "train_gpt ckpt verify  DIR|RUN                   checks every file against the manifest\n"
+    "train_gpt ckpt inspect DIR                       prints model, step and tensors\n"
     "train_gpt ckpt diff    A B                       which tensors differ, and by how much\n"
-    "train_gpt ckpt reshard from=DIR to=DIR ranks=N   the same checkpoint in the files of N ranks\n"
-    "train_gpt ckpt average from=A,B,... to=DIR ...   the mean of the weights of several\n"
-    "train_gpt ckpt export  from=DIR to=PATH ...      to llm.c's model file, or to a bare Hugging Face directory\n"
-    "train_gpt ckpt import  from=PATH to=DIR ...      a Hugging Face directory or llm.c file as a verified model "
-    "directory\n"
+    "train_gpt ckpt reshard from=DIR to=DIR ranks=N   the same checkpoint as the files of N ranks\n"
+    "train_gpt ckpt average from=A,B,... to=DIR ...   the mean of the weights of several checkpoints\n"
+    "train_gpt ckpt export  from=DIR to=PATH ...      writes llm.c's model file or a bare Hugging Face directory\n"
+    "train_gpt ckpt import  from=PATH to=DIR ...      turns a Hugging Face directory or llm.c file into a model "
+    "directory with a manifest\n"
     "\n"
     "example\n"
     "  train_gpt ckpt verify runs/kjv/step_00000500\n"
     "  train_gpt ckpt export from=runs/kjv/step_00000500 to=kjv.bin format=llmc\n"
     "\n"
-    "diff, reshard, average, export and import have --help of their own.\n";
+    "diff, reshard, average, export and import have their own --help.\n";
 
 // ---- verify ----
 
-// That what the manifest vouches for is a whole model, and a whole optimizer's state if it has one.
+// Checks that the files of the manifest are a complete model and, if there is optimizer state, a complete one.
 static bool check_contents(const char *dir, int *optimizer_files, Error *err) {
     ModelConfig arch;
     ParamTable params;
@@ -41,7 +41,8 @@ static bool check_contents(const char *dir, int *optimizer_files, Error *err) {
     if (ok && optimizer_files_exist(dir)) {
         ok = ckpt_open_optimizer(&files, &kept, dir, &params, err) && ckpt_read_state(&state, dir, err);
         if (ok && kept.muon != (strcmp(state.optimizer, word_of(OPTIMIZER_WORDS, OPTIMIZER_MUON)) == 0))
-            ok = error_set(err, "%s: state.json says %s, the optimizer's tensors are of %s", dir, state.optimizer,
+            ok = error_set(err, "%s: state.json says the optimizer is %s, but its tensors are those of %s", dir,
+                           state.optimizer,
                            word_of(OPTIMIZER_WORDS, kept.muon ? OPTIMIZER_MUON : OPTIMIZER_ADAMW));
         if (ok) *optimizer_files = optimizer_files_count(files);
     }
@@ -58,7 +59,7 @@ static bool verify_one(const char *dir) {
         fprintf(stderr, "train_gpt: DAMAGED: %s\n", err.message);
         return false;
     }
-    printf("%s: complete, every file as its manifest says", dir);
+    printf("%s: complete, every file matches its manifest", dir);
     if (files > 1) printf("; written by %d ranks", files);
     printf("%s\n", files == 0 ? "; weights only" : "");
     return true;
@@ -116,8 +117,8 @@ typedef struct {
     ModelConfig arch;
     ParamTable params;
     ModelReader *reader;
-    const ParamSpec *held;  // whose values are in memory
-    float *values;          // the largest parameter
+    const ParamSpec *held;  // the parameter whose values are loaded; NULL: none
+    float *values;          // room for the largest parameter
 } Source;
 
 static bool get_values(void *context, const ParamSpec *spec, int64_t first, int64_t count, float *out, Error *err) {
@@ -145,7 +146,7 @@ static void source_close(Source *source) {
     params_free(&source->params);
 }
 
-// The tokenizer of `from`, copied into dir; a model without one is fine.
+// Copies the tokenizer of `from`, if it has one, into dir. *eot: its end-of-text id, or -1.
 static bool copy_tokenizer(const char *from, const char *explicit_path, const char *dir, int32_t *eot, Error *err) {
     char *beside = path_join(from, "tokenizer.json");
     const char *source = explicit_path[0] != '\0' ? explicit_path : file_exists(beside) ? beside : NULL;
@@ -161,7 +162,7 @@ static bool copy_tokenizer(const char *from, const char *explicit_path, const ch
     return ok;
 }
 
-// A model directory at `to`, which must not exist: model.safetensors, config.json, tokenizer, manifest.
+// Writes the model directory `to`, which must not exist: model.safetensors, config.json, tokenizer, manifest.
 static bool write_directory(Source *model, const char *from, const char *to, const char *tokenizer, DType dtype,
                             Error *err) {
     CheckpointWriter writer;
@@ -186,12 +187,12 @@ static int convert(const char *name, int argc, char **argv) {
     int format = FORMAT_HF;
     DType dtype = DTYPE_F32;
     const Option rows[] = {
-        {"from", OPTION_TO(from), .help = "what to read: a directory or an llm.c .bin"},
-        {"to", OPTION_TO(to), .help = "what to write; must not exist"},
+        {"from", OPTION_TO(from), .help = "source: a directory or an llm.c .bin"},
+        {"to", OPTION_TO(to), .help = "destination; must not exist"},
         {"format", OPTION_TO(format), OPTION_WORD, .words = FORMAT_WORDS, .help = "hf: a directory; llmc: a file"},
         {"dtype", OPTION_TO(dtype), OPTION_WORD, .words = DTYPE_WORDS, .word_count = WEIGHT_DTYPES,
-         .help = "of the weights written"},
-        {"tokenizer", OPTION_TO(tokenizer), .help = "tokenizer to put beside the model"}};
+         .help = "of the written weights"},
+        {"tokenizer", OPTION_TO(tokenizer), .help = "default: the one of the source"}};
     const OptionTable table = {OPTION_ROWS(rows), OPTIONS_KEYS, .program = "train_gpt ckpt", .about = USAGE};
     int status = options_read(&table, argc, argv);
     if (status != OPTIONS_CONTINUE) return status;

@@ -1,5 +1,5 @@
-// command_ckpt_average.c: train_gpt ckpt average: the mean of several checkpoints' weights, parameter by parameter
-// (Izmailov et al. 2018, "Averaging weights leads to wider optima"; of a run's last few, Vaswani et al. 2017).
+// command_ckpt_average.c: train_gpt ckpt average: the mean of several checkpoints' weights, one parameter at a time
+// (Izmailov et al. 2018, "Averaging weights leads to wider optima"; the last few of a run: Vaswani et al. 2017).
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -12,9 +12,9 @@
 static const char USAGE[] =
     "train_gpt ckpt average from=A,B,... to=DIR [key=value ...]\n"
     "\n"
-    "The mean of the weights of several checkpoints of one architecture, summed in fp64: of the fp32 masters where\n"
-    "a checkpoint has them, else of the weights as they are. A:2 counts twice as much as B:1 or B. The result is a\n"
-    "model without optimizer state, unless that is asked for too.\n"
+    "Averages the weights of several checkpoints of one architecture in fp64. Fp32 master weights are used where a\n"
+    "checkpoint has them, the weights otherwise. A:2 counts twice as much as B:1 or B. The result has optimizer\n"
+    "state only with optimizer=average.\n"
     "\n"
     "example\n"
     "  train_gpt ckpt average from=run/step_00000900,run/step_00001000 to=mean\n"
@@ -24,7 +24,7 @@ static const char USAGE[] =
 
 typedef struct {
     char *path;
-    double share;  // of the mean; all together 1
+    double share;  // weight in the mean; all sum to 1
     ModelReader *reader;
     OptimizerFiles *files;  // NULL: none
     StateKept kept;
@@ -35,15 +35,15 @@ typedef struct {
     int count;
     ModelConfig config;
     ParamTable params;
-    float *values;              // of one parameter of one source
-    double *sum;                // of one parameter
-    const ParamSpec *averaged;  // whose weights are in `mean`
+float *values;              // one parameter of one source
+double *sum;                // of the same parameter over sources
+    const ParamSpec *averaged;  // the parameter whose mean is in `mean`
     float *mean;
 } Average;
 
 // ---- the list of sources ----
 
-// "path:weight" or "path"; a colon that no number follows is part of the path.
+// "path:weight" or "path"; a colon without a number after it is part of the path.
 static bool parse_source(Source *out, const char *word, Error *err) {
     const char *colon = strrchr(word, ':');
     double share = 1;
@@ -79,7 +79,7 @@ static bool open_source(Average *average, Source *source, Error *err) {
         char theirs[256], first[256];
         params_describe(&config, theirs, sizeof theirs);
         params_describe(&average->config, first, sizeof first);
-        return error_set(err, "%s: is another architecture (%s) than %s (%s)", source->path, theirs,
+        return error_set(err, "%s: its architecture (%s) differs from that of %s (%s)", source->path, theirs,
                          average->source[0].path, first);
     }
     return model_reader_open(&source->reader, source->path, &average->config, &average->params, err) &&
@@ -116,7 +116,7 @@ static void average_close(Average *average) {
 
 // ---- means ----
 
-// average->mean (elems) = the mean of what `read` gives of each source.
+// average->mean (elems) = the weighted mean over the sources of what `read` puts into average->values.
 typedef bool (*ReadValues)(Average *average, Source *source, int param, StateKind kind, Error *err);
 static bool take_mean(Average *average, ReadValues read, int param, StateKind kind, Error *err) {
     int64_t elems = average->params.spec[param].elems;
@@ -168,7 +168,7 @@ static const void *fetch_mean(void *context, int index, int64_t first, int64_t c
 
 // ---- the result ----
 
-// State that can be averaged: there, of one optimizer and one kind of weights.
+// Checks that every source has optimizer state, with the same optimizer, dtype and master weights.
 static bool check_states(DType *dtype, const Average *average, Error *err) {
     StateFile first, other;
     if (!ckpt_read_state(&first, average->source[0].path, err)) return false;
@@ -179,7 +179,7 @@ static bool check_states(DType *dtype, const Average *average, Error *err) {
         if (strcmp(other.optimizer, first.optimizer) != 0 || strcmp(other.dtype, first.dtype) != 0 ||
             source->kept.masters != average->source[0].kept.masters ||
             source->kept.muon != average->source[0].kept.muon)
-            return error_set(err, "%s: its optimizer state is of another kind (%s, %s, %s masters) than that of %s",
+            return error_set(err, "%s: its optimizer state (%s, %s, %s masters) differs in kind from that of %s",
                              source->path, other.optimizer, other.dtype, source->kept.masters ? "with" : "without",
                              average->source[0].path);
     }
@@ -233,12 +233,12 @@ int command_ckpt_average(int argc, char **argv) {
     const char *from = NULL, *to = NULL, *dtype_text = NULL;
     int average_state = false;
     const Option rows[] = {
-        {"from", OPTION_TO(from), .help = "checkpoints or Hugging Face directories, with commas; PATH:W weighs"},
+        {"from", OPTION_TO(from), .help = "checkpoints or Hugging Face directories, with commas; PATH:W: weight"},
         {"to", OPTION_TO(to), .help = "directory to write; must not exist"},
         {"dtype", OPTION_TO(dtype_text), .words = DTYPE_WORDS, .word_count = WEIGHT_DTYPES,
-         .help = "of the weights written; fp32 if left out"},
+         .help = "of the written weights; default: fp32"},
         {"optimizer", OPTION_TO(average_state), OPTION_WORD, .words = OPTIMIZER_CHOICES,
-         .help = "average: moments and masters too, and the state of the last one: a run can resume from it"}};
+         .help = "average: moments and masters too, and the last one's state.json: a run can resume from it"}};
     const OptionTable table = {OPTION_ROWS(rows), OPTIONS_KEYS, .program = "train_gpt ckpt", .about = USAGE};
     int status = options_read(&table, argc, argv);
     if (status != OPTIONS_CONTINUE) return status;
@@ -246,8 +246,8 @@ int command_ckpt_average(int argc, char **argv) {
     bool state = average_state;
     if (from == NULL || to == NULL || (dtype_text != NULL && state)) {
         fprintf(stderr,
-                "train_gpt ckpt average: expected from=A,B,..., to=DIR, and no dtype with optimizer=average, "
-                "which keeps the checkpoints' own; see --help\n");
+                "train_gpt ckpt average: expected from=A,B,... and to=DIR, without dtype if optimizer=average "
+                "(the checkpoints' dtype is kept); see --help\n");
         return 2;
     }
     if (dtype_text != NULL) dtype_parse(dtype_text, &dtype);

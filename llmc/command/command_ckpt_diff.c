@@ -9,10 +9,10 @@
 static const char USAGE[] =
     "train_gpt ckpt diff A B\n"
     "\n"
-    "Compares two checkpoints or Hugging Face directories, however they are divided into files: weights, and the\n"
-    "optimizer's state where both have it. Of every tensor that is not the same to the bit it prints the largest\n"
-    "absolute difference, the largest one relative to the larger of the two values, and the norms of both and of\n"
-    "the difference. Exits with 0 when nothing differs, 1 when something does, 2 when it cannot tell.\n"
+    "Compares two checkpoints or Hugging Face directories: the weights, and the optimizer state if both have it. How\n"
+    "they are divided into files does not matter. For every tensor that is not bit-identical it prints the largest\n"
+    "absolute difference, the largest relative one (to the larger of the two values), and the norms of both and of\n"
+    "the difference. Exit status 0: equal, 1: different, 2: error.\n"
     "\n"
     "example\n"
     "  train_gpt ckpt diff runs/a/step_00000500 runs/b/step_00000500\n";
@@ -20,19 +20,19 @@ static const char USAGE[] =
 #define CHUNK_ELEMS SAFETENSORS_CHUNK_ELEMS
 
 typedef struct {
-    int64_t elems, differing;      // of the tensor at hand
-    double largest, relative;      // NaN: one of two values is none
+    int64_t elems, differing;      // of the current tensor
+    double largest, relative;      // NaN: a value is NaN in one of the two only
     double squares[2], of_difference;
 } Difference;
 
 typedef struct {
     float *values[2];
     int tensors, differing;
-    double largest;  // of all, and where
+    double largest;  // over all tensors; where: its tensor
     char where[256];
 } Report;
 
-// NaN wins, and stays.
+// The maximum, or NaN if a is NaN (so a NaN stays).
 static double larger(double a, double b) { return isnan(a) || a > b ? a : b; }
 
 static void add_chunk(Difference *out, const float *a, const float *b, int64_t count) {
@@ -80,7 +80,7 @@ static bool compare_weight(Report *all, const SafeTensor *a, const SafeTensor *b
     if (!same_shape(a, b)) {
         ++all->tensors;
         ++all->differing;
-        printf("%-44s has another shape\n", a->name);
+        printf("%-44s has different shapes\n", a->name);
         return true;
     }
     int64_t elems = 1;
@@ -157,7 +157,7 @@ static bool compare_rest(Report *all, char **path, Error *err) {
     bool there[2] = {optimizer_files_exist(path[0]), optimizer_files_exist(path[1])};
     if (!there[0] || !there[1]) {
         if (there[0] != there[1])
-            printf("only %s has optimizer state: the weights alone are compared\n", path[there[0] ? 0 : 1]);
+            printf("only %s has optimizer state: only the weights are compared\n", path[there[0] ? 0 : 1]);
         return true;
     }
     ModelConfig config[2];
@@ -165,7 +165,7 @@ static bool compare_rest(Report *all, char **path, Error *err) {
     if (!ckpt_read_model(&config[0], &params[0], path[0], err)) return false;
     bool ok = ckpt_read_model(&config[1], &params[1], path[1], err);
     if (ok && !model_file_same_architecture(&config[0], &config[1])) {
-        printf("the architectures differ: the weights alone are compared\n");
+        printf("the architectures differ: only the weights are compared\n");
         ++all->differing;
     } else ok = ok && compare_optimizers(all, path, &params[0], err);
     if (ok) params_free(&params[1]);

@@ -1,6 +1,6 @@
-// command_ckpt_reshard.c: train_gpt ckpt reshard: the files of a checkpoint divided anew, every value to the bit.
-// Runs need it not (they read what any number of ranks wrote); it is for people and programs that want one file, or
-// many.
+// command_ckpt_reshard.c: train_gpt ckpt reshard: divides a checkpoint into the files of another number of ranks,
+// bit for bit. Runs do not need it (they resume from the files of any number of ranks); other programs may want one
+// file, or many.
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -11,15 +11,15 @@
 static const char USAGE[] =
     "train_gpt ckpt reshard from=DIR to=DIR ranks=N\n"
     "\n"
-    "The same checkpoint as N ranks would have written it; ranks=1: model.safetensors, optimizer.safetensors. Not a\n"
-    "bit of any value changes. Any number of ranks can go on from any of them: this is not needed for that.\n"
+    "Rewrites a checkpoint as N ranks would have written it; ranks=1: model.safetensors, optimizer.safetensors. No\n"
+    "bit of any value changes. Resuming does not need it: any number of ranks resumes from the files of any other.\n"
     "\n"
     "example\n"
     "  train_gpt ckpt reshard from=runs/big/step_00010000 to=one_file ranks=1\n";
 
 #define MOST_RANKS 99999
 
-// ---- weights: whole tensors as they are, in the order of the files ----
+// ---- weights: whole tensors, unchanged, in the order of the files ----
 
 static int compare_places(const void *a, const void *b) {
     const SafeTensor *x = *(const SafeTensor *const *)a, *y = *(const SafeTensor *const *)b;
@@ -38,15 +38,15 @@ static bool raw_spec(SafeTensorSpec *out, const SafeTensor *tensor, const char *
             memcpy(out->dim, tensor->dim, sizeof tensor->dim);
             return true;
         }
-    return error_set(err, "%s: tensor '%s' is %s: only F32 and BF16 models can be divided; make one of them with "
-                          "`train_gpt ckpt import`", path, tensor->name, tensor->dtype);
+    return error_set(err, "%s: tensor '%s' has dtype %s, expected F32 or BF16; convert the model with `train_gpt ckpt "
+                          "import` first", path, tensor->name, tensor->dtype);
 }
 
 static const void *fetch_raw(void *context, int index, int64_t first, int64_t count, Error *err) {
     (void)err;
     (void)count;
     const SafeTensor *const *source = context, *tensor = source[index];
-    // What was written before this tensor is not needed any more.
+    // The tensor before this one is written: its pages are not needed any more.
     if (first == 0 && index > 0) safetensors_release(source[index - 1]);
     int64_t elems = 1;
     for (int i = 0; i < tensor->ndim; ++i) elems *= tensor->dim[i];
@@ -85,7 +85,7 @@ static bool write_weights(const char *dir, const SafeTensors *file, const char *
     return ok;
 }
 
-// ---- optimizer state: pieces as the ranks of a run with zero=1 would keep them ----
+// ---- optimizer state: divided as between the ranks of a run with zero=1 ----
 
 typedef struct {
     const OptimizerFiles *files;
@@ -175,7 +175,7 @@ int command_ckpt_reshard(int argc, char **argv) {
     const Option rows[] = {
         {"from", OPTION_TO(from), .help = "checkpoint or Hugging Face directory"},
         {"to", OPTION_TO(to), .help = "directory to write; must not exist"},
-        {"ranks", OPTION_TO(ranks), OPTION_WHOLE, 1, MOST_RANKS, .help = "files to divide it into"}};
+        {"ranks", OPTION_TO(ranks), OPTION_WHOLE, 1, MOST_RANKS, .help = "number of files"}};
     const OptionTable table = {OPTION_ROWS(rows), OPTIONS_KEYS, .program = "train_gpt ckpt", .about = USAGE};
     int status = options_read(&table, argc, argv);
     if (status != OPTIONS_CONTINUE) return status;

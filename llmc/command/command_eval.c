@@ -1,4 +1,4 @@
-// command_eval.c: train_gpt eval: loss over held-out shards, or the logits of a few tokens as raw numbers.
+// command_eval.c: train_gpt eval: the loss over held-out shards, or the logits of given tokens as raw fp32.
 #include <stdlib.h>
 #include <string.h>
 
@@ -10,12 +10,12 @@
 static const char USAGE[] =
     "train_gpt eval ckpt=DIR data=GLOB [key=value ...]\n"
     "\n"
-    "Held-out loss, perplexity and, with a tokenizer, bits per byte.\n"
+    "Computes the held-out loss, perplexity and, with a tokenizer, bits per byte.\n"
     "\n"
     "example\n"
     "  train_gpt eval ckpt=runs/kjv/step_00000500 data='data/work/kjv_val_*.bin'";
 
-// Rows of the stream's logits as raw fp32 (tokens, V), for comparison with other programs.
+// Writes the logits of one row of tokens as raw fp32 (tokens, V), for comparison with other programs.
 static bool dump_logits(OpenModel *model, const TokenList *ids, const char *path, Error *err) {
     int64_t T = ids->count, V = model->model.config.V;
     float *logits = xmalloc(to_size(T * V) * sizeof *logits);
@@ -55,12 +55,12 @@ int command_eval(int argc, char **argv) {
     bool doc_mask = false;
     const Option rows[] = {
         COMMAND_MODEL_ROWS(open),
-        {"data", OPTION_TO(data), .help = "held-out shards, patterns separated by commas: one result each"},
-        {"seq_len", OPTION_TO(seq_len), OPTION_WHOLE, 0, 1e9, .help = "row length; 0: the model's"},
-        {"batch_rows", OPTION_TO(batch_rows), OPTION_WHOLE, 1, 1e6, .help = "rows at a time"},
-        {"tokens", OPTION_TO(tokens), OPTION_WHOLE, 0, 9e18, .help = "tokens at most; 0: all"},
+        {"data", OPTION_TO(data), .help = "held-out shards: patterns separated by commas, one result each"},
+        {"seq_len", OPTION_TO(seq_len), OPTION_WHOLE, 0, 1e9, .help = "row length in tokens; 0: the model's"},
+        {"batch_rows", OPTION_TO(batch_rows), OPTION_WHOLE, 1, 1e6, .help = "rows of a batch"},
+        {"tokens", OPTION_TO(tokens), OPTION_WHOLE, 0, 9e18, .help = "largest number of tokens; 0: all"},
         {"doc_mask", OPTION_TO(doc_mask), OPTION_BOOL, .help = "attention stays inside documents"},
-        {"ids", OPTION_TO(ids), .help = "token ids \"1 2 3\" to write the logits of (with logits_out)"},
+        {"ids", OPTION_TO(ids), .help = "token ids \"1 2 3\" whose logits are written to logits_out"},
         {"logits_out", OPTION_TO(logits_out), .help = "file for raw fp32 logits (tokens, V)"}};
     const OptionTable table = {OPTION_ROWS(rows), OPTIONS_KEYS, .program = "train_gpt", .about = USAGE};
     int status = options_read(&table, argc, argv);

@@ -1,4 +1,4 @@
-// command_plan.c: train_gpt plan: every byte of a run before it starts, and with world=N its speed on N ranks.
+// command_plan.c: train_gpt plan: the memory of a run before it starts, and with world=N its speed on N ranks.
 #include <string.h>
 
 #include "llmc/command/command.h"
@@ -26,7 +26,7 @@ int command_plan(int argc, char **argv) {
     tokenizer_free(tokenizer);
     if (!ok) return command_fail(&err);
     char note[DEVICE_NOTE_BYTES];
-    // A plan for a GPU can be made where there is none.
+    // A plan for a GPU works on a machine without one.
     const bool for_gpu = scaling.gpu[0] != '\0' && strcmp(scaling.gpu, "cpu") != 0;
     if (for_gpu && strcmp(config.device, "auto") == 0) snprintf(config.device, sizeof config.device, "cuda");
     Backend *be = device_open_for(&config, 0, 0, note, sizeof note, &err);
@@ -38,9 +38,9 @@ int command_plan(int argc, char **argv) {
     plan_compute(&plan, &config, &schedule, rank, be);
     size_t available = elsewhere ? 0 : be->memory_free(be);
     if (note[0] != '\0') printf("%s\n", note);
-    if (elsewhere) printf("planned for a GPU elsewhere: %s\n", err.message);
+    if (elsewhere) printf("planned for a GPU of another machine: %s\n", err.message);
     else printf("%s\n", be->description);
-    if (world > 1) printf("rank %d of %d, zero=%d: no rank takes more\n", rank.data.rank, world, (int)config.zero);
+    if (world > 1) printf("rank %d of %d, zero=%d: the one that needs most\n", rank.data.rank, world, (int)config.zero);
     plan_print(stdout, &plan, &config, available);
     bool fits = available == 0 || plan.device_bytes <= available;
     if (!fits) {

@@ -1,4 +1,4 @@
-// command_sample.c: train_gpt sample: continues a prompt, token by token.
+// command_sample.c: train_gpt sample: continues a prompt.
 #include <stdlib.h>
 #include <string.h>
 
@@ -24,7 +24,7 @@ static bool print_token(void *context, int32_t id) {
     const SamplePrinter *printer = context;
     if (printer->ids || printer->tokenizer == NULL) {
         printf(" %d", id);
-    } else if (id < tokenizer_vocab(printer->tokenizer)) {  // else the model's vocabulary is larger: no text
+    } else if (id < tokenizer_vocab(printer->tokenizer)) {  // ids of a padded vocabulary have no text
         int32_t bytes;
         const uint8_t *token = tokenizer_token(printer->tokenizer, id, &bytes);
         fwrite(token, 1, (size_t)bytes, stdout);
@@ -37,7 +37,7 @@ static bool build_prompt(TokenList *out, const OpenModel *model, const char *pro
     if (ids != NULL) return command_parse_ids(out, ids, model->model.config.V, err);
     if (model->tokenizer == NULL)
         return error_set(
-            err, "this model has no tokenizer beside it: give tokenizer=PATH, or the prompt as ids=\"1 2 3\"");
+            err, "the model's directory has no tokenizer: set tokenizer=PATH, or give the prompt as ids=\"1 2 3\"");
     int32_t eot = tokenizer_eot(model->tokenizer);
     if (eot >= 0) token_list_push(out, eot);
     tokenizer_encode(model->tokenizer, out, prompt, (int64_t)strlen(prompt), false);
@@ -52,14 +52,14 @@ int command_sample(int argc, char **argv) {
     const Option rows[] = {
         COMMAND_MODEL_ROWS(open),
         {"prompt", OPTION_TO(prompt), .help = "text to continue"},
-        {"ids", OPTION_TO(ids), .help = "prompt as token ids; output as ids too"},
-        {"tokens", OPTION_TO(tokens), OPTION_WHOLE, 1, 1e9, .help = "new tokens at most"},
+        {"ids", OPTION_TO(ids), .help = "prompt as token ids; the output is ids too"},
+        {"tokens", OPTION_TO(tokens), OPTION_WHOLE, 1, 1e9, .help = "largest number of new tokens"},
         {"temperature", OPTION_TO(temperature), OPTION_REAL, 0, 100, .help = "0: greedy"},
-        {"top_k", OPTION_TO(top_k), OPTION_WHOLE, 0, 1e9, .help = "keep the k likeliest; 0: all"},
+        {"top_k", OPTION_TO(top_k), OPTION_WHOLE, 0, 1e9, .help = "sample from the k most likely tokens; 0: all"},
         {"top_p", OPTION_TO(top_p), OPTION_REAL, 0, 1,
-         .help = "keep the likeliest that reach this probability; 1: all"},
+         .help = "sample from the most likely tokens up to this total probability; 1: all"},
         {"seed", OPTION_TO(seed), OPTION_WHOLE, 0, 9e18, .help = "same seed, same text"},
-        {"samples", OPTION_TO(samples), OPTION_WHOLE, 1, 1e6, .help = "how many continuations, seeds counting up"},
+        {"samples", OPTION_TO(samples), OPTION_WHOLE, 1, 1e6, .help = "continuations, with seeds seed, seed+1, ..."},
         {"context", OPTION_TO(context), OPTION_WHOLE, 0, 1e9,
          .help = "positions of the KV cache; 0: the model's length"}};
     const OptionTable table = {OPTION_ROWS(rows), OPTIONS_KEYS, .program = "train_gpt", .about = USAGE};

@@ -1,5 +1,5 @@
-// command_verify.c: two runs' hash chains side by side: where they first differ, and in what. Reads two small files;
-// no model, no device.
+// command_verify.c: train_gpt verify: compares the hash chains of two runs. Reads two small files. Must not know
+// models or devices.
 #include <inttypes.h>
 #include <stdio.h>
 #include <string.h>
@@ -11,22 +11,22 @@
 static const char USAGE[] =
     "train_gpt verify A B\n"
     "\n"
-    "Says at which step two runs first differ, and in what: the data they were given, their weights, their\n"
-    "optimizer state. A and B are directories of runs that trained with hash_every=N, or hashes.jsonl files. Where\n"
-    "they took links at different steps, the steps that both have are compared.\n"
-    "Exit status 0: equal, 1: different or not to be compared.\n"
+    "Finds the step at which two runs first differ, and what differs: data, weights or optimizer state. A and B are\n"
+    "directories of runs that trained with hash_every=N, or hashes.jsonl files. If their links are at different steps,\n"
+    "the common steps are compared.\n"
+    "Exit status 0: equal, 1: different or not comparable.\n"
     "\n"
     "example\n"
     "  train_gpt verify runs/one_rank runs/four_ranks\n";
 
-// A file that is walked along the common steps. The sum of its data since the last of them is only comparable if it
-// covers the same steps as the other's.
+// A position in one file, moved along the common steps. Sums of data hashes since the last common step are
+// comparable only if both cover the same steps.
 typedef struct {
     const HashFile *file;
     int64_t at;          // the next link
     uint64_t data;       // sum over links since the last common step
     int64_t data_since;  // first step of it - 1
-    bool data_whole;     // no steps are missing from it
+    bool data_whole;     // no step is missing between its links
 } Walk;
 
 static const HashLink *next_link(const Walk *walk) {
@@ -44,7 +44,7 @@ static void walk_advance(Walk *walk) {
     walk->data += link->data;
     ++walk->at;
 }
-// Walks both past the next step that both have.
+// Advances both past the next common step; false: there is none.
 static bool next_common(Walk *a, Walk *b) {
     walk_reset(a);
     walk_reset(b);
@@ -63,7 +63,7 @@ typedef struct {
     int64_t first_step;            // common step of the first difference; 0: none
     bool data, weights, optimizer;  // what differs there
     bool data_known;               // whether data could be compared there
-    int64_t data_unknown;          // common steps between which the data of different steps was hashed
+    int64_t data_unknown;          // common steps whose data hashes cover different steps
 } Comparison;
 
 static void compare(Comparison *out, const HashFile *a, const HashFile *b) {
@@ -99,16 +99,16 @@ static void print_difference(const Comparison *c) {
     printf("different from step %" PRId64 " on: %s%s%s%s%s\n", c->first_step, words[0],
            count == 3 ? ", " : count == 2 ? " and " : "", count > 1 ? words[1] : "", count == 3 ? " and " : "",
            count == 3 ? words[2] : "");
-    if (c->last_equal > 0) printf("equal at step %" PRId64 ", the last link before\n", c->last_equal);
-    else printf("no link before it agrees\n");
-    // Data that differs explains the rest; without, it was the arithmetic, or the state that was loaded.
-    if (c->data_known && !c->data) printf("the data was the same\n");
+    if (c->last_equal > 0) printf("equal at step %" PRId64 ", the link before it\n", c->last_equal);
+    else printf("no earlier link agrees\n");
+    // With equal data, the arithmetic or the loaded state differs.
+    if (c->data_known && !c->data) printf("the data is equal\n");
 }
 
 static void print_file(const HashFile *file) {
     printf("%s: %" PRId64 " links, steps %" PRId64 " to %" PRId64 "%s\n", file->path, file->count, file->link[0].step,
            file->link[file->count - 1].step,
-           file->unfinished ? "; its last line is not finished and was left out" : "");
+           file->unfinished ? "; its last line is unfinished and was ignored" : "");
 }
 
 static int report(const HashFile *a, const HashFile *b) {
@@ -117,12 +117,12 @@ static int report(const HashFile *a, const HashFile *b) {
     print_file(a);
     print_file(b);
     if (c.common == 0) {
-        fprintf(stderr, "train_gpt verify: there is no step at which both have a link\n");
+        fprintf(stderr, "train_gpt verify: the files have no common step\n");
         return 1;
     }
     printf("%" PRId64 " of %" PRId64 " common links agree\n", c.equal, c.common);
     if (c.data_unknown > 0)
-        printf("the data is not compared at %" PRId64 " of them: the links sum over different steps\n",
+        printf("the data is not comparable at %" PRId64 " of them: the links cover different steps\n",
                c.data_unknown);
     if (c.first_step == 0) {
         printf("equal\n");

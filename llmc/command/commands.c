@@ -7,14 +7,14 @@
 static const char USAGE[] =
     "train_gpt: pretraining of decoder-only language models\n"
     "\n"
-    "  train_gpt train  [run.conf] [key=value ...]   train, or go on with an interrupted run\n"
-    "  train_gpt plan   [run.conf] [key=value ...]   every byte of that run; world=N: its speed on N ranks\n"
+    "  train_gpt train  [run.conf] [key=value ...]   train, or resume an interrupted run\n"
+    "  train_gpt plan   [run.conf] [key=value ...]   memory of that run; world=N: speed on N ranks\n"
     "  train_gpt sample ckpt=DIR [key=value ...]     continue a prompt\n"
     "  train_gpt eval   ckpt=DIR data=GLOB ...       held-out loss, perplexity, bits per byte\n"
     "  train_gpt ckpt   verify|inspect|diff|reshard|average|export|import ...\n"
     "  train_gpt verify A B                          the step at which two runs first differ, and in what\n"
     "\n"
-    "Each has --help, with an example.\n";
+    "Each command has --help, with an example.\n";
 
 int command_main(int argc, char **argv) {
     static const struct {

@@ -1,6 +1,6 @@
 #!/bin/bash
-# test_verify.sh: runs with hash_every=N and what train_gpt verify says of them: the same links whatever the ranks, the ZeRO stage and
-# the interruptions; the step and the cause of a difference. Files and messages in detail: test_command_verify.c.
+# test_verify.sh: runs with hash_every=N and the output of train_gpt verify: equal links for any number of ranks, ZeRO stage and
+# interruption; the step and the cause of a difference. test_command_verify.c tests files and messages in detail.
 set -u
 cd "$(dirname "$0")/../.." || exit 1
 . tests/support/lib.sh
@@ -17,8 +17,8 @@ verify() { expect "$1" "$2" "$train_gpt" verify "$work/$3" "$work/$4"; }
 run_and_verify() {
     run "$3" "$5" "${@:6}" && verify "$1" "$2" "$3" "$4"
 }
-# A checkpoint of step 5, between the links of 3 and 6, is gone on with by other ranks: the file is the one of the run that was
-# left alone.
+# Another number of ranks resumes a checkpoint of step 5, between the links of steps 3 and 6: the file equals that of the
+# uninterrupted run.
 resumed() {
     rm -rf "${work:?}/parts"
     cp -r "$work/thirds" "$work/parts" && rm -r "$work/parts/step_00000008" && run parts "$1" "${@:2}" hash_every=3 || return 1
@@ -31,7 +31,7 @@ check other_links run_and_verify 0 '^2 of 2 common links agree' thirds one 1 has
 check resumed_by_one resumed 1
 check other_data run_and_verify 1 'different from step 1 on: data, weights and optimizer state' data one 1 seed=5
 check other_rate run_and_verify 1 'different from step 1 on: weights' rate one 1 lr=4e-3
-check other_rate_same_data verify 1 'the data was the same' rate one
+check other_rate_same_data verify 1 'the data is equal' rate one
 check one_bf16 run bf16 1 dtype=bf16
 check one_muon run muon 1 optimizer=muon
 no_chain() { run none 1 hash_every=0 && verify 1 'none/hashes.jsonl: there is no such file' none one; }
@@ -48,6 +48,6 @@ check four_ranks run_and_verify 0 '^equal' four one 4 zero=3
 check two_ranks_bf16 run_and_verify 0 '^equal' two-bf16 bf16 2 dtype=bf16 zero=1
 check two_ranks_muon run_and_verify 0 '^equal' two-muon muon 2 optimizer=muon zero=2
 check resumed_by_two resumed 2 zero=3
-# Lanes want a power of two; the data is the same for any number, padding and all.
-check three_ranks run_and_verify 1 'the data was the same' three one 3 zero=1 deterministic=run
+# deterministic=lanes needs a power of two; the data, padding included, is equal for any number of ranks.
+check three_ranks run_and_verify 1 'the data is equal' three one 3 zero=1 deterministic=run
 finish

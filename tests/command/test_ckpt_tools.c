@@ -1,5 +1,5 @@
 // test_ckpt_tools.c: train_gpt ckpt verify, reshard, diff, average and export on checkpoints of one and of several
-// ranks: nothing changes that should not, means are right, damage is named, nothing is written over.
+// ranks: values are unchanged, means are right, damage is named, existing files are not overwritten.
 #include <fcntl.h>
 #include <math.h>
 #include <stdio.h>
@@ -20,7 +20,7 @@ typedef struct {
     uint64_t seed;
     DType dtype;
     bool masters;
-    PartitionOptions ranks;  // data.world 0: no optimizer state, one file
+    PartitionOptions ranks;  // data.world 0: weights only, in one file
 } Shape;
 
 static float drawn(const Shape *shape, StateKind kind, int param, int64_t index) {
@@ -35,7 +35,7 @@ typedef struct {
     float *staging;
 } Source;
 
-// The weights are the masters, rounded.
+// The weights are the rounded masters.
 static bool get_weight(void *context, const ParamSpec *spec, int64_t first, int64_t count, float *out, Error *err) {
     (void)err;
     const Source *source = context;
@@ -101,7 +101,7 @@ static char *make_checkpoint(FileTest *t, const char *name, const Shape *shape) 
 
 // ---- commands ----
 
-// Runs `ckpt WORDS...`; what it prints, on either stream, is in *output (caller frees) if that is not NULL.
+// Runs `ckpt WORDS...`; *output (caller frees; may be NULL): what it prints on both streams.
 static int ckpt(FileTest *t, char **output, const char *const *words) {
     char *argv[10] = {(char *)(uintptr_t)"ckpt"};
     int argc = 1;
@@ -179,7 +179,7 @@ static void test_reshard_both_ways(void **state) {
             reshard(t, many, one, 1);
             expect_same_files(t, plain, one);
             reshard(t, plain, again, shape.ranks.data.world);
-            // Where training cuts as reshard does, the files are the same; in any case they say the same.
+            // The values are always the same; the files too where training divides them as reshard does.
             if (!shape.ranks.lanes) expect_same_files(t, many, again);
             EXPECT(t, 0, "all the same to the bit", "diff", many, again);
             reshard(t, again, back, 5);
@@ -201,7 +201,7 @@ static void test_reshard_refuses(void **state) {
     const Shape shape = {"qwen3", 1, DTYPE_F32, false, {.data.world = 3, .stage = 1}};
     char *dir = make_checkpoint(t, "a", &shape), *other = make_checkpoint(t, "b", &shape);
     char *from = assign("from", dir), *to = assign("to", other), *fresh = xasprintf("to=%s/fresh", t->dir);
-    EXPECT(t, 1, "nothing is ever written over", "reshard", from, to, "ranks=2");
+    EXPECT(t, 1, "is not overwritten", "reshard", from, to, "ranks=2");
     EXPECT(t, 2, "ranks", "reshard", from, fresh);
     EXPECT(t, 2, "from 1 to", "reshard", from, fresh, "ranks=0");
     EXPECT(t, 1, "no such directory", "reshard", "from=/nonexistent", fresh, "ranks=2");
@@ -230,7 +230,7 @@ static void test_verify(void **state) {
     char *first = make_checkpoint(t, "run/step_00000001", &shape);
     shape.ranks.data.world = 0;
     char *second = make_checkpoint(t, "run/step_00000002", &shape);
-    EXPECT(t, 0, "step_00000001: complete, every file as its manifest says; written by 2 ranks", "verify", first);
+    EXPECT(t, 0, "step_00000001: complete, every file matches its manifest; written by 2 ranks", "verify", first);
     EXPECT(t, 0, "weights only", "verify", second);
     EXPECT(t, 0, "step_00000002: complete", "verify", run);
     char *file = path_join(first, "model-00002-of-00002.safetensors");
@@ -238,7 +238,7 @@ static void test_verify(void **state) {
     EXPECT(t, 1, "DAMAGED: ", "verify", run);
     EXPECT(t, 1, "step_00000002: complete", "verify", run);
     EXPECT(t, 1, "model-00002-of-00002.safetensors: missing", "verify", first);
-    // A manifest can only vouch for what was written: what was never there is found by looking at the tensors.
+    // A manifest lists only what was written: a file that never existed is found by opening the tensors.
     char *manifest = path_join(first, CHECKPOINT_MANIFEST);
     assert_int_equal(unlink(manifest), 0);
     CheckpointWriter writer = {.dir = xstrdup(first), .final_dir = file_test_path(t, "run/step_00000003")};
@@ -258,7 +258,7 @@ static void test_diff(void **state) {
     shape.ranks = (PartitionOptions){.data.world = 1};
     char *b = make_checkpoint(t, "b", &shape), *file = path_join(b, "model.safetensors");
     EXPECT(t, 0, "all the same to the bit", "diff", a, b);
-    // One element of one tensor: its largest difference and norms are known.
+    // One element of one tensor differs: the largest difference and the norms are known.
     SafeTensors *open_file;
     file_test_expect_ok(t, safetensors_open(&open_file, file, &t->err));
     const SafeTensor *tensor = safetensors_find(open_file, "model.norm.weight"), *any = safetensors_at(open_file, 0);
@@ -319,8 +319,8 @@ static double mean_of(const Expected *e, StateKind kind, int param, int64_t inde
     }
     return sum;
 }
-// In fp64 the sum is exact to far below an fp32 rounding: what is stored is within half a unit in the last place, and
-// a little for the fp64 sums themselves.
+// The fp64 sum is exact far below fp32 rounding: the stored value is within half a unit in the last place, plus a
+// little for the fp64 sums.
 static void expect_rounded(float found, double expected, const char *name, int64_t i) {
     double unit = fmax(fabs(expected), 0x1p-126) * 0x1p-24 * 1.0001 + 1e-16;
     if (!(fabs((double)found - expected) <= unit))
@@ -337,7 +337,7 @@ static bool check_mean(void *context, const ParamSpec *spec, const float *values
 
 static void test_average(void **state) {
     FileTest *t = *state;
-    // fp32; bf16 with masters, on several ranks; bf16 without; weights only.
+    // fp32; bf16 with masters, on several ranks; bf16 without masters; weights only.
     const Shape SHAPES[] = {{"gpt2", 1, DTYPE_F32, false, {.data.world = 1}},
                             {"gpt2", 2, DTYPE_BF16, true, {.data.world = 3, .stage = 1}},
                             {"gpt2", 3, DTYPE_BF16, false, {.data.world = 2, .stage = 1}},
@@ -372,7 +372,7 @@ static void test_average_with_state(void **state) {
     char *dir[2] = {make_checkpoint(t, "a", &SHAPES[0]), make_checkpoint(t, "b", &SHAPES[1])};
     char *from = xasprintf("from=%s,%s", dir[0], dir[1]), *out = file_test_path(t, "mean"), *to = assign("to", out);
     EXPECT(t, 0, "the mean of 2", "average", from, to, "optimizer=average");
-    EXPECT(t, 0, "as its manifest says\n", "verify", out);
+    EXPECT(t, 0, "matches its manifest\n", "verify", out);
     ModelConfig config;
     ParamTable params;
     file_test_expect_ok(t, ckpt_read_model(&config, &params, out, &t->err));
@@ -412,10 +412,10 @@ static void test_average_refuses(void **state) {
         from[i] = xasprintf("from=%s,%s", dir[0], dir[i]);
     }
     char *there = assign("to", dir[1]), *negative = xasprintf("from=%s:-1", dir[0]);
-    EXPECT(t, 1, "another architecture", "average", from[1], to);
-    EXPECT(t, 1, "of another kind", "average", from[2], to, "optimizer=average");
+    EXPECT(t, 1, "differs from that of", "average", from[1], to);
+    EXPECT(t, 1, "differs in kind", "average", from[2], to, "optimizer=average");
     EXPECT(t, 1, "has no optimizer state", "average", from[3], to, "optimizer=average");
-    EXPECT(t, 1, "nothing is ever written over", "average", from[3], there);
+    EXPECT(t, 1, "is not overwritten", "average", from[3], there);
     EXPECT(t, 1, "expected a weight above 0", "average", negative, to);
     EXPECT(t, 1, "/nonexistent: cannot open", "average", "from=/nonexistent", to);
     EXPECT(t, 1, "separated by commas", "average", "from=,", to);

@@ -1,5 +1,5 @@
-// test_command_verify.c: hash chains in files, sound and damaged, and what train_gpt verify says of two of them: exit
-// status, step and parts of the first difference, at equal and at different cadences.
+// test_command_verify.c: hash chains in valid and damaged files, and the output of train_gpt verify for two of them:
+// exit status, step and parts of the first difference, with equal and different hash_every.
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -10,7 +10,7 @@
 #include "llmc/base/jsonl_file.h"
 #include "tests/support/file_test.h"
 
-// What a step does in these runs: hashes that depend on the step alone, unless something went wrong from a step on.
+// A made-up run: its hashes depend on the step only, unless it goes wrong from a given step on.
 typedef struct {
     int64_t every, steps, first;  // links after step `first`
     int64_t bad_data, bad_weights, bad_optimizer;  // first step that differs; 0: none. bad_data: that step only
@@ -45,7 +45,7 @@ static char *write_run(const FileTest *t, const char *name, const Story *story) 
     return dir;
 }
 
-// Runs the command with what it prints, both streams, in *said (caller frees).
+// Runs the command; *said (caller frees): what it prints on both streams.
 static int verify(const FileTest *t, int argc, const char *const *argv, char **said) {
     char *path = file_test_path(t, "said.txt");
     fflush(stdout);
@@ -90,7 +90,7 @@ static void test_equal(void **state) {
     FileTest *t = *state;
     compare(t, (Story){.every = 1, .steps = 7}, (Story){.every = 1, .steps = 7}, 0,
             SAYS("7 of 7 common links agree", "\nequal\n"));
-    // One is further than the other; one goes by other steps; a change between common steps is in the next of them.
+    // One has more steps; one has links at other steps; a change between common steps shows at the next one.
     compare(t, (Story){.every = 2, .steps = 20}, (Story){.every = 3, .steps = 13}, 0,
             SAYS("2 of 2 common links agree", "10 links, steps 2 to 20", "4 links, steps 3 to 12"));
 }
@@ -99,31 +99,31 @@ static void test_first_difference(void **state) {
     const Story good = {.every = 1, .steps = 9};
     compare(t, good, (Story){.every = 1, .steps = 9, .bad_weights = 5, .bad_optimizer = 5}, 1,
             SAYS("different from step 5 on: weights and optimizer state\n", "equal at step 4", "4 of 9 common",
-                 "the data was the same"));
+                 "the data is equal"));
     compare(t, good, (Story){.every = 1, .steps = 9, .bad_data = 3, .bad_weights = 3, .bad_optimizer = 3}, 1,
             SAYS("different from step 3 on: data, weights and optimizer state\n", "equal at step 2",
                  "2 of 9 common"));
     compare(t, good, (Story){.every = 1, .steps = 9, .bad_data = 1}, 1,
-            SAYS("different from step 1 on: data\n", "no link before it agrees", "8 of 9 common"));
+            SAYS("different from step 1 on: data\n", "no earlier link agrees", "8 of 9 common"));
     compare(t, good, (Story){.every = 1, .steps = 9, .bad_optimizer = 9}, 1,
             SAYS("different from step 9 on: optimizer state\n", "equal at step 8"));
 }
 static void test_other_cadence(void **state) {
     FileTest *t = *state;
     const Story good = {.every = 1, .steps = 24};
-    // Data of step 5 is within the link of step 8.
+    // The data of step 5 is part of the link of step 8.
     compare(t, good, (Story){.every = 4, .steps = 24, .bad_data = 5}, 1,
             SAYS("different from step 8 on: data\n", "equal at step 4", "5 of 6 common"));
     const Story bad = {.every = 4, .steps = 24, .bad_data = 13, .bad_weights = 13};
     compare(t, (Story){.every = 6, .steps = 24}, bad, 1,
             SAYS("different from step 24 on: data and weights\n", "equal at step 12", "1 of 2 common"));
-    // A chain that began later: what it has of data begins later, too.
+    // A chain that began later: its data hashes begin later, too.
     compare(t, good, (Story){.every = 4, .steps = 24, .first = 8}, 0,
-            SAYS("4 of 4 common links agree", "the data is not compared at 1 of them"));
+            SAYS("4 of 4 common links agree", "the data is not comparable at 1 of them"));
     compare(t, good, (Story){.every = 4, .steps = 24, .first = 10, .bad_weights = 12}, 1,
-            SAYS("different from step 12 on: weights\n", "the data is not compared at 1 of them"));
+            SAYS("different from step 12 on: weights\n", "the data is not comparable at 1 of them"));
     compare(t, (Story){.every = 5, .steps = 9}, (Story){.every = 4, .steps = 9}, 1,
-            SAYS("there is no step at which both have a link"));
+            SAYS("the files have no common step"));
 }
 
 static char *file_of(const char *dir) { return path_join(dir, "hashes.jsonl"); }
@@ -169,7 +169,7 @@ static void test_files(void **state) {
         expect(t, other, one, 1, SAYS(DAMAGE[i].says));
     }
     Error err = {""};
-    // The first line may be the format's version: files of before it begin with a link.
+    // The first line may be the format's version; files of earlier versions begin with a link.
     static const struct {
         const char *line, *says;
         int status;
@@ -203,7 +203,7 @@ static void test_files(void **state) {
     free(other);
     free(path);
 }
-// Every hash is under the chain: whichever digit is changed, the line no longer follows.
+// The chain covers every hash: with any digit changed, the line no longer follows.
 static void test_chain(void **state) {
     FileTest *t = *state;
     const Story good = {.every = 1, .steps = 3};
@@ -223,15 +223,15 @@ static void test_chain(void **state) {
         ++changed;
     }
     assert_true(changed >= 5);
-    // Links that are missing are no damage: the chain went on without them.
+    // Missing links are no damage: the chain continued without them.
     char *second = strchr(text, '\n') + 1, *third = strchr(second, '\n') + 1;
     memmove(second, third, strlen(third) + 1);
     assert_true(file_write_atomic(path, text, strlen(text), &err));
     expect(t, one, one, 0, SAYS("2 of 2 common links agree"));
-    // A line that a killed run began is none.
+    // The unfinished line of a killed run is ignored.
     text[strlen(text) - 1] = '\0';
     assert_true(file_write_atomic(path, text, strlen(text), &err));
-    expect(t, one, one, 0, SAYS("1 of 1 common links agree", "its last line is not finished"));
+    expect(t, one, one, 0, SAYS("1 of 1 common links agree", "its last line is unfinished"));
     free(text);
     free(path);
     free(one);
@@ -257,7 +257,7 @@ static void test_usage(void **state) {
     }
 }
 
-// ---- files with a line a step ----
+// ---- files with one line per step ----
 static void expect_text(const FileTest *t, const char *name, const char *expected) {
     char *path = file_test_path(t, name), *text;
     Error err = {""};
@@ -273,7 +273,7 @@ static void test_step_file(void **state) {
     assert_true(jsonl_file_append(fd, "{\"step\":1}\n", 11) && jsonl_file_append(fd, "{\"step\":3}\n", 11));
     assert_true(jsonl_file_append(fd, "{\"step\":2", 9));
     close(fd);
-    // Going on from step 3 cuts only what has no end; from 2, what is later; from 0, a new run begins.
+    // Resuming from step 3 cuts only the unfinished line; from 2, also later lines; from 0, a new run begins.
     file_test_expect_ok(t, jsonl_file_open(&fd, t->dir, "x", FORMAT_HASHES, 3, &t->err));
     close(fd);
     expect_text(t, "x.jsonl", "{\"step\":1}\n{\"step\":3}\n");
@@ -289,7 +289,7 @@ static void test_step_file(void **state) {
         expect_text(t, "x-1.jsonl", "{\"step\":1}\n{\"step\":3,\"again\":1}\n");
     }
     expect_text(t, "x-2.jsonl", "{\"step\":9}\n");
-    // A full disk takes a line whole or not at all.
+    // With a full disk a line is written whole or not at all.
     file_test_expect_ok(t, jsonl_file_open(&fd, t->dir, "x", FORMAT_HASHES, 9, &t->err));
     file_test_limit_file_size(15);
     bool ok = jsonl_file_append(fd, "{\"step\":10}\n", 12);
@@ -297,7 +297,7 @@ static void test_step_file(void **state) {
     close(fd);
     assert_false(ok);
     expect_text(t, "x.jsonl", "{\"step\":9}\n");
-    // Of a newer format: refused, and left as it is.
+    // A file of a newer format is refused and not changed.
     static const char NEWER[] = "{\"step\":0,\"format_version\":2}\n{\"step\":1}\n";
     file_test_write(t, "new.jsonl", NEWER, sizeof NEWER - 1);
     file_test_expect_error(t, jsonl_file_open(&fd, t->dir, "new", FORMAT_HASHES, 1, &t->err),
