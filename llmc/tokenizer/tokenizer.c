@@ -1,6 +1,5 @@
-// tokenizer.c: the Tokenizer itself: its tables, and what can be asked of it. tokenizer_load.c says which loader
-// reads which source, tokenizer_seal.c checks what was loaded; encoding is in tokenizer_encode.c and
-// tokenizer_merge.c, training in tokenizer_train.c.
+// tokenizer.c: the tables of a Tokenizer and their accessors. tokenizer_load.c chooses the loader of a source,
+// tokenizer_seal.c checks what was loaded, tokenizer_encode.c and tokenizer_merge.c encode, tokenizer_train.c trains.
 #include "llmc/tokenizer/tokenizer.h"
 
 #include <stdlib.h>
@@ -9,7 +8,7 @@
 
 #include "llmc/tokenizer/tokenizer_impl.h"
 
-// ---- building ----
+// ---- construction ----
 
 static void clear_slots(int32_t *slots, int64_t count) {
     for (int64_t i = 0; i < count; ++i) slots[i] = -1;
@@ -93,7 +92,7 @@ bool tokenizer_add_token(Tokenizer *t, int64_t id, const uint8_t *bytes, int64_t
         if (2 * t->token_slots_used > t->token_slot_mask) grow_token_slots(t);
         int64_t slot = token_slot(t, bytes, count);
         if (t->token_slots[slot] >= 0)
-            return error_set(err, "tokens %d and %lld are the same bytes", t->token_slots[slot], (long long)id);
+            return error_set(err, "tokens %d and %lld have the same bytes", t->token_slots[slot], (long long)id);
         t->token_slots[slot] = (int32_t)id;
         ++t->token_slots_used;
         if (count == 1) t->byte_ids[bytes[0]] = (int32_t)id;
@@ -153,7 +152,7 @@ bool tokenizer_add_merge(Tokenizer *t, int32_t left, int32_t right, Error *err) 
     return true;
 }
 
-// ---- facts ----
+// ---- accessors ----
 
 const char *tokenizer_name(const Tokenizer *t) { return t->name; }
 int32_t tokenizer_vocab(const Tokenizer *t) { return t->vocab; }

@@ -1,6 +1,5 @@
-// tokenizer_encode.c: text to ids. The text is split into pieces; a piece is looked up in a cache of recent pieces,
-// and merged (tokenizer_merge.c) when it is not there. Most pieces of ordinary text are cache hits, which is what
-// makes it fast.
+// tokenizer_encode.c: text to ids. The text is split into pieces; each is looked up in a cache of recent pieces and
+// merged (tokenizer_merge.c) on a miss. In ordinary text most pieces are hits: the speed comes from this.
 #include <stdlib.h>
 #include <string.h>
 
@@ -26,7 +25,7 @@ void token_list_free(TokenList *list) {
 
 // ---- one piece ----
 
-// llama2.c starts from characters, or bytes where a character is no token.
+// llama2.c starts from characters, or from bytes where a character is not a token.
 static int64_t symbols_llama2c(const Tokenizer *t, int32_t *symbols, const uint8_t *piece, int64_t bytes) {
     int64_t count = 0;
     for (int64_t pos = 0; pos < bytes;) {
@@ -60,12 +59,12 @@ static void encode_piece(const Tokenizer *t, TokenList *out, const uint8_t *piec
     out->count += t->pairs_used == 0 ? count : tokenizer_merge_symbols(t, symbols, count);
 }
 
-// ---- the cache of pieces: direct-mapped, one cache line a piece, the newest stays ----
+// ---- the cache of pieces: direct-mapped, one cache line per piece, the newest replaces ----
 
 enum { CACHE_KEY_BYTES = 23, CACHE_IDS = 9, CACHE_SLOTS = 1 << 15, SMALL_TEXT_BYTES = 1 << 16 };
 
 typedef struct {
-    uint64_t key[3];  // the piece, zero-padded; its length in the last byte (0: empty slot)
+    uint64_t key[3];  // the zero-padded piece; its length in the last byte (0: empty slot)
     int32_t count;
     int32_t ids[CACHE_IDS];
 } CacheSlot;
@@ -73,10 +72,10 @@ _Static_assert(sizeof(CacheSlot) == 64, "a cache line");
 
 struct TokenEncoder {
     const Tokenizer *tokenizer;
-    CacheSlot *cache;  // NULL: none, for short texts
-    uint8_t *pending;  // text whose pieces are not certain yet
+    CacheSlot *cache;  // NULL: no cache, for short texts
+    uint8_t *pending;  // text whose pieces depend on the text to come
     int64_t pending_bytes, pending_capacity, pending_scanned;
-    bool inside_document;  // something of this document was fed
+    bool inside_document;  // part of this document was fed
 };
 
 TokenEncoder *token_encoder_new(const Tokenizer *tokenizer) {
@@ -95,7 +94,7 @@ void token_encoder_free(TokenEncoder *encoder) {
 
 static inline void load_key(uint64_t key[3], const uint8_t *piece, int64_t bytes, int64_t readable) {
     if (readable >= 24) {
-        // Whole words, then the bytes past the piece cleared: cheaper than copying a varying number of bytes.
+        // Copies whole words and clears the bytes past the piece: cheaper than copying a variable number of bytes.
         memcpy(key, piece, 24);
         int64_t word = bytes >> 3;
         key[word] &= ~(~(uint64_t)0 << (8 * (bytes & 7)));
@@ -140,10 +139,10 @@ static void encode_split(const Tokenizer *t, CacheSlot *cache, TokenList *out, c
     }
 }
 
-// Appends the ids of text, split from its first byte on.
+// Appends the ids of text, which begins at a piece boundary.
 static void encode_pieces(const Tokenizer *t, CacheSlot *cache, TokenList *out, const uint8_t *text, int64_t bytes) {
     if (t->normalize_nfc && !unicode_is_plainly_nfc(text, bytes)) {
-        // Cuts are before white space, across which nothing composes: part by part is the same as the whole.
+        // Cuts are before white space, and nothing composes across it: the NFC of the parts is that of the whole.
         uint8_t *normalized = xmalloc(to_size(3 * bytes));
         encode_split(t, cache, out, normalized, unicode_nfc(normalized, text, bytes));
         free(normalized);
@@ -168,7 +167,7 @@ void token_encoder_feed(TokenEncoder *encoder, TokenList *out, const void *text,
     if (bytes == 0) return;
     if (!encoder->inside_document && t->llama2c) append_pending(encoder, (const uint8_t *)" ", 1);
     encoder->inside_document = true;
-    if (encoder->pending_bytes == 0) {  // ordinary case: straight from the caller's text, keeping only its end
+    if (encoder->pending_bytes == 0) {  // usual case: encode from the caller's text and keep only its end
         int64_t cut = split_safe_cut(t->pattern, text, 0, bytes);
         encode_pieces(t, encoder->cache, out, text, cut);
         append_pending(encoder, (const uint8_t *)text + cut, bytes - cut);
@@ -179,7 +178,7 @@ void token_encoder_feed(TokenEncoder *encoder, TokenList *out, const void *text,
         encoder->pending_bytes -= cut;
         memmove(encoder->pending, encoder->pending + cut, to_size(encoder->pending_bytes));
     }
-    encoder->pending_scanned = encoder->pending_bytes;  // no sure boundary is left in it
+    encoder->pending_scanned = encoder->pending_bytes;  // it has no sure boundary
 }
 
 void token_encoder_finish(TokenEncoder *encoder, TokenList *out) {

@@ -1,5 +1,5 @@
-// tokenizer_files.c: loaders of vocabularies that are not a tokenizer.json: GPT-2's encoder.json with vocab.bpe,
-// tiktoken's rank files, llama2.c's tokenizer.bin. All of it is untrusted input.
+// tokenizer_files.c: loaders of the vocabularies other than tokenizer.json: GPT-2's encoder.json with vocab.bpe,
+// tiktoken's rank files, llama2.c's tokenizer.bin. All input is untrusted.
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
@@ -8,7 +8,7 @@
 #include "llmc/tokenizer/tokenizer_impl.h"
 #include "llmc/tokenizer/unicode.h"
 
-// ---- GPT-2's printable bytes: what is printable in Latin-1 stands for itself, the others for 256, 257, ... ----
+// ---- GPT-2's printable bytes: Latin-1's printable bytes map to themselves, the others to 256, 257, ... ----
 
 static uint32_t byte_level_char(int byte) {
     if (byte <= 32) return (uint32_t)(256 + byte);
@@ -47,7 +47,7 @@ bool tokenizer_add_vocab_entry(Tokenizer *t, const cJSON *entry, Error *err) {
     size_t length = strlen(entry->string);
     int64_t id;
     if (!json_as_i64(entry, &id))
-        return error_set(err, "the token \"%.40s\" has no whole number as its id", entry->string);
+        return error_set(err, "the id of the token \"%.40s\" is not a whole number", entry->string);
     uint8_t *bytes = xmalloc(length + 1);
     int64_t count = byte_level_decode(bytes, entry->string);
     bool ok = count < 0
@@ -83,7 +83,7 @@ bool tokenizer_add_merge_line(Tokenizer *t, const char *line, Error *err) {
     return ok;
 }
 
-// The next line of a NUL-terminated text, without its end; NULL at the end.
+// The next line of a NUL-terminated text, without the newline; NULL at the end.
 static char *next_line(char **cursor) {
     char *line = *cursor;
     if (*line == '\0') return NULL;
@@ -116,7 +116,7 @@ static bool load_merges(Tokenizer *t, const char *path, Error *err) {
     return ok;
 }
 
-// Tokens of several bytes that no merge makes are special ones; these files do not mark them.
+// These files do not mark special tokens: they are the tokens of several bytes that no merge produces.
 static void make_unmerged_special(Tokenizer *t) {
     bool *merged = xcalloc((size_t)t->vocab, sizeof *merged);
     for (int32_t i = 0; i < t->merge_count; ++i) merged[t->merges[i].result] = true;
@@ -144,7 +144,7 @@ bool tokenizer_load_gpt2(Tokenizer **out, const char *vocab_path, const char *me
     return ok;
 }
 
-// ---- tiktoken's rank files: a line is base64(bytes), space, id ----
+// ---- tiktoken's rank files, one token per line: base64(bytes), space, id ----
 
 typedef struct {
     const char *stem;
@@ -167,7 +167,7 @@ static const TiktokenKind TIKTOKEN_KINDS[] = {
       {"<|endofprompt|>", 100276}}},
 };
 
-// Decodes base64 with its padding; -1 where it is malformed. out has room for 3/4 of length.
+// Decodes padded base64; returns the bytes, or -1 if malformed. out has room for 3/4 of length.
 static int64_t base64_decode(uint8_t *out, const char *text, size_t length) {
     static const char DIGITS[] = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
     if (length == 0 || length % 4 != 0) return -1;
@@ -194,9 +194,9 @@ static bool add_tiktoken_line(Tokenizer *t, char *line, Error *err) {
     return tokenizer_add_token(t, id, bytes, count, TOKEN_NORMAL, err);
 }
 
-// tiktoken knows no merges: any two neighbours that form a token merge, the lowest id first. For ids in merge order
-// that is the same as one merge a token: the last two parts that its own bytes come down to under the merges of lower
-// ids. A token that does not come down to two parts is only found as a whole piece.
+// tiktoken stores no merges: any two neighbours that form a token merge, the lowest id first. If ids are in merge
+// order, this equals one merge per token: of the two parts that the merges of lower ids leave of its bytes. A token
+// that they do not reduce to two parts matches as a whole piece only.
 static bool recover_merges(Tokenizer *t, Error *err) {
     int32_t symbols[TOKENIZER_MAX_TOKEN_BYTES];
     for (int32_t id = 0; id < t->vocab; ++id) {
@@ -221,7 +221,7 @@ bool tokenizer_load_tiktoken(Tokenizer **out, const char *path, Error *err) {
     }
     if (kind == NULL)
         return error_set(err,
-                         "%s: the file does not say how to split text, so its name must: expected r50k_base, "
+                         "%s: the file name must select the split pattern, which the file does not hold: expected r50k_base, "
                          "p50k_base, gpt2 or cl100k_base.tiktoken",
                          path);
     char *text;
@@ -245,7 +245,7 @@ bool tokenizer_load_tiktoken(Tokenizer **out, const char *path, Error *err) {
     return ok;
 }
 
-// ---- llama2.c's tokenizer.bin: int32 longest token, then float32 score, int32 length, bytes for each id ----
+// ---- llama2.c's tokenizer.bin: int32 longest token; for each id float32 score, int32 length, bytes ----
 
 enum { LLAMA2C_MAX_TOKEN_BYTES = 256, LLAMA2C_FIRST_BYTE = 3, LLAMA2C_BOS = 1 };
 
@@ -254,14 +254,14 @@ static int compare_floats_down(const void *a, const void *b) {
     return (x < y) - (x > y);
 }
 
-// Any two neighbours that form a token merge, the best score first, the leftmost of equal scores: every split of
-// every token is a pair, ranked by score.
+// Any two neighbours that form a token merge, the best score first, the leftmost of equal scores. So every split of
+// every token is a pair with the rank of its score.
 static void add_scored_pairs(Tokenizer *t, const float *scores) {
     float *sorted = xmalloc((size_t)t->vocab * sizeof *sorted);
     memcpy(sorted, scores, (size_t)t->vocab * sizeof *sorted);
     qsort(sorted, (size_t)t->vocab, sizeof *sorted, compare_floats_down);
     for (int32_t id = LLAMA2C_FIRST_BYTE + 256; id < t->vocab; ++id) {
-        int32_t below = 0, above = t->vocab;  // rank: how many scores are better
+        int32_t below = 0, above = t->vocab;  // rank: the number of better scores
         while (below < above) {
             int32_t middle = below + (above - below) / 2;
             if (sorted[middle] > scores[id]) below = middle + 1;
@@ -304,7 +304,7 @@ bool tokenizer_load_llama2c(Tokenizer **out, const char *path, Error *err) {
     t->llama2c = true;
     t->original = file;
     t->original_bytes = file_bytes;
-    t->eot = LLAMA2C_BOS;  // llama2.c puts <s> before each document and stops sampling at it
+    t->eot = LLAMA2C_BOS;  // llama2.c begins each document with <s> and stops sampling at it
     float *scores = xmalloc((file_bytes / 8 + 1) * sizeof *scores);
     bool ok = file_bytes > 4;
     if (!ok) error_set(err, "%s: expected a llama2.c tokenizer, found %zu bytes", path, file_bytes);

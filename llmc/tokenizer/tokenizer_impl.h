@@ -1,5 +1,5 @@
-// tokenizer_impl.h: the inside of a Tokenizer, shared by the tokenizer_*.c files only. A loader adds tokens, then
-// merges, then calls tokenizer_seal, which checks the whole; after that it is read-only.
+// tokenizer_impl.h: the fields of a Tokenizer, private to the tokenizer_*.c files. A loader adds tokens, then merges,
+// then calls tokenizer_seal, which checks the result; from then on it is read-only.
 #ifndef LLMC_TOKENIZER_IMPL_H
 #define LLMC_TOKENIZER_IMPL_H
 
@@ -26,15 +26,15 @@ typedef struct {
 // Open addressing, at most half full. Empty: left == -1.
 typedef struct {
     int32_t left, right;
-    int32_t rank;  // smaller merges first
+    int32_t rank;  // the smallest rank merges first
     int32_t result;
 } PairSlot;
 
 struct Tokenizer {
     char name[32];
     SplitPattern pattern;
-    bool whole_pieces;   // a piece that is a token is that token, even where merges do not lead to it
-    bool normalize_nfc;  // text becomes NFC before it is split
+    bool whole_pieces;   // a piece that is a token becomes it, even if merges do not produce it
+    bool normalize_nfc;  // text is normalized to NFC before the split
     bool llama2c;        // characters first, then bytes; ranks from scores; a space before the text
     int32_t vocab;       // tokens in use are ids < vocab
     int32_t eot;
@@ -56,21 +56,21 @@ struct Tokenizer {
     int32_t *specials;  // ids of special tokens, longest name first
     int32_t special_count;
 
-    char *original;  // the tokenizer.json or llama2.c file that this came from, or NULL
+    char *original;  // contents of the loaded tokenizer.json or llama2.c file, or NULL
     size_t original_bytes;
 };
 
 Tokenizer *tokenizer_new(SplitPattern pattern);
 // Errors: id out of range or taken, empty or overlong bytes, the same bytes as another normal token.
 bool tokenizer_add_token(Tokenizer *t, int64_t id, const uint8_t *bytes, int64_t count, TokenKind kind, Error *err);
-// Makes a token special after all (it must exist).
+// Marks an existing token as special.
 void tokenizer_make_special(Tokenizer *t, int32_t id);
 int32_t tokenizer_find_token(const Tokenizer *t, const uint8_t *bytes, int64_t count);  // a NORMAL token's id, or -1
-// The next merge. Errors: the joined token does not exist; the pair has a merge already.
+// Adds the next merge. Errors: the joined token does not exist; the pair already has a merge.
 bool tokenizer_add_merge(Tokenizer *t, int32_t left, int32_t right, Error *err);
 void tokenizer_add_pair(Tokenizer *t, int32_t left, int32_t right, int32_t rank, int32_t result);
-// Errors: a byte without a token; an unused id before the last normal token (between special ones they are usual).
-// Fills eot where the loader has not, specials, name and fingerprint.
+// Errors: a byte without a token; an unused id before the last normal token (between special tokens it is allowed).
+// Sets specials, name and fingerprint, and eot if the loader has not.
 bool tokenizer_seal(Tokenizer *t, Error *err);
 
 // The merge of a pair, or NULL.
@@ -84,17 +84,17 @@ static inline const PairSlot *tokenizer_find_pair(const Tokenizer *t, int32_t le
     }
 }
 
-// Merges symbols[0, count) in place as BPE does; returns how many are left.
+// Applies the BPE merges to symbols[0, count) in place; returns the new count.
 int64_t tokenizer_merge_symbols(const Tokenizer *t, int32_t *symbols, int64_t count);
 
-// GPT-2's files write each byte as a printable character. The bytes of such a text, or -1 where it has other
-// characters; out has room for strlen(text) bytes.
+// GPT-2's files write each byte as a printable character. Decodes such a text into out, which has room for
+// strlen(text) bytes; returns the number of bytes, or -1 if it has other characters.
 int64_t byte_level_decode(uint8_t *out, const char *text);
-// The reverse, NUL-terminated; out has room for 2 * count + 1.
+// The inverse, NUL-terminated; out has room for 2 * count + 1 bytes.
 void byte_level_encode(char *out, const uint8_t *bytes, int64_t count);
 
 struct cJSON;
-// An entry of a JSON object of tokens: its name, byte-level (else it is special), and its id.
+// Adds an entry of a JSON object of tokens: a byte-level name (any other is special) and an id.
 bool tokenizer_add_vocab_entry(Tokenizer *t, const struct cJSON *entry, Error *err);
 bool tokenizer_add_merge_texts(Tokenizer *t, const char *left, const char *right, Error *err);  // byte-level texts
 bool tokenizer_add_merge_line(Tokenizer *t, const char *line, Error *err);                      // "left right"

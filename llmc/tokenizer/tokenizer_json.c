@@ -1,6 +1,6 @@
-// tokenizer_json.c: Hugging Face's tokenizer.json, read and written. Only byte-level BPE is understood; whatever else
-// a file asks for (another model, a normalizer, a prefix space, dropout) is refused by name, never ignored. Untrusted
-// input.
+// tokenizer_json.c: reads and writes Hugging Face's tokenizer.json. Only byte-level BPE is supported; anything else
+// in a file (another model, a normalizer, a prefix space, dropout) is an error that names it, never ignored. All
+// input is untrusted.
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -23,7 +23,7 @@ static const struct {
     {SPLIT_QWEN2,
      "(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\\r\\n\\p{L}\\p{N}]?\\p{L}+|\\p{N}| ?[^\\s\\p{L}\\p{N}]+[\\r\\n]*|"
      "\\s*[\\r\\n]+|\\s+(?!\\S)|\\s+"},
-    {SPLIT_CL100K,  // the first of a pattern is the one that is written: Oniguruma reads {1,3}+ and $ in other ways
+    {SPLIT_CL100K,  // the first regex of a pattern is written: Oniguruma reads {1,3}+ and $ differently
      "(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\\r\\n\\p{L}\\p{N}]?\\p{L}+|\\p{N}{1,3}| ?[^\\s\\p{L}\\p{N}]+[\\r\\n]*|"
      "\\s+\\z|\\s*[\\r\\n]+|\\s+(?!\\S)|\\s+"},
     {SPLIT_CL100K,
@@ -38,7 +38,7 @@ static const char *text_of(const cJSON *item) { return cJSON_IsString(item) ? it
 static bool is_absent(const cJSON *item) { return item == NULL || cJSON_IsNull(item); }
 static bool is_off(const cJSON *item) { return is_absent(item) || cJSON_IsFalse(item); }
 
-// ByteLevel: *splits tells whether it also splits by GPT-2's pattern.
+// ByteLevel; *splits: whether it also splits by GPT-2's pattern.
 static bool read_byte_level(const cJSON *item, bool *splits, Error *err) {
     if (strcmp(text_of(json_find(item, "type")), "ByteLevel") != 0)
         return error_set(err, "pre_tokenizer \"%.40s\" is not supported; expected ByteLevel, or Split then ByteLevel",
@@ -56,7 +56,7 @@ static bool read_split(const cJSON *item, SplitPattern *pattern, Error *err) {
     if (strcmp(text_of(json_find(item, "type")), "Split") != 0)
         return error_set(err, "pre_tokenizer \"%.40s\" is not supported; expected Split",
                          text_of(json_find(item, "type")));
-    // The patterns match all of a text, so isolating matches and removing what is between them are the same.
+    // The patterns match every byte, so "Isolated" and an inverted "Removed" do the same.
     if (!(strcmp(behavior, "Isolated") == 0 && !invert) && !(strcmp(behavior, "Removed") == 0 && invert))
         return error_set(err, "pre_tokenizer Split with behavior \"%.40s\" is not supported; expected Isolated",
                          behavior);
@@ -102,8 +102,8 @@ static bool check_model(const cJSON *model, Error *err) {
     return true;
 }
 
-// Added tokens are found in the text before anything is split. Here that is done for special tokens on request only,
-// so a token that ordinary text may contain cannot be left to it.
+// Hugging Face finds added tokens in the text before the split. Here this is done for special tokens on request only,
+// so added tokens that ordinary text may contain are not supported.
 static bool add_special(Tokenizer *t, const cJSON *item, Error *err) {
     const char *content = text_of(json_find(item, "content"));
     int64_t id;
@@ -197,7 +197,7 @@ static void write_string(FILE *file, const char *text) {
     fputc('"', file);
 }
 
-// A token as the file names it: special ones as they are, others byte-level. name has room for TOKEN_NAME_BYTES.
+// The name of a token in the file: unchanged if special, else byte-level. name has room for TOKEN_NAME_BYTES.
 enum { TOKEN_NAME_BYTES = 2 * TOKENIZER_MAX_TOKEN_BYTES + 1 };
 static const char *token_name(char *name, const Tokenizer *t, int32_t id) {
     const Token *token = &t->tokens[id];
@@ -292,7 +292,7 @@ static void write_config(FILE *file, const Tokenizer *t) {
             "  \"clean_up_tokenization_spaces\": false,\n  \"tokenizer_class\": \"PreTrainedTokenizerFast\"\n}\n");
 }
 
-// Writes dir/name with what write() prints.
+// Writes what write() prints to dir/name.
 static bool save_file(const char *dir, const char *name, void (*write)(FILE *, const Tokenizer *), const Tokenizer *t,
                       Error *err) {
     char *text = NULL;

@@ -1,4 +1,4 @@
-// tokenizer_load.c: which loader reads which source. Loaders are in tokenizer_files.c and tokenizer_json.c.
+// tokenizer_load.c: chooses the loader of a source. The loaders are in tokenizer_files.c and tokenizer_json.c.
 #include <stdlib.h>
 #include <string.h>
 

@@ -1,12 +1,11 @@
-// tokenizer_merge.c: merging the symbols of a piece as BPE does: always the pair of lowest rank, the leftmost of
-// equals.
+// tokenizer_merge.c: the BPE merges of one piece: always the pair of lowest rank, the leftmost if several have it.
 #include <stdlib.h>
 
 #include "llmc/base/heap.h"
 #include "llmc/tokenizer/tokenizer_impl.h"
 
-// A pair is a key, rank and position in one number, so that the smallest key is the pair to merge: a search over a
-// few vectors. Symbols keep their positions; a symbol that was merged into its left neighbour has no key any more.
+// Short pieces: a pair's key holds rank and position in one number, so the smallest key is the pair to merge, found
+// by a search over a few vectors. Symbols keep their positions; one merged into its left neighbour has no key.
 enum { SHORT_BITS = 7, SHORT_SYMBOLS = 1 << SHORT_BITS, KEY_LANES = 8, NO_KEY = INT32_MAX };
 _Static_assert((int64_t)TOKENIZER_MAX_VOCAB << SHORT_BITS < NO_KEY, "ranks are below the vocabulary's bound");
 
@@ -54,7 +53,7 @@ static int64_t merge_short(const Tokenizer *t, int32_t *symbols, int64_t symbol_
     return kept;
 }
 
-// A candidate merge of the symbol at `at` with its right neighbour; stale once either has changed.
+// A candidate merge of the symbol at `at` with its right neighbour; stale after a change of either.
 typedef struct {
     int32_t rank, at;
     int32_t left, right, result;
@@ -72,7 +71,7 @@ static void push_candidate(const Tokenizer *t, CandidateHeap *heap, const int32_
     if (pair != NULL) candidates_push(heap, NULL, (Candidate){pair->rank, at, pair->left, pair->right, pair->result});
 }
 
-// For long pieces: a heap of candidates over a linked list; a symbol that was merged away is -1.
+// Long pieces: a heap of candidates over a linked list; a symbol merged into its left neighbour is -1.
 static int64_t merge_long(const Tokenizer *t, int32_t *symbols, int64_t symbol_count) {
     int32_t count = to_i32(symbol_count);
     int32_t *previous = xmalloc((size_t)count * sizeof *previous), *next = xmalloc((size_t)count * sizeof *next);

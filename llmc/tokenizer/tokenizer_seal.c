@@ -1,4 +1,4 @@
-// tokenizer_seal.c: what makes a loaded tokenizer whole: checks, special tokens, fingerprint, name.
+// tokenizer_seal.c: completes a loaded tokenizer: checks, special tokens, fingerprint, name.
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -69,7 +69,7 @@ static uint64_t compute_fingerprint(const Tokenizer *t) {
     hash_number(state, (uint64_t)t->merge_count);
     for (int32_t i = 0; i < t->merge_count; ++i)
         hash_number(state, (uint64_t)(uint32_t)t->merges[i].left << 32 | (uint32_t)t->merges[i].right);
-    // llama2.c has no list of merges; the order of its table of pairs is as fixed.
+    // llama2.c has no list of merges; the order of its pair table is fixed, too.
     for (int64_t i = 0; i <= t->pair_mask && t->llama2c; ++i)
         if (t->pairs[i].left >= 0)
             hash_number(state, (uint64_t)t->pairs[i].rank << 32 | (uint32_t)t->pairs[i].result);

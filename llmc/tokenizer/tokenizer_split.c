@@ -5,7 +5,7 @@
 #include "llmc/tokenizer/unicode.h"
 
 #define SURE_CUT_BYTES (4 * SPLIT_MAX_PIECE_BYTES)
-_Static_assert(SURE_CUT_BYTES == TOKENIZER_SURE_CUT_BYTES, "the header promises it");
+_Static_assert(SURE_CUT_BYTES == TOKENIZER_SURE_CUT_BYTES, "tokenizer.h states this value");
 
 // Classes of single bytes; CLASS_MULTI: not ASCII, decode it.
 enum { O = CLASS_OTHER, L = CLASS_LETTER, N = CLASS_NUMBER, S = CLASS_SPACE, CLASS_MULTI = 4, M = CLASS_MULTI };
@@ -29,7 +29,7 @@ static inline int class_at(const uint8_t *text, int64_t bytes, int *length) {
     return code == UTF8_INVALID ? CLASS_OTHER : (int)unicode_class(code);
 }
 
-// The end of the run of characters of one class from pos on; it takes no character that starts at limit or later.
+// The end of the run of characters of one class that begins at pos; characters at limit or later are excluded.
 static inline int64_t run_end(const uint8_t *text, int64_t pos, int64_t limit, int64_t bytes, int class) {
     while (pos < limit) {
         int length;
@@ -58,7 +58,7 @@ static int64_t contraction(const uint8_t *text, int64_t bytes, bool any_case) {
     return (a == 'l' && b == 'l') || (a == 'v' && b == 'e') || (a == 'r' && b == 'e') ? 3 : 0;
 }
 
-// White space at text[0]. Its last character is left to what follows, unless it is the only one.
+// White space at text[0]. Its last character belongs to the next piece, unless it is the only one.
 static int64_t piece_space(SplitPattern pattern, const uint8_t *text, int64_t limit, int64_t bytes) {
     int64_t pos = 0, last = 0, after_newline = 0;
     while (pos < limit) {
@@ -146,21 +146,21 @@ int64_t split_piece(SplitPattern pattern, const uint8_t *text, int64_t bytes) {
 static int class_before(const uint8_t *text, int64_t pos) {
     int length, class = CLASS_OTHER;
     for (int64_t start = max_i64(pos - 4, 0); start < pos;
-         ++start) {  // the longest that fits; a single byte always does
+         ++start) {  // the longest that fits; one byte always fits
         class = class_at(text + start, pos - start, &length);
         if (length == pos - start) break;
     }
     return class;
 }
 
-// Whether a piece ends before text[pos], white space, whatever comes before and after: each piece that takes in a
+// Whether a piece always ends before text[pos], a white-space character, whatever surrounds it: every piece with a
 // character that is not white space ends there.
 static bool is_sure_boundary(SplitPattern pattern, const uint8_t *text, int64_t pos) {
     if (pattern == SPLIT_SPACES) return text[pos] == ' ' && text[pos - 1] != ' ';
     if (BYTE_CLASS[text[pos]] != CLASS_SPACE) return false;
     int before = class_before(text, pos);
     if (pattern == SPLIT_GPT2 || !is_newline(text[pos])) return before != CLASS_SPACE;
-    return before == CLASS_LETTER || before == CLASS_NUMBER;  // punctuation takes in the newlines that follow it
+    return before == CLASS_LETTER || before == CLASS_NUMBER;  // a piece of punctuation includes the newlines after it
 }
 
 // White space only. (A piece with anything else has at most one white space character before it.)
@@ -175,8 +175,8 @@ int64_t split_safe_cut(SplitPattern pattern, const uint8_t *text, int64_t scanne
     for (int64_t pos = bytes - 1; pos > 0 && pos >= scanned; --pos)
         if (is_sure_boundary(pattern, text, pos)) return pos;
     if (bytes < SURE_CUT_BYTES) return 0;
-    // Pieces from the start on, as long as the text at hand determines them. White space is no good end, as patterns
-    // treat it differently at the end of the text, unless it was cut for its length. 3 pieces always give one.
+    // Take pieces from the start while the given text determines them. A cut after white space is not safe (patterns
+    // treat it differently at the end of the text) unless the piece was cut for its length. 3 pieces give a safe one.
     int64_t cut = 0;
     for (int64_t pos = 0; pos + SPLIT_MAX_PIECE_BYTES + 16 <= bytes;) {
         int64_t piece = split_piece(pattern, text + pos, bytes - pos);

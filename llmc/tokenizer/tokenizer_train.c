@@ -1,6 +1,6 @@
-// tokenizer_train.c: byte-level BPE training. Words (pieces of GPT-2's split pattern) are counted first; then the
-// most frequent pair is merged, again and again, and only the words that hold it are touched. Ties go to the greatest
-// pair of byte strings, so the result depends on the counts alone.
+// tokenizer_train.c: byte-level BPE training. Words (pieces of GPT-2's split pattern) are counted first. Then the most
+// frequent pair is merged repeatedly, updating only the words that contain it. Ties go to the greatest pair of byte
+// strings, so the result depends on the counts only.
 #include <stdlib.h>
 #include <stdio.h>
 #include <string.h>
@@ -9,7 +9,7 @@
 #include "llmc/base/heap.h"
 #include "llmc/tokenizer/tokenizer_impl.h"
 
-// ---- word counts: open addressing over bytes kept back to back ----
+// ---- word counts: open addressing over contiguous bytes ----
 
 typedef struct {
     int64_t offset;
@@ -76,7 +76,7 @@ static void add_word(WordCounts *counts, const uint8_t *word, int64_t bytes, int
     memcpy(counts->bytes + counts->bytes_used, word, to_size(bytes));
     counts->slots[at] = (WordSlot){counts->bytes_used, count, (uint32_t)bytes, hash};
     counts->bytes_used += bytes;
-    // The hash has 32 bits: past 2^31 slots it would only get slower, not wrong.
+    // The hash has 32 bits: beyond 2^31 slots the table gets slower but stays correct.
     if (2 * ++counts->used > counts->mask) grow_word_slots(counts);
 }
 
@@ -110,12 +110,12 @@ typedef struct {
 typedef struct {
     int32_t left, right;
     int64_t count;
-    int64_t *words;  // those that hold the pair, or held it; some may be listed twice
+    int64_t *words;  // words that contain or contained the pair; may have duplicates
     int64_t word_count, word_capacity;
 } Pair;
 
 typedef struct {
-    int64_t count;  // when pushed; stale if the pair's is lower now
+    int64_t count;  // when pushed; stale if the pair's count is lower now
     int64_t pair;
 } HeapItem;
 
@@ -141,7 +141,7 @@ static int compare_bytes(const Tokenizer *t, int32_t a, int32_t b) {
     return order != 0 ? order : (x->bytes > y->bytes) - (x->bytes < y->bytes);
 }
 
-// Whether a is to be merged before b.
+// Whether a must be merged before b.
 static bool item_before(const Trainer *trainer, HeapItem a, HeapItem b) {
     if (a.count != b.count) return a.count > b.count;
     const Pair *x = &trainer->pairs[a.pair], *y = &trainer->pairs[b.pair];
@@ -160,7 +160,7 @@ static int64_t pair_slot(const Trainer *trainer, int32_t left, int32_t right) {
     }
 }
 
-// The pair, made when it is new.
+// Finds the pair, or adds it.
 static Pair *get_pair(Trainer *trainer, int32_t left, int32_t right) {
     int64_t slot = pair_slot(trainer, left, right);
     if (trainer->slots[slot] != 0) return &trainer->pairs[trainer->slots[slot] - 1];
@@ -191,8 +191,8 @@ static void count_pair(Trainer *trainer, int32_t left, int32_t right, int64_t wo
     pair->words[pair->word_count++] = word;
 }
 
-// Replaces left right by result in one word, and counts what that changes around it. The merged pair's own count is
-// not kept up: it is done with.
+// Replaces left right by result in one word, and updates the counts of the neighbouring pairs. The merged pair's own
+// count is not updated: it is not used again.
 static void merge_in_word(Trainer *trainer, int64_t word_index, int32_t left, int32_t right, int32_t result) {
     Word *word = &trainer->words[word_index];
     int32_t *symbols = trainer->symbols + word->first;
@@ -248,7 +248,7 @@ static void trainer_free(Trainer *trainer) {
     free(trainer->heap.items);
 }
 
-// The pair to merge next, or -1. Counts only fall after a push, so the first item that is up to date is the best.
+// The next pair to merge, or -1. Counts only fall after a push, so the first item that is not stale is the best.
 static int64_t best_pair(Trainer *trainer, int64_t min_count) {
     while (trainer->heap.count > 0) {
         HeapItem item = pairs_pop(&trainer->heap, trainer);
@@ -265,7 +265,7 @@ static bool merge_pair(Trainer *trainer, int64_t pair_index, Error *err) {
     uint8_t joined[2 * TOKENIZER_MAX_TOKEN_BYTES];
     const Token *a = &t->tokens[pair.left], *b = &t->tokens[pair.right];
     int32_t result = t->vocab, bytes = a->bytes + b->bytes;
-    if (bytes > TOKENIZER_MAX_TOKEN_BYTES) {  // no token may be as long: leave the pair as it is, for good
+    if (bytes > TOKENIZER_MAX_TOKEN_BYTES) {  // too long for a token: never merge this pair
         trainer->pairs[pair_index].count = 0;
         return true;
     }
@@ -276,7 +276,7 @@ static bool merge_pair(Trainer *trainer, int64_t pair_index, Error *err) {
     int64_t first_new = trainer->pair_count;
     for (int64_t i = 0; i < pair.word_count; ++i)
         merge_in_word(trainer, pair.words[i], pair.left, pair.right, result);
-    for (int64_t i = first_new; i < trainer->pair_count; ++i)  // all pairs with the new token, and no other, are new
+    for (int64_t i = first_new; i < trainer->pair_count; ++i)  // exactly the pairs with the new token are new
         pairs_push(&trainer->heap, trainer, (HeapItem){trainer->pairs[i].count, i});
     Pair *done = &trainer->pairs[pair_index];
     free(done->words);

@@ -1,4 +1,4 @@
-// unicode.c: see unicode.h. Strict decoding after table 3-7 of the Unicode standard.
+// unicode.c: see unicode.h. Strict decoding by table 3-7 of the Unicode standard.
 #include "llmc/tokenizer/unicode.h"
 
 static int is_continuation(uint8_t byte) { return (byte & 0xC0) == 0x80; }

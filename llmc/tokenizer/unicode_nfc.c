@@ -1,4 +1,4 @@
-// unicode_nfc.c: see unicode_nfc.h. Decompose, order the combining marks, compose: UAX #15 as it is written.
+// unicode_nfc.c: see unicode_nfc.h. Decomposes, orders the combining marks, composes, as UAX #15 specifies.
 #include "llmc/tokenizer/unicode_nfc.h"
 
 #include <stdlib.h>
@@ -16,9 +16,9 @@ enum {
     HANGUL_V_COUNT = 21,
     HANGUL_T_COUNT = 28,
     HANGUL_S_COUNT = HANGUL_L_COUNT * HANGUL_V_COUNT * HANGUL_T_COUNT,
-    MAX_PARTS = 4,  // of one character, fully decomposed
+    MAX_PARTS = 4,  // code points of one fully decomposed character
 };
-#define RAW_BYTE 0x80000000u  // marks a byte that is no UTF-8
+#define RAW_BYTE 0x80000000u  // marks an invalid byte
 
 typedef struct {
     uint32_t code;
@@ -66,7 +66,7 @@ static int64_t decompose(Mark *out, uint32_t code) {
     return parts->second == 0 ? count : count + decompose(out + count, parts->second);
 }
 
-// Sorts by class, keeping the order of equals. Counting keeps long runs of marks linear.
+// Stable sort by class. Counting keeps long runs of marks linear.
 static void order_marks(Mark *marks, Mark *scratch, int64_t count) {
     int64_t starts[257] = {0};
     for (int64_t i = 0; i < count; ++i) ++starts[marks[i].combining_class + 1];
@@ -82,7 +82,7 @@ static void order_all(Mark *marks, Mark *scratch, int64_t count) {
     }
 }
 
-// The character that two compose to, or 0.
+// The composition of two characters, or 0.
 static uint32_t compose(uint32_t first, uint32_t second) {
     uint32_t l = first - HANGUL_L, v = second - HANGUL_V, s = first - HANGUL_S, t = second - HANGUL_T;
     if (l < HANGUL_L_COUNT && v < HANGUL_V_COUNT) return HANGUL_S + (l * HANGUL_V_COUNT + v) * HANGUL_T_COUNT;
@@ -98,7 +98,7 @@ static uint32_t compose(uint32_t first, uint32_t second) {
     return low < COMPOSITION_COUNT && c->first == first && c->second == second ? c->code : 0;
 }
 
-// A mark joins the last starter unless one of its own class or higher, or another starter, stands between.
+// A mark composes with the last starter unless a mark of its class or higher, or another starter, is between.
 static int64_t compose_all(Mark *marks, int64_t count) {
     int64_t starter = -1, kept = 0;
     uint32_t last_class = 0;

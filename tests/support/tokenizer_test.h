@@ -1,4 +1,4 @@
-// tokenizer_test.h: what tests ask of a tokenizer beyond what the engine asks.
+// tokenizer_test.h: accessors of a tokenizer for tests only.
 #ifndef TESTS_TOKENIZER_TEST_H
 #define TESTS_TOKENIZER_TEST_H
 

@@ -1,5 +1,5 @@
 // test_tokenizer.c: encoding and decoding. Published cases for GPT-2 (three kinds of files, equal ids), llama2.c's
-// small vocabulary, lossless round trips of any bytes, streaming and parallel encoding against encoding at once,
+// small vocabulary, lossless round trips of any bytes, streaming and parallel encoding compared with encoding at once,
 // special tokens.
 #include "llmc/tokenizer/tokenizer.h"
 
@@ -15,7 +15,7 @@
 
 static Tokenizer *load_or_skip(const char *source) {
     if (!file_exists(source) && !dir_exists(source)) {
-        print_message("skipped: %s is not there\n", source);
+        print_message("skipped: %s does not exist\n", source);
         skip();
     }
     Error err = {""};
@@ -28,14 +28,14 @@ static Tokenizer *load_or_skip(const char *source) {
 static void read_or_skip(char **text, int64_t *bytes, const char *path) {
     size_t count = 0;
     if (!file_exists(path)) {
-        print_message("skipped: %s is not there\n", path);
+        print_message("skipped: %s does not exist\n", path);
         skip();
     }
     assert_true(file_read_all(path, (size_t)1 << 30, text, &count, NULL));
     *bytes = (int64_t)count;
 }
 
-// Most of the alphabet is such that GPT-2 has merges for it; some of it is broken UTF-8.
+// GPT-2 has merges for most of this alphabet; some of it is invalid UTF-8.
 static int64_t random_bytes(uint8_t *out, int64_t bytes, uint64_t stream) {
     static const char *const PARTS[] = {
         " the", "and", "s", " ", "\n", "in", "'ll", "12", "\xC3\xA9", "\xF0\x9F\x98\x80", "==", "\t"};
@@ -69,7 +69,7 @@ static void check_equal(const TokenList *a, const TokenList *b) {
     if (a->count > 0) assert_memory_equal(a->ids, b->ids, (size_t)a->count * sizeof *a->ids);
 }
 
-// Every cut that is safe: the parts' ids, each by an encoder of its own, are those of the whole.
+// At every safe cut: the ids of the parts, each from its own encoder, are those of the whole.
 static void encode_in_chunks(const Tokenizer *t, TokenList *out, const uint8_t *text, int64_t bytes) {
     enum { CHUNK_BYTES = 1 << 14 };
     for (int64_t start = 0, cut; start < bytes; start += cut) {
@@ -262,12 +262,12 @@ static void test_llama2c(void **state) {
         const uint8_t *token = tokenizer_token(t, ids.ids[i], &count);
         strncat(decoded, (const char *)token, (size_t)count);
     }
-    assert_string_equal(decoded + 1, STORY);  // after the space that llama2.c puts before the text
+    assert_string_equal(decoded + 1, STORY);  // after the space that llama2.c prepends
     assert_int_equal(decoded[0], ' ');
     token_list_free(&ids);
     uint8_t all[256];
     for (int i = 0; i < 256; ++i) all[i] = (uint8_t)i;
-    tokenizer_encode(t, &ids, all, 256, false);  // bytes without a character of their own fall back to byte tokens
+    tokenizer_encode(t, &ids, all, 256, false);  // bytes that are no character fall back to byte tokens
     int64_t total = 0;
     for (int64_t i = 0; i < ids.count; ++i) total += tokenizer_text_bytes(t, ids.ids[i]);
     assert_int_equal(total, 257);

@@ -1,5 +1,5 @@
-// test_tokenizer_files.c: tokenizer files written and read again; malformed, hostile and unsupported ones give an
-// error that says what is wrong, never a crash and never a tokenizer that differs from what the file says.
+// test_tokenizer_files.c: tokenizer files written and read again. Malformed, hostile and unsupported files give an
+// error that names the problem, never a crash or a tokenizer that differs from the file.
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -45,7 +45,7 @@ static void test_save_and_load(void **state) {
         assert_int_equal(tokenizer_fingerprint(again), tokenizer_fingerprint(made[i]));
         assert_string_equal(tokenizer_name(again), tokenizer_name(made[i]));
         assert_int_equal(tokenizer_eot(again), tokenizer_eot(made[i]));
-        // What came from a tokenizer.json goes back as it was, down to what is not understood.
+        // A loaded tokenizer.json is written back byte for byte, unknown keys included.
         char *before;
         read_file(&before, t, "tokenizer.json");
         file_test_expect_ok(t, tokenizer_save(again, t->dir, &t->err));
@@ -76,7 +76,7 @@ static void test_save_errors(void **state) {
 // Replaces the first `from` in *text, which is on the heap.
 static void replace(char **text, const char *from, const char *to) {
     const char *at = strstr(*text, from);
-    if (at == NULL) fail_msg("the file has no '%s'", from);
+    if (at == NULL) fail_msg("expected '%s' in the file", from);
     char *edited = xasprintf("%.*s%s%s", (int)(at - *text), *text, to, at + strlen(from));
     free(*text);
     *text = edited;
@@ -147,7 +147,7 @@ static void test_edited_json(void **state) {
     free(json);
 }
 
-// Cut short anywhere, or with a byte changed: an error or a tokenizer, never anything else.
+// Truncated anywhere, or with one byte changed: an error or a tokenizer, never a crash.
 static void test_damaged_json(void **state) {
     FileTest *t = *state;
     Tokenizer *tokenizer = small_tokenizer();
@@ -177,7 +177,7 @@ static void test_split_patterns(void **state) {
     FileTest *t = *state;
     static const struct {
         const char *pattern;
-        int64_t count;  // ids of " 12345": the pattern decides which digits can merge
+        int64_t count;  // number of ids of " 12345": the pattern decides which digits can merge
     } CASES[] = {
         {PATTERN_HEAD "\\\\p{N}{1,3}" PATTERN_TAIL, 3}, {PATTERN_HEAD "\\\\p{N}" PATTERN_TAIL, 6}, {"\\\\d", -1}};
     Tokenizer *tokenizer = tokenizer_load("bytes", NULL);
@@ -287,7 +287,7 @@ static void test_llama2c_files(void **state) {
                     "\0\0\xC0\x7F"
                     "\1\0\0\0"
                     "a",
-                    13, "token 0");  // a score that is no number
+                    13, "token 0");  // a NaN score
     expect_bad_file(t, "a.bin",
                     "\1\0\0\0"
                     "\0\0\0\0"

@@ -1,5 +1,5 @@
-// test_tokenizer_split.c: pieces of each pattern, written down by hand from the published regular expressions; cuts
-// that change nothing; the bound on the length of a piece; UTF-8 decoding.
+// test_tokenizer_split.c: pieces of each pattern, derived by hand from the published regular expressions; safe cuts;
+// the largest length of a piece; UTF-8 decoding.
 #include "llmc/tokenizer/tokenizer_split.h"
 
 #include <stdio.h>
@@ -11,7 +11,7 @@
 #include "llmc/tokenizer/unicode.h"
 #include "tests/support/file_test.h"
 
-// Pieces joined by '|' (no case has a '|' of its own).
+// Pieces joined by '|' (no case contains a '|').
 static void join_pieces(char *out, SplitPattern pattern, const char *text) {
     int64_t bytes = (int64_t)strlen(text);
     for (int64_t pos = 0; pos < bytes;) {
@@ -26,7 +26,7 @@ static void join_pieces(char *out, SplitPattern pattern, const char *text) {
 }
 
 typedef struct {
-    const char *text, *gpt2, *llama3, *qwen2, *cl100k;  // NULL: as the one before
+    const char *text, *gpt2, *llama3, *qwen2, *cl100k;  // NULL: as the previous one
 } Case;
 static const Case CASES[] = {
     {"Hello world", "Hello| world", NULL, NULL, NULL},
@@ -43,7 +43,7 @@ static const Case CASES[] = {
     {"end.  \n ", "end|.|  \n ", "end|.|  \n| ", NULL, "end|.|  \n "},
     {"  ", "  ", NULL, NULL, NULL},
     {"\xC2\xA0x\xE3\x80\x80", "\xC2\xA0|x|\xE3\x80\x80", "\xC2\xA0x|\xE3\x80\x80", NULL, NULL},
-    {"\xE1\xA0\x8E ", "\xE1\xA0\x8E| ", NULL, NULL, NULL},  // U+180E is no white space today
+    {"\xE1\xA0\x8E ", "\xE1\xA0\x8E| ", NULL, NULL, NULL},  // U+180E is not white space in Unicode 16
     {"\xC2\xB2\xE2\x85\xA7 x", "\xC2\xB2\xE2\x85\xA7| x", NULL, "\xC2\xB2|\xE2\x85\xA7| x",
      "\xC2\xB2\xE2\x85\xA7| x"},
     {"a\xFF\xFE"
@@ -73,14 +73,14 @@ static void test_patterns(void **state) {
     assert_string_equal(out, "  ab| c|  d| ");
 }
 
-// Fills out with the ends of the pieces; returns how many.
+// Fills out with the ends of the pieces; returns their number.
 static int64_t piece_ends(int64_t *out, SplitPattern pattern, const uint8_t *text, int64_t start, int64_t bytes) {
     int64_t count = 0;
     for (int64_t pos = start; pos < bytes; ++count) out[count] = pos += split_piece(pattern, text + pos, bytes - pos);
     return count;
 }
 
-// Random text of the characters at which patterns differ, some of it broken.
+// Random text of characters for which the patterns differ, some of it invalid UTF-8.
 static int64_t random_text(uint8_t *out, int64_t bytes, uint64_t stream) {
     static const char *const PARTS[] = {"a",
                                         "Zq",
@@ -122,7 +122,7 @@ static void test_cuts_change_nothing(void **state) {
     for (uint64_t round = 0; round < 20000; ++round) {
         SplitPattern pattern = (SplitPattern)(1 + round % 5);
         int64_t bytes = random_text(text, 8 + (int64_t)(round % 56), round);
-        int64_t shown = bytes - (int64_t)(rng_u32(8, round, 0) % 4);  // what the cutter has seen of it
+        int64_t shown = bytes - (int64_t)(rng_u32(8, round, 0) % 4);  // the prefix given to split_safe_cut
         if (shown < 1) continue;
         int64_t cut = split_safe_cut(pattern, text, 0, shown);
         assert_true(cut >= 0 && cut <= shown);
@@ -136,7 +136,7 @@ static void test_cuts_change_nothing(void **state) {
     assert_true(cuts > 5000);
 }
 
-// Without any sure boundary: cut by pieces, whatever the text is made of, and the same pieces again.
+// Text without a sure boundary is cut at pieces, and the parts have the same pieces.
 static void test_cuts_of_long_runs(void **state) {
     (void)state;
     static const char *const RUNS[] = {"a",    " ",   "\n", "!", "!\n", "7", "\xE6\xBC\xA2", "\xE3\x80\x80",
@@ -196,7 +196,7 @@ static void test_utf8(void **state) {
     }
 }
 
-// Totals of the classes in Unicode 16, and single code points that other versions class differently.
+// Totals of the classes in Unicode 16, and code points whose class differs in other versions.
 static void test_unicode_classes(void **state) {
     (void)state;
     int64_t counts[4] = {0};

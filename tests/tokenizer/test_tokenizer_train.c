@@ -1,6 +1,6 @@
-// test_tokenizer_train.c: BPE training against a naive trainer that recounts all pairs before each merge, and against
-// the merges of golden/cs336; the trained tokenizer against a naive encoder; independence of chunks and threads;
-// limits.
+// test_tokenizer_train.c: BPE training compared with a naive trainer that recounts all pairs before each merge, and
+// with the merges of golden/cs336; the trained tokenizer compared with a naive encoder; independence of chunks and
+// threads; limits.
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -31,12 +31,12 @@ static int compare_tokens(const Tokenizer *t, int32_t a, int32_t b) {
     return order != 0 ? order : (a_bytes > b_bytes) - (a_bytes < b_bytes);
 }
 
-// ---- the naive reference: all pieces of the text as symbols, everything recounted every time ----
+// ---- the naive reference: all pieces of the text as symbols, all pairs recounted before each merge ----
 
 enum { NAIVE_MAX = 4096, NAIVE_VOCAB = 330 };
 typedef struct {
     int32_t symbols[NAIVE_MAX];
-    bool starts[NAIVE_MAX];  // of a piece
+    bool starts[NAIVE_MAX];  // whether a piece starts here
     int64_t count;
 } Naive;
 
@@ -61,7 +61,7 @@ static void naive_merge(Naive *naive, int32_t left, int32_t right, int32_t resul
     naive->count = kept;
 }
 
-// The most frequent pair; the greatest of equals, by the bytes that t gives its tokens. Returns its count.
+// The most frequent pair; of equals the one with the greatest bytes. Returns its count.
 static int64_t naive_best(const Naive *naive, const Tokenizer *t, int32_t *left, int32_t *right) {
     static int64_t counts[NAIVE_VOCAB][NAIVE_VOCAB];
     memset(counts, 0, sizeof counts);
@@ -85,7 +85,7 @@ static int64_t naive_best(const Naive *naive, const Tokenizer *t, int32_t *left,
 static int64_t random_words(uint8_t *out, int64_t bytes, uint64_t round) {
     static const char LETTERS[] = "aabbc d\n'1\xE9";
     for (int64_t i = 0; i < bytes; ++i) {
-        uint32_t letters = round % 3 == 0 ? 2 : sizeof LETTERS - 1;  // every third text is only "a" and "b": overlaps
+        uint32_t letters = round % 3 == 0 ? 2 : sizeof LETTERS - 1;  // every third text has only "a" and "b": overlaps
         out[i] = (uint8_t)LETTERS[round % 3 == 0 ? 1 + rng_u32(3, round, (uint64_t)i) % letters
                                                  : rng_u32(3, round, (uint64_t)i) % letters];
     }
@@ -110,7 +110,7 @@ static void test_against_naive(void **state) {
             naive_merge(&naive, left, right, 256 + rank);
         }
         if (merges < NAIVE_VOCAB - 257) assert_true(naive_best(&naive, t, &left, &right) < 2);
-        // What is left of the training text is its encoding.
+        // The merged training text is its encoding.
         TokenList ids = {0};
         tokenizer_encode(t, &ids, text, bytes, false);
         assert_int_equal(ids.count, naive.count);
@@ -128,7 +128,7 @@ static void test_layout(void **state) {
     Error err = {""};
     Tokenizer *t = tokenizer_train(counts, &training, &err);
     assert_non_null(t);
-    assert_int_equal(tokenizer_vocab(t), 261);  // "ab", " ab", and then there is nothing left to merge
+    assert_int_equal(tokenizer_vocab(t), 261);  // "ab" and " ab"; then no pair is left
     assert_int_equal(tokenizer_merges(t), 2);
     assert_int_equal(tokenizer_eot(t), 260);
     assert_int_equal(tokenizer_test_find_special(t, "<|reserved_1|>"), 259);
@@ -147,7 +147,7 @@ static void test_layout(void **state) {
     word_counts_free(counts);
 }
 
-// Counting in any chunks and merging the counts in any order gives the same tokenizer.
+// Any chunks and any order of merging the counts give the same tokenizer.
 static void test_chunks_do_not_matter(void **state) {
     (void)state;
     enum { BYTES = 60000, PARTS = 7 };
@@ -174,7 +174,7 @@ static void test_chunks_do_not_matter(void **state) {
     free(text);
 }
 
-// One word of a hundred thousand letters: tokens stay within their bound, and training ends.
+// One word of a hundred thousand letters: tokens keep their length limit, and training ends.
 static void test_very_long_word(void **state) {
     (void)state;
     enum { BYTES = 100000 };
@@ -193,7 +193,7 @@ static void test_very_long_word(void **state) {
 static void test_golden_merges(void **state) {
     (void)state;
     if (!file_exists(CS336 "corpus.en")) {
-        print_message("skipped: " CS336 "corpus.en is not there\n");
+        print_message("skipped: " CS336 "corpus.en does not exist\n");
         skip();
     }
     char *text, *merges;
@@ -211,7 +211,7 @@ static void test_golden_merges(void **state) {
         for (int side = 0; side < 2; ++side) {
             int32_t count;
             const uint8_t *token = tokenizer_token(t, pair[side], &count);
-            for (int32_t i = 0; i < count; ++i) {  // the only byte here that GPT-2 writes as another character
+            for (int32_t i = 0; i < count; ++i) {  // the only byte here that GPT-2 writes as a different character
                 const char *as = token[i] == ' ' ? "\xC4\xA0" : (char[]){(char)token[i], 0};
                 used += (size_t)snprintf(written + used, sizeof written - used, "%s", as);
             }

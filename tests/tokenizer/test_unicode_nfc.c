@@ -1,5 +1,5 @@
-// test_unicode_nfc.c: normalization form C against Python's unicodedata (version 16) where it is easy to go wrong: order
-// of marks, blocked marks, singletons, excluded compositions, Hangul; broken UTF-8; idempotence; long runs of marks.
+// test_unicode_nfc.c: normalization form C compared with Python's unicodedata (version 16) in the difficult cases: order
+// of marks, blocked marks, singletons, excluded compositions, Hangul; invalid UTF-8; idempotence; long runs of marks.
 #include "llmc/tokenizer/unicode_nfc.h"
 
 #include <stdlib.h>
@@ -41,7 +41,7 @@ static const struct {
     {"\xE0\xAD\x87\xCC\x80\xE0\xAC\xBE", "\xE0\xAD\x87\xCC\x80\xE0\xAC\xBE"},
     {"\xF0\x91\x84\xB1\xF0\x91\x84\xA7", "\xF0\x91\x84\xAE"},
     {"\xC3\xA9", "\xC3\xA9"},
-    {"e\xCC\x81\xFF\xCC\x81\x80", "\xC3\xA9\xFF\xCC\x81\x80"},  // broken bytes stay, and keep marks off
+    {"e\xCC\x81\xFF\xCC\x81\x80", "\xC3\xA9\xFF\xCC\x81\x80"},  // invalid bytes stay, and marks do not compose across them
     {"\xE1\x84", "\xE1\x84"},
 };
 
@@ -57,7 +57,7 @@ static void test_cases(void **state) {
     }
 }
 
-// Twice is the same as once, for every character after a letter, with a mark after it.
+// Idempotence, for every character after a letter and before a mark.
 static void test_idempotent(void **state) {
     (void)state;
     for (uint32_t code = 0; code <= 0x10FFFF; ++code) {
@@ -70,14 +70,14 @@ static void test_idempotent(void **state) {
     }
 }
 
-// A hundred thousand marks on one letter, in an order that sorting must mend, take no noticeable time.
+// A hundred thousand unsorted marks on one letter take no noticeable time.
 static void test_long_run(void **state) {
     (void)state;
     enum { PAIRS = 50000, BYTES = 1 + 4 * PAIRS };
     uint8_t *text = xmalloc(BYTES), *out = xmalloc(3 * BYTES);
     text[0] = 'x';
     for (int i = 0; i < PAIRS; ++i) memcpy(text + 1 + 4 * i, "\xCC\x88\xCC\xA3", 4);  // above, then below
-    // The marks below come first; the first one above joins the letter across them: U+1E8D.
+    // The marks below come first; the first mark above composes with the letter across them: U+1E8D.
     assert_int_equal(unicode_nfc(out, text, BYTES), BYTES);
     assert_memory_equal(out, "\xE1\xBA\x8D\xCC\xA3\xCC\xA3", 7);
     assert_memory_equal(out + 3 + 2 * PAIRS - 2, "\xCC\xA3\xCC\x88", 4);
