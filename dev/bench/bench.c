@@ -1,4 +1,4 @@
-// bench.c: the bench program's main: picks a benchmark by name.
+// bench.c: main of the bench program: runs a benchmark by name.
 #include "dev/bench/bench.h"
 
 #include <stdio.h>
@@ -38,11 +38,11 @@ int main(int argc, char **argv) {
         int (*run)(int argc, char **argv);
     } PARTS[] = {{"step", "whole training steps at fixed shapes", bench_step_main},
                  {"op", "single operations at the shapes of real models", bench_ops_main},
-                 {"comm", "operations of a group of ranks, under mpirun", bench_comm_main}};
+                 {"comm", "collectives of a group of ranks, under mpirun", bench_comm_main}};
     for (size_t i = 0; argc > 1 && i < sizeof PARTS / sizeof PARTS[0]; ++i)
         if (strcmp(argv[1], PARTS[i].name) == 0) return PARTS[i].run(argc - 1, argv + 1);
     bool help = argc > 1 && (strcmp(argv[1], "--help") == 0 || strcmp(argv[1], "-h") == 0);
-    fprintf(help ? stdout : stderr, "bench: timings of the engine\n\n");
+    fprintf(help ? stdout : stderr, "bench: measures the speed of the engine\n\n");
     for (size_t i = 0; i < sizeof PARTS / sizeof PARTS[0]; ++i)
         fprintf(help ? stdout : stderr, "  bench %-8s %s\n", PARTS[i].name, PARTS[i].help);
     return help ? 0 : 2;

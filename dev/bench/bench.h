@@ -1,19 +1,19 @@
-// bench.h: what the parts of the bench program share.
+// bench.h: functions shared by the parts of the bench program.
 #ifndef BENCH_BENCH_H
 #define BENCH_BENCH_H
 
 #include "llmc/base/option_table.h"
 
-// The option table of a part; --name value.
+// The option table of a part; options are --name value.
 #define BENCH_OPTIONS(rows, text) \
     { OPTION_ROWS(rows), OPTIONS_DASHES, .program = "bench", .about = (text) }
 
-// Sorts its argument.
+// Sorts values in place.
 double bench_median(double *values, int count);
-// The q-quantile of sorted values, between neighbours where it falls between them.
+// The q-quantile of sorted values, interpolated between neighbours.
 double bench_quantile(const double *sorted, int count, double q);
 
-// What --device and its companions say; `attention` NULL: auto. Exits are the caller's.
+// The values of --device and related options; attention NULL: auto. On an error the caller exits.
 typedef struct {
     const char *device, *isa, *attention;
     int64_t threads;

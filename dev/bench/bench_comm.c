@@ -1,6 +1,6 @@
-// bench_comm.c: what the operations of a group of ranks take, by size, and how much of one is hidden behind matmuls
-// that run beside it. Started as training is: mpirun -np 2 build/bench comm. Rank 0 prints its times, each from
-// behind a barrier to the end of the operation on this rank.
+// bench_comm.c: `bench comm`: the time of collectives by size, and how much of an all_reduce is hidden behind
+// concurrent matmuls. Start it like training: mpirun -np 2 build/bench comm. Rank 0 prints its times, each from a
+// barrier to the end of the operation on this rank.
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -9,7 +9,7 @@
 #include "llmc/ranks/comm.h"
 
 #define MAX_ROUNDS 200
-#define ROUND_BYTES ((int64_t)256 << 20)  // what is moved for one row, as far as rounds allow
+#define ROUND_BYTES ((int64_t)256 << 20)  // bytes to move for one row, within the limits on rounds
 #define MATMUL_DIM 512
 
 typedef struct {
@@ -21,7 +21,7 @@ typedef struct {
     void *scratch;
     size_t scratch_bytes;
     CommSegment *even;
-    Tensor x, a, b, c;  // elements that travel; operands of matmuls
+    Tensor x, a, b, c;  // operand of the collectives; operands of matmuls
 } CommBench;
 
 typedef enum {
@@ -35,7 +35,7 @@ typedef enum {
 static const char *const ROW_NAMES[ROW_COUNT] = {"reduce_scatter", "all_gather", "all_reduce", "all_reduce bf16",
                                                  "broadcast"};
 
-// One segment a rank.
+// One segment per rank.
 static int split(CommBench *bench, int64_t elems) {
     int64_t each = div_up(elems, bench->comm->world);
     int count = 0;
@@ -61,7 +61,7 @@ static CommEvent issue(CommBench *bench, Row row, int64_t elems) {
     return 0;
 }
 
-// Waits for the group and, on a device, for what was computed.
+// Waits for the group and for the device.
 static bool finish(CommBench *bench, CommEvent event, Error *err) {
     bench->comm->wait(bench->comm, event);
     return bench->be->synchronize(bench->be, err) && bench->comm->synchronize(bench->comm, err);
@@ -70,14 +70,14 @@ static bool meet(CommBench *bench, Error *err) {
     return finish(bench, bench->comm->barrier(bench->comm, "start"), err);
 }
 
-// Bytes that the busiest direction of a rank's link carries at least, for bytes of operand: what GB/s counts.
+// The least bytes in the busier direction of a rank's link, for an operand of `bytes`: GB/s counts these.
 static double link_bytes(Row row, double bytes, int world) {
     double others = (double)(world - 1) / world;
     switch (row) {
     case ROW_REDUCE_SCATTER:
     case ROW_ALL_GATHER: return bytes * others;
     case ROW_ALL_REDUCE: return 2 * bytes * others;
-    case ROW_ALL_REDUCE_BF16: return 1.5 * bytes * others;  // sums travel in fp32
+    case ROW_ALL_REDUCE_BF16: return 1.5 * bytes * others;  // sums are sent in fp32
     default: return bytes;
     }
 }
@@ -104,7 +104,7 @@ static bool measure_row(CommBench *bench, Row row, int64_t bytes, Error *err) {
     return true;
 }
 
-// ---- beside the computation ----
+// ---- concurrent with matmuls ----
 static void compute(CommBench *bench, int products) {
     MatmulArgs args = {.alpha = 1};
     for (int i = 0; i < products; ++i) bench->be->matmul(bench->be, bench->c, bench->a, bench->b, args);
@@ -139,14 +139,14 @@ static bool measure_overlap_once(CommBench *bench, int products, int64_t elems, 
     return true;
 }
 
-// As much computation as takes about three times as long as the all_reduce.
+// Enough matmuls to take about three times as long as the all_reduce.
 static bool measure_overlap(CommBench *bench, int64_t bytes, Error *err) {
     enum { ROUNDS = 7 };
     Overlap first, round;
     int products = 4;
     if (!measure_overlap_once(bench, products, bytes / 4, &first, err)) return false;
     double wanted = 3 * first.alone / (first.compute / products) + 1;
-    // The same on every rank: it decides nothing but how long this takes.
+    // Equal on every rank; it affects only how long this takes.
     if (!control_reduce(bench->control, "products", NULL, 0, &wanted, 1)) return false;
     products = (int)wanted;
     double alone[ROUNDS], slowdown[ROUNDS], gain[ROUNDS], exposed[ROUNDS];
@@ -158,8 +158,8 @@ static bool measure_overlap(CommBench *bench, int64_t bytes, Error *err) {
         exposed[i] = round.exposed;
     }
     if (bench->comm->rank == 0)
-        printf("all_reduce of %.1f MiB beside matmuls: alone %.1f ms; exposed %.1f ms; the matmuls take %.2fx as "
-               "long; both together %.2fx of one after the other\n", (double)bytes / 1048576,
+        printf("all_reduce of %.1f MiB with concurrent matmuls: alone %.1f ms; exposed %.1f ms; matmuls %.2fx as "
+               "long; both %.2fx of the time in sequence\n", (double)bytes / 1048576,
                bench_median(alone, ROUNDS) * 1e3, bench_median(exposed, ROUNDS) * 1e3,
                bench_median(slowdown, ROUNDS), bench_median(gain, ROUNDS));
     return true;
@@ -171,7 +171,7 @@ static bool open_bench(CommBench *bench, const BenchDevice *device, int64_t byte
     if (!launch_detect(launch, "auto", "", err)) return false;
     if (launch->kind == LAUNCH_MPI && !comm_mpi_open(&bench->mpi, launch, err)) return false;
     if (launch->world < 2)
-        return error_set(err, "expected several ranks, found one: mpirun -np 2 bench comm");
+        return error_set(err, "expected several ranks, found one: run mpirun -np 2 bench comm");
     ControlOptions control = {.timeout_seconds = 60};
     if (launch->kind == LAUNCH_MPI) {
         control.share = bench->mpi.api->share;
@@ -235,8 +235,8 @@ int bench_comm_main(int argc, char **argv) {
          .help = "CPU: threads of each rank; 0: all cores"},
         {"smallest", OPTION_TO(smallest), OPTION_WHOLE, 4, 1e15, .help = "bytes of the smallest tensor"},
         {"largest", OPTION_TO(largest), OPTION_WHOLE, 4, 1e15,
-         .help = "bytes of the largest, and of the one beside matmuls"}};
-    const OptionTable table = BENCH_OPTIONS(rows, "mpirun -np N bench comm: operations of a group of ranks");
+         .help = "bytes of the largest, also used with concurrent matmuls"}};
+    const OptionTable table = BENCH_OPTIONS(rows, "mpirun -np N bench comm: collectives of a group of ranks");
     int status = options_read(&table, argc, argv);
     if (status >= 0) return status;
     if (largest < smallest) {

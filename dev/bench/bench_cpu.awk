@@ -1,8 +1,8 @@
-# bench_cpu.awk: bench_cpu.sh's JSON lines as tables of medians and ratios. Reads only lines that bench_cpu.sh's own
-# programs print: no key twice, ": " and ", " between them.
-#   tokens/s   median of all timed steps of all rounds; a peer with several settings counts with the best of them
-#   ratio      ours over the peer's, median of the rounds' ratios: what was slow for a while was slow for both
-#   spread     (third quartile - first) / median of our steps; above 10 % the machine was busy, the figures are weak
+# bench_cpu.awk: the JSON lines of bench_cpu.sh as tables of medians and ratios. Reads only lines of the programs that
+# bench_cpu.sh runs: no duplicate keys, ": " and ", " as separators.
+#   tokens/s   median of all timed steps of all rounds; of a peer with several settings, the best
+#   ratio      ours over the peer's, median of the rounds' ratios: a slow period affects both
+#   spread     (third quartile - first) / median of our steps; above 10 % the machine was too busy
 
 function text(key) {
     return match($0, "\"" key "\": \"[^\"]*\"") ? substr($0, RSTART + length(key) + 5, RLENGTH - length(key) - 6) : ""
@@ -22,7 +22,7 @@ function quantile(list, q,   n, v, i, j, t, at, low) {
     return low >= n ? v[n] + 0 : v[low] + (at - low) * (v[low + 1] - v[low])
 }
 function append(list, value) { return list == "" ? value : list ", " value }
-# Ours over peer p in the same rounds; 0 where there is nothing to compare.
+# Ours over peer p in the same rounds; 0: nothing to compare.
 function ratio(row, p,   r, ratios) {
     for (r = 1; r <= rounds; r++)
         if ((row, OURS, r) in median && (row, p, r) in median)

@@ -1,17 +1,17 @@
 #!/bin/sh
-# Training steps on this CPU beside those of other programs, interleaved in one run: ours, peer, ours, peer ...
-# Called by `make bench-cpu`. Ours needs nothing but the build; peers run where they are found. A busy machine shows
-# in the table's `spread`: run this on a quiet one. Raw results: $BUILD/bench_cpu.jsonl. Settings (environment):
+# Training steps on this CPU compared with other programs, interleaved in one run: ours, peer, ours, peer ... Run it
+# with `make bench-cpu`, on an idle machine: a busy one shows as `spread` in the table. Ours needs only the build; peers
+# run if they are found. Raw results: $BUILD/bench_cpu.jsonl. Settings (environment):
 #   SHAPES, DTYPES   what to run (default: all three shapes, fp32 and bf16)
-#   ROUNDS, STEPS    rounds of everything, timed steps of each program in a round (default 3 and 5)
+#   ROUNDS, STEPS    rounds, and timed steps of each program in a round (default 3 and 5)
 #   THREADS          default: all cores
-#   PEER_PYTHON      Pythons whose PyTorch is a peer, separated by spaces (default: python3; -: none)
-#   PEER_OPTIONS     options for peer_pytorch.py; a `;` separates settings to try, of which the best counts (default:
-#                    as it is, compiled, and with attention scores written out; --: as it is, alone)
-#   PEER_TIMEOUT     seconds after which a peer's run is given up (default 300)
+#   PEER_PYTHON      Python interpreters whose PyTorch is a peer, separated by spaces (default: python3; -: none)
+#   PEER_OPTIONS     options for peer_pytorch.py; `;` separates settings to try, and the best counts (default: no
+#                    options, --compile, and --attention manual; --: no options only)
+#   PEER_TIMEOUT     time limit of a peer's run in seconds (default 300)
 #   LLMC, LLMC_T256, LLMC_SMALL
-#                    llm.c's train_gpt2, built in its own tree and started in the directory where it lies, which holds
-#                    the model and the tokens that it reads: LLMC as it is (B=4 T=64), the others changed: to T=256,
+#                    paths of llm.c's train_gpt2, each built in its own tree and started in its directory, which holds
+#                    the model and the tokens that it reads: LLMC unchanged (B=4 T=64), the others changed to T=256,
 #                    and to B=8 T=256 with a small model (L=6, NH=6, C=384)
 set -eu
 cd "$(dirname "$0")/../.."
@@ -33,10 +33,10 @@ pythons=
 for python in $PEER_PYTHON; do
     [ "$python" = - ] && continue
     if "$python" -c 'import torch' 2>/dev/null; then pythons="$pythons $python"
-    else echo "no PyTorch in $python: it is left out (set PEER_PYTHON)"; fi
+    else echo "no PyTorch in $python: skipped (set PEER_PYTHON)"; fi
 done
 
-# Adds one run's JSON line to the results; a peer that fails is reported and left out.
+# Adds the JSON line of one run to the results; a peer that fails is reported and skipped.
 record() {  # who, line
     case $2 in
         '{'*) printf '%s\n' "$2" | sed "s/^{/{\"round\": $round, /" >> "$RESULTS"
@@ -61,8 +61,8 @@ run_pytorch() {  # python
     done
 }
 
-# llm.c prints "step 3: train loss 10.9 (took 4900.1 ms)" and would go on for 41 steps: it ends when the pipe closes.
-# Its step 0 pays for the first touch of every page and is left out.
+# llm.c prints "step 3: train loss 10.9 (took 4900.1 ms)" and would run 41 steps: it ends when the pipe closes.
+# Its step 0 includes the page faults of all memory and is not counted.
 run_llmc() {  # program, tokens in a step
     line=$(cd "$(dirname "$1")" &&
         OMP_NUM_THREADS=$THREADS timeout "$PEER_TIMEOUT" stdbuf -oL "./$(basename "$1")" |

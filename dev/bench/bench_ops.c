@@ -1,5 +1,5 @@
-// bench_ops.c: `bench op`: single operations at the shapes of real models, through the very function pointers that
-// training calls, on any backend. The registry says what there is; this file chooses, measures and reports.
+// bench_ops.c: `bench op`: single operations at the shapes of real models, through the function pointers that training
+// calls, on any backend. The cases come from the registry dev/cases; this file selects, measures and reports.
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -20,22 +20,22 @@ typedef struct {
 static const char USAGE[] =
     "bench op: single operations at the shapes of real models\n\n"
     "examples\n"
-    "  bench op --only head --dtype bf16                    some of them on the CPU\n"
-    "  bench op --device cuda --json ops.json               all of them on a GPU, for tools too\n"
+    "  bench op --only head --dtype bf16                    some cases on the CPU\n"
+    "  bench op --device cuda --json ops.json               all cases on a GPU, also as JSON\n"
     "  bench op --device cuda --against ops.json            exit status 1 if anything became slower or wrong\n"
-    "  bench op --device cuda --list --json cases.json      what would be measured; peer_ops_pytorch.py reads it\n"
+    "  bench op --device cuda --list --json cases.json      the cases, for peer_ops_pytorch.py\n"
     "  bench op --device cuda --peer pytorch.json           PyTorch's times beside ours";
 
-// The device, opened with the choice of attention that the present case needs.
+// The device, opened with the attention that the current case needs.
 typedef struct {
     BenchDevice choice;
     Backend *be;
-    const char *attention;  // what it was opened with, or could not be
+    const char *attention;  // of the last attempt to open it
     bool tried;
-    char failure[200];  // why it could not
+    char failure[200];  // the error of that attempt, or empty
 } OpDevice;
 
-// attention NULL: any; then an open device stays as it is.
+// attention NULL: any; an open device is then reused.
 static Backend *device_for(OpDevice *device, const char *attention) {
     if (attention == NULL && device->be != NULL) return device->be;
     const char *wanted = attention != NULL ? attention : "auto";
@@ -51,7 +51,7 @@ static Backend *device_for(OpDevice *device, const char *attention) {
     return device->be;
 }
 
-// ---- progress on stderr: a live line on a terminal, else one now and then ----
+// ---- progress on stderr: a live line on a terminal, otherwise a line every 15 s ----
 
 static void show_progress(int done, int count, const OpCase *c, double started, double *shown) {
     double now = now_seconds(), left = done > 0 ? (now - started) / done * (count - done) : 0;
@@ -90,11 +90,11 @@ static int measure_all(OpResult *results, int count, OpDevice *device, const OpS
         Backend *be = device_for(device, r->c->kind->attention);
         if (be == NULL) snprintf(r->why, sizeof r->why, "%s", device->failure);
         else if (options->seconds > 0 && now_seconds() - started > (double)options->seconds)
-            snprintf(r->why, sizeof r->why, "out of time (--seconds %lld)", (long long)options->seconds);
+            snprintf(r->why, sizeof r->why, "time limit reached (--seconds %lld)", (long long)options->seconds);
         else if (r->c->kind->fp8 && !be->matmul_fp8)
-            snprintf(r->why, sizeof r->why, "this device has no 8-bit products");
+            snprintf(r->why, sizeof r->why, "this device has no 8-bit matmuls");
         else if (!op_measure(r, &call, be, scale, (int)options->repeats, peaks)) {
-            ++failures;  // the device failed: what comes next gets a fresh one
+            ++failures;  // the device failed: the next case opens it again
             be->close(be);
             device->be = NULL;
         }
@@ -107,7 +107,7 @@ static int measure_all(OpResult *results, int count, OpDevice *device, const OpS
     return failures;
 }
 
-// Returns how many cases failed or became slower, -1 for an error that was printed.
+// Returns the number of cases that failed or became slower; -1: an error, already printed.
 static int run_list(OpResult *results, int count, OpDevice *device, const OpScale *scale, const OpOptions *options,
                     const cJSON *peer_rows, const cJSON *old) {
     Error err = {""};
@@ -170,13 +170,13 @@ int bench_ops_main(int argc, char **argv) {
         {"dtype", OPTION_TO(o.dtype), .words = DTYPE_CHOICES, .help = "default: fp32 on a CPU, bf16 elsewhere"},
         {"models", OPTION_TO(o.models), .help = "all, or names such as gpt2-124M,qwen2-0.5B (default: the scale's)"},
         {"scale", OPTION_TO(o.scale), .help = "rows and lengths: cpu, gpu or tiny (default: the device's)"},
-        {"repeats", OPTION_TO(o.repeats), OPTION_WHOLE, 1, 1e6, .help = "timed samples of each"},
+        {"repeats", OPTION_TO(o.repeats), OPTION_WHOLE, 1, 1e6, .help = "timed samples per case"},
         {"seconds", OPTION_TO(o.seconds), OPTION_WHOLE, 0, 1e15,
-         .help = "after so long the remaining cases are skipped; 0: never"},
+         .help = "time limit: later cases are skipped; 0: none"},
         {"json", OPTION_TO(o.json), .help = "also write the results to this file"},
-        {"against", OPTION_TO(o.against), .help = "compare with this earlier --json; exit 1 on a regression"},
-        {"peer", OPTION_TO(o.peer), .help = "rows of peer_ops_pytorch.py, shown beside ours"},
-        {"list", OPTION_TO(o.list), OPTION_FLAG, .help = "only say what there is to measure"},
+        {"against", OPTION_TO(o.against), .help = "compare with an earlier --json file; exit status 1 on a regression"},
+        {"peer", OPTION_TO(o.peer), .help = "JSON of peer_ops_pytorch.py, shown beside our times"},
+        {"list", OPTION_TO(o.list), OPTION_FLAG, .help = "only list the cases"},
         {"threads", OPTION_TO(o.device.threads), OPTION_WHOLE, 0, 4096, .help = "CPU: threads; 0: all cores"},
         {"isa", OPTION_TO(o.device.isa), .words = CPU_ISA_WORDS, .help = "CPU: instruction set of the kernels"}};
     const OptionTable table = BENCH_OPTIONS(rows, USAGE);

@@ -1,15 +1,15 @@
 #!/bin/bash
-# What several ranks cost on this machine, as ratios within one run. Called by `make bench-ranks`; needs mpirun. Run it on a
-# quiet machine: everything is interleaved, round after round, and medians count. Raw results: $BUILD/bench_ranks.jsonl.
-#   1. R ranks of one thread each against one rank of R threads, GPT-2 124M: tokens/s, and the share of communication
-#      that is hidden behind the computation
-#   2. zero=0..3: peak memory of a rank against the plan
-#   3. deterministic=lanes against run, on one and on R ranks: what the same bits for every world cost
+# The cost of several ranks on this machine, as ratios within one run. Run it with `make bench-ranks`, on an idle machine; needs
+# mpirun. Runs are interleaved over rounds, and medians count. Raw results: $BUILD/bench_ranks.jsonl.
+#   1. R ranks of one thread each, compared with one rank of R threads, GPT-2 124M: tokens/s, and the share of
+#      communication that is hidden behind the computation
+#   2. zero=0..3: peak memory of a rank, compared with the plan
+#   3. deterministic=lanes compared with run, on one and on R ranks: the cost of equal bits for every world size
 # Settings (environment):
 #   RANKS, ROUNDS, STEPS   default 2, 3, 4 (steps of a run; the first is not counted)
 #   MODEL, SEQ_LEN, ROWS, BATCH_TOKENS   default gpt2:124M, 256, 4, 4096
 #   DTYPE                  default fp32
-#   PARTS                  which of the three, default "speed memory lanes"
+#   PARTS                  parts to run, default "speed memory lanes"
 # Example: ROUNDS=1 PARTS=memory MODEL=gpt2:d4 make bench-ranks
 set -u
 cd "$(dirname "$0")/../.." || exit 1
@@ -23,7 +23,7 @@ command -v mpirun >/dev/null && [ -e "$BUILD/libllmc_mpi.so" ] || {
     echo "bench_ranks.sh: expected mpirun and $BUILD/libllmc_mpi.so: run scripts/setup.sh --mpi, then make" >&2
     exit 1
 }
-# A run saves its model at its end: into memory where there is some, so that disks are not measured.
+# A run saves its model at its end: into memory if possible, so that disks are not measured.
 work=$(mktemp -d -p /dev/shm 2>/dev/null || mktemp -d)
 trap 'rm -rf "$work"' EXIT
 : >"$RESULTS"
@@ -31,11 +31,11 @@ mpi=(mpirun --bind-to none)
 [ "$(id -u)" -ne 0 ] || mpi+=(--allow-run-as-root)
 [ "$(nproc)" -ge "$RANKS" ] || mpi+=(--oversubscribe)
 
-# Any tokens do: the work does not depend on them.
+# Random tokens: the work does not depend on them.
 head -c 400000 /dev/urandom | base64 >"$work/text.txt"
 "$BUILD/prep" tokenize --tokenizer bytes --out "$work/data" "$work/text.txt" >/dev/null 2>&1 || exit 1
 
-# train NAME RANKS THREADS [key=value...]: leaves $work/NAME.log and $work/NAME/metrics.jsonl
+# train NAME RANKS THREADS [key=value...]: writes $work/NAME.log and $work/NAME/metrics.jsonl
 train() {
     local name=$1 ranks=$2 threads=$3 launcher=()
     shift 3
@@ -50,7 +50,7 @@ train() {
         exit 1
     fi
 }
-# Median of a number of the steps but the first.
+# Median of a metric over all steps but the first.
 median_of() { # NAME KEY
     grep -o "\"$2\":[0-9.e+-]*" "$work/$1/metrics.jsonl" | cut -d: -f2 | tail -n +2 | sort -g |
         awk '{x[NR] = $1} END {print NR ? (NR % 2 ? x[(NR + 1) / 2] : (x[NR / 2] + x[NR / 2 + 1]) / 2) : 0}'
@@ -89,7 +89,7 @@ case $PARTS in *speed*)
     ;;
 esac
 case $PARTS in *memory*)
-    echo "memory: peak of a rank against its plan, $RANKS ranks"
+    echo "memory: peak of a rank compared with its plan, $RANKS ranks"
     for zero in 0 1 2 3; do
         train "memory$zero" "$RANKS" 1 zero=$zero steps=2
         echo "  zero=$zero  $(grep '^memory   rank' "$work/memory$zero.log" | sed 's/^memory *//')"
@@ -97,7 +97,7 @@ case $PARTS in *memory*)
     ;;
 esac
 case $PARTS in *lanes*)
-    echo "lanes: deterministic=lanes against run"
+    echo "lanes: deterministic=lanes compared with run"
     for round in $(seq "$ROUNDS"); do
         for how in run lanes; do
             train "one-$how" 1 "$RANKS" deterministic=$how

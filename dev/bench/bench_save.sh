@@ -1,12 +1,12 @@
 #!/bin/bash
-# What a checkpoint costs a run: the copy that training waits for, and how much slower the steps beside its writing are than the
-# other steps of the same run. Called by `make bench-save`; ranks need mpirun. Run it on a quiet machine: medians count.
+# The cost of a checkpoint: the copy that training waits for, and the slowdown of the steps during its writing compared with the
+# other steps of the same run. Run it with `make bench-save`, on an idle machine; ranks need mpirun. Medians count.
 # Settings (environment):
-#   RANKS                  list, default "1 2"; the cores are shared between the ranks
+#   RANKS                  list of rank counts, default "1 2"; the ranks share the cores
 #   STEPS, SAVE_EVERY      default 24, 8
 #   MODEL, SEQ_LEN, ROWS, BATCH_TOKENS   default gpt2:124M, 256, 4, 2048
 #   DTYPE, ZERO            default fp32, 1
-#   OUT                    where checkpoints are written, default a temporary directory
+#   OUT                    directory of the checkpoints, default a temporary one
 # Example: RANKS=1 MODEL=gpt2:d6 STEPS=40 make bench-save
 set -u
 cd "$(dirname "$0")/../.." || exit 1
@@ -30,8 +30,8 @@ measure() { # RANKS async_save
         train="$work/data/train_*.bin" val= model="$MODEL" vocab=50257 dtype="$DTYPE" zero="$ZERO" seq_len="$SEQ_LEN" \
         batch_rows="$ROWS" batch_tokens="$BATCH_TOKENS" steps="$STEPS" save_every="$SAVE_EVERY" keep_last=2 val_every=0 \
         sample_tokens=1 progress_bar=false async_save="$2" >"$work/log" 2>&1 || { tail -n 5 "$work/log" >&2; exit 1; }
-    # Steps between the one that was saved and the line that says so ran beside the writing. The first step and those right
-    # before a save, which are waited for, count as neither.
+    # Steps between the saved one and the line that reports it ran during the writing. The first step and those right before a
+    # save, which are waited for, are not counted.
     awk -v every="$SAVE_EVERY" -v what="$1 rank(s), async_save=$2" '
         function median(x, n,   i, j, t) {
             for (i = 2; i <= n; ++i) for (j = i; j > 1 && x[j] < x[j - 1]; --j) {t = x[j]; x[j] = x[j - 1]; x[j - 1] = t}
@@ -51,7 +51,7 @@ measure() { # RANKS async_save
         END {
             if (a == 0 || saves == 0) {print what ": no steps or no checkpoints to measure"; exit 1}
             step = median(alone, a)
-            printf "%s: step %.0f ms (%d), beside writing %.0f ms (%d): %+.1f %%; copied in %.2f s, written in %.1f s (%d)\n", what,
+            printf "%s: step %.0f ms (%d), during writing %.0f ms (%d): %+.1f %%; copied in %.2f s, written in %.1f s (%d)\n", what,
                 step, a, median(beside, b), b, b == 0 ? 0 : 100 * (median(beside, b) / step - 1), median(copied, c), median(written, w), saves
         }' "$work/run/metrics.jsonl"
 }

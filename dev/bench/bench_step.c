@@ -1,6 +1,6 @@
-// bench_step.c: whole training steps (forward, backward, clip, AdamW) at fixed shapes on random tokens, on any
-// backend: tokens/s, MFU, memory, and on a CPU where the time goes. One JSON line, so that drivers can put peers
-// beside it.
+// bench_step.c: `bench step`: whole training steps (forward, backward, clip, AdamW) at fixed shapes on random tokens, on
+// any backend: tokens/s, MFU, memory, and on a CPU the time per kind of operation. Prints one JSON line, which scripts
+// compare with those of peers.
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -19,11 +19,11 @@
 
 typedef struct {
     const char *name, *preset;
-    int64_t B, T, tokens;     // of a micro-batch, and of a step
-    int64_t L, C, NH, vocab;  // over the preset's; 0: the preset's
+    int64_t B, T, tokens;     // of a micro-batch; tokens of a step
+    int64_t L, C, NH, vocab;  // 0: the preset's
 } StepShape;
 
-// Micro-batches of the GPU's shapes fit into 80 GB in bf16 without recomputing anything.
+// The micro-batches of the GPU shapes fit into 80 GB in bf16 without recomputation.
 static const StepShape SHAPES[] = {
     {"124M-b4-t64", "gpt2:124M", 4, 64, 256, 0, 0, 0, 0},
     {"124M-b4-t256", "gpt2:124M", 4, 256, 1024, 0, 0, 0, 0},
@@ -43,7 +43,7 @@ static const StepShape SHAPES[] = {
 };
 #define SHAPE_COUNT ((int)(sizeof SHAPES / sizeof SHAPES[0]))
 #define WARMUP_STEPS 2
-#define SEED 1  // of weights and tokens: peer_pytorch.py makes the same from it, llm.c reads what --start writes
+#define SEED 1  // of weights and tokens: peer_pytorch.py generates the same; llm.c reads the files of --start
 #define LEARNING_RATE 1e-4
 
 typedef struct {
@@ -58,8 +58,8 @@ typedef struct {
     const StepShape *shape;
     RunConfig config;
     Schedule schedule;
-    Backend *be;      // what computes
-    Profile profile;  // around it, on a CPU: elsewhere operations end after the call
+    Backend *be;      // the device
+    Profile profile;  // wraps the device on a CPU; elsewhere operations end after the call returns
     Arena arena;
     Model model;
     Optimizer optimizer;
@@ -93,7 +93,7 @@ static bool describe_run(StepBench *bench, const StepShape *shape, const StepOpt
     RunConfig *config = &bench->config;
     bench->shape = shape;
     if (!describe_arch(&config->arch, shape, shape->T, err)) return false;
-    // fp8 is bf16 with the blocks' products in 8-bit floats; the MFU stays that of the bf16 peak.
+    // fp8: bf16 with 8-bit matmuls in the blocks; the MFU still refers to the bf16 peak.
     config->fp8 = strcmp(options->dtype, "fp8") == 0;
     dtype_parse(config->fp8 ? "bf16" : options->dtype, &config->dtype);
     config->master_weights = !options->no_master;
@@ -117,7 +117,7 @@ static bool describe_run(StepBench *bench, const StepShape *shape, const StepOpt
     return true;
 }
 
-// The stream that steps are trained on: a token's target is the one after it.
+// The training tokens: a token's target is the next one.
 static int32_t stream_token(int64_t i, int64_t vocab) {
     return (int32_t)(rng_u32(SEED, RNG_STREAM_TEST, (uint64_t)i) % (uint32_t)vocab);
 }
@@ -144,7 +144,7 @@ static void fill_batches(StepBench *bench) {
 // (micro_batches)
 static double *step_loss(StepBench *bench, int64_t t) { return bench->loss + t % 2 * bench->micro_batches; }
 
-// Issues one step and the transfer of its loss; the ticket passes when that is there.
+// Issues one step and the download of its loss; the ticket is done when the loss has arrived.
 static Ticket issue_step(StepBench *bench, int64_t t) {
     Model *model = &bench->model;
     double tokens = (double)bench->config.phase[0].batch_tokens;
@@ -161,8 +161,8 @@ static Ticket issue_step(StepBench *bench, int64_t t) {
     return read;
 }
 
-// Runs warm-up and timed steps, as training does: a step is waited for when the next one has been issued. seconds[i]
-// lies between the ends of steps. losses has WARMUP_STEPS + steps numbers.
+// Runs warm-up and timed steps as training does: waits for a step after issuing the next one. seconds (steps): from the
+// end of the previous step to the end of this one. losses (WARMUP_STEPS + steps).
 static bool run_steps(StepBench *bench, double *seconds, double *losses, int64_t steps, Error *err) {
     Ticket read[2] = {0, 0};
     double ended = now_seconds(), tokens = (double)bench->config.phase[0].batch_tokens;
@@ -187,7 +187,7 @@ static bool run_steps(StepBench *bench, double *seconds, double *losses, int64_t
 
 // ---- the report ----
 
-// The architecture as one JSON line, for programs that build the same model: peer_pytorch.py.
+// The architecture as one JSON line, for programs that build the same model (peer_pytorch.py).
 static int print_description(const StepShape *shape) {
     ModelConfig m = {0};
     Error err = {""};
@@ -263,7 +263,7 @@ static void print_report(const StepBench *bench, const StepOptions *options, dou
            plan->device_bytes, (long long)usage.ru_maxrss * 1024);
 }
 
-// ---- a starting point that llm.c reads: model.bin and tokens.bin in an existing directory ----
+// ---- weights and tokens for llm.c: writes model.bin and tokens.bin into an existing directory ----
 
 static bool initial_values(void *context, const ParamSpec *spec, int64_t first, int64_t count, float *out,
                            Error *err) {
@@ -305,7 +305,7 @@ static bool lay_out(StepBench *bench, MemoryPlan *plan, Error *err) {
     bench->config.async_save = false;  // nothing is saved here
     plan_compute(plan, &bench->config, &bench->schedule, PLAN_ALONE, be);
     be->workspace_limit_bytes = plan->workspace_bytes;
-    // What the profile wraps is timed by the host's clock: only where an operation is over when its call returns.
+    // The profile uses the host's clock: valid only if operations finish before they return.
     Backend *used = be->threads > 0 ? &bench->profile.outer : be;
     if (!arena_init(&bench->arena, used, plan->arena.used_bytes, err)) return false;
     Tensor comm_scratch;
@@ -392,22 +392,22 @@ int bench_step_main(int argc, char **argv) {
         {"shape", OPTION_TO(o.shape), .help = "one of the shapes above"},
         {"device", OPTION_TO(o.device.device), .help = "cpu, cuda or cudaemu"},
         {"dtype", OPTION_TO(o.dtype), .words = DTYPE_CHOICES, .help = "fp8: on a GPU"},
-        {"steps", OPTION_TO(o.steps), OPTION_WHOLE, 1, 1e9, .help = "timed steps (two more come before)"},
+        {"steps", OPTION_TO(o.steps), OPTION_WHOLE, 1, 1e9, .help = "timed steps, after two warm-up steps"},
         {"threads", OPTION_TO(o.device.threads), OPTION_WHOLE, 0, 4096, .help = "CPU: threads; 0: all cores"},
         {"isa", OPTION_TO(o.device.isa), .words = CPU_ISA_WORDS, .help = "CPU: instruction set of the kernels"},
         {"recompute", OPTION_TO(o.recompute), OPTION_WORD, .words = RECOMPUTE_WORDS,
-         .help = "what the backward pass computes again"},
+         .help = "activations that the backward pass recomputes"},
         {"chunk-rows", OPTION_TO(o.chunk_rows), OPTION_WHOLE, 0, 1e15,
-         .help = "rows of logits at a time; 0: the engine's choice"},
+         .help = "rows of a logits chunk; 0: the engine's choice"},
         {"batch-rows", OPTION_TO(o.batch_rows), OPTION_WHOLE, 0, 1e15,
          .help = "rows of a micro-batch; 0: the shape's"},
         {"batch-tokens", OPTION_TO(o.batch_tokens), OPTION_WHOLE, 0, 1e15,
          .help = "tokens of a step; 0: the shape's"},
-        {"attention", OPTION_TO(o.device.attention), .words = ATTENTION_WORDS, .help = "on a GPU: whose kernels"},
+        {"attention", OPTION_TO(o.device.attention), .words = ATTENTION_WORDS, .help = "GPU: which kernels"},
         {"start", OPTION_TO(o.start), .help = "only write weights and tokens for llm.c into this directory"},
         {"no-graphs", OPTION_TO(o.no_graphs), OPTION_FLAG, .help = "GPU: do not capture and replay micro-batches"},
         {"describe", OPTION_TO(o.describe), OPTION_FLAG, .help = "only print the shape's model as JSON, for peers"},
-        {"no-master", OPTION_TO(o.no_master), OPTION_FLAG, .help = "bf16: no fp32 values behind the weights"}};
+        {"no-master", OPTION_TO(o.no_master), OPTION_FLAG, .help = "bf16: no fp32 master weights"}};
     const OptionTable table = BENCH_OPTIONS(rows, usage);
     int status = options_read(&table, argc, argv);
     free(usage);

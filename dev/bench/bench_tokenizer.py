@@ -1,11 +1,11 @@
 #!/usr/bin/env python3
-"""Encoding speed against tiktoken on one core: the same text, the same vocabulary, turn by turn in one run.
+"""Encoding speed compared with tiktoken on one core: the same text and vocabulary, alternating in one run.
 
     pip install tiktoken && python3 dev/bench/bench_tokenizer.py [--prep build/prep] [--tokenizer FILE] TEXT...
 
 tiktoken: encode_ordinary of the text in memory, seconds of CPU. prep: `prep tokenize --threads 1` of the same file,
-seconds of CPU of the whole process after loading the tokenizer (reading the file and writing shards included, which
-tiktoken is spared). Both are the best of the rounds; the ids are compared, too.
+seconds of CPU of the whole process after loading the tokenizer, including reading the file and writing shards, which
+tiktoken does not do. Both are the best of the rounds; the ids are compared, too.
 """
 import argparse
 import array
@@ -33,7 +33,7 @@ def load_tiktoken(path):
 
 
 def run_prep(prep, tokenizer, text, threads):
-    """MB per second of CPU and of time, and the ids."""
+    """MB per second of CPU time and of wall time, and the ids."""
     with tempfile.TemporaryDirectory() as out:
         command = [prep, "tokenize", "--tokenizer", tokenizer, "--out", out, "--docs", "none", "--version", "2"]
         command += ["--shard-tokens", "2000M", "--threads", str(threads), text]

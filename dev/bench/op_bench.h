@@ -1,4 +1,4 @@
-// op_bench.h: what the parts of `bench op` share: the result of one case, the machine's peaks, the report.
+// op_bench.h: shared by the parts of `bench op`: the result of one case, the machine's peaks, the report.
 #ifndef BENCH_OP_BENCH_H
 #define BENCH_OP_BENCH_H
 
@@ -9,20 +9,20 @@
 // Seconds of one call.
 typedef struct {
     double p10, median, p90;
-    int samples, calls;  // each sample is the mean of so many calls in a row
+    int samples, calls;  // a sample is the mean over `calls` consecutive calls
 } OpTiming;
 
-// What this machine does at best, measured in this run; 0: not measured.
+// The machine's peaks, measured in this run; 0: not measured.
 typedef struct {
     double copy;             // bytes/s, read plus written, of the faster of Backend.copy and Backend.cast
     double fp32, bf16, fp8;  // FLOP/s
-    double dense_bf16;       // GPU: of its data sheet
+    double dense_bf16;       // GPU: from its data sheet
     char source[160], dense_source[96];
 } OpPeaks;
 
 typedef struct {
     const OpCase *c;
-    bool ran;  // false: why says what was in the way
+    bool ran;  // false: why says why not
     char why[200];
     double flops, bytes;
     OpTiming cold, warm;  // warm.samples == 0: the operands are larger than any cache
@@ -30,11 +30,10 @@ typedef struct {
     bool repeatable;      // the same bits before and after
     char choice[160];     // Backend.attention_choice after an attention
     double roofline;      // seconds that the slower of memory and arithmetic needs at least
-    bool by_memory;       // which of the two
+    bool by_memory;       // whether memory is the slower one
 } OpResult;
 
-// Measures one case; an Error of the device ends up in result->why, and then returns false: the backend is to be
-// closed.
+// Measures one case. False: the device failed (its error is in result->why) and the backend must be closed.
 bool op_measure(OpResult *result, OpCall *call, Backend *be, const OpScale *scale, int samples, const OpPeaks *peaks);
 void op_measure_peaks(OpPeaks *peaks, Backend *be, const OpScale *scale, bool fp32, bool bf16);
 
@@ -46,8 +45,8 @@ void op_print_result(const OpResult *result, const cJSON *peer_rows);
 cJSON *op_report(const OpResult *results, int count, const OpPeaks *peaks, const char *backend, const char *device,
                  const OpScale *scale);
 bool op_report_write(const cJSON *report, const char *path, Error *err);
-// Prints what is slower than in `old` beyond the noise of both, or is missing; returns how many, or -1 with err when
-// the two cannot be compared.
+// Prints the cases that are slower than in `old` beyond the noise of both, or missing; returns their number, or -1
+// with err if the two cannot be compared.
 int op_report_against(const cJSON *report, const cJSON *old, Error *err);
 
 #endif

@@ -1,6 +1,6 @@
-// op_measure.c: how long an operation takes. A sample is a run of calls long enough for the host's clock: one call on
-// a CPU, some milliseconds of calls and one wait on a device that computes beside the host. Cold: calls take turns
-// over copies of all operands that together exceed any cache; warm: always the same copy.
+// op_measure.c: measures the time of an operation. A sample is long enough for the host's clock: one call on a CPU; on
+// an asynchronous device some milliseconds of calls and one wait. Cold: calls rotate over copies of all operands that
+// together exceed any cache. Warm: always the same copy.
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -9,7 +9,7 @@
 #include "dev/bench/bench.h"
 #include "dev/bench/op_bench.h"
 
-// Below these a sample would measure the clock (CPU) or how a device begins and ends its work (some 10 us).
+// A shorter sample would measure the clock (CPU) or the start and end of work on a device (some 10 us).
 #define CPU_SAMPLE_SECONDS 50e-6
 #define DEVICE_SAMPLE_SECONDS 4e-3
 #define MIN_SAMPLES 5
@@ -17,7 +17,7 @@
 
 static void issue(const OpCall *call, int set) { call->c->kind->run(call->be, call->c, call->t[set]); }
 
-// Seconds of `calls` calls in a row, on the device's own clock where it has one; negative when the device failed.
+// Seconds of `calls` consecutive calls, by the device's clock if it has one; negative: the device failed.
 static double time_calls(const OpCall *call, int *set, bool cold, int calls, Error *err) {
     Backend *be = call->be;
     Ticket from = be->mark(be);
@@ -35,7 +35,7 @@ static double time_calls(const OpCall *call, int *set, bool cold, int calls, Err
 static bool time_case(OpTiming *out, const OpCall *call, bool cold, const OpScale *scale, int samples, Error *err) {
     double wanted = call->be->threads > 0 ? CPU_SAMPLE_SECONDS : DEVICE_SAMPLE_SECONDS;
     int set = 0, calls = 1;
-    // Warm-up: once through all copies or until it has taken as long as a sample should; then the length of a sample.
+    // Warm-up: all copies once, or as long as a sample takes; then choose the calls of a sample.
     double seconds = time_calls(call, &set, cold, 1, err), spent = seconds;
     for (int i = 1; i < call->sets && seconds >= 0 && spent < wanted; ++i)
         spent += seconds = time_calls(call, &set, cold, 1, err);
@@ -57,7 +57,7 @@ static bool time_case(OpTiming *out, const OpCall *call, bool cold, const OpScal
     return seconds >= 0;
 }
 
-// Runs set 0 from the values it was filled with, compares, and returns the hash of what came out.
+// Refills set 0, runs the operation, checks the outputs; *hash: of the outputs.
 static bool run_and_check(OpResult *result, OpCall *call, uint64_t *hash, Error *err) {
     op_call_reset(call);
     issue(call, 0);
@@ -100,7 +100,7 @@ bool op_measure(OpResult *result, OpCall *call, Backend *be, const OpScale *scal
         Error failure = {""};
         op_call_close(call);
         snprintf(result->why, sizeof result->why, "%.199s", err.message);
-        return be->synchronize(be, &failure);  // too little memory is no failure of the device
+        return be->synchronize(be, &failure);  // out of memory is no failure of the device
     }
     result->bytes = op_call_bytes(call);
     result->flops = c->kind->flops != NULL ? c->kind->flops(&c->shape) : 0;
@@ -117,7 +117,7 @@ bool op_measure(OpResult *result, OpCall *call, Backend *be, const OpScale *scal
 
 // ---- peaks ----
 
-// Best of some runs of the operation that `kind` describes: a peak is what the machine can do, not what it does.
+// Best of several runs of the operation of `kind`: a peak is what the machine can reach.
 static double best_seconds(OpCall *call, const OpCase *c, Backend *be, Error *err) {
     double best = 0, wanted = be->threads > 0 ? 0 : DEVICE_SAMPLE_SECONDS;
     if (op_call_open(call, be, c, 0, err)) {
@@ -181,7 +181,7 @@ void op_measure_peaks(OpPeaks *peaks, Backend *be, const OpScale *scale, bool fp
     OpCall call = {0};
     Error err = {""};
     *peaks = (OpPeaks){.copy = measure_copy(&call, be, scale, &err)};
-    if (be->threads > 0) {  // arithmetic with operands in registers: no product can be faster
+    if (be->threads > 0) {  // arithmetic on registers: no matmul can be faster
         if (fp32) peaks->fp32 = be->measure_peak(be, DTYPE_F32);
         if (bf16) peaks->bf16 = be->measure_peak(be, DTYPE_BF16);
         strcpy(peaks->source, "multiply-adds from registers, all threads");

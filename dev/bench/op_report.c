@@ -1,4 +1,4 @@
-// op_report.c: what `bench op` found, as a table for people, as JSON for tools, and against an earlier JSON.
+// op_report.c: the results of `bench op`: a table, JSON, and the comparison with an earlier JSON report.
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -7,7 +7,7 @@
 #include "dev/bench/op_bench.h"
 #include "llmc/base/json.h"
 
-// Below this a difference is not worth a word, however quiet the machine was.
+// Smaller differences are not reported, however small the noise.
 #define LEAST_REGRESSION 0.02
 
 static double rate(double amount, const OpTiming *timing) { return timing->median > 0 ? amount / timing->median : 0; }
@@ -23,9 +23,9 @@ void op_print_heading(const OpPeaks *peaks, bool with_peer) {
     if (peaks->dense_bf16 > 0)
         printf("dense bf16 peak: %.1f TFLOP/s (%s)\n", peaks->dense_bf16 * 1e-12, peaks->dense_source);
     printf(
-        "cold: operands come from memory; warm: from cache, where they fit. roof: the share of what memory (mem) or "
-        "arithmetic (math) allows,\nwhichever binds. check: error over tolerance, the worse of before and after; * "
-        "not the same bits twice\n\n");
+        "cold: operands come from memory; warm: from cache, if they fit. roof: the share of the limit set by memory "
+        "(mem) or arithmetic\n(math), whichever is lower. check: error over tolerance, the worse of before and after; * "
+        "not bit-identical on repetition\n\n");
     printf("%-46s %-5s %-18s %9s %9s %9s %9s %8s %8s %6s %-4s %6s%s\n", "operation", "dtype", "shape", "p10 us",
            "median us", "p90 us", "warm us", "GB/s", "TFLOP/s", "roof %", "by", "check",
            with_peer ? "   peer us  ratio" : "");
@@ -149,7 +149,7 @@ cJSON *op_report(const OpResult *results, int count, const OpPeaks *peaks, const
 }
 
 bool op_report_write(const cJSON *report, const char *path, Error *err) {
-    // One row a line: JSON for tools, and still a file that can be looked at and compared.
+    // One row per line: valid JSON that can be read and compared with diff.
     const cJSON *item;
     size_t used = 0, room = 1 << 16;
     char *text = xmalloc(room);
@@ -177,13 +177,13 @@ bool op_report_write(const cJSON *report, const char *path, Error *err) {
     return ok;
 }
 
-// ---- against an earlier report ----
+// ---- comparison with an earlier report ----
 
 static bool same_text(const cJSON *a, const cJSON *b, const char *key, Error *err) {
     const cJSON *x = json_find(a, key), *y = json_find(b, key);
     if (!cJSON_IsString(x) || !cJSON_IsString(y) || strcmp(x->valuestring, y->valuestring) != 0)
         return error_set(err,
-                         "--against: only reports of one machine can be compared: %s is \"%s\" now and \"%s\" there",
+                         "--against: only reports of one machine can be compared: %s is \"%s\" now and was \"%s\"",
                          key, cJSON_IsString(x) ? x->valuestring : "", cJSON_IsString(y) ? y->valuestring : "");
     return true;
 }
@@ -200,14 +200,14 @@ int op_report_against(const cJSON *report, const cJSON *old, Error *err) {
     if (!same_text(report, old, "device", err) || !same_text(report, old, "scale", err)) return -1;
     const cJSON *now_rows = json_find(report, "rows"), *old_rows = json_find(old, "rows"), *row;
     int slower = 0, faster = 0, equal = 0, absent = 0;
-    printf("\nagainst the earlier report (noise: p90 - p10 of both, at least %.0f %%)\n", 100 * LEAST_REGRESSION);
+    printf("\ncompared with the earlier report (noise: p90 - p10 of both, at least %.0f %%)\n", 100 * LEAST_REGRESSION);
     cJSON_ArrayForEach(row, now_rows) {
         const cJSON *before = find_row(old_rows, row);
         double now = timing_field(row, "cold", "median"), then = before ? timing_field(before, "cold", "median") : 0;
         if (then <= 0 || now <= 0) {
-            // What was measured then and is not now is a loss; what is new has nothing to be compared with.
+            // A case of the old report that was not measured now counts; a new case is not comparable.
             if (then > 0) {
-                printf("  GONE    %s %s, %s, %s: %s\n", text_of(row, "op"), text_of(row, "variant"),
+                printf("  MISSING %s %s, %s, %s: %s\n", text_of(row, "op"), text_of(row, "variant"),
                        text_of(row, "label"), text_of(row, "dtype"), text_of(row, "skipped"));
                 ++slower;
             }
@@ -225,6 +225,6 @@ int op_report_against(const cJSON *report, const cJSON *old, Error *err) {
                change > 0 ? "SLOWER " : "faster ", text_of(row, "op"), text_of(row, "variant"), text_of(row, "label"),
                text_of(row, "dtype"), then * 1e6, now * 1e6, 100 * change, 100 * noise);
     }
-    printf("  %d slower or gone, %d faster, %d within the noise, %d not comparable\n", slower, faster, equal, absent);
+    printf("  %d slower or missing, %d faster, %d within the noise, %d not comparable\n", slower, faster, equal, absent);
     return slower;
 }

@@ -1,7 +1,7 @@
-"""The decoder that `bench step --describe` describes, in PyTorch, with the engine's own starting weights and tokens.
+"""The decoder of `bench step --describe` in PyTorch, with the engine's initial weights and tokens.
 
-Both come from the engine's counter-based random numbers (llmc/base/rng.h), so that two programs begin at the same point without
-exchanging a file, and their losses can be compared step by step. Imported by peer_pytorch.py.
+Both come from the engine's counter-based random numbers (llmc/base/rng.h), so the two programs start equal without exchanging a
+file, and their losses can be compared step by step. Imported by peer_pytorch.py.
 """
 
 import math
@@ -19,7 +19,7 @@ def philox(seed, stream, index):
     c = [index & MASK, (index >> 32) & MASK, torch.full_like(index, stream & MASK), torch.full_like(index, stream >> 32)]
     key = [seed & MASK, seed >> 32]
     for _ in range(10):
-        p0, p1 = c[0] * 0xD2511F53, c[2] * 0xCD9E8D57  # modulo 2^64: the bits are right, the sign is not looked at
+        p0, p1 = c[0] * 0xD2511F53, c[2] * 0xCD9E8D57  # modulo 2^64: the bits are right, the sign does not matter
         c = [((p1 >> 32) & MASK) ^ c[1] ^ key[0], p1 & MASK, ((p0 >> 32) & MASK) ^ c[3] ^ key[1], p0 & MASK]
         key = [(key[0] + 0x9E3779B9) & MASK, (key[1] + 0xBB67AE85) & MASK]
     return c
@@ -37,7 +37,7 @@ def tensor_seed(seed, name):
 
 @torch.no_grad()
 def fill_normal(out, seed, std):
-    """Box-Muller over pairs of elements, as llmc/model/params.c does it."""
+    """Box-Muller over pairs of elements, as in llmc/model/params.c."""
     flat, chunk = out.view(-1), 1 << 23
     for first in range(0, flat.numel(), 2 * chunk):
         part = flat[first:first + 2 * chunk]
@@ -114,7 +114,7 @@ class Block(nn.Module):
 
 
 class Decoder(nn.Module):
-    """rows: of the embedding; padding rows stay out of no softmax, as in nanoGPT, which moves a loss by 0.001."""
+    """rows: of the embedding. The softmax includes padding rows, as in nanoGPT; this changes a loss by 0.001."""
 
     def __init__(self, arch, rows, length, fast_attention):
         super().__init__()
@@ -148,7 +148,7 @@ class Decoder(nn.Module):
 
     @torch.no_grad()
     def same_start(self, seed):
-        """The weights that the engine starts with from this seed."""
+        """Sets the engine's initial weights for this seed."""
         arch, std = self.arch, self.arch["init_std"]
         for parameter in self.parameters():
             if parameter.dim() == 1:

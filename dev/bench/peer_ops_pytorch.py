@@ -5,10 +5,10 @@
   dev/bench/peer_ops_pytorch.py --device cuda --cases cases.json --json pytorch.json
   build/bench op --device cuda --peer pytorch.json
 
-Products go to cuBLAS(Lt) or the CPU's BLAS, attention to scaled_dot_product_attention, the rest to PyTorch's own kernels;
---compile hands what PyTorch has no single kernel for (SwiGLU, fused epilogues, cross-entropy with its gradient) to
-torch.compile. Cases that PyTorch has nothing for are left out. Not the same in one point: PyTorch's dW is in the dtype of
-its inputs where ours is fp32, which moves fewer bytes.
+Matmuls run on cuBLAS(Lt) or the CPU's BLAS, attention on scaled_dot_product_attention, the rest on PyTorch's own kernels;
+with --compile, torch.compile fuses the operations without a single PyTorch kernel (SwiGLU, fused epilogues, cross-entropy
+with its gradient). Cases without a PyTorch equivalent are skipped. One difference: PyTorch's dW has the dtype of its
+inputs, ours is fp32, so PyTorch moves fewer bytes.
 """
 
 import argparse
@@ -25,11 +25,11 @@ GELU_FLAG, RESIDUAL, BIAS = 16, 8, 4  # of dev/cases/matmul.c
 
 def parse_arguments():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--cases", required=True, help="what `bench op --list --json` wrote")
-    parser.add_argument("--json", required=True, help="where the rows go")
+    parser.add_argument("--cases", required=True, help="JSON file of `bench op --list --json`")
+    parser.add_argument("--json", required=True, help="output file")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cuda")
-    parser.add_argument("--compile", action="store_true", help="also what torch.compile has to fuse; takes minutes")
-    parser.add_argument("--seconds", type=float, default=300, help="stop after so long; the rest is left out")
+    parser.add_argument("--compile", action="store_true", help="also the cases that torch.compile must fuse; takes minutes")
+    parser.add_argument("--seconds", type=float, default=300, help="time limit; later cases are skipped")
     return parser.parse_args()
 
 
@@ -74,7 +74,7 @@ def attention_case(case, draw):
 
 
 def backward_of(forward, inputs):
-    """A call that runs only the backward pass of `forward`, whose graph is kept."""
+    """A function that runs only the backward pass of `forward`; the graph is kept."""
     leaves = [x.detach().requires_grad_(x.is_floating_point()) for x in inputs]
     out = forward(*leaves)
     dout, wanted = torch.randn_like(out), [x for x in leaves if x.requires_grad]
@@ -148,7 +148,7 @@ MAKERS = {"matmul forward": matmul_case, "matmul dX": matmul_case, "matmul dW": 
 
 
 class Draw:
-    """Random tensors of a case's dtype, counted, so that copies can exceed any cache together."""
+    """Random tensors of a case's dtype; counts their bytes, so that the copies together exceed any cache."""
 
     def __init__(self, case, device):
         self.device, self.dtype = device, {"fp32": torch.float32, "bf16": torch.bfloat16}[case["dtype"]]
@@ -202,10 +202,10 @@ def main():
         if case["op"] not in MAKERS:
             continue
         if time.monotonic() - started > args.seconds:
-            print(f"peer_ops_pytorch.py: {len(listed['rows']) - number} cases left out after {args.seconds:.0f} s",
+            print(f"peer_ops_pytorch.py: {len(listed['rows']) - number} cases skipped after {args.seconds:.0f} s",
                   file=sys.stderr)
             break
-        # Our variants of attention are one case here.
+        # Our attention variants are one case in PyTorch.
         variant = "" if "attention" in case["op"] else case["variant"]
         same = (case["op"], variant, case["dtype"], case["shape"], case["flags"])
         if seen.get(same) is None:

@@ -5,22 +5,22 @@ A step is forward, backward, clip_grad_norm_ to 1, AdamW with decay on matrices,
 over fp32 parameters. Prints one JSON line: {"peer", "version", "shape", "dtype", "threads", "setting", "tok_per_s"
 (median), "list" (every step), "losses" (warm-up included)}.
 
-  peer_pytorch.py --shape 124M-b4-t64                          one of the CPU's shapes
+  peer_pytorch.py --shape 124M-b4-t64                          one of the CPU shapes
   peer_pytorch.py --device cuda --arch "$(build/bench step --shape gpt2-1.5B --describe)" --dtype bf16 --compile
 
-With --arch the weights and tokens are those that `bench step` starts with: the losses must agree.
+With --arch, weights and tokens are the initial ones of `bench step`: the losses must agree.
 
-Runs on any PyTorch from 1.13 (Debian 12) on. It looks for PyTorch at its best, not as it comes. On a CPU, what made a
-difference, in this order (--untuned switches the first two off):
+Runs on PyTorch 1.13 (Debian 12) or later. It tunes PyTorch for speed. On a CPU these made a difference, in this order
+(--untuned disables the first two):
   * malloc: glibc returns every large activation to the kernel and faults it in again. glibc.malloc.hugetlb=1 (the
-    script starts itself anew with it) and thresholds above any tensor keep the pages: 1.3x to 1.6x in one comparison.
-  * threads: OMP_NUM_THREADS and torch.set_num_threads; Debian's build otherwise multiplies with one thread, and
-    needs OpenBLAS in its OpenMP flavour (package libopenblas0-openmp).
-  * the optimizer: fused AdamW (CPUs: from 2.4 on) was 5 % (fp32) and 14 % (bf16) ahead of foreach at B=4 T=64.
-  * torch.compile, and scores written out (--attention manual) instead of scaled_dot_product_attention, were within
-    about 10 % of the default on a machine too busy to settle it: bench_cpu.sh tries all and takes the best.
-On a GPU: scaled_dot_product_attention picks its flash kernels, the optimizer is fused, the vocabulary is padded, matrix
-products in fp32 stay fp32. A micro-batch that does not fit into memory is halved, and the setting says so.
+    script restarts itself with it) and thresholds above any tensor keep the pages: 1.3x to 1.6x in one comparison.
+  * threads: OMP_NUM_THREADS and torch.set_num_threads; otherwise Debian's build multiplies with one thread. It needs
+    the OpenMP build of OpenBLAS (package libopenblas0-openmp).
+  * the optimizer: fused AdamW (CPUs: since 2.4) was 5 % (fp32) and 14 % (bf16) faster than foreach at B=4 T=64.
+  * torch.compile, and explicit attention scores (--attention manual) instead of scaled_dot_product_attention, were
+    within about 10 % of the default, on a machine too busy to decide: bench_cpu.sh tries all and takes the best.
+On a GPU: scaled_dot_product_attention selects its flash kernels, the optimizer is fused, the vocabulary is padded, fp32
+matmuls stay in fp32. A micro-batch that does not fit into memory is halved; "setting" reports it.
 """
 
 import argparse
@@ -42,25 +42,25 @@ VOCAB = 50257
 def parse_arguments():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shape", choices=SHAPES, default="124M-b4-t64")
-    parser.add_argument("--arch", help="what `bench step --describe` printed, instead of --shape")
+    parser.add_argument("--arch", help="output of `bench step --describe`, instead of --shape")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--dtype", choices=["fp32", "bf16"], default="fp32", help="bf16: autocast")
     parser.add_argument("--steps", type=int, default=10, help="timed steps")
-    parser.add_argument("--warmup", type=int, default=2, help="steps before them")
+    parser.add_argument("--warmup", type=int, default=2, help="warm-up steps before them")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--optimizer", choices=["best", "foreach", "fused"], default="best")
     parser.add_argument("--attention", choices=["best", "manual"], default="best")
-    parser.add_argument("--vocab", type=int, default=0, help="rows of the embedding (default: a GPU's are padded)")
+    parser.add_argument("--vocab", type=int, default=0, help="rows of the embedding (default: the shape's, padded on a GPU)")
     parser.add_argument("--batch-rows", type=int, default=0, help="of a micro-batch (default: the shape's)")
     parser.add_argument("--compile", action="store_true", help="torch.compile the model; needs a C++ compiler")
-    parser.add_argument("--compile-blocks", action="store_true", help="the same block by block: deep models compile once")
-    parser.add_argument("--untuned", action="store_true", help="leave malloc and OpenMP as they are")
+    parser.add_argument("--compile-blocks", action="store_true", help="compile each block by itself: faster to compile for deep models")
+    parser.add_argument("--untuned", action="store_true", help="do not tune malloc and OpenMP")
     parser.add_argument("--profile", action="store_true", help="print where the time goes to stderr")
     return parser.parse_args()
 
 
 def tune_environment(threads):
-    """malloc and OpenMP read their settings when the process starts: start it again with them."""
+    """malloc and OpenMP read their settings at process start: restart with them."""
     if os.environ.get("PEER_TUNED"):
         return
     huge = "0xffffffffff"
@@ -93,12 +93,12 @@ def main():
     import peer_model
 
     if on_gpu and not torch.cuda.is_available():
-        sys.exit("peer_pytorch.py: --device cuda: this PyTorch sees no GPU")
+        sys.exit("peer_pytorch.py: --device cuda: this PyTorch finds no GPU")
     torch.manual_seed(1)
     torch.set_num_threads(args.threads)
     torch.set_flush_denormal(True)
     version = tuple(int(x) for x in torch.__version__.split("+")[0].split(".")[:2])
-    if args.optimizer == "best":  # fused AdamW runs on CPUs from 2.4 on
+    if args.optimizer == "best":  # fused AdamW runs on CPUs since 2.4
         args.optimizer = "fused" if version >= (2, 4) else "foreach"
     if version < (2, 0) and (args.compile or args.compile_blocks or args.attention == "manual"):
         sys.exit(f"peer_pytorch.py: PyTorch {torch.__version__} has only manual attention and no compiler")
@@ -140,11 +140,11 @@ def main():
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-        return loss_sum  # read later: a GPU goes on meanwhile
+        return loss_sum  # read later: no wait for the GPU
 
     micro_rows = args.batch_rows or arch["batch_rows"]
     losses, seconds = [], []
-    while not losses:  # the first step shows whether it fits; it has changed nothing when it does not
+    while not losses:  # the first step shows whether the micro-batch fits; a step that fails has changed nothing
         try:
             losses = [float(step(micro_rows))]
         except RuntimeError as error:

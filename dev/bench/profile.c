@@ -6,7 +6,7 @@ const char *const PROFILE_NAMES[PROFILE_KINDS] = {"matmul", "attention", "loss",
 
 static Profile *profile_of(Backend *be) { return be->impl; }
 
-// One wrapper for each entry: PARAMS as in backend.h without the backend, ARGS the same names.
+// One wrapper per entry: PARAMS as in backend.h without the backend, ARGS their names.
 #define PROFILE_OP(kind, op, PARAMS, ARGS)               \
     static void timed_##op PARAMS {                      \
         Profile *profile = profile_of(be);               \

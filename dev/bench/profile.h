@@ -1,5 +1,5 @@
-// profile.h: a backend that times another one, operation by operation. It is a Backend itself, so that whatever runs
-// on the inner one runs on it unchanged. For backends whose operations finish before they return (the CPU).
+// profile.h: a Backend that forwards to an inner one and adds up the time of each kind of operation. For backends
+// whose operations finish before they return (the CPU).
 #ifndef BENCH_PROFILE_H
 #define BENCH_PROFILE_H
 
@@ -18,9 +18,9 @@ typedef enum {
 } ProfileKind;
 
 typedef struct {
-    Backend outer;  // what to hand to the model
+    Backend outer;      // the one to use
     Backend *inner;     // counts, then computes
-    Counting counting;  // its counts are of what was timed since profile_reset
+    Counting counting;  // counts of the operations since profile_reset
     double seconds[PROFILE_KINDS];
 } Profile;
 

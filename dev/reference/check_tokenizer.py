@@ -6,7 +6,7 @@
 
 Texts: those of ../shared/data/text, every Unicode code point, and random strings of the characters at which split
 patterns differ. Vocabularies: GPT-2, cl100k, bytes, one trained here, and cl100k's under Llama 3's and Qwen 2's
-patterns, the latter with NFC. All are also saved as tokenizer.json and loaded by the other side.
+patterns, the latter with NFC. All are also saved as tokenizer.json and loaded by Hugging Face.
 """
 import argparse
 import array
@@ -31,7 +31,7 @@ PARTS += [" world", "\uffff", "\U0010ffff", "<|endoftext|>"]
 
 
 def prep_ids(prep, tokenizer, texts):
-    """The ids of each text, and the directory's saved tokenizer is checked to give the same ones."""
+    """The ids of each text; checks that the saved tokenizer gives the same ones."""
     with tempfile.TemporaryDirectory() as work:
         lines = os.path.join(work, "texts.jsonl")
         with open(lines, "w", encoding="utf-8", newline="\n") as file:
@@ -73,8 +73,8 @@ def hugging_face(name, texts, found, eot, saved, config):
                 out.write(content)
         plain = tokenizers.Tokenizer.from_file(os.path.join(work, "tokenizer.json"))
         auto = transformers.AutoTokenizer.from_pretrained(work)
-    # Hugging Face finds special tokens in any text; prep tokenize does not. Its NFC is that of Unicode 9, so about
-    # a hundred combining marks of rare scripts, added since, are ordered in another way.
+    # Hugging Face finds special tokens in any text; prep tokenize does not. Its NFC is that of Unicode 9, which orders
+    # about a hundred combining marks added since differently.
     old_nfc = tokenizers.normalizers.NFC().normalize_str if b'"NFC"' in saved else None
     keep = [i for i, text in enumerate(texts) if "<|endoftext|>" not in text]
     if old_nfc is not None:
@@ -126,7 +126,7 @@ def main():
             if name.endswith(".tiktoken"):
                 bad += compare(f"{name}, tiktoken", texts, found, load_tiktoken(path).encode_ordinary)
             bad += hugging_face(name, texts, found, eot, saved, config)
-        # The vocabulary of the last one, cl100k, under other patterns.
+        # The last vocabulary, cl100k, with other split patterns.
         for name, digits, form in (
             ("Llama 3's pattern", r"\p{N}{1,3}", None),
             ("Qwen 2's pattern and NFC", r"\p{N}", {"type": "NFC"}),

@@ -1,12 +1,12 @@
 #!/usr/bin/env python3
-"""Loads a checkpoint in Hugging Face transformers and compares it with what our programs make of it.
+"""Loads a checkpoint in Hugging Face transformers and compares ids and logits with those of our programs.
 
     pip install torch numpy safetensors transformers
     make && dev/reference/compare_checkpoint.py runs/kjv/step_00000500
 
-Compared are the ids of a text (prep tokenize; a built-in text full of oddities, or --text-file) and the logits of the
-first of these ids (train_gpt eval). Exits 0 when everything agrees, 1 when not, 2 when it cannot compare. A directory
-without a tokenizer.json gets arbitrary ids. Run by hand; neither building nor training needs it.
+It compares the ids of a text (prep tokenize; a built-in text of difficult cases, or --text-file) and the logits of the
+first of these ids (train_gpt eval). Exit status 0: all agree, 1: not, 2: cannot compare. A directory without a
+tokenizer.json gets arbitrary ids. Run by hand; neither building nor training needs it.
 """
 
 import argparse
@@ -18,11 +18,11 @@ import tempfile
 
 import numpy as np
 
-# Everything that splits differently when a pattern or a byte table is wrong.
+# Text that splits differently if a pattern or a byte table is wrong.
 TEXT = ("In the beginning God created the heaven and the earth.  And it's 12345 o'clock, isn't it?\n\n\tYes: "
         "na\u00efve caf\u00e9, \u5317\u4eac, \U0001f600\U0001f44d\U0001f3fd, \u0645\u0631\u062d\u0628\u0627, "
         "\u00a0x\u2003y \u200b end   \n")
-# fp32: two orders of summation give about 1e-6. bf16: a rounding of 2^-9 in every operation gives about 1e-2.
+# fp32: two orders of summation differ by about 1e-6. bf16: a rounding of 2^-9 per operation gives about 1e-2.
 TOLERANCE = {"fp32": 1e-4, "bf16": 5e-2}
 
 
@@ -101,8 +101,8 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", metavar="DIR", help="checkpoint or other Hugging Face directory")
     parser.add_argument("--text-file", help="UTF-8 text to use instead of the built-in one")
-    parser.add_argument("--tokens", type=int, default=256, help="ids to compare the logits of, at most (default 256)")
-    parser.add_argument("--dtype", choices=TOLERANCE, default="fp32", help="what train_gpt computes in")
+    parser.add_argument("--tokens", type=int, default=256, help="largest number of ids whose logits are compared (default 256)")
+    parser.add_argument("--dtype", choices=TOLERANCE, default="fp32", help="dtype of train_gpt's computation")
     parser.add_argument("--build", default="build", help="folder of train_gpt and prep (default build)")
     args = parser.parse_args()
     try:

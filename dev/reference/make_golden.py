@@ -3,11 +3,11 @@
 
     pip install torch numpy safetensors transformers
     dev/reference/make_golden.py            write tests/golden/<model>/*
-    dev/reference/make_golden.py --check    regenerate in memory and compare with the files that are there
+    dev/reference/make_golden.py --check    regenerate in memory and compare with the stored files
 
-Run by hand; neither building nor testing needs it. What every tensor means is written in tests/golden/README.md.
-transformers' models compute in float64 throughout (their fp32 islands - RMSNorm, rotary tables, softmax - are
-replaced, and the result is checked against the untouched model), and results are stored as float32.
+Run by hand; neither building nor testing needs it. tests/golden/README.md describes every tensor. transformers' models
+compute in float64 throughout (the parts that always use fp32 - RMSNorm, rotary tables, softmax - are replaced, and the
+result is compared with the original model); results are stored as float32.
 """
 
 import argparse
@@ -80,7 +80,7 @@ def rotary_float64(theta, head_dim):
 
 
 def make_float64(model):
-    """Replaces what transformers computes in fp32 whatever the model's dtype is. (softmax: the sdpa attention.)"""
+    """Replaces the parts of transformers that use fp32 for any dtype of the model. (softmax: the sdpa attention.)"""
     for module in model.modules():
         if type(module).__name__.endswith("RMSNorm"):
             module.forward = rms_norm_float64.__get__(module)
@@ -92,7 +92,7 @@ def make_float64(model):
 
 
 def init_weights(model, random):
-    """Larger than a training init, and nothing 0 or 1, so that every gradient has something to say."""
+    """Larger than a training init, and nothing is 0 or 1, so that every gradient is tested."""
     with torch.no_grad():
         for name, p in model.named_parameters():
             if p.dim() == 2:
@@ -152,7 +152,7 @@ def adamw_steps(model, case):
 
 
 def check_against_untouched(name, model, case, logits):
-    """The float64 replacements change nothing but rounding."""
+    """The float64 replacements change only rounding."""
     config = type(model.config).from_dict(model.config.to_dict())
     config._attn_implementation = "eager"
     plain = type(model)(config).double().eval()
@@ -160,12 +160,12 @@ def check_against_untouched(name, model, case, logits):
     with torch.no_grad():
         other = plain(input_ids=case["tokens"], use_cache=False).logits
     error = ((other - logits).norm() / logits.norm()).item()
-    print(f"{name}: logits against the untouched transformers model, relative difference {error:.1e}")
+    print(f"{name}: logits compared with the original transformers model, relative difference {error:.1e}")
     assert error < 1e-5, "the float64 replacements changed the model"
 
 
 def check_mask(model, case):
-    """A logit row depends on exactly those tokens that the mask (through all layers) lets through."""
+    """A logit row depends on exactly the tokens that the mask (through all layers) allows."""
     with torch.no_grad():
         base, _ = run(model, case)
         reach = allowed_mask(case["doc"], case["prefix"], case["window"])[:, 0]
@@ -191,9 +191,9 @@ def build_cases(vocab, random):
     doc[0, 4:], doc[0, 5:], doc[0, 13:] = 1, 2, 3  # documents of 4, 1, 8 and 6 tokens
     doc[1, 11:] = 1                                # and of 11 and 8
     prefix = torch.zeros(B, T, dtype=torch.int64)
-    prefix[0, 5:9] = 1    # opens the third document
-    prefix[1, 0:3] = 1    # opens the first, and reaches no further
-    prefix[1, 14:16] = 1  # in the middle of the second: position 11 sees 14 and 15 too
+    prefix[0, 5:9] = 1    # the beginning of the third document
+    prefix[1, 0:3] = 1    # the beginning of the first document only
+    prefix[1, 14:16] = 1  # in the middle of the second: position 11 attends to 14 and 15 too
     weight = torch.from_numpy(random.choice([0.0, 0.5, 1.0, 2.0], (B, T), p=[0.3, 0.2, 0.3, 0.2]))
     weight[0, 3] = weight[0, 4] = 0.0  # includes a whole document (the one-token one) without weight
     return {

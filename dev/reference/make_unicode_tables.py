@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Writes the generated tables of llmc/tokenizer/unicode.h and llmc/tokenizer/unicode_nfc.h.
 
-Run by hand, only when the Unicode version is to change:
+Run by hand, only to change the Unicode version:
     pip install unicodedata2==16.0.0
     python3 dev/reference/make_unicode_tables.py classes > llmc/tokenizer/unicode_tables.c
     python3 dev/reference/make_unicode_tables.py nfc > llmc/tokenizer/unicode_nfc_tables.c
@@ -70,7 +70,7 @@ def write_nfc():
         parts = [int(part, 16) for part in mapping.split()]
         assert len(parts) <= 2
         decompositions.append((code, *parts, *[0] * (2 - len(parts))))
-        # What composes again is what NFC keeps: singletons and the composition exclusions do not.
+        # Pairs that compose again in NFC; singletons and the composition exclusions do not.
         if len(parts) == 2 and unicodedata.normalize("NFC", chr(code)) == chr(code):
             compositions.append((*parts, code))
     header("unicode_nfc_tables.c", "canonical combining classes, decompositions and compositions, without Hangul")

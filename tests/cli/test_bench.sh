@@ -1,13 +1,13 @@
 #!/bin/bash
-# test_bench.sh: the benchmark program at shapes that take no time: every operation of the registry is right and says so,
-# a report can be read back, a regression and a wrong machine are noticed; steps train on every device that is built.
+# test_bench.sh: the benchmark program at tiny shapes: every operation of the registry is correct and repeatable, a report
+# can be read back, a regression and another machine are detected; steps train on every device that is built.
 set -u
 cd "$(dirname "$0")/../.." || exit 1
 . tests/support/lib.sh
 bench=$BUILD/bench
 op="$bench op --scale tiny --threads 2 --repeats 5"
 
-every_case() {  # DTYPE: all cases ran, none was wrong
+every_case() {  # DTYPE: all cases ran and are correct
     $op --dtype "$1" --models gpt2-124M,qwen2-0.5B --json "$work/$1.json" >"$work/$1.txt" 2>&1 || { tail -n 5 "$work/$1.txt"; return 1; }
     local rows right
     rows=$(grep -c '^{"op"' "$work/$1.json")
@@ -27,7 +27,7 @@ check unknown_model expect 2 'expected "all" or names out of gpt2-124M' $op --mo
 check unknown_scale expect 2 'expected one of: cpu gpu tiny' $op --scale huge
 check help expect 0 'examples' $bench op --help
 
-# Against an earlier report whose times are a thousandth or a thousandfold, or of another machine.
+# Comparison with a report of 1/1000 or 1000 times the times, or of another machine.
 small="$op --only add --json $work/now.json"
 check report expect 0 'add residual' $small
 scaled() { sed -E "s/\"(p10|median|p90)\":([0-9.e-]+)/\"\1\":\2e$1/g; s/e(-?[0-9]+)e(-?[0-9]+)/e\1 \2/g" "$work/now.json" |

@@ -29,7 +29,7 @@ over_tcp() { OMPI_MCA_btl=tcp,self ranks 3 operations; }
 check "over TCP" over_tcp
 
 if [ -x "$BUILD/bench" ]; then
-    check "the benchmark" expect 0 '^all_reduce of 0.1 MiB beside matmuls' timeout -k 5 120 "${launch[@]}" -np 2 \
+    check "the benchmark" expect 0 '^all_reduce of 0.1 MiB with concurrent matmuls' timeout -k 5 120 "${launch[@]}" -np 2 \
         "$BUILD/bench" comm --smallest 8 --largest 64Ki
 fi
 
