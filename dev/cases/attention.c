@@ -1,5 +1,5 @@
-// attention.c: causal attention, forward, backward and while decoding. The backward pass is checked against its own
-// inputs (out and lse of the forward pass, which is checked by itself): then any row costs O(T).
+// attention.c: causal attention: forward, backward and decoding. The reference of the backward pass uses the operation's
+// own inputs (out and lse of the forward pass, which has its own check), so any row costs O(T).
 #include <math.h>
 #include <stdlib.h>
 
@@ -7,32 +7,31 @@
 #include "llmc/base/rng.h"
 
 // dim: B, T, NH, NKV, HS and a mask: NO_MASK, random documents, random prefix flags, both, or one of MASKS. Flags:
-// the window; the length of documents that are all equally long, in tokens; how decoding divides a row (one of
-// STEPS).
+// the window; the length of documents in tokens, if all are equal; how decoding divides a row (one of STEPS).
 #define DOCUMENT_SHIFT 16
 #define STEPS_SHIFT 28
 enum { B, T, NH, NKV, HS, MASK };
 enum { NO_MASK, DOCUMENTS, PREFIXES, DOCUMENTS_AND_PREFIXES, MASKS_FROM };
 enum { OUT, LSE, QKV, DOC, PREFIX, DQKV, DOUT };
-enum { K_CACHE = DQKV, V_CACHE = DOUT };  // of decoding
+enum { K_CACHE = DQKV, V_CACHE = DOUT };  // for decoding
 static int64_t window_of(const OpShape *s) { return s->flags & ((1u << DOCUMENT_SHIFT) - 1); }
 static int64_t document_of(const OpShape *s) { return s->flags >> DOCUMENT_SHIFT & 0xfffu; }
 static int64_t qkv_width(const OpShape *s) { return (s->dim[NH] + 2 * s->dim[NKV]) * s->dim[HS]; }
 
-// Masks placed by hand at the edges of tiles: documents begin at `begins` (0: no more), keys prefix_begin to
-// prefix_end-1 are flagged.
+// Hand-written masks at the edges of tiles: documents begin at `begins` (0: end of the list), keys prefix_begin to
+// prefix_end-1 have the prefix flag.
 static const struct {
     int64_t T, begins[5], prefix_begin, prefix_end;
     unsigned window;
 } MASKS[] = {
     {200, {0}, 0, 130, 0},             // a prefix over more than two tiles
-    {200, {0}, 0, 130, 3},             // and a window that the prefix does not obey
-    {200, {0}, 199, 200, 0},           // the last key alone is seen by all: tiles between are masked as a whole
-    {130, {1, 64, 65, 128}, 0, 0, 0},  // documents of one token and of a tile
+    {200, {0}, 0, 130, 3},             // and a window, which does not limit the prefix
+    {200, {0}, 199, 200, 0},           // only the last key is visible to all: whole tiles in between are masked
+    {130, {1, 64, 65, 128}, 0, 0, 0},  // documents of one token and of one tile
     {192, {64, 128}, 0, 192, 0},       // whole tiles, all flagged
-    {193, {100, 190}, 150, 192, 0},    // rows from 100 on see nothing of the first tile; flags in two documents
-    {260, {130}, 0, 0, 1},             // only itself
-    {260, {250}, 20, 30, 64},          // a window as wide as a tile
+    {193, {100, 190}, 150, 192, 0},    // rows from 100 on attend to nothing in the first tile; flags in two documents
+    {260, {130}, 0, 0, 1},             // a token attends to itself only
+    {260, {250}, 20, 30, 64},          // a window of one tile
 };
 static bool has_documents(const OpShape *s) {
     int64_t mask = s->dim[MASK];
@@ -58,12 +57,12 @@ static void causal_shapes(OpShapes *shapes, const OpScale *scale, const OpModel 
 static void window_shapes(OpShapes *shapes, const OpScale *scale, const OpModel *model) {
     add_shapes(shapes, scale, model, scale->lengths[0] >= 1024 ? 512 : 32);
 }
-// Documents of odd length, so that their borders fall anywhere.
+// Documents of odd length, so that their borders are anywhere in a tile.
 static void document_shapes(OpShapes *shapes, const OpScale *scale, const OpModel *model) {
     add_shapes(shapes, scale, model, (scale->lengths[0] >= 256 ? 173u : 19u) << DOCUMENT_SHIFT);
 }
 
-// The sixth number is the window.
+// The sixth number of a row is the window.
 static void odd_causal(OpShapes *shapes) {
     static const int64_t ODD[][7] = {
         {1, 1, 1, 1, 8, 0, 0},   {2, 7, 2, 2, 16, 0, 0},    {1, 65, 4, 2, 20, 0, 0}, {2, 130, 4, 1, 64, 0, 0},
@@ -72,8 +71,8 @@ static void odd_causal(OpShapes *shapes) {
     };
     for (size_t i = 0; i < sizeof ODD / sizeof ODD[0]; ++i) op_add(shapes, 6, ODD[i], 0, "odd");
 }
-// Around tiles of 16, 64 and 128; groups of 1 to 8 heads; head sizes of models, of one and two 16-byte loads, odd
-// ones.
+// Sizes around tiles of 16, 64 and 128; groups of 1 to 8 heads; head sizes of models, of one and two 16-byte loads,
+// and odd ones.
 static void odd_masked(OpShapes *shapes) {
     static const int64_t ODD[][7] = {
         {2, 130, 2, 1, 20, DOCUMENTS, 0},
@@ -104,8 +103,8 @@ static void odd_window(OpShapes *shapes) {
 
 // ---- operands and calls ----
 
-// The document and the flag of position `at` of row b: documents of length 1, short and long, with ids that skip;
-// flags at document starts and now and then alone.
+// The document and the prefix flag of position `at` of row b: documents of length 1, short and long, with gaps in
+// their ids; flags at document starts and sometimes elsewhere.
 static void mask_at(const OpShape *s, int64_t b, int64_t at, int64_t *doc, bool *flag) {
     static const int64_t LONGEST[3] = {1, 5, 40};
     uint64_t counter = (uint64_t)(s->dim[T] * 64 + s->dim[HS]) << 32 | (uint64_t)b << 20;
@@ -149,7 +148,7 @@ static AttentionArgs attention_args(const OpShape *s, const Tensor *t) {
                            .prefix = has_prefixes(s) ? t[PREFIX] : TENSOR_NONE};
 }
 
-// Odd shapes have scores that make the softmax peaked in places.
+// Odd shapes have large scores, so that the softmax is peaked in places.
 static void lay_out(OpCall *call, unsigned access) {
     const OpShape *s = &call->c->shape;
     DType dtype = call->c->dtype;
@@ -194,7 +193,7 @@ static double dot(const double *a, const double *b, int64_t n) {
 static void add_scaled(double *to, const double *from, double factor, int64_t n) {
     for (int64_t c = 0; c < n; ++c) to[c] += factor * from[c];
 }
-// One head's vector of QKV at (b, i), where `head` counts q heads, then k heads, then v heads; of OUT or DOUT.
+// The vector of one head at (b, i): of QKV, where `head` counts q, then k, then v heads; or of OUT or DOUT.
 static const double *head_of(const OpCall *call, int operand, int64_t b, int64_t i, int64_t head, double *buffer) {
     const OpShape *s = &call->c->shape;
     int64_t width = operand == QKV ? qkv_width(s) : s->dim[NH] * s->dim[HS];
@@ -240,7 +239,7 @@ static void ref_lse(const OpCall *call, int64_t first, int64_t count, double *re
     free(p);
 }
 
-// What query i of head h and key j add to dq, dk and dv; each may be NULL. buffer (5 HS).
+// Adds the contribution of query i of head h and key j to dq, dk and dv; each may be NULL. buffer (5 HS).
 static void add_pair(const OpCall *call, int64_t b, int64_t h, int64_t i, int64_t j, double *dq, double *dk,
                      double *dv, double *buffer) {
     const OpShape *s = &call->c->shape;
@@ -256,7 +255,7 @@ static void add_pair(const OpCall *call, int64_t b, int64_t h, int64_t i, int64_
     if (dk != NULL) add_scaled(dk, q, ds, size);
     if (dv != NULL) add_scaled(dv, dout, p, size);
 }
-// All heads of one position: as a query, and as a key.
+// All heads of one position, as query and as key.
 static void ref_dqkv(const OpCall *call, int64_t first, int64_t count, double *ref) {
     const OpShape *s = &call->c->shape;
     int64_t size = s->dim[HS], b = first / count / s->dim[T], at = first / count % s->dim[T];
@@ -273,9 +272,9 @@ static void ref_dqkv(const OpCall *call, int64_t first, int64_t count, double *r
 }
 
 // fp32: a dot product of HS <= 128 terms, an exponential (2e-7) and sums over up to T keys, each with random rounding
-// errors, stay near ten units of round-off; gradients chain three of them and cancel in dP - dot. bf16: one rounding
-// on store costs up to one unit; the backward pass also reads the rounded forward output. A library's tensor cores
-// may take probabilities as bf16.
+// errors, give about ten units of round-off; gradients chain three of them and cancel in dP - dot. bf16: the rounding
+// on store is up to one unit; the backward pass also reads the rounded forward output. A library's tensor cores may
+// round probabilities to bf16.
 static double out_tolerance(const OpCall *call) {
     return call->c->dtype == DTYPE_F32 ? 32 * 0x1p-24 : (call->c->kind->gpu_only ? 1.5 : 1) * 0x1p-8;
 }
@@ -295,8 +294,8 @@ static const OpOutput BACKWARD_OUTPUTS[] = {{.name = "dqkv",
                                              .gradient_of = GRADIENT_OF(QKV)},
                                             {NULL}};
 
-// Allowed pairs: a query sees its document's keys up to itself, within the window. A pair costs HS multiply-adds in
-// each product: two forward, five backward.
+// Counts allowed pairs: a query attends to its document's keys up to itself, within the window. A pair costs HS
+// multiply-adds in each matmul: two forward, five backward.
 static double pairs(const OpShape *s) {
     double count = 0;
     int64_t window = window_of(s), document = document_of(s);
@@ -312,7 +311,7 @@ static double pairs(const OpShape *s) {
 static double forward_flops(const OpShape *s) { return 2 * 2 * pairs(s) * (double)s->dim[HS]; }
 static double backward_flops(const OpShape *s) { return 5 * 2 * pairs(s) * (double)s->dim[HS]; }
 
-// ---- decoding: a row in steps of several positions, through caches that are longer than it ----
+// ---- decoding: a row in steps of several positions, with caches longer than the row ----
 
 #define BEYOND 3
 static const int64_t STEPS[][4] = {{1, 1, 1, 1}, {70, 1, 2, 17}, {5, 1, 66, 3}, {280, 2, 15, 1}, {17, 3, 1, 16}};
@@ -342,7 +341,7 @@ static void decode_run(Backend *be, const OpCase *c, const Tensor *t) {
                              tensor_rows(t[QKV], start, args.T), start, args);
     }
 }
-// Rows behind the sequence stay what they were.
+// Cache rows after the sequence are unchanged.
 static void ref_cache(const OpCall *call, int cache, int64_t first, int64_t width, double *ref) {
     const OpShape *s = &call->c->shape;
     int64_t row = first / width, heads = s->dim[NH] + (cache == V_CACHE ? s->dim[NKV] : 0);

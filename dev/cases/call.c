@@ -1,5 +1,5 @@
-// call.c: one case on a device: its operands in as many copies as a cold measurement needs, how they are filled, and
-// what references see of them.
+// call.c: one case on a device: allocates and fills its operands, in as many copies as a cold measurement needs, and
+// gives references access to their values.
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
@@ -11,8 +11,8 @@
 #include "llmc/backend/tensor_host.h"
 #include "llmc/base/rng.h"
 
-// Operands repeat a pattern of random numbers: a gigabyte is then filled in no time, and a reference knows any
-// element without asking the device. The length has few divisors, so that rows of a matrix differ.
+// Operands repeat a pattern of random numbers: filling a gigabyte is fast, and a reference has any element without a
+// download. The length has few divisors, so that rows of a matrix differ.
 #define PATTERN_ELEMS ((int64_t)64 * 16381)
 #define MAX_SETS 128
 
@@ -40,7 +40,7 @@ double op_call_bytes(const OpCall *call) {
 // ---- filling ----
 
 static double pattern_value(const OpCall *call, const OpOperand *o, int64_t i) {
-    int64_t start = (int64_t)(o - call->operand) * 104729;  // another part of the same numbers for each operand
+    int64_t start = (int64_t)(o - call->operand) * 104729;  // each operand uses another part of the same numbers
     double normal = (double)call->normals[(i + start) % PATTERN_ELEMS];
     switch (o->fill) {
     case FILL_NORMAL: return o->value * normal;
@@ -68,7 +68,7 @@ static void make_pattern(OpCall *call, OpOperand *o) {
 #pragma omp parallel for schedule(static) if (o->pattern_elems > 65536)
     for (int64_t i = 0; i < o->pattern_elems; ++i) o->pattern[i] = rounded(pattern_value(call, o, i), o->shape.dtype);
 }
-// What the forward operation or derive left on the device.
+// The results of the forward operation or of derive on the device.
 static void load_pattern(OpCall *call, int operand) {
     OpOperand *o = &call->operand[operand];
     bool numbers = o->shape.dtype == DTYPE_F32 || o->shape.dtype == DTYPE_BF16;
@@ -140,7 +140,7 @@ bool op_call_open(OpCall *call, Backend *be, const OpCase *c, size_t rotation_by
     op_call_lay_out(call, be, c);
     CHECK(call->set_bytes > 0, "%s has no operands", c->kind->op);
     call->sets = (int)min_i64(MAX_SETS, max_i64(2, (int64_t)(rotation_bytes / call->set_bytes)));
-    // Behind the sets lies, once, what only the forward operation uses.
+    // After the sets: one copy of the operands that only the forward operation uses.
     size_t all = call->set_bytes * (size_t)call->sets;
     for (int i = 0; i < call->count; ++i) {
         OpOperand *o = &call->operand[i];
@@ -171,7 +171,7 @@ void op_call_close(OpCall *call) {
     *call = (OpCall){.normals = call->normals};
 }
 
-// ---- what references and checks read ----
+// ---- values for references and checks ----
 
 const double *op_row(const OpCall *call, int operand, int64_t first, int64_t count, double *buffer) {
     const OpOperand *o = &call->operand[operand];
@@ -198,7 +198,7 @@ void op_download(const OpCall *call, int operand, int64_t first, int64_t count, 
     free(host);
 }
 
-// At most this much of each output's beginning, middle and end: a gigabyte over PCIe would take longer than the case.
+// Limit for the beginning, middle and end of each output: a gigabyte over PCIe would take longer than the case.
 #define HASH_PART_BYTES ((size_t)8 << 20)
 uint64_t op_call_hash(const OpCall *call) {
     uint64_t hash = 0;

@@ -1,11 +1,11 @@
-// cases.c: the families of operations, the models and scales that give shapes to time, and lists of cases.
+// cases.c: the families of operations, the models and scales that give the timed shapes, and lists of cases.
 #include "dev/cases/cases.h"
 
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
-// Products come last: they are many, and what else there is should be measured when time runs out.
+// Matmuls come last: they are many, and a time limit should not skip the other operations.
 const OpFamily *const OP_FAMILIES[] = {&OPS_NORM,  &OPS_QK,        &OPS_POINTWISE, &OPS_EMBEDDING, &OPS_LOSS,
                                        &OPS_OPTIM, &OPS_ATTENTION, &OPS_REDUCE,    &OPS_MATMUL,    NULL};
 
@@ -19,7 +19,7 @@ const OpKind *op_kind_find(const char *op, const char *variant) {
     return NULL;
 }
 
-// "tiny" is for the emulator, where every element of a kernel costs a hundred nanoseconds.
+// "tiny" is for the emulator, where every element of a kernel takes a hundred nanoseconds.
 static const OpScale SCALES[] = {
     {.name = "cpu",
      .models = "gpt2-124M",
@@ -102,7 +102,7 @@ int op_models_parse(OpModel models[OP_MAX_MODELS], const char *names, const OpSc
         size_t used = strlen(known);
         snprintf(known + used, sizeof known - used, "%s%s", i ? ", " : "", MODELS[i].name);
     }
-    error_set(err, "--models %s: expected \"all\" or names out of %s, each once", names, known);
+    error_set(err, "--models %s: expected \"all\" or names out of %s, without repetition", names, known);
     return -1;
 }
 

@@ -1,5 +1,5 @@
-// check.c: outputs against their references, every element or a sample, and the references' gradients against finite
-// differences of the forward reference.
+// check.c: compares outputs with their references (every element or a sample), and the references' gradients with
+// finite differences of the forward reference.
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -23,7 +23,7 @@ void op_compare(OpCheck *check, const char *what, const double *out, const doubl
     double error = op_error(out, ref, count), ratio = error == 0 ? 0 : error / tolerance;
     bool ok = error <= tolerance;  // false for NaN
     if (check->worst >= ratio && ok) return;
-    if (!ok && !check->ok) return;  // the first failure is the one that is told
+    if (!ok && !check->ok) return;  // the first failure is reported
     if (!ok) check->ok = false;
     check->worst = ratio;
     check->error = error;
@@ -34,15 +34,15 @@ void op_compare(OpCheck *check, const char *what, const double *out, const doubl
 double op_tolerance(DType dtype) { return dtype == DTYPE_F64 ? 1e-12 : dtype == DTYPE_F32 ? 2e-6 : 1.02 * 0x1p-8; }
 double op_sum_tolerance(int64_t n) { return fmax(2e-6, 0x1p-24 * sqrt(0.5 * (double)n)); }
 
-// ---- outputs against references ----
+// ---- outputs compared with references ----
 
 static int64_t row_elems(const OpOperand *o) { return o->shape.dim[o->shape.ndim - 1]; }
 
-#define PARALLEL_ELEMS 50000  // of an output; below, threads would cost more than they save
+#define PARALLEL_ELEMS 50000  // of an output; with fewer, threads cost more than they save
 #define SAMPLED_ROWS 8
 #define SAMPLED_STRETCHES 16
-// Where sample i of `count` lies: the first and the last element of all are among them; columns go another way than
-// rows do.
+// The position of sample i of `count`: the first and the last element are included; columns are spread differently
+// from rows.
 static int64_t sample_at(const OpCall *call, const OpOutput *out, int64_t stretch, int i, int count) {
     const OpOperand *o = &call->operand[out->operand];
     if (out->sample != NULL) return out->sample(call, i, count);
@@ -85,11 +85,11 @@ void op_check_outputs(OpCall *call, OpCheck *check, bool every_element) {
 
 // ---- gradients ----
 
-// A difference quotient with this step in double, of values near 1, is off by about 1e-10 either way: by truncation
-// and by rounding.
+// A difference quotient in double with this step, for values near 1, has an error of about 1e-10 from truncation and
+// the same from rounding.
 #define STEP 1e-5
 #define GRADIENT_TOLERANCE 1e-8
-#define MOST_PAIRS 1000000  // of an input's and an output's elements
+#define MOST_PAIRS 1000000  // pairs of an input element and an output element
 
 static void whole_reference(const OpCall *call, const OpOutput *out, double *ref) {
     const OpOperand *o = &call->operand[out->operand];
@@ -111,7 +111,7 @@ static double default_loss(const OpCall *call) {
     return loss;
 }
 
-// What the operation finds derived, in double: an fp32 statistic would be off by more than the tolerance.
+// Derived operands in double: the error of an fp32 statistic would exceed the tolerance.
 static void derive_in_double(OpCall *call) {
     for (const OpOutput *out = call->c->kind->forward->outputs; out->name != NULL; ++out) {
         const OpOperand *o = &call->operand[out->operand];
@@ -131,7 +131,7 @@ static bool check_gradient(OpCall *call, const OpOutput *out, OpCheck *check) {
     double *grad = xcalloc(to_size(elems), sizeof *grad), *numeric = xcalloc(to_size(elems), sizeof *numeric);
     double (*loss)(const OpCall *) = kind->loss != NULL ? kind->loss : default_loss;
     whole_reference(call, out, grad);
-    // A gradient that is added to something; one that takes its input's place is not.
+    // A gradient that is added to its operand, unless it replaces its input in place.
     for (int64_t i = 0; i < elems && o->access & OP_READ && o != in; ++i) grad[i] -= o->pattern[i];
     for (int64_t i = 0; i < elems; ++i) {
         double kept = in->pattern[i];

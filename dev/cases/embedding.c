@@ -1,4 +1,4 @@
-// embedding.c: table look-up and its scatter-add. Bytes are of the rows that are touched, not of the tables.
+// embedding.c: table look-up and its scatter-add. Bytes count the accessed rows, not the tables.
 #include <math.h>
 #include <stdlib.h>
 
@@ -17,8 +17,8 @@ static void shapes_of(OpShapes *shapes, const OpScale *scale, const OpModel *mod
                model->config.position == POSITION_LEARNED ? LEARNED_POSITIONS : 0, "%s", model->name);
     else op_add(shapes, OP_DIMS(min_i64(scale->rows, 333), 509, 11), LEARNED_POSITIONS, "11 tokens, often repeated");
 }
-// Fewer tokens than rows: repeats. On a GPU the longer ones sort in several blocks and give a token's rows to many
-// warps, an odd number of them.
+// Fewer tokens than rows, so tokens repeat. On a GPU the longer shapes sort in several blocks and divide a token's
+// rows among an odd number of warps.
 static void odd_shapes(OpShapes *shapes) {
     static const int64_t ODD[][2] = {{1, 1},     {5, 7},  {40, 16},  {33, 100}, {0, 9},
                                      {200, 264}, {65, 8}, {4999, 8}, {2100, 3}, {101, 203}};
@@ -39,7 +39,7 @@ static void lay_out(OpCall *call, unsigned out, unsigned tables) {
     op_operand(call, tables, FILL_NORMAL, 1, call->c->dtype, OP_DIMS(d[2], d[1]));
     op_operand(call, tables, FILL_NORMAL, 1, call->c->dtype, OP_DIMS(learned, d[1]));
 }
-// Each row of a table is read once a row of out, or read and written once if any row of dout is added to it.
+// Forward reads a table row per row of out; backward reads and writes once each table row with a gradient.
 static void set_traffic(OpCall *call, int wte, int wpe, double passes, double words) {
     const int64_t *d = call->c->shape.dim;
     double row = (double)(dtype_bytes(call->operand[wte].shape.dtype) * to_size(d[1]));
@@ -73,7 +73,7 @@ static void ref_out(const OpCall *call, int64_t first, int64_t C, double *ref) {
         if (is_learned(call->c)) ref[c] += op_value(call, WPE, (int64_t)op_value(call, POSITION, row) * C + c);
     }
 }
-// A row of a table's gradient: what was there plus every row of dout that points at it.
+// A row of a table's gradient: its old value plus every row of dout of that token or position.
 static void ref_table(const OpCall *call, int table, int index, int64_t first, int64_t C, double *ref) {
     double *buffer = xmalloc(to_size(C) * sizeof *buffer);
     for (int64_t c = 0; c < C; ++c) ref[c] = op_value(call, table, first + c);
@@ -90,7 +90,7 @@ static void ref_dwte(const OpCall *call, int64_t first, int64_t C, double *ref) 
 static void ref_dwpe(const OpCall *call, int64_t first, int64_t C, double *ref) {
     ref_table(call, DWPE, POSITION, first, C, ref);
 }
-// The rows of some tokens and positions of the batch, and at the end the tables' last ones.
+// The rows of some tokens and positions of the batch, then the last rows of the tables.
 static int64_t sampled_row(const OpCall *call, int table, int index, int i, int count) {
     const int64_t *dim = call->operand[table].shape.dim, N = call->c->shape.dim[0];
     if (i == count - 1) return (dim[0] - 1) * dim[1];

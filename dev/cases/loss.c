@@ -1,4 +1,4 @@
-// loss.c: the fused cross-entropy, which leaves the gradient where the logits were.
+// loss.c: the fused cross-entropy, which replaces the logits by their gradient.
 #include <math.h>
 #include <stdlib.h>
 
@@ -20,8 +20,8 @@ static void odd_shapes(OpShapes *shapes) {
                                      {3, 128, 100}, {0, 9, 9}, {29, 1024, 1003}};
     for (size_t i = 0; i < sizeof ODD / sizeof ODD[0]; ++i) op_add(shapes, 3, ODD[i], MASKED, "odd");
 }
-// Vocabularies of real models, larger than what a GPU's block keeps of a row in both dtypes, and in bf16 between one
-// and two blocks a multiprocessor; one has no whole packs.
+// Vocabularies of real models: larger than the part of a row that a GPU's block keeps, in both dtypes, and in bf16
+// between one and two blocks per multiprocessor; one is not a multiple of a pack.
 static void odd_and_wide(OpShapes *shapes) {
     static const int64_t WIDE[][3] = {{2, 65024, 65001}, {2, 50304, 50257}, {2, 65537, 65536}, {2, 128256, 128256}};
     bool bf16 = op_adding_bf16(shapes), capped = op_adding_to(shapes)->flags & SOFTCAP;
@@ -62,7 +62,7 @@ static void nll_run(Backend *be, const OpCase *c, const Tensor *t) {
     be->cross_entropy(be, t[NLL], t[LOGITS], t[TARGETS], t[WEIGHTS], args);
 }
 
-// The nll of one row, 0 where its weight is; x (V), unless NULL, becomes log softmax.
+// The nll of one row, 0 if its weight is 0; x (V): log softmax, unless NULL.
 static double row_nll(const OpCall *call, int64_t row, double *x) {
     const int64_t Vp = call->c->shape.dim[1], V = call->c->shape.dim[2];
     double cap = (double)cap_of(call->c), top = -INFINITY, sum = 0;

@@ -1,12 +1,12 @@
-// matmul.c: the three products of every linear layer, plain and with the epilogues that training asks for. Shapes are
-// out's rows, out's columns, the inner dimension and, of odd ones, how many products there are at once.
+// matmul.c: the three matmuls of every linear layer, plain and with the epilogues of training. dim: out's rows, out's
+// columns, the inner dimension and, for odd shapes, the batch size.
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "dev/cases/cases.h"
 
-// What the shape's flags ask of MatmulArgs. (peer_ops_pytorch.py knows BIAS, RESIDUAL and GELU.)
+// Flags of a shape: fields of MatmulArgs. (peer_ops_pytorch.py uses BIAS, RESIDUAL and GELU.)
 #define TRANS_A 1u
 #define TRANS_B 2u
 #define BIAS 4u
@@ -14,21 +14,21 @@
 #define GELU 16u        // the activation, with its input saved
 #define GELU_GRAD 32u   // times the derivative at a saved input
 #define ACCUMULATE 64u  // out += ...
-#define SUMS 128u       // the bias gradient beside dW, added to
-#define NEW_SUMS 256u   // overwritten
-#define NARROW 512u     // out has the inputs' dtype where it would be fp32
+#define SUMS 128u       // the bias gradient beside dW, with +=
+#define NEW_SUMS 256u   // the same with =
+#define NARROW 512u     // out has the inputs' dtype instead of fp32
 #define WIDE 1024u      // out is fp32
 #define RELU2 2048u
 #define RELU2_GRAD 4096u
 #define DROP_PRE 8192u        // the activation's input is not saved
 #define HALF_RESIDUAL 16384u  // beta is -1/2
-#define SCALED 32768u         // alpha is such that sums of K products stay where activations bend
-#define NEGATIVE 65536u       // and below 0
+#define SCALED 32768u         // alpha keeps sums of K products where activations are curved
+#define NEGATIVE 65536u       // and makes them negative
 #define FORWARD TRANS_B
 #define DX 0u
 #define DW TRANS_A
 
-enum { OUT, A, B, BIAS_OR_SUMS, EXTRA, PRE };  // EXTRA: residual or, of one shape, the activation's input
+enum { OUT, A, B, BIAS_OR_SUMS, EXTRA, PRE };  // EXTRA: the residual or the activation's input
 
 // ---- shapes of models ----
 
@@ -54,7 +54,7 @@ static int model_layers(Layer layers[5], const ModelConfig *m) {
     return 5;
 }
 
-// Of the kind's product, plain or, where flags say so, with the epilogues of training.
+// Adds the shapes of the kind's matmul, plain or with the epilogues of training.
 static void layer_shapes(OpShapes *shapes, const OpScale *scale, const OpModel *model, bool fused) {
     unsigned product = op_adding_to(shapes)->flags;
     Layer layers[5];
@@ -96,8 +96,8 @@ static void add_odd(OpShapes *shapes, int64_t M, int64_t N, int64_t K, unsigned 
     op_add(shapes, OP_DIMS(M, N, K), flags | NARROW, "%s", label);
     if (op_adding_bf16(shapes)) op_add(shapes, OP_DIMS(M, N, K), flags | WIDE, "%s", label);
 }
-// Remainders of rows, of vectors, of tiles; one and two sides of every boundary; few rows (1..7), K odd and tiny.
-// Without K the product is zero, and the rest of the epilogue still happens; without rows or columns nothing does.
+// Remainders of rows, vectors and tiles; sizes around every boundary; few rows (1..7), odd and tiny K. With K = 0 the
+// product is zero and the epilogue still runs; without rows or columns nothing runs.
 static void odd_plain(OpShapes *shapes) {
     static const int64_t ODD[][3] = {
         {1, 1, 1},   {1, 100, 33}, {2, 17, 64},   {3, 5, 7},   {4, 47, 31},  {5, 49, 2},     {6, 33, 129},
@@ -110,8 +110,8 @@ static void odd_plain(OpShapes *shapes) {
     add_odd(shapes, 0, 50, 8, ACCUMULATE, "empty");
     add_odd(shapes, 9, 0, 8, 0, "empty");
 }
-// Every epilogue; then shapes with more than one block of K, of rows and of columns, at every level: K odd, so that
-// bf16 pairs end half. The last ones are divided among threads every way.
+// Every epilogue; then shapes with more than one block of K, rows and columns at every level. K is odd, so that the
+// last bf16 pair is incomplete. The last shapes are divided among threads in every way.
 static void odd_fused(OpShapes *shapes) {
     static const unsigned ACTS[] = {0, GELU, GELU | DROP_PRE, RELU2, GELU_GRAD, RELU2_GRAD};
     static const unsigned ADDS[] = {0, RESIDUAL | HALF_RESIDUAL, ACCUMULATE};
@@ -132,8 +132,8 @@ static void odd_fused(OpShapes *shapes) {
         add_odd(shapes, THREADED[i / 4][0], THREADED[i / 4][1], THREADED[i / 4][2],
                 i % 4 | RESIDUAL | HALF_RESIDUAL | BIAS | GELU | SCALED, "threads");
 }
-// Weights and biases of a linear layer get their gradients from one call; both are overwritten by the first
-// micro-batch and added to by the others, each by itself.
+// One call computes the gradients of a linear layer's weight and bias. Each is overwritten by the first micro-batch
+// and added to by the later ones, independently of the other.
 static void odd_sums(OpShapes *shapes) {
     static const int64_t ODD[][3] = {{24, 16, 40}, {13, 7, 33}, {1, 5, 3}, {130, 3, 600}};
     for (size_t i = 0; i < sizeof ODD / sizeof ODD[0]; ++i)
@@ -149,8 +149,8 @@ static void odd_batch(OpShapes *shapes) {
         if (op_adding_bf16(shapes)) op_add(shapes, OP_DIMS(10, 12, 17, 3), flags | WIDE, "batch");
     }
 }
-// The three products of a linear layer with 8-bit inputs: K that is no multiple of 16, inputs that are transposed and
-// that are not, remainders of the transposing tile, each epilogue, sums.
+// The three matmuls of a linear layer with 8-bit inputs: K not a multiple of 16, transposed and plain inputs,
+// remainders of the transposing tile, each epilogue, sums.
 static const int64_t ODD_FP8[][3] = {{32, 48, 64}, {5, 16, 40}, {33, 80, 7}, {130, 144, 150}, {1, 16, 16}};
 static void odd_fp8(OpShapes *shapes) {
     static const unsigned EPILOGUES[3][5] = {
@@ -168,7 +168,7 @@ static int64_t batch_of(const OpShape *s) { return s->dims == 4 ? s->dim[3] : 0;
 static bool has_activation(unsigned f) { return f & (GELU | RELU2 | GELU_GRAD | RELU2_GRAD); }
 static bool reads_pre(unsigned f) { return f & (GELU_GRAD | RELU2_GRAD); }
 static bool saves_pre(unsigned f) { return f & (GELU | RELU2) && !(f & DROP_PRE); }
-// The activation's input has a place of its own where the other one is a residual's.
+// The activation's input uses PRE if EXTRA is the residual.
 static int pre_of(unsigned f) { return f & RESIDUAL ? PRE : EXTRA; }
 
 static void matrix(OpCall *call, unsigned access, DType dtype, bool there, int64_t rows, int64_t columns) {
@@ -220,7 +220,7 @@ static void run(Backend *be, const OpCase *c, const Tensor *t) {
 
 // ---- references ----
 
-// What comes out before the activation: columns [n, n + count) of row m of product g.
+// The result before the activation: columns [n, n + count) of row m of batch entry g.
 static void ref_sum(const OpCall *call, int64_t first, int64_t count, double *ref) {
     const OpShape *s = &call->c->shape;
     int64_t M = s->dim[0], N = s->dim[1], K = s->dim[2], n = first % N, m = first / N % M, g = first / N / M;
@@ -259,7 +259,7 @@ static void ref_out(const OpCall *call, int64_t first, int64_t count, double *re
 static void ref_sums(const OpCall *call, int64_t first, int64_t count, double *ref) {
     int64_t M = call->c->shape.dim[0], K = call->c->shape.dim[2];
     double *a = xmalloc(to_size(K * count + 1) * sizeof *a);
-    for (int64_t k = 0; k < K; ++k)  // what is on the device: 8-bit inputs are summed before they are rounded
+    for (int64_t k = 0; k < K; ++k)  // values on the device: the sums use 8-bit inputs before rounding
         if (call->c->kind->fp8) op_download(call, A, k * M + first, count, a + k * count);
         else memcpy(a + k * count, op_row(call, A, k * M + first, count, a + k * count), to_size(count) * sizeof *a);
     for (int64_t i = 0; i < count; ++i) {
@@ -270,8 +270,8 @@ static void ref_sums(const OpCall *call, int64_t first, int64_t count, double *r
 }
 
 static bool on_emulator(const OpCall *call) { return strcmp(call->be->name, "cudaemu") == 0; }
-// An fp32 sum of K products of N(0,1) grows like sqrt(k) and is rounded at each step: errors add up to about eps *
-// sqrt(K/2) of the result, and a few eps more for the epilogue.
+// An fp32 sum of K products of N(0,1) grows like sqrt(k) and is rounded at each step: the relative error is about
+// eps * sqrt(K/2), plus a few eps for the epilogue.
 static double sum_tolerance(const OpCall *call) {
     int64_t K = call->c->shape.dim[2];
     double sum = 0x1p-24 * (sqrt((double)K) + 16);
@@ -279,8 +279,8 @@ static double sum_tolerance(const OpCall *call) {
     if (call->c->kind->fp8 && !on_emulator(call)) sum += 0x1p-11 * (1 + (double)K / 512);
     return sum;
 }
-// bf16 has 8 significant bits: rounding changes a number by up to 2^-8 of it, and a matrix may be a single number. A
-// backend may round to bf16 before it applies an activation; ReLU^2 doubles a relative error, GELU's passes it on.
+// bf16 has 8 significant bits: the relative rounding error is up to 2^-8, and a matrix may be a single number. A
+// backend may round to bf16 before an activation; ReLU^2 doubles a relative error, GELU keeps it.
 static double out_tolerance(const OpCall *call) {
     unsigned f = call->c->shape.flags;
     double roundings = f & RELU2 ? 3 : has_activation(f) ? 2 : 1;
@@ -299,7 +299,7 @@ static const OpOutput OUTPUTS[] = {
 
 // ---- 8-bit inputs ----
 
-// The nearest number with `mantissa` bits after the first, ties to even, down to the smallest subnormal.
+// Rounds to `mantissa` bits after the leading one, ties to even, down to the smallest subnormal.
 static double round_to(double x, int mantissa, int least_exponent) {
     if (x == 0) return 0;
     int exponent = 0;
@@ -307,9 +307,9 @@ static double round_to(double x, int mantissa, int least_exponent) {
     double unit = ldexp(1, (exponent - 1 > least_exponent ? exponent - 1 : least_exponent) - mantissa);
     return nearbyint(x / unit) * unit;
 }
-// From now on the reference sees what Backend.matmul rounds its inputs to: scaled in fp32 so that the largest
-// magnitude becomes the format's largest number, rounded to E4M3 (three bits, least exponent -6, largest 448) or E5M2
-// (two, -14, 57344), scaled back.
+// Replaces the reference's inputs by the values that Backend.matmul rounds them to: scaled in fp32 so that the largest
+// magnitude becomes the format's maximum, rounded to E4M3 (3 mantissa bits, least exponent -6, maximum 448) or E5M2
+// (2, -14, 57344), scaled back.
 static void round_inputs(OpCall *call) {
     unsigned f = call->c->shape.flags;
     for (int input = A; input <= B; ++input) {

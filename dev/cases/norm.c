@@ -9,13 +9,13 @@
 // dim: N, C.
 #define RMS 1u
 #define NO_BIAS 2u
-#define ADD_DW 4u        // dweight and dbias are added to
-#define OVERWRITE_DX 8u  // dx is not
-#define LARGE_MEAN 16u   // x is about 4096 in steps of a quarter
-#define SMALL_X 32u      // so small that eps counts
-#define ADDS 64u         // a residual
+#define ADD_DW 4u        // dweight and dbias: += instead of =
+#define OVERWRITE_DX 8u  // dx: = instead of +=
+#define LARGE_MEAN 16u   // x is near 4096, in steps of 1/4
+#define SMALL_X 32u      // x is so small that eps matters
+#define ADDS 64u         // adds a residual
 enum { OUT, MEAN, RSTD, X, WEIGHT, BIAS, DX, DWEIGHT, DBIAS, DOUT };
-enum { RESIDUAL = DX };  // of the forward operation
+enum { RESIDUAL = DX };  // in the forward operation
 
 // ---- shapes ----
 
@@ -27,23 +27,23 @@ static void model_shapes(OpShapes *shapes, const OpScale *scale, const OpModel *
     op_add(shapes, OP_DIMS(min_i64(scale->rows, 1021), 1019), 0, "awkward");
     op_add(shapes, OP_DIMS(min_i64(scale->rows, 64), 8192), 0, "few wide rows");
 }
-// Several channel counts around the vector widths, one row, no rows, more rows than one summation chunk. On a GPU:
-// rows of one warp (up to 4 packs of 16 bytes a lane), of several, wider than a block's registers hold, each in whole
-// packs and not, and more rows than blocks times what a block takes at once.
+// Channel counts around the vector widths, one row, no rows, more rows than one summation chunk. On a GPU: rows for one
+// warp (up to 4 packs of 16 bytes per thread), for several, and wider than a block's registers, each in whole packs and
+// not, and more rows than all blocks process at once.
 static const int64_t ODD[][2] = {{1, 1},    {1, 33},   {3, 7},    {2, 16},    {37, 20},  {0, 8},
                                  {2100, 3}, {11, 64},  {5, 101},  {13, 264},  {3, 1032}, {3, 520},
                                  {3, 700},  {1, 4100}, {1, 8200}, {1, 16392}, {200, 130}};
 #define ODD_COUNT ((int)(sizeof ODD / sizeof ODD[0]))
-#define SMALL 6  // the first ones, for every variant
+#define SMALL 6  // the first shapes, for every variant
 static void odd_forward(OpShapes *shapes) {
     bool rms = op_adding_to(shapes)->flags & RMS;
     for (int i = 0; i < ODD_COUNT; ++i) op_add(shapes, 2, ODD[i], 0, "odd");
     for (int i = 0; i < SMALL && !rms; ++i) op_add(shapes, 2, ODD[i], NO_BIAS, "odd");
     op_add(shapes, OP_DIMS(2, 100), SMALL_X, "small");
-    // A variance computed as E[x^2] - mean^2 in fp32 would have lost all digits.
+    // A variance computed as E[x^2] - mean^2 in fp32 would lose all digits.
     if (!rms && !op_adding_bf16(shapes)) op_add(shapes, OP_DIMS(2, 100), LARGE_MEAN, "large mean");
 }
-// With one channel a normalized row does not depend on x, and the gradient is all cancellation.
+// With one channel a normalized row does not depend on x, and the gradient cancels completely.
 static void odd_backward(OpShapes *shapes) {
     bool rms = op_adding_to(shapes)->flags & RMS;
     for (unsigned no_bias = 0; no_bias < (rms ? 1 : 2); ++no_bias)
@@ -179,13 +179,13 @@ static void ref_dbias(const OpCall *call, int64_t first, int64_t count, double *
     ref_columns(call, DBIAS, first, count, ref);
 }
 
-// A mean of 4096 is off by 2^-12 at worst.
+// The error of a mean near 4096 is at most 2^-12.
 static double out_tolerance(const OpCall *call) {
     return call->c->shape.flags & LARGE_MEAN ? 1e-3 : op_tolerance(call->c->dtype);
 }
 static double rstd_tolerance(const OpCall *call) { return call->c->shape.flags & LARGE_MEAN ? 1e-4 : 2e-6; }
 // The sum of a row cancels: its error is relative to the row's elements, not to their mean, which is sqrt(C) times
-// smaller or, of few rows, any number of times.
+// smaller, or arbitrarily smaller if there are few rows.
 static double mean_tolerance(const OpCall *call) {
     int64_t N = min_i64(call->c->shape.dim[0], 2100), C = call->c->shape.dim[1];
     double elems = 0, means = 0, *mean = xcalloc(to_size(N), sizeof *mean);

@@ -1,5 +1,5 @@
-// optim.c: the gradient's norm, AdamW and Muon's elementwise steps, and hashes: over one large parameter when they
-// are timed, over crowds of tensors of every kind of storage in tests.
+// optim.c: the gradient norm, AdamW and Muon's elementwise steps, and hashes: timed over one large parameter, tested
+// over many tensors of every kind of storage.
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
@@ -11,19 +11,19 @@
 #define LR 0.01f
 #define DECAY 0.1f
 #define MOMENTUM 0.95f
-#define MATRIX 1024  // columns of what Muon updates
-// Half the gradient, as after clipping.
+#define MATRIX 1024  // columns of Muon's matrices
+// The gradient is scaled by 1/2, as by clipping.
 static const GradStats STATS = {.scale = 0.5f};
 
-#define NO_MASTER 1u  // no fp32 master behind the bf16 weights, which are then rounded stochastically
-#define CROWD 2u      // several tensors of odd sizes, with and without masters and weights, each aligned
-#define MANY 4u       // more than one launch may take, one behind the other, wherever 16-byte packs begin
+#define NO_MASTER 1u  // bf16 weights without fp32 masters, rounded stochastically
+#define CROWD 2u      // several aligned tensors of odd sizes, with and without masters and weights
+#define MANY 4u       // more tensors than one launch takes, contiguous, with any alignment to 16-byte packs
 #define PLAIN_MOMENTUM 8u
-#define TINY 16u      // gradients so small that eps counts
-#define ALONE 32u     // each tensor by itself
-#define STEP_SHIFT 8  // which step it is; 0: STEP
+#define TINY 16u      // gradients so small that eps matters
+#define ALONE 32u     // one call per tensor
+#define STEP_SHIFT 8  // the step number; 0: STEP
 #define STEP 10
-enum { GRAD, STATS_BYTES, MASTER, M, V, WEIGHT };  // AdamW; the others have the first of them
+enum { GRAD, STATS_BYTES, MASTER, M, V, WEIGHT };  // AdamW; other operations use a prefix of these
 enum { UPDATE = M + 1 };                           // Muon: GRAD, STATS_BYTES, MASTER, M, UPDATE, WEIGHT
 
 static void flat_shapes(OpShapes *shapes, const OpScale *scale, const OpModel *model) {
@@ -40,7 +40,7 @@ static int64_t step_of(const OpCase *c) {
     return c->shape.flags >> STEP_SHIFT > 0 ? c->shape.flags >> STEP_SHIFT : STEP;
 }
 
-// Of gradients; moments are scaled alike. The clip and the hash have other flags.
+// Scale of gradients and moments. The clip and the hash have other flags.
 static double scale_of(const OpCase *c) { return c->shape.flags & TINY ? 1e-8 : 1; }
 static void grad_and_stats(OpCall *call, unsigned stats_access) {
     op_operand(call, OP_READ, FILL_NORMAL, scale_of(call->c), DTYPE_F32, OP_DIMS(elems_of(call->c)));
@@ -119,13 +119,13 @@ static void hash_check(OpCall *call, OpCheck *check) {
         sum += hash_element(first + (uint64_t)i, call->c->dtype == DTYPE_F32 ? bits : bits >> 16);
     }
     call->be->download(call->be, &got, call->t[0][HASH].data, sizeof got);
-    // A double holds half of the bits exactly.
+    // A double holds half of the hash's bits exactly.
     double expected[2] = {(double)(uint32_t)sum, (double)(sum >> 32)};
     double found[2] = {(double)(uint32_t)got, (double)(got >> 32)};
     op_compare(check, "hash", found, expected, 2, 0);
 }
 
-// ---- the tensors of a case, in its flat operands ----
+// ---- the tensors of a case, within its flat operands ----
 
 typedef struct {
     int64_t first, elems;
@@ -137,7 +137,7 @@ static const int64_t CROWD_ELEMS[] = {1, 7, 0, 4096, 4097, 20003, 5, 4099, 9001}
 #define CROWD_PARTS ((int)(sizeof CROWD_ELEMS / sizeof CROWD_ELEMS[0]))
 static bool bf16_of(const OpCase *c) { return c->dtype == DTYPE_BF16; }
 
-// Storage of a crowd's tensors goes round: fp32; bf16 with a master; bf16 alone. In fp32 all are fp32.
+// The tensors of CROWD and MANY rotate through fp32, bf16 with a master, bf16 alone. In fp32 all are fp32.
 static int parts_of(Part parts[MAX_PARTS], const OpCase *c) {
     const OpShape *s = &c->shape;
     bool master = !(s->flags & NO_MASTER), bf16 = bf16_of(c);
@@ -179,11 +179,11 @@ static int optim_tensors(OptimTensor tensors[MAX_PARTS], const OpCase *c, const 
 static const Part *part_at(const Part *parts, int count, int64_t at) {
     for (int i = 0; i < count; ++i)
         if (at >= parts[i].first && at < parts[i].first + parts[i].elems) return &parts[i];
-    return NULL;  // between two of them
+    return NULL;  // in the gap between two tensors
 }
 
-// What of the optimizer's arrays is left alone is compared with what was there; what is updated comes from `update`,
-// which gets the element's value, and its tensor.
+// Elements that the operation does not update must keep their values; the others come from `update`, which gets the
+// tensor and the element's old value.
 typedef double Update(const OpCall *call, const Part *part, int64_t at, double value);
 static void ref_values(const OpCall *call, int operand, Update *update, int64_t first, int64_t count, double *ref) {
     Part parts[MAX_PARTS];
@@ -207,7 +207,7 @@ static const AdamwArgs ADAMW = {.beta1 = 0.9f, .beta2 = 0.95f, .eps = 1e-8f, .se
 static void no_master_shapes(OpShapes *shapes, const OpScale *scale, const OpModel *model) {
     if (model == NULL) op_add(shapes, OP_DIMS(scale->optim_elems), 0, "large");
 }
-// Sizes around vectors and blocks: shares of the work begin and end inside tensors.
+// Sizes around vectors and blocks: the work of a thread begins and ends inside tensors.
 static void odd_adamw(OpShapes *shapes) {
     int64_t crowd = 0, many = 0;
     for (int i = 0; i < CROWD_PARTS; ++i) crowd += round_up(CROWD_ELEMS[i], 128);
@@ -264,11 +264,11 @@ static void ref_v(const OpCall *call, int64_t first, int64_t count, double *ref)
 static void ref_weight(const OpCall *call, int64_t first, int64_t count, double *ref) {
     ref_values(call, WEIGHT, update_adamw, first, count, ref);
 }
-// To nearest or stochastic: off by less than one unit in the last place, twice what rounding to nearest is.
+// Stochastic rounding: the error is below one unit in the last place, twice that of rounding to nearest.
 static double weight_tolerance(const OpCall *call) {
     return call->c->shape.flags & (CROWD | MANY | NO_MASTER) ? 2 * 0x1p-8 : op_tolerance(DTYPE_BF16);
 }
-// One by one: a stochastically rounded weight is a neighbour of the reference, and beside a master lies its rounding.
+// Each element: a stochastically rounded weight is a neighbour of the reference; one with a master is its rounding.
 static void check_weights(OpCall *call, OpCheck *check, int operand, Update *update) {
     Part parts[MAX_PARTS];
     int count = parts_of(parts, call->c);
@@ -280,7 +280,7 @@ static void check_weights(OpCall *call, OpCheck *check, int operand, Update *upd
     for (int p = 0; p < count; ++p)
         for (int64_t i = parts[p].first; i < parts[p].first + parts[p].elems && parts[p].weight; ++i) {
             double nearest = (double)bf16_to_f32(bf16_from_f32((float)master[i]));
-            if (parts[p].master) op_compare(check, "a weight beside its master", &weight[i], &nearest, 1, 0);
+            if (parts[p].master) op_compare(check, "a weight and its master", &weight[i], &nearest, 1, 0);
             if (parts[p].master) continue;
             double ref = update(call, &parts[p], i, op_value(call, operand, i)), off = fabs(weight[i] - ref);
             double zero = 0, units = off / ldexp(1, ilogb(ref) - 7);
@@ -305,7 +305,7 @@ static const OpOutput ADAMW_OUTPUTS[] = {
      .stretch = STRETCH},
     {NULL}};
 
-// ---- Muon: several equally shaped matrices at once, as of all blocks of a model ----
+// ---- Muon: several matrices of one shape at once, as from all blocks of a model ----
 
 #define MATRICES 4
 static void matrix_shapes(OpShapes *shapes, const OpScale *scale, const OpModel *model) {
@@ -325,7 +325,7 @@ static void muon_lay_out(OpCall *call, unsigned grad, unsigned master, unsigned 
     op_operand(call, OP_READ | master, FILL_NORMAL, 1, DTYPE_F32, OP_DIMS(elems));
     op_operand(call, OP_READ | grad, FILL_NORMAL, 0.1, DTYPE_F32, OP_DIMS(elems));
     op_operand(call, update, FILL_NORMAL, 1, call->c->dtype, OP_DIMS(d[0], d[1], d[2]));
-    // What belongs to the tensor but is left alone by this step.
+    // Fields that this step does not use.
     if (master == 0) call->operand[MASTER].traffic_bytes = 0;
     if (grad == 0) call->operand[GRAD].traffic_bytes = call->operand[M].traffic_bytes = 0;
 }
@@ -339,7 +339,7 @@ static void momentum_run(Backend *be, const OpCase *c, const Tensor *t) {
     OptimTensor tensors[MAX_PARTS];
     MuonArgs args;
     OpCase fp32 = *c;
-    fp32.dtype = DTYPE_F32;  // weights take no part
+    fp32.dtype = DTYPE_F32;  // weights are not involved
     int count = muon_tensors(tensors, &args, &fp32, t);
     int together = c->shape.flags & ALONE ? 1 : count;
     for (int i = 0; i < count; i += together)

@@ -1,4 +1,4 @@
-// pointwise.c: activations, the residual sum, conversions and the soft-cap: one pass over memory each.
+// pointwise.c: activations, the residual sum, casts and the soft-cap: each is one pass over memory.
 #include <math.h>
 #include <stdlib.h>
 
@@ -7,7 +7,7 @@
 
 // dim: N, F. Flags: the Activation.
 enum { OUT, IN, DPRE, DOUT };
-enum { SECOND = IN + 1 };  // of add
+enum { SECOND = IN + 1 };  // for add
 
 // ---- shapes ----
 
@@ -22,7 +22,7 @@ static void row_shapes(OpShapes *shapes, const OpScale *scale, const OpModel *mo
     if (model != NULL) op_add(shapes, OP_DIMS(scale->rows, model->config.C), 0, "%s", model->name);
     else op_add(shapes, OP_DIMS(min_i64(scale->rows, 333), 1019), 0, "awkward");
 }
-// On a GPU the last ones need several blocks, in whole packs of 16 bytes and not; on a CPU several threads take part.
+// The last shapes use several blocks of a GPU, in whole packs of 16 bytes and not, and several threads of a CPU.
 static void odd_shapes(OpShapes *shapes) {
     static const int64_t ODD[][2] = {{1, 1}, {3, 7}, {2, 16}, {5, 33}, {0, 4}, {3, 4104}, {17, 301}, {101, 203}};
     for (size_t i = 0; i < sizeof ODD / sizeof ODD[0]; ++i) op_add(shapes, 2, ODD[i], 0, "odd");
@@ -91,7 +91,7 @@ static void ref_dpre(const OpCall *call, int64_t first, int64_t count, double *r
     ref_row(call, first / count, true, ref);
 }
 
-// ---- residual sum, conversions, soft-cap ----
+// ---- residual sum, casts, soft-cap ----
 
 static void add_lay_out(OpCall *call) {
     const int64_t *d = call->c->shape.dim;
@@ -107,7 +107,7 @@ static void ref_sum(const OpCall *call, int64_t first, int64_t count, double *re
     for (int64_t i = 0; i < count; ++i) ref[i] = op_value(call, IN, first + i) + op_value(call, SECOND, first + i);
 }
 
-// From fp32 to the case's dtype: what makes bf16 weights of master weights. Or back, or a copy.
+// From fp32 to the case's dtype, as from master weights to bf16 weights; or back; or a copy.
 static void cast_lay_out(OpCall *call) {
     const int64_t *d = call->c->shape.dim;
     op_operand(call, OP_WRITE, FILL_NORMAL, 1, call->c->dtype, OP_DIMS(d[0], d[1]));
@@ -122,7 +122,7 @@ static void cast_run(Backend *be, const OpCase *c, const Tensor *t) {
     (void)c;
     be->cast(be, t[OUT], t[IN]);
 }
-// To the bit: to nearest, ties to even.
+// Exact: round to nearest, ties to even.
 static void ref_cast(const OpCall *call, int64_t first, int64_t count, double *ref) {
     bool narrow = call->operand[OUT].shape.dtype == DTYPE_BF16;
     for (int64_t i = 0; i < count; ++i) {

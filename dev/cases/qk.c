@@ -1,4 +1,4 @@
-// qk.c: rotary positions on q and k between their projection and attention, with and without QK-norm.
+// qk.c: RoPE on q and k between their projection and attention, with and without QK-norm.
 #include <math.h>
 #include <stdlib.h>
 
@@ -6,13 +6,13 @@
 
 #define EPS 1e-6f
 
-// dim: N, NH, NKV, HS; positions run through rows of length POSITIONS.
+// dim: N, NH, NKV, HS; positions count within rows of length POSITIONS.
 enum { N, NH, NKV, HS };
 #define QK_NORM 1u
 #define NO_ROPE 2u
-#define ADD_DW 4u         // the weights' gradients are added to
+#define ADD_DW 4u         // the weights' gradients: += instead of =
 #define FEW_POSITIONS 8u  // FEW of them, in any order, and tables of as many
-#define SMALL_IN 16u      // so small that eps counts
+#define SMALL_IN 16u      // inputs so small that eps matters
 #define POSITIONS ((int64_t)1024)
 #define FEW ((int64_t)13)
 enum { OUT, RSTD, IN, POSITION, COS, SIN, Q_WEIGHT, K_WEIGHT, DIN, DQ, DK, DOUT };
@@ -23,8 +23,8 @@ static void model_shapes(OpShapes *shapes, const OpScale *scale, const OpModel *
                model->name);
     if (model == NULL) op_add(shapes, OP_DIMS(min_i64(scale->rows, 333), 5, 1, 40), 0, "awkward");
 }
-// On a GPU: heads whose halves are whole packs of 16 bytes and not, from one lane to all of a warp and beyond, more
-// rows than a block takes up, and more heads. An odd head size has no pairs to rotate but can be normalized.
+// On a GPU: heads whose halves are whole packs of 16 bytes and not, for one thread up to more than a warp, and more
+// rows and heads than one block takes. An odd head size has no pairs to rotate but can be normalized.
 static void add_odd(OpShapes *shapes, unsigned flags) {
     static const int64_t ODD[][4] = {{1, 1, 1, 2},    {3, 2, 1, 10},   {2, 4, 2, 32}, {5, 3, 3, 6},   {0, 2, 1, 8},
                                      {3, 3, 1, 64},   {2, 2, 1, 128},  {3, 2, 2, 80}, {2, 1, 1, 136}, {1, 1, 1, 520},
@@ -60,12 +60,12 @@ static void lay_out(OpCall *call, unsigned out, unsigned in, unsigned rstd, unsi
     op_operand(call, in, FILL_NORMAL, s->flags & SMALL_IN ? 5e-4 : 1, dtype, OP_DIMS(d[N], width_of(s)));
     op_operand(call, OP_READ, few ? FILL_BELOW : FILL_RAMP, (double)(few ? FEW : POSITIONS), DTYPE_I32,
                OP_DIMS(d[N]));
-    // Any angles do: c^2 + s^2 = 1 is not used.
+    // Any values: the operation does not use c^2 + s^2 = 1.
     op_operand(call, OP_READ, FILL_NORMAL, 1, DTYPE_F32, OP_DIMS(table, d[HS] / 2));
     op_operand(call, OP_READ, FILL_NORMAL, 1, DTYPE_F32, OP_DIMS(table, d[HS] / 2));
     op_operand(call, weights, FILL_NORMAL, 1, dtype, OP_DIMS(normed * d[HS]));
     op_operand(call, weights, FILL_NORMAL, 1, dtype, OP_DIMS(normed * d[HS]));
-    for (int t = COS; t <= SIN; ++t)  // rows of the tables that the positions reach
+    for (int t = COS; t <= SIN; ++t)  // only the table rows of the used positions
         call->operand[t].traffic_bytes = (double)(min_i64(table, d[N]) * (d[HS] / 2) * 4);
 }
 static void forward_lay_out(OpCall *call) { lay_out(call, OP_WRITE, OP_READ, OP_WRITE, OP_READ); }
@@ -110,7 +110,7 @@ static double head_rstd(const OpCall *call, const double *x) {
     for (int64_t i = 0; i < size; ++i) squares += x[i] * x[i];
     return 1 / sqrt(squares / (double)size + (double)EPS);
 }
-// out = x rotated by the angles of row n, or back.
+// out = x rotated by the angles of row n, or by their negatives.
 static void rotate(const OpCall *call, int64_t n, bool back, const double *x, double *out) {
     int64_t size = call->c->shape.dim[HS], half = size / 2;
     for (int64_t i = 0; i < size && !is_rotated(call->c); ++i) out[i] = x[i];

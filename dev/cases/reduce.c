@@ -1,4 +1,4 @@
-// reduce.c: column sums, which are a bias gradient, and the weighted sum of losses.
+// reduce.c: column sums (a bias gradient), and the weighted sum of losses.
 #include <stdlib.h>
 
 #include "dev/cases/cases.h"
@@ -12,7 +12,7 @@ static void bias_shapes(OpShapes *shapes, const OpScale *scale, const OpModel *m
         op_add(shapes, OP_DIMS(scale->rows, model->config.F), 0, "%s fc", model->name);
     if (model == NULL) op_add(shapes, OP_DIMS(min_i64(scale->rows, 1021), 1019), 0, "awkward");
 }
-// On a GPU: several column blocks, whole packs of 16 bytes and not, more rows than all row blocks take at once.
+// On a GPU: several column blocks, whole packs of 16 bytes and not, more rows than all row blocks process at once.
 static void odd_bias(OpShapes *shapes) {
     static const int64_t ODD[][2] = {{1, 1},    {3, 7},    {16, 16},   {37, 100}, {130, 33}, {0, 5},
                                      {70, 520}, {70, 301}, {33, 1028}, {8300, 8}, {107, 301}};

@@ -13,10 +13,10 @@ typedef struct {
 } KindTest;
 
 #define NOWHERE (-1)
-// The numbers that all patterns are made of.
+// Source of all patterns; see OpCall.
 static float *normals;
 
-// Every operand has an allocation of its own, between fences; `shifted` begins one element further.
+// Every operand has its own allocation between fences; the operand `shifted` begins one element later.
 static void open_call(OpTest *t, OpCall *call, const OpCase *c, int shifted) {
     call->normals = normals;
     op_call_lay_out(call, t->be, c);
@@ -33,7 +33,7 @@ static void open_call(OpTest *t, OpCall *call, const OpCase *c, int shifted) {
     op_call_fill(call);
 }
 
-// ---- what is checked of a case ----
+// ---- the checks of a case ----
 
 static void fail_case(const OpCase *c, const char *format, ...) PRINTF_LIKE(2, 3);
 static void fail_case(const OpCase *c, const char *format, ...) {
@@ -77,7 +77,7 @@ void case_test_check(OpTest *t, OpCall *call, bool every_element) {
     see_outputs(t, call);
 }
 
-// The first run, and that it leaves alone what it only reads.
+// The first run; also checks that operands that are only read are unchanged.
 static void check_values(OpTest *t, OpCall *call) {
     unsigned char *before[OP_MAX_OPERANDS];
     for (int i = 0; i < call->count; ++i) before[i] = operand_bytes(t, call, i);
@@ -87,7 +87,7 @@ static void check_values(OpTest *t, OpCall *call) {
     for (int i = 0; i < call->count; ++i)
         if (!(call->operand[i].access & OP_WRITE) &&
             memcmp(before[i], operand_bytes(t, call, i), tensor_bytes(call->t[0][i])) != 0)
-            fail_case(call->c, "operand %d is only read, and was written", i);
+            fail_case(call->c, "operand %d is read-only and was written", i);
 }
 
 // On the emulated GPU the thread orders are compared (op_test.c).
@@ -98,7 +98,7 @@ static void check_same_bits(OpTest *t, OpCall *call) {
         op_test_set_threads(t, threads);
         op_call_reset(call);
         case_test_run(t, call);
-        if (op_call_hash(call) != hash) fail_case(call->c, "other bits in another run, with %d threads", threads);
+        if (op_call_hash(call) != hash) fail_case(call->c, "another run, with %d threads, gave other bits", threads);
     }
     op_test_set_threads(t, 0);
 }
@@ -114,7 +114,7 @@ static void check_in_place(OpTest *t, OpCall *call) {
         out->data = call->t[0][alias.input].data;
         case_test_run(t, call);
         if (memcmp(expected[i], operand_bytes(t, call, alias.output), tensor_bytes(apart)) != 0)
-            fail_case(call->c, "operand %d in place of %d: other bits than apart", alias.output, alias.input);
+            fail_case(call->c, "operand %d in place of %d: other bits than in separate memory", alias.output, alias.input);
         *out = apart;
         op_call_upload(call, alias.input);
     }
@@ -176,7 +176,7 @@ int case_test_main(const OpFamily *family, const OpTestCase *special, size_t spe
 
 // ---- special cases ----
 
-// All of it lives as long as the test case.
+// Allocated for the lifetime of the test case.
 static OpCall *open_special(OpTest *t, const char *op, const char *variant, DType dtype, unsigned flags, int dims,
                             const int64_t *dim, int shifted) {
     struct {

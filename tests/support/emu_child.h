@@ -1,5 +1,5 @@
-// emu_child.h: what the emulator's own tests share: cmocka for C++, and running a part of the test in a process of
-// its own, where it may set up the emulated device otherwise, or end it. For tests/gpu/test_emu_*.cpp.
+// emu_child.h: shared by the emulator's tests (tests/gpu/test_emu_*.cpp): cmocka for C++, and running part of a test in
+// a child process, which may configure the emulated device differently, or crash it.
 #ifndef TESTS_EMU_CHILD_H
 #define TESTS_EMU_CHILD_H
 
@@ -27,10 +27,10 @@ struct Child {
 #define CHILD_ENTRY(body) \
     { #body, body }
 
-// What the last child wrote to stderr.
+// The stderr of the last child.
 static char child_said[4096];
-// Runs this program again for one entry of CHILDREN with one setting ("NAME=value"); returns its exit status, or 128
-// + signal.
+// Starts this program again for one entry of CHILDREN, with one environment setting ("NAME=value"); returns the exit
+// status, or 128 + signal.
 static int in_child(const char *setting, const char *child_name) {
     int ends[2];
     assert_int_equal(pipe(ends), 0);
@@ -56,13 +56,13 @@ static int in_child(const char *setting, const char *child_name) {
 static void assert_child_said(const char *text) {
     if (strstr(child_said, text) == NULL) fail_msg("expected \"%s\" in: %s", text, child_said);
 }
-// In a child: exits with 1 where cmocka would jump into the parent's test.
+// In a child: exits with 1, where cmocka would jump into the parent's test.
 #define CHILD(condition)            \
     do {                            \
         if (!(condition)) _exit(1); \
     } while (0)
-// First thing in main: in a process that in_child started it runs the part asked for and does not return. (Such a
-// part leaves things behind: nobody looks for leaks.)
+// Call it first in main: in a process started by in_child it runs the requested part and does not return. (Leaks of
+// such a part are not checked.)
 template <size_t N>
 static void run_if_child(const Child (&children)[N], int argc, char **argv) {
     if (argc == 1) return;

@@ -15,7 +15,7 @@
 static bool make_dir(char *out, size_t bytes) {
     const char *base = getenv("TMPDIR");
     if (base == NULL)
-        base = access("/dev/shm", W_OK) == 0 ? "/dev/shm" : "/tmp";  // memory: a disk's fsync takes seconds
+        base = access("/dev/shm", W_OK) == 0 ? "/dev/shm" : "/tmp";  // in memory: fsync to a disk takes seconds
     snprintf(out, bytes, "%s/tokamak-test-XXXXXX", base);
     return mkdtemp(out) != NULL;
 }
@@ -54,7 +54,7 @@ char *file_test_path(const FileTest *t, const char *name) { return path_join(t->
 
 void file_test_write(const FileTest *t, const char *name, const void *bytes, size_t count) {
     char *path = file_test_path(t, name);
-    remove(path);  // overwriting makes ext4 sync the new contents: a hundred times slower
+    remove(path);  // ext4 syncs overwritten files: a hundred times slower
     FILE *file = fopen(path, "wb");
     assert_non_null(file);
     assert_int_equal(fwrite(bytes, 1, count, file), count);

@@ -1,4 +1,4 @@
-// file_test.h: what tests of file formats share: a temporary directory per test and raw files in it.
+// file_test.h: for tests of files: a temporary directory per test, and raw files in it.
 #ifndef TESTS_FILE_TEST_H
 #define TESTS_FILE_TEST_H
 
@@ -12,7 +12,7 @@
 #include "llmc/base/common.h"
 
 typedef struct {
-    char dir[256];  // fresh and empty; removed with everything in it after the test
+    char dir[256];  // empty at the start; removed with its contents after the test
     Error err;
 } FileTest;
 
@@ -21,7 +21,7 @@ int file_test_setup(void **state);
 int file_test_teardown(void **state);
 #define FILE_TEST(function) cmocka_unit_test_setup_teardown(function, file_test_setup, file_test_teardown)
 
-// The same with the directory in a variable; for a test, or for the group of all tests of a program.
+// The same with the directory in a variable; for one test, or for all tests of a program.
 extern char *file_test_dir;
 int file_test_dir_setup(void **state);
 int file_test_dir_teardown(void **state);
@@ -29,16 +29,16 @@ int file_test_dir_teardown(void **state);
 char *file_test_path(const FileTest *t, const char *name);  // caller frees
 void file_test_write(const FileTest *t, const char *name, const void *bytes, size_t count);
 int file_test_count_entries(const char *dir);  // without . and ..
-void file_test_remove_all(FileTest *t);         // files of the directory, which holds nothing else
-// Fails the test unless `ok` is false and the message mentions `mention`; then clears the message.
+void file_test_remove_all(FileTest *t);         // the directory may contain only files
+// Fails the test unless `ok` is false and the message contains `mention`; clears the message.
 void file_test_expect_error(FileTest *t, bool ok, const char *mention);
 // Fails the test with the message unless ok.
 void file_test_expect_ok(FileTest *t, bool ok);
-// Fails the test unless the header of a safetensors file has this metadata; value NULL: unless it has no such key.
+// Fails the test unless the header of a safetensors file has this metadata; value NULL: unless the key is absent.
 void file_test_expect_metadata(const char *path, const char *key, const char *value);
-// A copy of text with the first `from`, which must be there, replaced; caller frees.
+// A copy of text with the first `from` (which must exist) replaced; caller frees.
 char *file_test_replaced(const char *text, const char *from, const char *to);
-// While the limit stands every write past `bytes` fails with EFBIG, as a full disk would; 0 lifts it.
+// Makes every write past `bytes` fail with EFBIG, like a full disk; 0 removes the limit.
 void file_test_limit_file_size(size_t bytes);
 
 #endif

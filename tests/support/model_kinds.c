@@ -10,7 +10,7 @@
 
 #include <cmocka.h>
 
-// Sizes are all different and the vocabulary is no multiple of the padding, so that a mix-up of two shows.
+// All sizes differ, and the vocabulary is not a multiple of the padding, so that swapped dimensions are detected.
 static void as_gpt2(ModelConfig *c) {
     *c = (ModelConfig){.L = 2, .C = 24, .NH = 3, .V = 131, .max_seq_len = 20, .norm = NORM_LAYER, .norm_eps = 1e-5f,
                        .position = POSITION_LEARNED, .activation = ACT_GELU, .norm_bias = true, .qkv_bias = true,
@@ -42,7 +42,7 @@ static void as_llama(ModelConfig *c) {
 static void as_llama_tied(ModelConfig *c) {
     as_llama(c);
     c->tied = true;
-    c->F = 300;  // as long as the embedding
+    c->F = 300;  // the length of the embedding
 }
 static void as_llama3(ModelConfig *c) {
     as_llama(c);

@@ -67,7 +67,7 @@ void model_test_open(ModelTest *t, const ModelShape *shape, int threads) {
     optimizer_free(&t->optimizer);
     model_free(&t->model);
     if (!arena_init(&t->arena, t->be, measure.used_bytes, &err)) fail_msg("%s", err.message);
-    // What nothing may rely on: memory that happens to be zero.
+    // Nothing may rely on zeroed memory.
     void *poison = xmalloc(measure.used_bytes);
     memset(poison, 0xff, measure.used_bytes);
     t->be->upload(t->be, t->arena.base, poison, measure.used_bytes);

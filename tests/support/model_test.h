@@ -1,14 +1,14 @@
-// model_test.h: what tests above the model share: a small model laid out in poisoned memory, run configs from
-// overrides, shards of given tokens, relative errors that NaN cannot pass.
+// model_test.h: for tests of and above the model: a small model in poisoned memory, run configs from overrides,
+// relative errors that NaN cannot pass.
 #ifndef TESTS_MODEL_TEST_H
 #define TESTS_MODEL_TEST_H
 
 #include "llmc/train/optimizer.h"
 
-// Defaults, then overrides up to a NULL; the model finished, its vocabulary the preset's unless given.
+// The defaults with overrides (NULL-terminated); the model is finished, its vocabulary the preset's unless given.
 void model_test_config(RunConfig *config, const char *const *overrides);
 
-// The same of a preset; a vocabulary that it leaves open is GPT-2's.
+// The same for a preset; an unset vocabulary becomes GPT-2's.
 ModelConfig model_test_preset(const char *name);
 
 typedef struct {
@@ -16,25 +16,25 @@ typedef struct {
     Backend *be;
     Arena arena;
     Model model;
-    Optimizer optimizer;  // of training models
+    Optimizer optimizer;  // only for training
 } ModelTest;
 
-// Lays out config.arch by shape (loss_chunk_rows 0: all rows), every byte 0xff first; the weights are those of seed.
+// Lays out config.arch by shape (loss_chunk_rows 0: all rows) in memory of 0xff bytes; initializes weights from seed.
 void model_test_open(ModelTest *t, const ModelShape *shape, int threads);
-// Puts the weights of a Hugging Face directory into it.
+// Loads the weights of a Hugging Face directory.
 void model_test_load(ModelTest *t, const char *dir);
 void model_test_close(ModelTest *t);
 
-// The test device (TOKAMAK_TEST_DEVICE is cpu by default); fails the test where it cannot be opened.
-bool model_test_on_cpu(void);  // or on the device that TOKAMAK_TEST_DEVICE names
+// Opens the test device (TOKAMAK_TEST_DEVICE, default cpu); fails the test if it cannot.
+bool model_test_on_cpu(void);  // whether the test device is the CPU
 Backend *model_test_backend(int threads);
 // Host copy of device floats; caller frees.
 float *model_test_download(Backend *be, const float *device, int64_t elems);
-// sum of w*nll since model_begin_step, and what the optimizer's last step saw; they wait for the device.
+// Sum of w*nll since model_begin_step, and the gradient norm of the optimizer's last step; wait for the device.
 double model_test_loss_sum(Model *model);
 GradStats model_test_stats(const Optimizer *opt, const Model *model);
 
-// norm(out - ref) / norm(ref), NaN if either holds one.
+// norm(out - ref) / norm(ref); NaN if either holds a NaN.
 double model_test_error(const float *out, const double *ref, int64_t elems);
 double model_test_error_f32(const float *out, const float *ref, int64_t elems);
 // Fails the test unless error <= tolerance; NaN fails.

@@ -16,8 +16,8 @@
 #define OP_TEST_SEED 20240520
 #define OP_TEST_THREADS 2
 
-// Device memory is fenced by bytes that no operation may touch. Under ASan the end of the allocation is the better
-// fence: it also catches reads.
+// Device memory is surrounded by fence bytes that no operation may write. Under ASan the end of the allocation is used
+// instead: it also catches reads.
 #define FENCE_BYTES ((size_t)256)
 #define FENCE_VALUE 0xa5
 #if defined(__SANITIZE_ADDRESS__)
@@ -26,7 +26,7 @@
 #define FENCE_AFTER_BYTES FENCE_BYTES
 #endif
 
-// One allocation of the running case: on the device (bytes between fences) or on the host.
+// One allocation of the running case: on the device (between fences) or on the host.
 typedef struct OpTestBlock {
     struct OpTestBlock *next;
     void *memory;
@@ -40,8 +40,8 @@ static const char *test_device(void) {
     return device != NULL && device[0] != '\0' ? device : "cpu";
 }
 
-// A level is one way in which the device can run an operation. The CPU has its instruction sets; the emulated GPU runs
-// the threads of a block in three orders, which must give the same bits; a GPU is what it is.
+// A level is one way in which the device runs an operation: an instruction set of the CPU; for a GPU there is one. The
+// emulated GPU also runs the threads of a block in three orders, which must give the same bits.
 static const char *const CPU_LEVELS[] = {"generic", "avx2", "avx512", "avx512bf16", NULL};
 static const char *const DEVICE_LEVELS[] = {"", NULL};
 static const char *const THREAD_ORDERS[] = {"forward", "reverse", "random"};
@@ -53,7 +53,7 @@ static const char *const *device_levels(void) { return device_is("cpu") ? CPU_LE
 
 static Backend *open_level(const char *level, Error *err) {
     if (device_is("cpu")) return backend_cpu_open(OP_TEST_THREADS, level, err);
-    // Our own attention, whatever libraries there are: cuDNN has a test of its own.
+    // Always our own attention: cuDNN has a separate test.
     BackendOptions options = {.attention = "own"};
     return backend_plugin_open(test_device(), &options, err);
 }
@@ -64,7 +64,7 @@ typedef struct {
     const OpTestCase *test;
     const char *level;
     bool all_orders;  // run it in every thread order
-    bool once;        // it is the first level
+    bool once;        // this is the first level
 } OpTestRun;
 
 static void check_fence(OpTest *t, const unsigned char *start, size_t bytes, const char *where) {
@@ -95,7 +95,7 @@ void op_test_release(OpTest *t) {
     }
 }
 
-// Returns a hash of every byte that the case read back.
+// Returns the hash of all results that the case read.
 static uint64_t run_once(const OpTestRun *run, bool once, bool repeat) {
     Error err = {""};
     OpTest t = {.be = open_level(run->level, &err), .seen = 14695981039346656037u, .once = once, .repeat = repeat};
@@ -107,8 +107,8 @@ static uint64_t run_once(const OpTestRun *run, bool once, bool repeat) {
     return t.seen;
 }
 
-// On the emulated GPU in each order of a block's threads: what a case sees may not depend on it. (TOKAMAK_EMU_ORDER in
-// the environment picks one.)
+// On the emulated GPU in each order of a block's threads: results may not depend on it. (TOKAMAK_EMU_ORDER in the
+// environment selects one.)
 static void run_case(void **state) {
     const OpTestRun *run = *state;
     if (!run->all_orders) {
@@ -119,7 +119,7 @@ static void run_case(void **state) {
     for (int order = 0; order < THREAD_ORDER_COUNT; ++order) {
         set_thread_order(order);
         seen[order] = run_once(run, run->once && order == 0, order > 0);
-        if (seen[order] != seen[0]) fail_msg("threads in %s order: other bits than forward", THREAD_ORDERS[order]);
+        if (seen[order] != seen[0]) fail_msg("threads in %s order gave other bits than in forward order", THREAD_ORDERS[order]);
     }
 }
 
@@ -132,7 +132,7 @@ int op_test_main(const OpTestCase *cases, size_t count) {
     for (const char *const *level = device_levels(); *level != NULL; ++level) {
         Error err = {""};
         Backend *be = open_level(*level, &err);
-        // A CPU may lack an instruction set; any other device was asked for by name.
+        // A CPU may lack an instruction set; any other device was requested by name.
         if (be == NULL && device_is("cpu")) continue;
         if (be == NULL) {
             fprintf(stderr, "%s\n", err.message);
@@ -146,7 +146,7 @@ int op_test_main(const OpTestCase *cases, size_t count) {
             operations[used].initial_state = &runs[used];
         }
     }
-    // An array of exactly the cases to run: cmocka counts them by sizeof.
+    // An array of exactly these cases: cmocka counts them by sizeof.
     struct CMUnitTest tests[used];
     memcpy(tests, operations, sizeof tests);
     int failed = cmocka_run_group_tests(tests, NULL, NULL);
@@ -248,11 +248,11 @@ void op_test_same_bits(OpTest *t, Tensor a, Tensor b, const char *label) {
     void *host_a = op_test_bytes(t, bytes), *host_b = op_test_bytes(t, bytes);
     t->be->download(t->be, host_a, a.data, bytes);
     t->be->download(t->be, host_b, b.data, bytes);
-    if (memcmp(host_a, host_b, bytes) != 0) fail_msg("%s: not the same to the bit", label);
+    if (memcmp(host_a, host_b, bytes) != 0) fail_msg("%s: not bit-identical", label);
 }
 
 void op_test_set_threads(OpTest *t, int threads) {
-    if (t->be->threads == 0) return;  // a device without host threads
+    if (t->be->threads == 0) return;  // the device has no host threads
     t->be->threads = threads = threads > 0 ? threads : OP_TEST_THREADS;
     omp_set_num_threads(threads);
 }

@@ -1,5 +1,5 @@
-// rank_test.h: what the programs that run as several ranks share (comm_ranks.c, comm_nccl_ranks.c): a check that names its rank,
-// numbers that every rank knows of every other, and lists of segments.
+// rank_test.h: for test programs that run as several ranks (comm_ranks.c, comm_nccl_ranks.c): a check that names its rank, numbers
+// that every rank can compute for every other, and lists of segments.
 #ifndef TESTS_RANK_TEST_H
 #define TESTS_RANK_TEST_H
 
@@ -7,7 +7,7 @@
 
 #include "llmc/ranks/comm_host.h"
 
-// test: any struct with rank, world and failures.
+// test: a pointer to any struct with rank, world and failures.
 #define EXPECT(test, condition, ...)                                                                       \
     do {                                                                                                   \
         if (!(condition) && ++(test)->failures <= 5) {                                                     \
@@ -18,7 +18,7 @@
         }                                                                                                  \
     } while (0)
 
-// Numbers of many magnitudes: sums of them in another order have other bits.
+// Numbers of many magnitudes: their sum in another order has other bits.
 static inline double rank_test_value(int rank, int salt, int64_t i) {
     uint64_t x = ((uint64_t)(rank + 1) << 40) ^ ((uint64_t)salt << 52) ^ (uint64_t)i;
     x = (x ^ (x >> 30)) * 0xbf58476d1ce4e5b9ull;
@@ -28,8 +28,8 @@ static inline double rank_test_value(int rank, int salt, int64_t i) {
     return ((double)(x >> 11) / 9007199254740992.0 - 0.5) * SCALE[x & 3];
 }
 
-// 0: equal, the last one longer; 1: one owner; 2: owners in any order, ranks that own nothing; 3: with gaps; 4:
-// sixteen equal grains, dealt out in runs; 5: equal, the last one shorter.
+// 0: equal, the last one longer; 1: one owner; 2: owners in any order, some ranks own nothing; 3: with gaps; 4:
+// sixteen equal grains, in runs per owner; 5: equal, the last one shorter.
 #define RANK_TEST_KINDS 6
 static inline int rank_test_segments(CommSegment *out, int world, int64_t elems, int kind) {
     int count = 0;
