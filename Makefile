@@ -1,4 +1,4 @@
-# Tokamak: `make help` lists the targets. Everything is built under $(BUILD).
+# Tokamak: `make help` lists the targets. All build outputs are under $(BUILD).
 
 BUILD   ?= build
 ifeq ($(origin CC),default)
@@ -17,7 +17,7 @@ ALL_CFLAGS := $(CSTD) $(OPT) $(CFLAGS) $(WARNINGS) -ffp-contract=fast -fno-math-
 LDLIBS   := -lcjson -linih -lzstd -lz -lxxhash -lm -lpthread -ldl -fopenmp
 TEST_LDLIBS := -lcmocka
 
-# CPU kernels (*_kernels.c) are compiled once per instruction-set level; see llmc/cpu/isa.h.
+# CPU kernels (*_kernels.c) are compiled once per instruction set; see llmc/cpu/isa.h.
 MACHINE := $(shell $(CC) -dumpmachine 2>/dev/null)
 ifneq ($(filter x86_64%,$(MACHINE)),)
 ISAS := generic avx2 avx512 avx512bf16
@@ -43,64 +43,64 @@ LIB_OBJ     := $(call obj,$(LIB_SRC)) $(foreach isa,$(ISAS),$(patsubst %.c,$(BUI
 LIB         := $(BUILD)/libllmc.a
 TESTS       := $(patsubst %.c,$(BUILD)/tests/%,$(notdir $(TEST_SRC)))
 PROGRAMS    := $(if $(TRAIN_SRC),$(BUILD)/train_gpt) $(if $(PREP_SRC),$(BUILD)/prep) $(if $(BENCH_SRC),$(BUILD)/bench)
-# Sub-makes use every core unless the caller chose -jN.
+# Sub-makes use all cores unless -jN is given.
 JOBS         = $(if $(filter -j%,$(MAKEFLAGS)),,-j$(shell nproc 2>/dev/null || echo 2))
 
 .PHONY: all help config clean tests test test-asan fuzz quickstart bench-cpu bench-ranks bench-save gpu-check setup
-all: $(PROGRAMS) mpi-if-found cuda-if-found ## build train_gpt, prep and bench, and the plug-ins where nvcc and mpicc are found (the default)
+all: $(PROGRAMS) mpi-if-found cuda-if-found ## build train_gpt, prep and bench, and the plug-ins if nvcc and mpicc are found (the default)
 	@$(if $(PROGRAMS),:,echo 'nothing to build: train_gpt.cu, data/*.c and dev/bench/*.c are absent')
 
-quickstart: ## from nothing to a trained model: install, build, get text, train 90 s, sample
+quickstart: ## a trained model from scratch: install, build, get text, train 90 s, sample
 	@scripts/quickstart.sh
 
-test: ## install what is missing, build everything, run all tests (ONLY=name: some)
+test: ## install missing packages, build everything, run all tests (ONLY=name: tests whose name contains it)
 	@scripts/setup.sh
 	@$(MAKE) --no-print-directory $(JOBS) all tests emu
 	@tests/run.sh $(BUILD) $(ONLY)
 
-# Leaks are looked for where the leak checker works (it cannot in some containers). gcc's frames for use-after-return are
-# not aligned for AVX-512, so that check stays off.
+# Leaks are checked where the leak checker works (not in some containers). gcc's frames for use-after-return are not
+# aligned for AVX-512, so that check is off.
 ASAN_MAKE = $(MAKE) --no-print-directory BUILD=build-asan OPT=-O1 CUDA=0 \
             SANITIZE='-fsanitize=address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer'
-test-asan: ## the same under AddressSanitizer and UBSan, in build-asan
+test-asan: ## the same with AddressSanitizer and UBSan, in build-asan
 	@scripts/setup.sh
 	@$(ASAN_MAKE) $(JOBS) all tests emu
 	@echo 'int main(void) { return 0; }' | $(CC) -fsanitize=address -x c -o build-asan/leak_check -
 	@leaks=1; ASAN_OPTIONS=detect_leaks=1 build-asan/leak_check 2>/dev/null || { leaks=0; \
-	    echo 'the leak checker does not work on this machine: leaks are not looked for'; }; \
+	    echo 'the leak checker does not work on this machine: leaks are not checked'; }; \
 	ASAN_OPTIONS="detect_leaks=$$leaks:strict_string_checks=1:detect_stack_use_after_return=0:$$ASAN_OPTIONS" \
 	TOKAMAK_EMU_ORDER=reverse UBSAN_OPTIONS="print_stacktrace=1:$$UBSAN_OPTIONS" tests/run.sh build-asan $(ONLY)
 
-fuzz: ## feed the parsers of untrusted files garbage (clang; FUZZ_SECONDS=5 each, ONLY=name: one)
+fuzz: ## fuzz the parsers of untrusted files (clang; FUZZ_SECONDS=5 each, ONLY=name: one)
 	@scripts/setup.sh --fuzz
 	@$(MAKE) --no-print-directory $(JOBS) -f tests/fuzz/fuzz.mk
 	@tests/fuzz/run.sh build-fuzz $(ONLY)
 
-bench-cpu: all ## speed of matmuls and training steps on this CPU
+bench-cpu: all ## speed of training steps on this CPU, compared with PyTorch and llm.c if found
 	@dev/bench/bench_cpu.sh
 
-bench-ranks: all ## what several ranks cost on this machine: speed, hidden communication, memory against the plan
+bench-ranks: all ## cost of several ranks on this machine: speed, hidden communication, memory compared with the plan
 	@dev/bench/bench_ranks.sh
 
-bench-save: all ## what a checkpoint costs a run: the copy, and the steps beside its writing
+bench-save: all ## cost of a checkpoint: the copy, and the slowdown of steps during its writing
 	@dev/bench/bench_save.sh
 
-gpu-check: ## build, test, sanitize and measure everything on this machine's GPU: one report
+gpu-check: ## build, test, sanitize and measure on this machine's GPU: one report
 	@scripts/gpu_check.sh
 
-setup: ## only install what is missing
+setup: ## only install missing packages
 	@scripts/setup.sh
 
-clean: ## remove everything that was built
+clean: ## remove all build outputs
 	$(Q)rm -rf $(BUILD) build-asan build-fuzz
 
-config: ## say which CUDA toolkit, cuBLASLt, cuDNN, NCCL, GPU and MPI are found
+config: ## print which CUDA toolkit, cuBLASLt, cuDNN, NCCL, GPU and MPI are found
 	@scripts/find_cuda.sh
 	@scripts/find_mpi.sh
 
 help: ## list the targets
 	@awk -F':.*## ' '/^[a-z][a-z-]*:.*## /{printf "  make %-12s %s\n", $$1, $$2}' Makefile llmc/cuda/cuda.mk llmc/mpi/mpi.mk dev/emu/emu.mk
-	@echo '  Variables: CC, CFLAGS, CUDA=0 and MPI=0 (no plug-in), CUDA_ARCHS, CUDA_HOME, OPT=-O3, SANITIZE, BUILD=build (where), V=1 (show the commands)'
+	@echo '  Variables: CC, CFLAGS, CUDA=0 and MPI=0 (no plug-in), CUDA_ARCHS, CUDA_HOME, OPT=-O3, SANITIZE, BUILD=build (output directory), V=1 (print commands)'
 
 $(LIB): $(LIB_OBJ)
 	@rm -f $@
@@ -124,7 +124,7 @@ $(BUILD)/tests/$(basename $(notdir $(1))): $(call obj,$(1)) $(BUILD)/libtests.a 
 endef
 $(foreach test,$(TEST_SRC),$(eval $(call test_rule,$(test))))
 
-# Objects depend on the flags that they were compiled with, and on the libraries being there.
+# Objects depend on their compile flags, and on a check that the libraries are installed.
 FLAGS_NOW := $(CC) $(ALL_CFLAGS) $(foreach isa,$(ISAS),$(ISA_$(isa)))
 $(BUILD)/flags: force | $(BUILD)/libraries
 	@printf '%s\n' '$(FLAGS_NOW)' | cmp -s - $@ || printf '%s\n' '$(FLAGS_NOW)' > $@

@@ -1,5 +1,5 @@
 #!/bin/bash
-# The rooms of llmc/ as a picture, drawn from tests/source/rooms.txt: a room stands above everything that it includes.
+# Draws the rooms of llmc/ from tests/source/rooms.txt: a room is above every room that it includes.
 #     dev/rooms_svg.sh > docs/rooms.svg
 set -u
 cd "$(dirname "$0")/.." || exit 1
@@ -8,7 +8,7 @@ grep -v '^#' tests/source/rooms.txt | awk -F ' *[|] *' '
 function text(x, y, size, fill, words) {
     printf "<text x=\"%d\" y=\"%d\" font-size=\"%d\" fill=\"%s\" text-anchor=\"middle\">%s</text>\n", x, y, size, fill, words
 }
-# Words in two lines of about half the length.
+# Breaks the text into two lines of about equal length.
 function two_lines(x, y, words,   at) {
     at = int(length(words) / 2)
     while (at < length(words) && substr(words, at, 1) != " ") ++at
@@ -47,7 +47,7 @@ END {
         else { x[a] = width - 20 - W / 2; f = 2 + rights++ }
         y[a] = height - 15 - (f + 1) * RISE + (RISE - H) / 2
     }
-    # Lines of what is not reached through another room already.
+    # A line to each included room that is not reached through another room.
     for (r = 1; r <= rooms; ++r) for (s = 1; s <= rooms; ++s) {
         a = name[r]; b = name[s]
         if (!((a, b) in includes)) continue

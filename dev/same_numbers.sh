@@ -1,25 +1,25 @@
 #!/bin/bash
-# same_numbers.sh: do two build directories compute the same? Ten short runs, one a mechanism, in each build; every number that they leave is compared.
+# same_numbers.sh: checks that two builds compute the same numbers, in ten short runs each, one run per mechanism.
 #     dev/same_numbers.sh [--only NAME] [--keep DIR] [--also "key=value ..."] [--ignore KEY] OLD NEW
 #
 #   --only NAME       only runs whose name contains NAME
-#   --keep DIR        leave the runs in DIR/a and DIR/b (it must not exist); otherwise they are removed
-#   --also OPTIONS    more options for the runs of NEW: to see that a difference is found, e.g. --also seed=2
+#   --keep DIR        keep the runs in DIR/a and DIR/b (DIR must not exist); by default they are removed
+#   --also OPTIONS    more options for the runs of NEW, to test that a difference is found, e.g. --also seed=2
 #   --ignore KEY      one more key of state.json, config.json and dataset.json that may differ; may be repeated
 #
-# Compared, of each run: every link of hashes.jsonl (hash_every=1); every line of metrics.jsonl with a loss, a gradient norm, a held-out
-# loss or a sampled text, and the events that say what was skipped and where the run went back to; every file of every checkpoint, byte
-# by byte; what `eval` and `sample` print of the last checkpoint; and first of all the shards that each build's prep writes.
+# Compared for each run: every link of hashes.jsonl (hash_every=1); every line of metrics.jsonl with a loss, a gradient norm, a held-out
+# loss or a sampled text, and the events of skips and rewinds; every file of every checkpoint, byte by byte; the output of `eval` and
+# `sample` for the last checkpoint; and, before the runs, the shards that each build's prep writes.
 #
 # Not compared:
 #   in JSON          the keys time, seconds, tokens_per_second, peak_share, step_ms, data_wait_ms, comm_ms and comm_exposed_ms (they measure
-#                    time), format and format_version (a file's version is no number of the run; nor is it in the header of
+#                    time), format and format_version (a file's version is not a number of the run; also in the header of
 #                    optimizer*.safetensors), and those of --ignore
-#   metrics.jsonl    the first line (its config is in state.json) and the other events (they tell times, places and the machine)
-#   MANIFEST.json    as a whole (sizes and hashes of files that are compared); each build verifies its own instead
+#   metrics.jsonl    the first line (its config is in state.json) and the other events (times, paths and the machine)
+#   MANIFEST.json    sizes and hashes of files that are compared; each build verifies its own manifests instead
 #   loss.svg, TensorBoard events, .lock
-# All paths that a run sees are the same in both builds. Exits with 1 when anything differs, naming the first difference of each run;
-# a mechanism that one of the builds lacks (no MPI, no emulated GPU) is skipped and said so.
+# Runs of both builds use the same paths. Exit status 1: something differs; the first difference of each run is printed. A mechanism
+# that a build lacks (no MPI, no emulated GPU) is reported as skipped.
 set -u
 here=$(cd "$(dirname "$0")/.." && pwd)
 usage() {
@@ -59,12 +59,12 @@ fi
 trap 'echo; echo "same_numbers.sh: interrupted" >&2; exit 130' INT TERM
 mkdir -p "$work/a" "$work/b" "$work/input"
 export OMP_WAIT_POLICY=passive TOKAMAK_EMU_DEVICES=4
-# Without a cache the emulated GPU's algorithms are not chosen by time.
+# Without a cache the emulated GPU does not choose algorithms by measured time.
 export XDG_CACHE_HOME='' HOME=''
 mpi=(mpirun --oversubscribe --bind-to none)
 [ "$(id -u)" -ne 0 ] || mpi+=(--allow-run-as-root)
 
-# ---- what is run, in a directory of its own, with $build and $more set ----
+# ---- the runs, each in its own directory, with $build and $more set ----
 
 small="max_seq_len=32 seq_len=32 batch_rows=2 batch_tokens=256 steps=10 warmup_steps=2 lr=3e-3 val_every=4 val_tokens=1k save_every=5 keep_last=0 \
 sample_every=5 sample_tokens=12 progress_bar=false hash_every=1 compare_every=2 threads=2 device=cpu"
@@ -73,11 +73,11 @@ llama="model=llama:d2 channels=64 heads=4 kv_heads=2 head_size=16 ffn=96"
 qwen3="model=qwen3:0.6B layers=2 channels=64 heads=4 kv_heads=2 head_size=16 ffn=96 vocab=0"
 data='train=../data/train_*.bin val=../data/val_*.bin'
 
-# train OUT [key=value...]: what is given last counts.
+# train OUT [key=value...]: the last value of a key counts.
 train() {
     local out=$1
     shift
-    set -f # patterns are train_gpt's to expand
+    set -f # train_gpt expands the patterns
     # shellcheck disable=SC2086
     "${launcher[@]}" "$build/train_gpt" train out_dir="$out" $small $data "$@" $more >>log 2>&1
     local status=$?
@@ -144,7 +144,7 @@ run_spikes_rewind() {
     data='train=../noise/train_*.bin val=../noise/val_*.bin' train out $llama batch_rows=4 steps=100 warmup_steps=4 val_every=0 save_every=25 \
         sample_every=0 seed=4 spike_z=8 spike_window=32 on_spike=rewind && grep -q '^back to step' log
 }
-# Killed at a file operation of the checkpoint of step 10, resumed from that of step 5; then a run that starts from the weights.
+# Killed at a file operation of the checkpoint of step 10, resumed from step 5; then a run initialized from the weights.
 run_kill_resume_init() {
     { (export LD_PRELOAD=$work/input/fault_io.so FAULT_PATH=step_00000010 FAULT_AT=3 FAULT_KIND=kill
      train out $llama dtype=bf16 optimizer=muon steps=15 async_save=false); } 2>/dev/null
@@ -166,16 +166,16 @@ run_emulated_gpu() {
 
 no_mpi=
 command -v mpirun >/dev/null || no_mpi='mpirun is not installed'
-missing() { # NAME: why the run cannot be made, or nothing
+missing() { # NAME: prints why the run is not possible, or nothing
     local plugin
     case $1 in ranks) plugin=libllmc_mpi.so ;; emulated_gpu) plugin=libllmc_cudaemu.so ;; *) return ;; esac
     if [ "$1" = ranks ] && [ -n "$no_mpi" ]; then echo "$no_mpi"; return; fi
     for build in "$build_a" "$build_b"; do [ -e "$build/$plugin" ] || { echo "$build/$plugin is not built"; return; }; done
 }
 
-# ---- what is compared ----
+# ---- the comparison ----
 
-# JSON on standard input without the ignored keys; a line of hashes.jsonl that held nothing else goes too.
+# JSON on standard input without the ignored keys; drops a line of hashes.jsonl with no other keys.
 plain_json() {
     local expression='' key
     for key in $ignored; do expression="$expression;s/,?[[:space:]]*\"$key\":[[:space:]]*(\"[^\"]*\"|[-+0-9.eE]+|true|false|null)//g"; done
@@ -186,16 +186,16 @@ header_bytes() { od -An -tu8 -N8 "$1" | tr -d ' '; }
 header() { # of a .safetensors file: one tensor a line, without the ignored keys and the padding
     head -c $(($(header_bytes "$1") + 8)) "$1" | tail -c +9 | plain_json | sed 's/"__metadata__":{},\{0,1\}//;s/ *$//;s/},/},\n/g'
 }
-# The tensor of FILE that holds byte AT (from 0) of its data.
+# The tensor of FILE that contains byte AT (from 0) of its data.
 tensor_at() {
     header "$1" | awk -v at="$2" -F'"' '{n = split($0, part, /data_offsets":\[|,|\]/); for (i = n; i > 1; --i)
         if (part[i - 1] ~ /^[0-9]+$/ && part[i] ~ /^[0-9]+$/) {if (at >= part[i - 1] && at < part[i]) {sub(/^{/, ""); split($0, name, "\""); print name[2]}; break}}'
 }
 difference=
-# first_line WHAT A B: of two texts.
+# first_line WHAT A B: the first difference of two texts.
 first_line() {
     cmp -s "$2" "$3" && return 0
-    # The first line that differs, from a little before where it does.
+    # The first line that differs, from shortly before the difference.
     difference="$1: $(awk 'NR == FNR {a[FNR] = $0; n = FNR; next} !done && (FNR > n || a[FNR] != $0) {done = show(FNR, a[FNR], $0)} END {if (!done) show(FNR + 1, a[FNR + 1], "nothing")}
         function show(line, x, y,  i) {for (i = 1; i <= length(x) && substr(x, i, 1) == substr(y, i, 1); ++i) {}
             i = i > 60 ? i - 60 : 1
@@ -256,7 +256,7 @@ compare() {
     [ -z "$first" ]
 }
 
-# ---- going through it ----
+# ---- main ----
 
 prepare() {
     words() { # COUNT NOISE
@@ -284,7 +284,7 @@ prepare() {
     return $bad
 }
 
-# one SIDE NAME: the run, and what is printed of its last checkpoints.
+# one SIDE NAME: the run, and the output of eval and sample for its last checkpoints.
 one() {
     local build_name=build_$1 out
     build=${!build_name} more=
@@ -316,7 +316,7 @@ for name in gpt2_fp32_adamw llama_bf16_adamw qwen3_bf16_muon no_master_weights s
         continue
     fi
     from=$(date +%s.%N)
-    # In subshells, so that a run's settings stay its own.
+    # In subshells, so that the settings of a run do not affect others.
     if ! (one a $name) || ! (one b $name); then
         bad=$((bad + 1)) table="$table"$'\n'"$(printf '%-20s  a run failed' $name)"
         continue

@@ -1,18 +1,18 @@
 #!/bin/bash
-# Everything in docs/scaling.md that the model of llmc/plan/scaling.c says:
-#     dev/scaling.sh anchors [BUILD]   published figures beside what is predicted for them
-#     dev/scaling.sh stages [BUILD]    memory and speed of ZeRO's stages
+# Generates the parts of docs/scaling.md that come from the model of llmc/plan/scaling.c:
+#     dev/scaling.sh anchors [BUILD]   published figures beside the predicted ones
+#     dev/scaling.sh stages [BUILD]    memory and speed of the ZeRO stages
 #     dev/scaling.sh svg [BUILD]       the picture
-#     dev/scaling.sh cpu [BUILD]       trains on 1, 2 and 4 ranks of one thread here and prints what was predicted (minutes;
-#                                      ROUNDS=2 of each, ONLY=expression: rows that match)
-#     dev/scaling.sh docs [BUILD]      writes the blocks of docs/scaling.md that begin with "$ ", and docs/scaling.svg, anew
-#     dev/scaling.sh check [BUILD]     fails where they are not what the commands print
+#     dev/scaling.sh cpu [BUILD]       trains on 1, 2 and 4 ranks of one thread on this machine and prints measured and predicted
+#                                      figures (takes minutes; ROUNDS=2 of each, ONLY=expression: matching rows)
+#     dev/scaling.sh docs [BUILD]      rewrites the blocks of docs/scaling.md that begin with "$ ", and docs/scaling.svg
+#     dev/scaling.sh check [BUILD]     fails if they differ from the output of the commands
 set -u
 cd "$(dirname "$0")/.." || exit 1
 command=${1:-}
 build=${2:-build}
 
-# The prediction only: the exact plan of one rank stands before it.
+# The prediction only, without the exact plan of one rank that is printed before it.
 predict() {
     local text
     case " $*" in *' gpu='*) ;; *) set -- "$@" gpu=h100 ;; esac
@@ -64,7 +64,7 @@ llm-foundry 70B, 64 A100|410|64|model=gpt3:13B layers=80 channels=8192 heads=64 
 ROWS
 }
 
-# Tokens per second of a rank, of the table's row for `ranks` ranks, as a number.
+# Tokens per second of a rank, as a number, from the table's row for `ranks` ranks.
 rank_speed() {
     awk -v ranks="$1" '$1 == ranks && NF == 14 {
         unit = substr($13, length($13))
@@ -82,7 +82,7 @@ print_anchors() {
     done < <(anchor_rows)
 }
 
-# ---- ZeRO's stages ----
+# ---- ZeRO stages ----
 print_stages() {
     printf '%-28s %5s %35s %27s\n' '' '' 'GiB a rank' 'MFU %'
     printf '%-28s %5s %8s %8s %8s %8s %6s %6s %6s %6s\n' model zero 8 64 512 4096 8 64 512 4096
@@ -157,7 +157,7 @@ print_svg() {
 }
 
 # ---- measured on this machine's CPU ----
-# Tokens/s, busy and exposed communication of a short run: medians of its steps but the first.
+# Tokens/s, total and exposed communication of a short run: medians of its steps except the first.
 measure() { # RANKS key=value...
     local ranks=$1 launcher=()
     shift
@@ -178,7 +178,7 @@ measure() { # RANKS key=value...
 print_cpu() {
     work=$(mktemp -d) || return 1
     trap 'rm -rf "$work"' EXIT
-    # Any tokens do; without a tokenizer beside them the vocabulary is the option's.
+    # Random tokens; without a tokenizer in the data's directory the vocabulary is set by the option.
     head -c 200000 /dev/urandom | base64 >"$work/text.txt"
     "$build/prep" tokenize --tokenizer bytes --out "$work/data" "$work/text.txt" >/dev/null 2>&1 || return 1
     rm -f "$work/data/tokenizer.json"
@@ -186,7 +186,7 @@ print_cpu() {
     printf '%-42s %5s %10s %10s %6s %12s %11s\n' '' ranks measured predicted ratio 'ms a step' '% hidden'
     local ranks options name got predicted round
     while IFS='|' read -r ranks name options; do
-        # Other work on the machine only slows: the fastest of some rounds counts.
+        # Other work on the machine can only slow a run: the fastest round counts.
         got=$(for round in $(seq "${ROUNDS:-2}"); do
             # shellcheck disable=SC2086
             measure "$ranks" $options || exit 1
@@ -211,7 +211,7 @@ cpu_rows() {
 }
 
 # ---- the document ----
-# A block is "```text", "$ COMMAND" and what it prints. COMMAND: "train_gpt plan ..." or a command of this script.
+# A block is "```text", "$ COMMAND" and its output. COMMAND: "train_gpt plan ..." or a command of this script.
 run_shown() {
     local words
     read -r -a words <<<"$1"
@@ -244,7 +244,7 @@ docs | check)
         cp "$work/scaling.md" "$work/scaling.svg" docs/
     else
         diff -u docs/scaling.md "$work/scaling.md" && diff -u docs/scaling.svg "$work/scaling.svg" ||
-            { echo "docs/scaling.md or docs/scaling.svg is not what the model says: run dev/scaling.sh docs"; exit 1; }
+            { echo "docs/scaling.md or docs/scaling.svg differs from the model's output: run dev/scaling.sh docs"; exit 1; }
     fi ;;
 *) sed -n '2,9s/^# \{0,1\}//p' "$0"; exit 2 ;;
 esac

@@ -1,15 +1,15 @@
 #!/bin/bash
 # Runs every test program BUILD/tests/test_* and every script tests/*/test_*.sh, from the repository root:
 #     tests/run.sh [BUILD [NAME]]      NAME: only tests whose file name contains it
-# Both report in cmocka's lines ("[ RUN      ] name", then "[       OK ] name", "[  FAILED  ] name" or "[  SKIPPED ] name",
-# the reason of a skip in between); scripts get BUILD as $1. What reports no line counts as one test by its exit status.
+# Both print cmocka's lines ("[ RUN      ] name", then "[       OK ] name", "[  FAILED  ] name" or "[  SKIPPED ] name", with
+# the reason of a skip in between); scripts get BUILD as $1. Without such lines a program counts as one test, by its exit status.
 # Ends with "N passed, N failed, N skipped", or, if COUNTS names a file, with these three numbers added to it.
 set -u
 cd "$(dirname "$0")/.." || exit 1
-# Threads that wait sleep instead of spinning: tests run beside each other, or beside something else, would otherwise
-# spend their time waiting for threads that are not scheduled.
+# Waiting threads sleep instead of spinning: otherwise tests that share the cores with other work would spend their time
+# waiting for threads that are not scheduled.
 export OMP_WAIT_POLICY=${OMP_WAIT_POLICY:-passive}
-# Where leaks are looked for, those of MPI's threads are not ours.
+# Leaks of MPI's threads are not ours.
 export LSAN_OPTIONS="suppressions=$PWD/tests/ranks/mpi/lsan.supp:print_suppressions=0${LSAN_OPTIONS:+:$LSAN_OPTIONS}"
 build=${1:-build}
 only=${2:-}
@@ -24,7 +24,7 @@ for test in "$build"/tests/test_* tests/*/test_*.sh; do
     name=$(basename "$test")
     case $name in *.d | *.o) continue ;; esac
     case $name in *"$only"*) ;; *) continue ;; esac
-    # A program whose source is gone was built earlier.
+    # Skips programs of earlier builds whose source does not exist any more.
     case $name in *.sh) ;; *) sources=(tests/*/"$name".c); [ ${#sources[@]} -eq 1 ] || continue ;; esac
     log=$logs/$name.log
     printf '  %-28s ' "$name"
@@ -53,7 +53,7 @@ for test in "$build"/tests/test_* tests/*/test_*.sh; do
         print "      skipped " name ":" (reason == "" ? " (no reason given)" : reason); name = ""; next} {reason = reason " " $0}' "$log"
     if [ "$bad" -gt 0 ]; then
         [ -z "$why" ] || echo "      $why"
-        echo "      ---- the last lines of $log"
+        echo "      ---- last lines of $log"
         tail -n 40 "$log" | cut -c1-300 | sed 's/^/      /'
     fi
     passed=$((passed + ok)) failed=$((failed + bad)) skipped=$((skipped + skip))
@@ -61,7 +61,7 @@ done
 echo "  in $((SECONDS - started)) s"
 
 if [ $((passed + failed + skipped)) -eq 0 ]; then
-    echo "no test found for '$only' in $build/tests and tests"
+    echo "no test name contains '$only' in $build/tests and tests"
     failed=1
 fi
 if [ -n "${COUNTS:-}" ]; then

@@ -1,6 +1,6 @@
 #!/bin/bash
-# test_errors.sh: bad input gets one clear sentence (what, where, expected, found), exit status 2 for the command line and the run
-# file, 1 for everything else, and leaves nothing behind.
+# test_errors.sh: bad input gives one clear sentence (what, where, expected, found) and leaves no files behind. Exit status 2 for the
+# command line and the run file, 1 for everything else.
 set -u
 cd "$(dirname "$0")/../.." || exit 1
 . tests/support/lib.sh

@@ -1,9 +1,9 @@
 #!/bin/bash
-# test_prep.sh: the data tool from outside: what it writes, that threads, chunks and compression do not change it, and
-# what bad input gets. Run from the repository root with the build directory as $1.
+# test_prep.sh: the data tool: its output, which does not depend on threads, chunks and compression, and its errors for
+# bad input. Run from the repository root with the build directory as $1.
 . tests/support/lib.sh
 prep=$(realpath "$prep") dir=$work
-# refuses CODE TEXT ARGUMENTS...: prep exits with CODE and its message holds TEXT.
+# refuses CODE TEXT ARGUMENTS...: prep exits with CODE and a message that contains TEXT.
 refuses() {
     local code=$1 text=$2
     shift 2
@@ -14,7 +14,7 @@ refuses() {
     return 1
 }
 quiet() { "$prep" "$@" >"$dir/out" 2>"$dir/err" || { cat "$dir/err"; return 1; }; }
-# Token ids of a shard, one a line: 2 bytes each after the header.
+# Token ids of a shard, one per line: 2 bytes each after the header.
 ids() { tail -c +1025 "$1" | od -An -v -tu2 -w2 | tr -d ' '; }
 field() { tr -d ' \t\n' <"$1/dataset.json" | grep -o "\"$2\":{[^}]*}" | grep -o "\"$3\":[0-9]*" | cut -d: -f2; }
 bytes() { quiet tokenize --tokenizer bytes "$@"; }
@@ -57,7 +57,7 @@ compression_and_stdin_do_not_matter() {
         quiet tokenize --tokenizer "$dir/tok" --out "$dir/c" "$dir/big.zst" &&
         cmp "$dir/c/train_000000.bin" "$dir/t1/train_000000.bin"
 }
-# expect NAME TEXT OPTIONS...: byte ids, 256 written as |.
+# expect NAME TEXT OPTIONS...: byte ids, with 256 written as |.
 documents() {
     local want=$1
     shift
@@ -84,7 +84,7 @@ held_out_parts() {
         [ $((val * 10)) -lt $((all + 1000)) ] &&
         cmp <(for s in train val; do ids "$dir/v/${s}_000000.bin" | tail -n +2; done) \
             <(od -An -v -tu1 -w1 "$dir/big.txt" | tr -d ' ') || return 1
-    [ "$(ids "$dir/v/train_000000.bin" | tail -1)" = 10 ] || return 1 # the cut is at a line end
+    [ "$(ids "$dir/v/train_000000.bin" | tail -1)" = 10 ] || return 1 # the cut is at the end of a line
     bytes --out "$dir/n" --docs line --val-docs-every 3 "$dir/small.txt" || return 1
     [ "$(field "$dir/n" train documents)" = 3 ] && [ "$(field "$dir/n" val documents)" = 1 ] &&
         [ "$(ids "$dir/n/val_000000.bin" | tr '\n' '.')" = "256.$(text_ids '  three')" ]
@@ -138,7 +138,7 @@ overwriting() {
     bytes --out "$dir/v" --overwrite "$dir/small.txt" && [ "$(field "$dir/v" train documents)" = 1 ] &&
         [ ! -e "$dir/v/val_000000.bin" ] && [ ! -e "$dir/v.old" ]
 }
-# A write that fails, as on a full disk, leaves nothing behind.
+# A write that fails, as on a full disk, leaves no files behind.
 failed_writes() {
     (ulimit -f 50
     trap '' XFSZ

@@ -1,5 +1,5 @@
 #!/bin/bash
-# docs/scaling.md and its picture are what the program prints, and the script that compares them can tell.
+# test_scaling.sh: docs/scaling.md and its picture match the program's output, and the script that compares them detects a difference.
 . "$(dirname "$0")/../support/lib.sh"
 check "the document is what the program prints" dev/scaling.sh check "$BUILD"
 
@@ -10,12 +10,12 @@ exact_and_predicted() {
 }
 check "plan world=8: a rank's bytes and four rows" exact_and_predicted
 on_cpu() { plan device=cpu world=2 >"$work/out" && grep -q '^predicted on cpu' "$work/out"; }
-check "a CPU's prediction where the device is one" on_cpu
-check "an unknown machine is refused" expect 2 'gpu: expected one of h100' plan world=8 gpu=h1000
-check "too many ranks are refused" expect 2 'world: expected a whole number from 1 to 65536' plan world=65537
-check "lanes for a world that has none" expect 1 'deterministic=lanes: expected' plan world=12 gpu=h100 deterministic=lanes
+check "a prediction for a CPU device" on_cpu
+check "an unknown machine is an error" expect 2 'gpu: expected one of h100' plan world=8 gpu=h1000
+check "too many ranks are an error" expect 2 'world: expected a whole number from 1 to 65536' plan world=65537
+check "lanes for a world size without lanes" expect 1 'deterministic=lanes: expected' plan world=12 gpu=h100 deterministic=lanes
 
-# Ranks here send what was predicted for them, but for sums of losses and norms, and what the end of a run gathers once.
+# Ranks send the predicted bytes, except sums of losses and norms, and the gathers at the end of a run.
 sends() { # RANKS key=value...
     local ranks=$1 predicted sent
     shift
@@ -33,7 +33,7 @@ why=$(mpi_missing)
 if [ -z "$why" ]; then
     head -c 30000 /dev/urandom | base64 >"$work/text.txt"
     shards - 0
-    rm -f "$work/data/tokenizer.json" # or the run ends with a sample, for which weights are gathered again
+    rm -f "$work/data/tokenizer.json" # otherwise the run ends with a sample, which gathers the weights again
     for zero in 0 1 2 3; do check "2 ranks send what was predicted, zero=$zero" sends 2 zero=$zero; done
     check "3 ranks, bf16 gradients" sends 3 zero=1 reduce_dtype=bf16
     check "2 ranks, lanes" sends 2 zero=0 deterministic=lanes

@@ -1,6 +1,6 @@
 #!/bin/bash
-# test_spikes.sh: runs over text that has one stretch of noise in it. Its rows are spikes: they are skipped, or left out after the
-# run went back to a checkpoint; stopped and resumed anywhere, a run ends with the same bits.
+# test_spikes.sh: runs over text with a stretch of noise. Its rows cause spikes: the steps are skipped, or the run rewinds to a
+# checkpoint and skips their data. Stopped and resumed anywhere, a run ends with the same bits.
 set -u
 cd "$(dirname "$0")/../.." || exit 1
 . tests/support/lib.sh
@@ -13,7 +13,7 @@ awk 'BEGIN {srand(7); split("the of and to in that he shall unto for his lord ki
     }}' >"$work/text.txt"
 check tokenize shards - 0.02
 
-# run DIR [key=value...]: with this seed the noise comes in steps 78 and 182 of the order of the data.
+# run DIR [key=value...]: with this seed the noise is in the data of steps 78 and 182.
 run() {
     tiny_run "$1" batch_rows=4 batch_tokens=256 steps=200 val_every=0 save_every=25 seed=4 spike_z=8 spike_window=32 "${@:2}"
 }
@@ -25,7 +25,7 @@ same_end() {
 }
 # state DIR STEP KEY: the value on its line of state.json.
 state() { sed -n "s/^\t\"$3\":\t\(.*[^,]\),*$/\1/p" "$1/step_$(printf %08d "$2")/state.json"; }
-# LOG LINE...: what the run said of its guard, all of it.
+# LOG LINE...: checks that these are all lines of the guard in the log.
 said() {
     local log=$1
     shift
@@ -40,7 +40,7 @@ skipped() {
 }
 check spikes_are_skipped skipped
 
-# NAME STEP LINE...: the run as it was at STEP, gone on with.
+# NAME STEP LINE...: resumes a copy of the run from STEP.
 go_on() {
     local name=$1 step=$2 dir=$work/resumed
     shift 2
@@ -55,7 +55,7 @@ go_on() {
 check resumed_before_a_spike go_on skip 75 "step 78 skipped" "step 182 skipped"
 check resumed_after_a_spike go_on skip 100 "step 182 skipped"
 
-# The second stretch of noise comes three steps earlier once three steps of data are left out.
+# The second stretch of noise is three steps earlier after three steps of data are skipped.
 rewound() {
     run "$work/rewind" on_spike=rewind >"$work/rewind.log" 2>&1 || { tail -n 5 "$work/rewind.log"; return 1; }
     said "$work/rewind.log" "step 78 skipped" "back to step 75 because of step 78" \
@@ -66,7 +66,7 @@ rewound() {
         [ "$(state "$work/rewind" 200 skips)" = "[[75, 3], [175, 4]]" ]
 }
 check back_to_the_checkpoint rewound
-# A run that died between going back and the next checkpoint goes back once more, for the same reason.
+# A run killed between the rewind and the next checkpoint rewinds again for the same reason.
 check resumed_before_going_back go_on rewind 75 "step 78 skipped" "back to step 75 because of step 78" \
     "step 179 skipped" "back to step 175 because of step 179"
 check resumed_between go_on rewind 100 "step 179 skipped" "back to step 175 because of step 179"
@@ -79,7 +79,7 @@ check too_often_to_one_checkpoint expect 1 "stopped at step [0-9]+: .*checkpoint
 check too_many_skipped expect 1 "3 steps in a row were skipped .max_bad_steps=3.*is above the bound.*larger spike_z" \
     run "$work/many" spike_z=0.0001 max_bad_steps=3 steps=100
 
-# All ranks decide alike, go back to the same checkpoint and leave out the same data; in lanes with the bits of one rank.
+# All ranks decide alike, rewind to the same checkpoint and skip the same data; with lanes, with the bits of one rank.
 # NAME RANKS LIKE [key=value...]
 ranks() {
     local name=$1 count=$2 like=$3 one=$train_gpt

@@ -1,6 +1,6 @@
 #!/bin/bash
-# test_train.sh: the program as people use it: a run that is killed, stopped, starved of disk or resumed ends with the same bits as
-# one that was left alone. Every comparison is of whole checkpoint files.
+# test_train.sh: the program as a user runs it: a run that is killed, stopped, out of disk space or resumed ends with the same bits as
+# an uninterrupted one. Whole checkpoint files are compared.
 set -u
 cd "$(dirname "$0")/../.." || exit 1
 . tests/support/lib.sh
@@ -8,7 +8,7 @@ cd "$(dirname "$0")/../.." || exit 1
 fault_library fault_io || exit 1
 check tokenize shards 12000
 
-# run DIR [key=value...]: several micro-batches a step.
+# run DIR [key=value...]: with several micro-batches per step.
 run() { tiny_run "$1" batch_rows=4 batch_tokens=256 steps=24 val_every=8 val_tokens=2048 save_every=6 "${@:2}"; }
 files="model.safetensors optimizer.safetensors config.json tokenizer.json"
 same_checkpoint() {
@@ -22,7 +22,7 @@ losses() { grep -o '"step":[0-9]*,.*"loss":[-0-9.e+]*' "$1/metrics.jsonl" | sed 
 
 straight() { run "$work/$1" "${@:2}" >"$work/$1.log" 2>&1 || { tail -n 5 "$work/$1.log"; return 1; }; }
 
-# NAME OPTIONS...: kill -9 once the metrics show step 15, then go on; equals the straight run.
+# NAME OPTIONS...: kill -9 after the metrics show step 15, then resume; equals the straight run.
 kill_and_resume() {
     local name=$1 pid
     shift
@@ -37,7 +37,7 @@ kill_and_resume() {
     pkill -9 -P $pid 2>/dev/null
     kill -9 $pid 2>/dev/null
     wait $pid 2>/dev/null
-    [ ! -d "$work/$name-killed/step_00000024" ] || echo "    note: it was finished before the kill"
+    [ ! -d "$work/$name-killed/step_00000024" ] || echo "    note: the run finished before the kill"
     run "$work/$name-killed" "$@" >"$work/killed.log" 2>&1 || { tail -n 5 "$work/killed.log"; return 1; }
     same_checkpoint "$work/$name/step_00000024" "$work/$name-killed/step_00000024" || return 1
     losses "$work/$name" >"$work/a" && losses "$work/$name-killed" >"$work/b"
@@ -48,7 +48,7 @@ check resume_after_kill_bf16 kill_and_resume bf16 dtype=bf16
 check resume_after_kill_no_masters kill_and_resume no-masters dtype=bf16 master_weights=false
 check resume_after_kill_muon kill_and_resume muon optimizer=muon dtype=bf16
 
-# Dies at every n-th file operation of the second checkpoint's write; what is left must lead to the same end.
+# Killed at every n-th file operation of the second checkpoint's write; the resumed run must end with the same bits.
 kill_in_checkpoint() {
     local at dir=$work/torn operations=0
     for at in 1 2 3 5 8 12 16 20 24; do
@@ -57,11 +57,11 @@ kill_in_checkpoint() {
          LD_PRELOAD=$preload run "$dir") >"$work/torn.log" 2>&1
         [ -d "$dir/step_00000024" ] && break # fewer operations than that
         operations=$at
-        [ -d "$dir/step_00000006" ] || { echo "    killed at operation $at: the checkpoint before is gone"; return 1; }
+        [ -d "$dir/step_00000006" ] || { echo "    killed at operation $at: the previous checkpoint is gone"; return 1; }
         run "$dir" >"$work/torn.log" 2>&1 || { tail -n 5 "$work/torn.log"; return 1; }
         same_checkpoint "$work/fp32/step_00000024" "$dir/step_00000024" || { echo "    killed at operation $at"; return 1; }
     done
-    [ $operations -ge 5 ] || { echo "    only $operations operations were hit"; return 1; }
+    [ $operations -ge 5 ] || { echo "    killed at $operations operations only"; return 1; }
 }
 check resume_after_kill_in_checkpoint kill_in_checkpoint
 
@@ -87,7 +87,7 @@ check disk_full_stops disk_full stop
 terminated() {
     local dir=$work/term pid
     rm -rf "$dir"
-    # Jobs of a script ignore SIGINT unless they are told otherwise.
+    # Background jobs of a script ignore SIGINT by default.
     (trap - INT; run "$dir" steps=2000) >"$work/term.log" 2>&1 &
     pid=$!
     for _ in $(seq 2000); do
@@ -115,7 +115,7 @@ check three_threads_same_bits same_bits three-threads bf16 dtype=bf16 threads=3
 check recompute_same_bits same_bits recompute fp32 recompute=block
 check recompute_same_bits_bf16 same_bits recompute-bf16 bf16 dtype=bf16 recompute=block
 
-# A shorter run that is then told to go further equals the straight one, as long as the schedule does.
+# A shorter run that is then extended equals the straight one if its schedule does.
 check constant_schedule straight const schedule=constant
 extended() {
     straight longer schedule=constant steps=12 && straight longer schedule=constant && same_checkpoint "$work/const/step_00000024" "$work/longer/step_00000024"
@@ -145,12 +145,12 @@ from_checkpoint() {
     local dir=$work/from
     "$train_gpt" train out_dir="$dir" train="$train" init_from="$work/fp32/step_00000024" seq_len=32 batch_rows=4 batch_tokens=128 \
         steps=1 lr=0 muon_lr=0 val_every=0 save_every=0 >"$work/from.log" 2>&1 || { tail -n 3 "$work/from.log"; return 1; }
-    # A step of learning rate 0 leaves the imported weights as they are.
+    # A step with learning rate 0 does not change the imported weights.
     cmp "$dir/step_00000001/model.safetensors" "$work/fp32/step_00000024/model.safetensors"
 }
 check init_from_checkpoint from_checkpoint
-# Two sources, two phases of different row length, mixture and trainable tensors, documents masked in one source; killed in the
-# second phase.
+# Two sources, two phases with different row length, mixture and trainable tensors, doc_mask in one source; killed in the second
+# phase.
 awk 'BEGIN {for (i = 0; i < 3000; ++i) printf "%d plus %d is %d\n", i % 37, i % 11, i % 37 + i % 11}' >"$work/sums.txt"
 "$prep" tokenize --tokenizer bytes --out "$work/sums" --docs line --val-fraction 0.1 "$work/sums.txt" >/dev/null 2>&1
 cat >"$work/phases.conf" <<EOF
@@ -195,7 +195,7 @@ phases() {
     for source in text sums mean; do
         grep -q "\"step\":20,.*\"source\":\"$source\"" "$work/p/metrics.jsonl" || { echo "    no held-out loss of $source"; return 1; }
     done
-    # What the second phase does not train stays as the first left it.
+    # Tensors that the second phase does not train keep their values from the first.
     "$train_gpt" sample ckpt="$work/p/step_00000020" prompt="1 plus" tokens=4 >/dev/null || return 1
     grep -q '"phase":"late"' "$work/p/metrics.jsonl"
 }

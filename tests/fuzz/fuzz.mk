@@ -1,5 +1,5 @@
 # Builds every fuzz target tests/fuzz/fuzz_*.c with clang, libFuzzer and the sanitizers; run from the repository root.
-# Kernels and the CPU backend are left out: no parser of untrusted files may reach them.
+# Kernels and the CPU backend are not linked: no parser of untrusted files may reach them.
 # Compiled without -fopenmp, the pragmas do nothing; a few calls of its library remain.
 BUILD ?= build-fuzz
 FUZZ_CC ?= clang

@@ -1,4 +1,4 @@
-// fuzz_config.c: run files. What loads must print as a run file that loads to the same bytes.
+// fuzz_config.c: run files. A config that loads must print as a run file that loads to the same bytes.
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>

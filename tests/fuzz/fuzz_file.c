@@ -13,7 +13,7 @@ static void remove_dir(void) { remove_tree(dir, NULL); }
 
 const char *fuzz_dir(void) {
     if (dir[0] != '\0') return dir;
-    // Memory where there is such a file system: targets write a file for every input.
+    // In memory if possible: targets write a file for every input.
     snprintf(dir, sizeof dir, "%s/tokamak_fuzz_XXXXXX", access("/dev/shm", W_OK) == 0 ? "/dev/shm" : "/tmp");
     CHECK(mkdtemp(dir) != NULL, "cannot make %s", dir);
     atexit(remove_dir);

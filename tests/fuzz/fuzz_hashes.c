@@ -1,4 +1,4 @@
-// fuzz_hashes.c: hashes.jsonl of a run. What is accepted is in order, and reads back from what is written of it.
+// fuzz_hashes.c: hashes.jsonl of a run. Accepted links are in order, and equal after writing and reading them.
 #include <stdlib.h>
 #include <string.h>
 

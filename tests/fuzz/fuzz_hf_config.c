@@ -1,5 +1,5 @@
-// fuzz_hf_config.c: Hugging Face's config.json. What is accepted must be a model that can be built, and its own
-// config.json must read back to the same architecture.
+// fuzz_hf_config.c: Hugging Face's config.json. An accepted model must be buildable, and its own config.json must read
+// back to the same architecture.
 #include "llmc/formats/hf.h"
 
 #include <stdlib.h>

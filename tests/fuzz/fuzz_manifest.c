@@ -1,4 +1,4 @@
-// fuzz_manifest.c: MANIFEST.json of a checkpoint that holds one small file.
+// fuzz_manifest.c: MANIFEST.json of a checkpoint with one small file.
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -14,6 +14,6 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t bytes) {
     bool shallow = checkpoint_verify(fuzz_dir(), false, &err);
     CHECK(shallow || err.message[0] != '\0', "an error without a message");
     bool deep = checkpoint_verify(fuzz_dir(), true, &err);
-    CHECK(shallow || !deep, "the deep check passes what the shallow one refuses");
+    CHECK(shallow || !deep, "the deep check accepts what the shallow one rejects");
     return 0;
 }

@@ -1,5 +1,5 @@
-// fuzz_optimizer_file.c: the optimizer's state in one file, of a model of two parameters; whatever opens is whole, and
-// is read to the end.
+// fuzz_optimizer_file.c: the optimizer state of a model of two parameters in one file. A file that opens is complete
+// and is read to the end.
 #include "llmc/checkpoint/optimizer_file.h"
 #include "tests/fuzz/fuzz_file.h"
 

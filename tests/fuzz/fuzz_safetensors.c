@@ -1,4 +1,4 @@
-// fuzz_safetensors.c: safetensors files; all tensors of what opens are read to the end.
+// fuzz_safetensors.c: safetensors files. All tensors of a file that opens are read to the end.
 #include "llmc/formats/safetensors.h"
 #include "tests/fuzz/fuzz_file.h"
 
@@ -12,7 +12,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t bytes) {
     }
     for (int i = 0; i < safetensors_count(file); ++i) {
         const SafeTensor *tensor = safetensors_at(file, i);
-        CHECK(safetensors_find(file, tensor->name) != NULL, "'%s' is listed and not found", tensor->name);
+        CHECK(safetensors_find(file, tensor->name) != NULL, "'%s' is listed but not found", tensor->name);
         int64_t elems = 1;
         for (int d = 0; d < tensor->ndim; ++d) elems *= tensor->dim[d];
         float buffer[64];

@@ -1,4 +1,4 @@
-// fuzz_safetensors_index.c: model.safetensors.index.json beside one sound file that holds the tensor "a".
+// fuzz_safetensors_index.c: model.safetensors.index.json beside one valid file with the tensor "a".
 #include <stdio.h>
 #include <string.h>
 

@@ -1,4 +1,4 @@
-// fuzz_shard.c: token shards, alone and as a set; every token of what opens is read.
+// fuzz_shard.c: token shards, alone and as a set. Every token of a shard that opens is read.
 #include "llmc/loader/shard.h"
 #include "tests/fuzz/fuzz_file.h"
 

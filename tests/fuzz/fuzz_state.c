@@ -1,5 +1,5 @@
-// fuzz_state.c: state.json of a checkpoint. What is accepted must hold what a run relies on, and must read back from
-// what is written of it.
+// fuzz_state.c: state.json of a checkpoint. An accepted state must meet the assumptions of a run, and be equal after
+// writing and reading it.
 #include "llmc/checkpoint/state_file.h"
 
 #include <math.h>
@@ -36,7 +36,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t bytes) {
     char *text = state_file_write(&state, "{}");
     ok = state_file_parse(&again, text, "again.json", &err);
     CHECK(ok, "the written state does not read: %s\n%s", err.message, text);
-    // Counts are written with 15 digits, which is more than any run has.
+    // Counts are written with 15 digits, more than any run needs.
     CHECK(p->step >= 1000000000000000 ||
               (again.progress.step == p->step && again.progress.bad_steps == p->bad_steps &&
                again.progress.bad_in_row == p->bad_in_row),
@@ -47,7 +47,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t bytes) {
               memcmp(again.progress.skip, p->skip, sizeof p->skip) == 0, "skips differ:\n%s", text);
     CHECK(memcmp(&again.progress.guard, &p->guard, sizeof p->guard) == 0, "the guard differs:\n%s", text);
     CHECK(strcmp(again.optimizer, state.optimizer) == 0 && strcmp(again.dtype, state.dtype) == 0 &&
-              again.tokenizer_fingerprint == state.tokenizer_fingerprint, "words differ:\n%s", text);
+              again.tokenizer_fingerprint == state.tokenizer_fingerprint, "texts differ:\n%s", text);
     free(text);
     return 0;
 }

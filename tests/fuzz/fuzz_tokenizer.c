@@ -1,5 +1,5 @@
-// fuzz_tokenizer.c: tokenizer files. The first byte says which: J tokenizer.json, T .tiktoken, B llama2.c's .bin,
-// G encoder.json, a zero byte, vocab.bpe. What loads must encode without loss.
+// fuzz_tokenizer.c: tokenizer files. The first byte selects the kind: J tokenizer.json, T .tiktoken, B llama2.c's .bin,
+// G encoder.json, a zero byte, vocab.bpe. A tokenizer that loads must encode without loss.
 #include "llmc/tokenizer/tokenizer.h"
 
 #include <stdio.h>
@@ -20,7 +20,7 @@ static void check_lossless(const Tokenizer *tokenizer) {
               "id %d is wrong at byte %lld", ids.ids[i], (long long)at);
         at += bytes;
     }
-    CHECK(at == (int64_t)strlen(SAMPLE), "only %lld bytes came back", (long long)at);
+    CHECK(at == (int64_t)strlen(SAMPLE), "only %lld bytes were decoded", (long long)at);
     token_list_free(&ids);
 }
 

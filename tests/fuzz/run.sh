@@ -1,6 +1,6 @@
 #!/bin/bash
-# Runs every fuzz target for FUZZ_SECONDS (default 5), starting from tests/fuzz/corpus/TARGET; what it finds new is kept in
-# BUILD/corpus/TARGET, inputs that crash in BUILD/crashes.     tests/fuzz/run.sh [BUILD [NAME]]
+# tests/fuzz/run.sh [BUILD [NAME]]: runs every fuzz target for FUZZ_SECONDS (default 5), starting from tests/fuzz/corpus/TARGET. New
+# inputs are kept in BUILD/corpus/TARGET, inputs that crash in BUILD/crashes.
 # Ends like tests/run.sh; a target counts as one test.
 set -u
 cd "$(dirname "$0")/../.." || exit 1
@@ -18,7 +18,7 @@ for target in "$build"/fuzz_*; do
     mkdir -p "$build/corpus/$name"
     printf '  fuzz %-23s ' "$name"
     if [ ! -d "$seeds" ]; then
-        echo "FAILED: there are no seeds in $seeds"
+        echo "FAILED: no seeds in $seeds"
         failed=$((failed + 1))
         continue
     fi
