@@ -162,7 +162,7 @@ cut_shard() { # the last rows are gone in mid-run: whoever needs them first ends
     start cut 2 train="$work/shards.cut/train_*.bin" save_every=1000
     wait_step cut 40 && truncate -s -800 "$work/shards.cut/train_000000.bin" || return 1
     run_end cut
-    ended cut 1 && said cut "train_000000.bin.*cut while in use" && "$train_gpt" ckpt verify "$(newest_checkpoint cut)" >/dev/null || return 1
+    ended cut 1 && said cut "train_000000.bin.*truncated while in use" && "$train_gpt" ckpt verify "$(newest_checkpoint cut)" >/dev/null || return 1
     resumes cut 2
 }
 beside shard_is_cut_in_mid_run cut_shard
