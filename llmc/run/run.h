@@ -116,10 +116,12 @@ bool run_rewind(Run *run, Error *err);
 bool run_evaluate(Run *run, Error *err);
 // A continuation of config.sample_prompt, logged.
 void run_sample(Run *run);
-// Copies the present step's state and begins to write it as a checkpoint; steps that follow vote on it (run_begin_step),
-// and rank 0 commits it and prunes when all ranks have written. With async_save=false: all of it now. What on_save_error
-// says decides whether an error ends the run.
+// Begins to copy the present step's state and, when the copy is there, to write it as a checkpoint; steps that follow
+// vote on it (run_begin_step), and rank 0 commits it and prunes when all ranks have written. With async_save=false: all
+// of it now. What on_save_error says decides whether an error ends the run.
 bool run_save(Run *run, Error *err);
+// Before the weights change: what is issued from now on comes after the copy. The host does not wait.
+void run_save_before_update(const Run *run);
 // Until nothing is being written any more; before the run ends.
 bool run_save_finish(Run *run, Error *err);
 

@@ -14,11 +14,12 @@ bool run_save_open(Run *run, Error *err);
 // A run of one rank first finishes what it was writing; of several, that is run_save_finish's, called before.
 void run_save_close(Run *run);
 
+// After a step has been issued: waits for the copy that was begun before it, and begins to write. The device has that
+// step's passes to compute meanwhile, and its update waits for the copy anyway.
+void run_save_copied(Run *run);
 // What this rank brings to the step's agreement, and what comes of the largest over all ranks. False: a checkpoint
 // failed, and the run is to end for it.
 void run_save_vote(const Run *run, double votes[SAVER_VOTES]);
 bool run_save_poll(Run *run, const double votes[SAVER_VOTES], Error *err);
-// A checkpoint of the present step, begun and finished; on an error there is none. What run_save is made of.
-bool run_save_now(Run *run, Error *err);
 
 #endif
