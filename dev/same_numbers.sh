@@ -1,10 +1,10 @@
 #!/bin/bash
-# same_numbers.sh: do two builds compute the same? Ten short runs, one a mechanism, in each build; every number that they leave is compared.
-#     dev/same_numbers.sh [--only NAME] [--keep DIR] [--also "key=value ..."] [--ignore KEY] BUILD_A BUILD_B
+# same_numbers.sh: do two build directories compute the same? Ten short runs, one a mechanism, in each build; every number that they leave is compared.
+#     dev/same_numbers.sh [--only NAME] [--keep DIR] [--also "key=value ..."] [--ignore KEY] OLD NEW
 #
 #   --only NAME       only runs whose name contains NAME
 #   --keep DIR        leave the runs in DIR/a and DIR/b (it must not exist); otherwise they are removed
-#   --also OPTIONS    more options for the runs of BUILD_B: to see that a difference is found, e.g. --also seed=2
+#   --also OPTIONS    more options for the runs of NEW: to see that a difference is found, e.g. --also seed=2
 #   --ignore KEY      one more key of state.json, config.json and dataset.json that may differ; may be repeated
 #
 # Compared, of each run: every link of hashes.jsonl (hash_every=1); every line of metrics.jsonl with a loss, a gradient norm, a held-out
@@ -259,7 +259,7 @@ compare() {
 # ---- going through it ----
 
 prepare() {
-    words() { # COUNT NOISE_AT
+    words() { # COUNT NOISE
         awk -v count="$1" -v noise="$2" 'BEGIN {srand(7); split("the of and to in that he shall unto for his lord king day son house people land came said", w, " ")
             for (i = 0; i < count; ++i) {printf "%s%s", w[1 + int(rand() * rand() * 20)], i % 11 == 10 ? ".\n" : " "
                 if (i == noise) for (k = 0; k < 48; ++k) printf "%c", 33 + int(rand() * 90)}}'

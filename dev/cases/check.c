@@ -38,6 +38,7 @@ double op_sum_tolerance(int64_t n) { return fmax(2e-6, 0x1p-24 * sqrt(0.5 * (dou
 
 static int64_t row_elems(const OpOperand *o) { return o->shape.dim[o->shape.ndim - 1]; }
 
+#define PARALLEL_ELEMS 50000  // of an output; below, threads would cost more than they save
 #define SAMPLED_ROWS 8
 #define SAMPLED_STRETCHES 16
 // Where sample i of `count` lies: the first and the last element of all are among them; columns go another way than
@@ -64,7 +65,7 @@ static void check_output(const OpCall *call, const OpOutput *out, OpCheck *check
     for (int64_t i = 0; i < count && !every_element; ++i)
         op_download(call, out->operand, sample_at(call, out, stretch, (int)i, (int)count), stretch,
                     found + i * stretch);
-#pragma omp parallel for schedule(dynamic)
+#pragma omp parallel for schedule(dynamic) if (elems > PARALLEL_ELEMS)
     for (int64_t i = 0; i < count; ++i) {
         int64_t first = every_element ? i * row : sample_at(call, out, stretch, (int)i, (int)count);
         out->reference(call, first, stretch, ref + i * stretch);

@@ -408,9 +408,9 @@ static void normalize_lay_out(OpCall *call) {
                OP_DIMS(d[0], d[1], d[2]));
 }
 static void normalize_run(Backend *be, const OpCase *c, const Tensor *t) {
-    int64_t together = c->shape.flags & ALONE ? 1 : c->shape.dim[0];
-    for (int64_t i = 0; i < c->shape.dim[0]; i += together)
-        be->frobenius_normalize(be, tensor_rows(t[0], i, together), NORM_EPS(c));
+    int64_t matrices = c->shape.dim[0], together = c->shape.flags & ALONE ? 1 : max_i64(1, matrices);
+    for (int64_t i = 0; i < max_i64(1, matrices); i += together)
+        be->frobenius_normalize(be, tensor_rows(t[0], i, min_i64(together, matrices)), NORM_EPS(c));
 }
 static void ref_normalized(const OpCall *call, int64_t first, int64_t count, double *ref) {
     int64_t elems = call->c->shape.dim[1] * call->c->shape.dim[2], matrix = first / elems * elems;

@@ -31,8 +31,8 @@ static void odd_shapes(OpShapes *shapes) {
 // ---- activations ----
 
 static Activation act_of(const OpShape *s) { return (Activation)s->flags; }
-static int64_t pre_width(const OpShape *s) { return act_of(s) == ACT_SWIGLU ? 2 * s->dim[1] : s->dim[1]; }
-static bool same_shape(const OpCase *c) { return act_of(&c->shape) != ACT_SWIGLU; }
+static int64_t pre_width(const OpShape *s) { return activation_is_gated(act_of(s)) ? 2 * s->dim[1] : s->dim[1]; }
+static bool same_shape(const OpCase *c) { return !activation_is_gated(act_of(&c->shape)); }
 
 static void lay_out(OpCall *call, unsigned out) {
     const OpShape *s = &call->c->shape;

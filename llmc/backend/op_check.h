@@ -167,7 +167,7 @@ static inline void op_check_qk_backward(Tensor din, Tensor dq_weight, Tensor dk_
 
 // ---- elementwise ----
 static inline void op_check_activation(Tensor out, Tensor pre, Activation kind) {
-    CHECK(kind == ACT_GELU || kind == ACT_RELU2 || kind == ACT_SWIGLU, "kind=%d", (int)kind);
+    CHECK(kind == ACT_GELU || kind == ACT_RELU2 || activation_is_gated(kind), "kind=%d", (int)kind);
     CHECK(pre.ndim == 2 && out.ndim == 2, "pre has %d dimensions, the activation %d; expected 2", pre.ndim, out.ndim);
     op_check_act("pre", pre);
     op_check_2d("activation", out, pre.dtype, pre.dim[0], activation_is_gated(kind) ? pre.dim[1] / 2 : pre.dim[1]);

@@ -28,7 +28,7 @@ typedef struct {
     int64_t NH, NKV, HS;  // query heads, key/value heads, head size; NH*HS need not equal C
     int64_t F;            // feed-forward width
     int64_t V;            // vocabulary
-    int64_t Vp;           // V rounded up to vocab_multiple: rows of the embedding that exist in memory
+    int64_t Vp;           // V rounded up to MODEL_VOCAB_MULTIPLE: rows of the embedding that exist in memory
     int64_t max_seq_len;  // learned positions, and the default training length
     NormKind norm;
     float norm_eps;

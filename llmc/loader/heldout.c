@@ -65,7 +65,6 @@ void heldout_close(HeldOut *heldout) {
 
 int64_t heldout_batches(const HeldOut *heldout) { return div_up(heldout->rows, heldout->B); }
 
-int64_t heldout_tokens(const HeldOut *heldout) { return heldout->stream.token_count - 1; }
 
 const Batch *heldout_batch(HeldOut *heldout, int64_t k, Error *err) {
     CHECK(k >= 0 && k < heldout_batches(heldout), "k=%lld of %lld", (long long)k,

@@ -15,8 +15,6 @@ bool heldout_open(HeldOut **out, const SourceConfig *source, int64_t B, int64_t 
                   int32_t eot, Error *err);
 void heldout_close(HeldOut *heldout);
 int64_t heldout_batches(const HeldOut *heldout);
-// Tokens of the text but the first: in plain rows the predictions, which are the sum of all weights.
-int64_t heldout_tokens(const HeldOut *heldout);
 // Fills batch k (0-based); valid until the next call. batch->source is 0. NULL and err when a shard cannot be read.
 const Batch *heldout_batch(HeldOut *heldout, int64_t k, Error *err);
 #endif

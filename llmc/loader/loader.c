@@ -359,10 +359,3 @@ const StepBatch *loader_next(Loader *loader, Error *err) {
     if (result != NULL) result->wait_ms = (now_seconds() - start) * 1e3;
     return result;
 }
-
-int64_t loader_source_tokens(const Loader *loader, int source) {
-    CHECK(source >= 0 && source < loader->source_count, "source=%d", source);
-    return loader->source[source].set.token_count;
-}
-int64_t loader_vocab(const Loader *loader) { return loader->vocab; }
-int32_t loader_eot(const Loader *loader) { return loader->eot; }

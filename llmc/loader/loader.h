@@ -56,7 +56,4 @@ void loader_set_skips(Loader *loader, const DataSkip *skips, int count);
 const StepBatch *loader_next(Loader *loader, Error *err);
 // Host bytes of the two step buffers, by the config alone (for plan).
 size_t loader_plan_bytes(const Schedule *schedule);
-int64_t loader_source_tokens(const Loader *loader, int source);  // 0 for a source without a weight in any phase
-int64_t loader_vocab(const Loader *loader);
-int32_t loader_eot(const Loader *loader);  // -1: unknown
 #endif

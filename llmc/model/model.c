@@ -233,14 +233,6 @@ void model_backward(Model *m) {
     m->grads_fresh = false;
 }
 
-double model_loss_sum(Model *m) {
-    double sum = 0, *sums = xmalloc(tensor_bytes(m->loss_sums));
-    m->be->download(m->be, sums, m->loss_sums.data, tensor_bytes(m->loss_sums));
-    for (int64_t i = 0; i < m->shape.micro_batches; ++i) sum += sums[i];
-    free(sums);
-    return sum;
-}
-
 // ---------------------------------------------------------------------------------------------------------------
 // Logits for people who ask for them
 

@@ -54,8 +54,6 @@ void model_forward(Model *model, const Batch *batch, double loss_scale, bool tra
 // Backward pass of that micro-batch: grads (first write of a step overwrites, later ones add; with lanes, and for blocks
 // from stage 2 on, every one overwrites).
 void model_backward(Model *model);
-// sum of w*nll since model_begin_step, on this rank; waits for the device.
-double model_loss_sum(Model *model);
 
 // Logits of the whole batch, host fp32 (B*T, V), soft-cap applied; for comparisons and evaluation by choices.
 void model_logits(Model *model, const Batch *batch, float *logits);

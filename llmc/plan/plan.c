@@ -88,12 +88,14 @@ static WorkspaceShape workspace_bounds(const RunConfig *config, const Schedule *
         if (seen) continue;
         WorkShape shape = {.arch = m->config, .shape = m->shape, .B = phase->B, .T = phase->T,
                            .optimizer = config->optimizer, .muon_steps = config->muon_steps};
+        shape.shape.loss_chunk_rows = m->shape.max_rows;  // one chunk: a batch of any size is counted at once
         step_work_count(work, &shape);
         work_bounds_join(&bounds, &work->counting.largest);
         step_work_free(work);
     }
     free(work);
     bounds.attention_library = config->dtype == DTYPE_BF16 && strcmp(config->attention, "own") != 0;
+    bounds.chunk_rows = m->shape.loss_chunk_rows;
     bounds.tensors = max_i64(1, m->part.pieces);  // an update may list them all
     bounds.widest = max_i64(bounds.widest, 2 * m->config.F);
     return bounds;

@@ -46,9 +46,12 @@ typedef struct {
     double attention_factor;  // context parallelism: queries see keys of the whole row
 } Scene;
 
+// Every chunk is counted by itself: fewer, larger ones where a micro-batch is beyond any device.
+#define MOST_CHUNKS ((int64_t)1 << 16)
 static int64_t chunk_rows(const ScalingJob *job, int64_t Vp, int64_t N) {
-    if (job->loss_chunk_rows > 0) return min_i64(job->loss_chunk_rows, N);
-    return plan_fitting_chunk_rows(Vp, job->dtype, N);
+    const int64_t rows = job->loss_chunk_rows > 0 ? min_i64(job->loss_chunk_rows, N)
+                                                  : plan_fitting_chunk_rows(Vp, job->dtype, N);
+    return max_i64(rows, N / MOST_CHUNKS);
 }
 
 // ---------------------------------------------------------------------------------------------------------------

@@ -296,8 +296,6 @@ bool run_save_poll(Run *run, const double votes[SAVER_VOTES], Error *err) {
 
 bool run_save_finish(Run *run, Error *err) { return settle(run, finish(run, err), err); }
 
-bool run_save_now(Run *run, Error *err) { return begin(run, err) && finish(run, err); }
-
 bool run_save(Run *run, Error *err) {
     double started = now_seconds();
     if (!run_save_finish(run, err)) return false;

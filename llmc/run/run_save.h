@@ -1,7 +1,7 @@
 // run_save.h: a run's checkpoints, written by all ranks while training continues. run_save (run.h) copies the state and
-// begins; the ranks vote once a step; when every rank has written its files, rank 0 commits. run_save_poll and
-// run_save_now are collective. A failure on any rank (disk full, directory removed) ends this checkpoint on all ranks with
-// one message; earlier checkpoints stay as they are, and config.on_save_error decides whether the run continues.
+// begins; the ranks vote once a step; when every rank has written its files, rank 0 commits. run_save_poll is collective.
+// A failure on any rank (disk full, directory removed) ends this checkpoint on all ranks with one message; earlier
+// checkpoints stay as they are, and config.on_save_error decides whether the run continues.
 #ifndef LLMC_RUN_SAVE_H
 #define LLMC_RUN_SAVE_H
 
@@ -17,7 +17,5 @@ void run_save_close(Run *run);
 // checkpoint failed and the run must end.
 void run_save_vote(const Run *run, double votes[SAVER_VOTES]);
 bool run_save_poll(Run *run, const double votes[SAVER_VOTES], Error *err);
-// Writes a checkpoint of the current step and waits for it; on an error there is none.
-bool run_save_now(Run *run, Error *err);
 
 #endif

@@ -217,9 +217,3 @@ void optimizer_step(Optimizer *opt, Model *model, const RunConfig *config, doubl
                           .clip = {.max_norm = (float)config->grad_clip, .skip_norm = INFINITY, .skip_loss = INFINITY}};
     optimizer_update(opt, model, config, &step);
 }
-
-GradStats optimizer_stats(const Optimizer *opt, const Model *model) {
-    GradStats stats;
-    model->be->download(model->be, &stats, opt->stats, sizeof stats);
-    return stats;
-}

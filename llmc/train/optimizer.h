@@ -55,6 +55,4 @@ typedef struct {
 void optimizer_update(Optimizer *opt, Model *model, const RunConfig *config, const OptimizerStep *step);
 // All of it where one rank has everything and lanes are off: freeze, norm, clipping to config->grad_clip, update.
 void optimizer_step(Optimizer *opt, Model *model, const RunConfig *config, double lr, double lr_factor, int64_t t);
-// What the last step saw; waits for the device.
-GradStats optimizer_stats(const Optimizer *opt, const Model *model);
 #endif

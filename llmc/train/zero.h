@@ -1,19 +1,15 @@
 // zero.h: gradients and weights of a model that several ranks train: reduces buckets of gradients while the backward
-// pass goes on, gathers weights ahead of their use, and gives every rank its share (partition.h). Hangs itself into
-// the model's hooks; the loop calls it at four places of a step. With one rank and deterministic=run there is nothing
-// for it to do.
+// pass goes on, gathers weights ahead of their use, and gives every rank its share (partition.h). Hangs itself into the
+// model's hooks; the loop calls it at four places of a step. With one rank and deterministic=run there is nothing for it to do.
 //
-//   stage 0, 1   gradients accumulate locally over the micro-batches; in the last one each bucket is reduced as soon
-//   as
+//   stage 0, 1   gradients accumulate locally over the micro-batches; in the last one each bucket is reduced as soon as
 //                its gradient is complete: to everybody (0) or to its owners (1)
-//   stage 2      each block's gradient is reduced to its owners, +=, in every micro-batch; two block buffers take
-//   turns stage 3      and weights are gathered one block ahead, in the forward and again in the backward pass, into
-//   two block
+//   stage 2      each block's gradient is reduced to its owners, +=, in every micro-batch; two block buffers take turns
+//   stage 3      and weights are gathered one block ahead, in the forward and again in the backward pass, into two block
 //                buffers; the buckets outside the blocks are whole from the forward pass to the update
 //   stage 1, 2   updated weights travel bucket by bucket beside what follows; the next forward pass waits for each
 //                where it needs it
-//   lanes        every micro-batch of every rank is a lane of the step, a gradient of its own: lane = micro-batch *
-//   world +
+//   lanes        every micro-batch of every rank is a lane of the step, a gradient of its own: lane = micro-batch * world +
 //                rank. Lanes are added in one fixed binary tree: over the ranks, then over the micro-batches, like a
 //                binary counter counts
 #ifndef LLMC_ZERO_H
@@ -36,8 +32,7 @@ typedef struct {
     bool outside_gathered[2];   // stage 3: bucket 0, the last bucket
 } Zero;
 
-// comm: the data axis's group. model: laid out on a real arena for its rank and world (ModelShape.ranks). wire:
-// config.reduce_dtype.
+// comm: the data axis's group. model: laid out on a real arena for its rank and world (ModelShape.ranks). wire: config.reduce_dtype.
 void zero_init(Zero *zero, Model *model, Comm *comm, DType wire);
 void zero_free(Zero *zero);
 

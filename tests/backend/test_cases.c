@@ -5,6 +5,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "llmc/backend/counting.h"
 #include "tests/support/case_test.h"
 
 // ---- every operation has a case ----
@@ -45,6 +46,85 @@ static void test_every_operation_has_a_case(OpTest *t) {
     }
     free(text);
     assert_true(operations >= 25);
+}
+
+// ---- what cases say of an operation is what the counting backend counts ----
+
+// Bytes of a case are each operand once, the least that the definition allows; the counting backend counts passes.
+// Its bytes over ours, where that is not 1.
+static const struct {
+    const char *entry;
+    double least, most;
+} PASSES[] = {
+    {"qk_forward", 0.84, 1},  // it leaves out positions and tables
+    {"qk_backward", 0.84, 1},
+    {"embedding_backward", 0.998, 1.6},  // dout once for each table
+    {"cross_entropy", 1.49, 1.51},   // logits twice, for their sum and for the gradient
+    {"frobenius_normalize", 1.49, 1.51},
+    {"attention_backward", 1.1, 1.3},  // dout and out twice, the first time for the sums of their products
+};
+
+// Runs the case where nothing is computed. Returns the sum over its calls, whose entries must be those that it names.
+static OpCount count_case(const OpCase *c, double *case_bytes) {
+    Counting counting;
+    OpCall call = {0};
+    Tensor t[OP_MAX_OPERANDS];
+    Error err = {""};
+    counting_init(&counting, NULL);
+    call.be = &counting.backend;
+    call.c = c;
+    c->kind->lay_out(&call);
+    for (int i = 0; i < call.count; ++i) {
+        t[i] = call.operand[i].shape;
+        t[i].data = call.be->alloc(call.be, tensor_bytes(t[i]), &err);
+    }
+    c->kind->run(call.be, c, t);
+    for (int op = 0; op < COUNT_OPS; ++op)
+        if ((counting.counts.op[op].calls > 0) != has_word(c->kind->entry, COUNTED_OP_NAMES[op]))
+            fail_msg("%s %s says that it calls \"%s\": %s", c->kind->op, c->kind->variant, c->kind->entry,
+                     COUNTED_OP_NAMES[op]);
+    *case_bytes = op_call_bytes(&call);
+    return counts_total(&counting.counts);
+}
+static void check_count(const OpCase *c) {
+    const OpKind *kind = c->kind;
+    double case_bytes, least = 0.998, most = 1.002, slack = 0;
+    OpCount total = count_case(c, &case_bytes);
+    for (size_t i = 0; i < sizeof PASSES / sizeof PASSES[0]; ++i)
+        if (strcmp(PASSES[i].entry, kind->entry) == 0) least = PASSES[i].least, most = PASSES[i].most;
+    if (kind->fp8) most = 2;  // inputs are read, scaled and written first
+    double bytes = (total.bytes + total.product_input_bytes) / case_bytes;
+    if (!(bytes >= least && bytes <= most))
+        fail_msg("%s %s, %s: %.4f of its bytes are counted", kind->op, kind->variant, c->shape.label, bytes);
+    if (kind->shapes == NULL || kind->flops == NULL || strstr(kind->variant, "documents") != NULL) return;
+    // Keys that a query sees: T/2 in the mean there, (T+1)/2 here.
+    if (strncmp(kind->op, "attention", 9) == 0) slack = 1.0 / 32;
+    double flops = kind->flops(&c->shape) / (total.flops + total.fp8_flops + total.again_flops);
+    if (!(flops >= 1 && flops <= 1 + slack))
+        fail_msg("%s %s, %s: FLOPs are %.4f of those counted", kind->op, kind->variant, c->shape.label, flops);
+}
+// At the shapes of models, and of everything at odd ones what it calls.
+static void test_counts(OpTest *t) {
+    OpModel models[OP_MAX_MODELS];
+    Error err = {""};
+    if (!t->once) return;
+    OpFilter filter = {.only = "", .fp32 = true, .bf16 = true, .scale = op_scale_find("gpu"), .models = models};
+    filter.model_count = op_models_parse(models, "gpt2-124M,qwen2-0.5B", filter.scale, &err);
+    for (int gpu = 0; gpu < 2; ++gpu) {
+        filter.on_gpu = gpu;
+        OpList list = op_list_build(&filter);
+        assert_true(list.count > 100);
+        for (int i = 0; i < list.count; ++i) check_count(&list.cases[i]);
+        op_list_free(&list);
+    }
+    for (const OpFamily *const *family = OP_FAMILIES; *family != NULL; ++family)
+        for (int k = 0; k < (*family)->count; ++k) {
+            double bytes;
+            const OpKind *kind = &(*family)->kinds[k];
+            OpList list = op_list_odd(kind, kind->bf16 ? DTYPE_BF16 : DTYPE_F32);
+            for (int i = 0; i < list.count; ++i) count_case(&list.cases[i], &bytes);
+            op_list_free(&list);
+        }
 }
 
 // ---- the checks can fail ----
@@ -112,7 +192,7 @@ static void test_wrong_gradients_are_found(OpTest *t) {
 }
 
 int main(void) {
-    const OpTestCase CASES[] = {OP_TEST_CASE(test_every_operation_has_a_case),
+    const OpTestCase CASES[] = {OP_TEST_CASE(test_every_operation_has_a_case), OP_TEST_CASE(test_counts),
                                 OP_TEST_CASE(test_wrong_elements_are_found),
                                 OP_TEST_CASE(test_wrong_gradients_are_found)};
     return op_test_main(CASES, sizeof CASES / sizeof CASES[0]);

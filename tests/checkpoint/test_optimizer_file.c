@@ -47,17 +47,6 @@ static void write_all(FileTest *t, const ParamTable *params, PartitionOptions op
     }
 }
 
-static void remove_all(FileTest *t) {
-    NameList names;
-    file_test_expect_ok(t, dir_list(&names, t->dir, &t->err));
-    for (int i = 0; i < names.count; ++i) {
-        char *path = file_test_path(t, names.name[i]);
-        assert_int_equal(unlink(path), 0);
-        free(path);
-    }
-    name_list_free(&names);
-}
-
 // What every rank of `options` keeps is found, with the right values; together everything once.
 static void read_all(FileTest *t, const ParamTable *params, PartitionOptions options, bool masters) {
     OptimizerFiles *files;
@@ -115,7 +104,7 @@ static void test_any_world_to_any_other(void **state) {
                 ParamTable params;
                 params_build(&params, &config);
                 for (int from = 0; from < SHAPE_COUNT; ++from) {
-                    remove_all(t);
+                    file_test_remove_all(t);
                     PartitionOptions options = SHAPES[from];
                     options.muon = muon;
                     write_all(t, &params, options, masters);
@@ -270,7 +259,7 @@ static void test_sets_of_files(void **state) {
                  {NULL, "optimizer-.safetensors", "expected a name like"},
                  {NULL, "optimizer-00000-of-00000.safetensors", "expected a name like"}};
     for (size_t i = 0; i < sizeof CASES / sizeof CASES[0]; ++i) {
-        remove_all(t);
+        file_test_remove_all(t);
         write_all(t, &params, (PartitionOptions){.data.world = 3, .stage = 1}, false);
         if (CASES[i].remove != NULL) {
             char *path = file_test_path(t, CASES[i].remove);

@@ -54,8 +54,6 @@ if [ -e "$BUILD/libllmc_cudaemu.so" ]; then
     check emulated_norm expect 0 'norm forward' $emulated --only "norm forward layer gpt2"
     check emulated_step expect 0 '"device": "cudaemu"' $bench step --device cudaemu --shape tiny-llama --dtype bf16 --steps 2
 else
-    echo '[ RUN      ] bench_emulated'
-    echo "$BUILD/libllmc_cudaemu.so is not built"
-    echo '[  SKIPPED ] bench_emulated'
+    skip bench_emulated "$BUILD/libllmc_cudaemu.so is not built"
 fi
 finish

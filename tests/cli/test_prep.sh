@@ -1,22 +1,8 @@
 #!/bin/bash
 # test_prep.sh: the data tool from outside: what it writes, that threads, chunks and compression do not change it, and
 # what bad input gets. Run from the repository root with the build directory as $1.
-build=${1:-build}
-prep=$(realpath "$build/prep")
-dir=$(mktemp -d)
-trap 'rm -rf "$dir"' EXIT
-failed=0
-
-# check NAME COMMAND...: one test.
-check() {
-    local name=$1
-    shift
-    echo "[ RUN      ] $name"
-    if "$@"; then echo "[       OK ] $name"; else
-        echo "[  FAILED  ] $name"
-        failed=$((failed + 1))
-    fi
-}
+. tests/support/lib.sh
+prep=$(realpath "$prep") dir=$work
 # refuses CODE TEXT ARGUMENTS...: prep exits with CODE and its message holds TEXT.
 refuses() {
     local code=$1 text=$2
@@ -182,4 +168,4 @@ check bad_input bad_input
 check overwriting overwriting
 check failed_writes failed_writes
 check interrupts interrupts
-exit $((failed > 0))
+finish

@@ -1,12 +1,5 @@
 // test_config.c: run files and overrides in, RunConfig out, and back: inheritance, derived values, every kind of
 // message, and a round trip over random settings of every option of the table.
-#include <setjmp.h>
-#include <stdarg.h>
-#include <stddef.h>
-#include <stdint.h>
-
-#include <cmocka.h>
-
 #include <cjson/cJSON.h>
 #include <stdlib.h>
 #include <string.h>
@@ -15,19 +8,14 @@
 #include "llmc/config/config.h"
 #include "llmc/config/config_options.h"
 #include "llmc/base/rng.h"
+#include "tests/support/file_test.h"
 
-static char dir[] = "/tmp/test_config_XXXXXX";
-static char file[64];
+static char file[300];
 
 static int make_dir(void **state) {
-    (void)state;
-    if (mkdtemp(dir) == NULL) return -1;
-    snprintf(file, sizeof file, "%s/run.conf", dir);
+    if (file_test_dir_setup(state) != 0) return -1;
+    snprintf(file, sizeof file, "%s/run.conf", file_test_dir);
     return 0;
-}
-static int remove_dir(void **state) {
-    (void)state;
-    return remove_tree(dir, NULL) ? 0 : -1;
 }
 
 static void write_file(const char *text, size_t bytes) {
@@ -334,7 +322,7 @@ static void test_unreadable_files(void **state) {
     Error err = {""};
     assert_false(config_load(&c, "/nonexistent/run.conf", 0, NULL, NULL, &err));
     assert_non_null(strstr(err.message, "/nonexistent/run.conf"));
-    assert_false(config_load(&c, dir, 0, NULL, NULL, &err));
+    assert_false(config_load(&c, file_test_dir, 0, NULL, NULL, &err));
     write_file("seed = 1\nlr\0 = 2\n", 16);
     assert_false(config_load(&c, file, 0, NULL, NULL, &err));
     assert_non_null(strstr(err.message, "run.conf:2: expected text, found a NUL byte"));
@@ -542,5 +530,5 @@ int main(void) {
         cmocka_unit_test(test_round_trip_random),
         cmocka_unit_test(test_table),
     };
-    return cmocka_run_group_tests(TESTS, make_dir, remove_dir);
+    return cmocka_run_group_tests(TESTS, make_dir, file_test_dir_teardown);
 }

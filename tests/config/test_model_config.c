@@ -9,29 +9,21 @@
 #include <cmocka.h>
 
 #include "llmc/config/model_config.h"
-
-static ModelConfig preset(const char *name) {
-    ModelConfig config;
-    Error err = {""};
-    if (!model_config_preset(&config, name, &err)) fail_msg("%s: %s", name, err.message);
-    if (config.V == 0) config.V = 50257;
-    if (!model_config_finish(&config, &err)) fail_msg("%s: %s", name, err.message);
-    return config;
-}
+#include "tests/support/model_test.h"
 
 static void test_every_preset_finishes(void **state) {
     (void)state;
     static const char *NAMES[] = {"gpt3:125M", "gpt3:350M", "gpt3:760M", "gpt3:1.3B", "gpt3:2.7B", "gpt3:6.7B",
                                   "gpt3:13B", "gpt2:d1", "llama:d4", "llama:d20"};
     for (size_t i = 0; i < sizeof NAMES / sizeof NAMES[0]; ++i) {
-        ModelConfig config = preset(NAMES[i]);
+        ModelConfig config = model_test_preset(NAMES[i]);
         assert_int_equal(config.Vp % MODEL_VOCAB_MULTIPLE, 0);
         assert_int_equal(config.NH * config.HS, config.C);
     }
-    ModelConfig config = preset("gpt3:1.3B");
+    ModelConfig config = model_test_preset("gpt3:1.3B");
     assert_int_equal(config.HS, 128);
     assert_int_equal(config.max_seq_len, 2048);
-    config = preset("llama:d4");
+    config = model_test_preset("llama:d4");
     assert_int_equal(config.F, 704);  // 8/3 * 256 = 682.7, up to a multiple of 64
     assert_int_equal(config.NKV, 4);
 }
@@ -61,7 +53,7 @@ static void expect_rejected(ModelConfig config, const char *mention) {
 }
 static void test_rejections(void **state) {
     (void)state;
-    const ModelConfig gpt = preset("gpt2:124M"), llama = preset("llama3:1B");
+    const ModelConfig gpt = model_test_preset("gpt2:124M"), llama = model_test_preset("llama3:1B");
     ModelConfig c;
 #define REJECT(base, field, value, mention) (c = (base), c.field = (value), expect_rejected(c, mention))
     REJECT(gpt, L, 0, "layers");

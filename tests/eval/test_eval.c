@@ -10,6 +10,7 @@
 #include "llmc/base/rng.h"
 #include "tests/support/file_test.h"
 #include "tests/support/model_test.h"
+#include "tests/support/shard_test.h"
 
 #define EOT 256
 #define VOCAB 257
@@ -33,7 +34,7 @@ static HeldOut *open_text(FileTest *t, int64_t B, int64_t T, int64_t max_tokens,
     fill_text(text);
     SourceConfig source = {.name = "main", .doc_mask = doc_mask};
     snprintf(source.val, sizeof source.val, "%s/val.bin", t->dir);
-    if (!file_exists(source.val)) model_test_write_shard(source.val, text, TOKENS, VOCAB, EOT);
+    if (!file_exists(source.val)) shard_test_write(source.val, 2, text, TOKENS, VOCAB, EOT);
     HeldOut *heldout;
     file_test_expect_ok(t, heldout_open(&heldout, &source, B, T, max_tokens, VOCAB, EOT, &t->err));
     return heldout;

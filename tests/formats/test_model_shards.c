@@ -57,17 +57,6 @@ static void write_shards(FileTest *t, HostModel *model, DType dtype, int shards)
     free(json);
 }
 
-static void remove_all(FileTest *t) {
-    NameList names;
-    file_test_expect_ok(t, dir_list(&names, t->dir, &t->err));
-    for (int i = 0; i < names.count; ++i) {
-        char *path = file_test_path(t, names.name[i]);
-        assert_int_equal(unlink(path), 0);
-        free(path);
-    }
-    name_list_free(&names);
-}
-
 static void test_every_kind_in_shards(void **state) {
     FileTest *t = *state;
     static const int SHARDS[] = {1, 2, 3, 8, 100};
@@ -76,7 +65,7 @@ static void test_every_kind_in_shards(void **state) {
             const ModelConfig config = model_kind(kind);
             DType dtype = (kind + i) % 2 == 0 ? DTYPE_F32 : DTYPE_BF16;
             HostModel model = host_model_random(&config);
-            remove_all(t);
+            file_test_remove_all(t);
             write_shards(t, &model, dtype, SHARDS[i]);
             assert_int_equal(file_test_count_entries(t->dir), SHARDS[i] == 1 ? 2 : SHARDS[i] + 2);
             ModelConfig found;

@@ -7,7 +7,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t bytes);
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t bytes) {
     ParamSpec spec[2] = {{.name = "wte", .ndim = 2, .dim = {2, 3}, .elems = 6},
                          {.name = "b.w", .ndim = 1, .dim = {4, 1}, .elems = 4, .hidden_matrix = true}};
-    const ParamTable params = {spec, 2, 10};
+    const ParamTable params = {.spec = spec, .count = 2, .total_elems = 10};
     Error err = {""};
     OptimizerFiles *files;
     fuzz_file("optimizer.safetensors", data, bytes);

@@ -6,8 +6,7 @@ cd "$(dirname "$0")/../.." || exit 1
 . tests/support/lib.sh
 # What the script runs is tested under sanitizers by itself.
 if grep -q fsanitize=address "$BUILD/flags" 2>/dev/null; then
-    printf '[ RUN      ] gpu_check\nthe ordinary build tests the script\n[  SKIPPED ] gpu_check\n'
-    exit 0
+    skip_all gpu_check 'the ordinary build tests the script'
 fi
 gpu_check="scripts/gpu_check.sh --build $BUILD --python none"
 report=$work/report.md
@@ -104,9 +103,7 @@ if [ -e "$BUILD/libllmc_cudaemu.so" ]; then
             'ms without ranks, [0-9.]+ ms as one NCCL rank'
     else check no_nccl_is_left_out says 'ranks: NCCL: .*cannot be opened'; fi
 else
-    echo '[ RUN      ] stages_on_the_emulated_gpu'
-    echo "$BUILD/libllmc_cudaemu.so is not built"
-    echo '[  SKIPPED ] stages_on_the_emulated_gpu'
+    skip stages_on_the_emulated_gpu "$BUILD/libllmc_cudaemu.so is not built"
 fi
 
 broken() { expect 1 'FAILED: .*train_gpt is not there' $gpu_check --quick --device cpu --skip build --build "$work/nowhere" --out "$report"; }

@@ -66,9 +66,7 @@ for source in llmc/cuda/*.cu; do
     [ -e "$kept" ] && reports+=("$kept")
 done
 if [ ${#reports[@]} -eq 0 ]; then
-    echo '[ RUN      ] ptxas_limits'
-    echo "no CUDA plug-in was compiled in $BUILD (make config says what was found)"
-    echo '[  SKIPPED ] ptxas_limits'
+    skip ptxas_limits "no CUDA plug-in was compiled in $BUILD (make config says what was found)"
 else
     within_limits() { cat "${reports[@]}" | over_limit "$limits"; }
     check ptxas_limits within_limits

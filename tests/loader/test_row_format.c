@@ -16,6 +16,7 @@
 #include "llmc/train/hash_chain.h"
 #include "tests/support/file_test.h"
 #include "tests/support/model_test.h"
+#include "tests/support/shard_test.h"
 
 // ---- two formats and the table ----
 
@@ -84,7 +85,7 @@ static void write_source(const FileTest *t, int source, const char *what, int64_
     char name[32];
     snprintf(name, sizeof name, "%c_%s.bin", 'a' + source, what);
     char *path = file_test_path(t, name);
-    model_test_write_shard(path, tokens, count, 200000, -1);
+    shard_test_write(path, 2, tokens, count, 200000, -1);
     free(path);
     free(tokens);
 }
@@ -419,7 +420,7 @@ static void test_loss_of_the_model(void **state) {
                                      .weight = {1}};
     config->source[0].doc_mask = true;
     snprintf(config->source[0].format, sizeof config->source[0].format, "spelled");
-    model_test_write_shard(config->source[0].train, text, B * 5 * T, INT32_MAX, 0);
+    shard_test_write(config->source[0].train, 2, text, B * 5 * T, INT32_MAX, 0);
     Loader *loader = open_ok(config, 0, 1);
     const StepBatch *step = next_ok(loader);
 
@@ -436,7 +437,7 @@ static void test_loss_of_the_model(void **state) {
         if (!with) batch.prefix = NULL;
         model_begin_step(&m.model);
         model_forward(&m.model, &batch, 1 / step->weight_sum, true);
-        losses[with] = model_loss_sum(&m.model) / step->weight_sum;
+        losses[with] = model_test_loss_sum(&m.model) / step->weight_sum;
     }
     model_test_within(fabs(losses[1] / (double)want - 1), 3e-6, "the loss");
     assert_true(fabs(losses[0] / (double)want - 1) > 1e-3);  // the prefix is no ornament

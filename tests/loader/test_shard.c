@@ -1,30 +1,14 @@
 // test_shard.c: shards written here and by hand read back exactly; every malformed file gives an error that names it.
 #include "llmc/loader/shard.h"
 
-#include <setjmp.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
-#include <cmocka.h>
-
-static char *dir;  // a fresh temporary directory
-
-static int setup(void **state) {
-    (void)state;
-    char name[] = "/tmp/test_shard_XXXXXX";
-    if (mkdtemp(name) == NULL) return -1;
-    dir = xstrdup(name);
-    return 0;
-}
-static int teardown(void **state) {
-    (void)state;
-    bool ok = remove_tree(dir, NULL);
-    free(dir);
-    return ok ? 0 : -1;
-}
+#include "tests/support/file_test.h"
+#include "tests/support/shard_test.h"
 
 // The token that every test expects at a position: needs all bytes of the width.
 static int32_t token_at(int64_t position, int64_t vocab) {
@@ -32,21 +16,17 @@ static int32_t token_at(int64_t position, int64_t vocab) {
 }
 
 static void write_tokens(const char *path, int version, int64_t vocab, int64_t first, int64_t count) {
-    Error err = {""};
-    ShardWriter *writer = shard_writer_open(path, version, vocab, 0, &err);
-    assert_non_null(writer);
-    for (int64_t i = 0; i < count; ++i) {
-        int32_t token = token_at(first + i, vocab);
-        assert_true(shard_writer_append(writer, &token, 1, &err));
-    }
-    assert_true(shard_writer_finish(writer, &err));
+    int32_t *tokens = xmalloc(to_size(count + 1) * sizeof *tokens);
+    for (int64_t i = 0; i < count; ++i) tokens[i] = token_at(first + i, vocab);
+    shard_test_write(path, version, tokens, count, vocab, 0);
+    free(tokens);
 }
 
 // A file with the given header fields (the rest 0) and a size, which may be sparse.
 static char *write_raw(const char *name, const int32_t *fields, int field_count, int64_t file_bytes) {
     int32_t header[256] = {0};
     if (field_count > 0) memcpy(header, fields, (size_t)field_count * sizeof *fields);
-    char *path = path_join(dir, name);
+    char *path = path_join(file_test_dir, name);
     FILE *file = fopen(path, "wb");
     assert_non_null(file);
     size_t head_bytes = file_bytes < SHARD_HEADER_BYTES ? to_size(file_bytes) : SHARD_HEADER_BYTES;
@@ -58,7 +38,7 @@ static char *write_raw(const char *name, const int32_t *fields, int field_count,
 
 static void check_round_trip(int version, int64_t vocab, int expected_bytes) {
     enum { COUNT = 40000 };  // more than one chunk of the reader
-    char *path = path_join(dir, "round.bin");
+    char *path = path_join(file_test_dir, "round.bin");
     write_tokens(path, version, vocab, 0, COUNT);
     Error err = {""};
     Shard shard;
@@ -112,7 +92,7 @@ static void test_files_of_llmc(void **state) {
     assert_true(tokens[0] == 128000 && tokens[1] == 7 && shard.vocab == 0 && shard.eot == -1);
     shard_close(&shard);
     // The version-1 file that we write is llm.c's to the byte: 1024 header bytes, then uint16.
-    char *ours = path_join(dir, "ours.bin"), *bytes;
+    char *ours = path_join(file_test_dir, "ours.bin"), *bytes;
     size_t byte_count;
     ShardWriter *writer = shard_writer_open(ours, 1, 65536, -1, &err);
     assert_true(shard_writer_append(writer, (int32_t[]){50256, 0, 65535}, 3, &err));
@@ -141,9 +121,9 @@ static void expect_refused(char *path, const char *fragment) {
 static void test_malformed_files(void **state) {
     (void)state;
     const int32_t M = SHARD_MAGIC;
-    expect_refused(path_join(dir, "absent.bin"), "No such file");
-    expect_refused(xstrdup(dir), "regular file");
-    char *fifo = path_join(dir, "fifo");
+    expect_refused(path_join(file_test_dir, "absent.bin"), "No such file");
+    expect_refused(xstrdup(file_test_dir), "regular file");
+    char *fifo = path_join(file_test_dir, "fifo");
     assert_int_equal(mkfifo(fifo, 0600), 0);
     expect_refused(fifo, "regular file");
     expect_refused(write_raw("m", NULL, 0, 0), "found a file of 0");
@@ -183,7 +163,7 @@ static void test_ids_past_the_vocabulary(void **state) {
     enum { COUNT = 70000, BAD = 50001 };
     int32_t *tokens = xcalloc(COUNT, sizeof *tokens);
     tokens[BAD] = 600;
-    char *path = path_join(dir, "range.bin");
+    char *path = path_join(file_test_dir, "range.bin");
     for (int wide = 0; wide <= 1; ++wide) {
         Error err = {""};
         ShardWriter *writer = shard_writer_open(path, 2, wide ? 100000 : 1000, -1, &err);
@@ -223,11 +203,11 @@ static void test_set_is_one_stream(void **state) {
     int64_t first[6] = {0};
     for (int i = 0; i < 5; ++i) first[i + 1] = first[i] + sizes[i];
     for (int i = 4; i >= 0; --i) {
-        char *path = xasprintf("%s/set_%06d.bin", dir, i);
+        char *path = xasprintf("%s/set_%06d.bin", file_test_dir, i);
         write_tokens(path, 2, VOCAB, first[i], sizes[i]);
         free(path);
     }
-    char *pattern = path_join(dir, "set_*.bin");
+    char *pattern = path_join(file_test_dir, "set_*.bin");
     Error err = {""};
     ShardSet set;
     assert_true(shard_set_open(&set, pattern, &err));
@@ -242,7 +222,7 @@ static void test_set_is_one_stream(void **state) {
     }
     shard_set_close(&set);
     assert_false(shard_set_open(&set, "", &err));
-    char *nothing = path_join(dir, "nothing_*.bin");
+    char *nothing = path_join(file_test_dir, "nothing_*.bin");
     assert_false(shard_set_open(&set, nothing, &err));
     assert_non_null(strstr(err.message, nothing));
     // One bad shard refuses the set; shards with different end-of-text ids too.
@@ -265,7 +245,7 @@ static void test_offsets_past_4_gib(void **state) {
     const int32_t header[7] = {SHARD_MAGIC, 2, (int32_t)(uint32_t)COUNT, (int32_t)(COUNT >> 32), 2, 60000, -1};
     char *path = write_raw("sparse.bin", header, 7, SHARD_HEADER_BYTES);
     if (truncate(path, SHARD_HEADER_BYTES + 2 * COUNT) != 0) {
-        print_message("skipped: no sparse file of 5 GiB in %s\n", dir);
+        print_message("skipped: no sparse file of 5 GiB in %s\n", file_test_dir);
         free(path);
         skip();
     }
@@ -288,7 +268,7 @@ static void test_offsets_past_4_gib(void **state) {
 
 static void test_files_that_change_while_open(void **state) {
     (void)state;
-    char *path = path_join(dir, "changing.bin");
+    char *path = path_join(file_test_dir, "changing.bin");
     write_tokens(path, 1, 50000, 0, 10000);
     Error err = {""};
     Shard shard;
@@ -308,7 +288,7 @@ static void test_files_that_change_while_open(void **state) {
 
 static void test_writer_leaves_nothing_half_written(void **state) {
     (void)state;
-    char *path = path_join(dir, "atomic.bin"), *temporary = path_join(dir, "atomic.bin.tmp");
+    char *path = path_join(file_test_dir, "atomic.bin"), *temporary = path_join(file_test_dir, "atomic.bin.tmp");
     write_tokens(path, 1, 100, 0, 10);
     Error err = {""};
     ShardWriter *writer = shard_writer_open(path, 1, 100, -1, &err);
@@ -325,11 +305,11 @@ static void test_writer_leaves_nothing_half_written(void **state) {
     shard_writer_abort(writer);
     assert_null(shard_writer_open(path, 1, 65537, -1, &err));
     assert_non_null(strstr(err.message, "version 2"));
-    char *nowhere = path_join(dir, "no/such/dir.bin");
+    char *nowhere = path_join(file_test_dir, "no/such/file_test_dir.bin");
     assert_null(shard_writer_open(nowhere, 1, 100, -1, &err));
     assert_non_null(strstr(err.message, nowhere));
     // A rename that cannot work (the target is a directory) is an error and leaves no temporary file.
-    char *taken = path_join(dir, "taken"), *taken_temporary = path_join(dir, "taken.tmp");
+    char *taken = path_join(file_test_dir, "taken"), *taken_temporary = path_join(file_test_dir, "taken.tmp");
     assert_true(make_dirs(taken, &err));
     writer = shard_writer_open(taken, 1, 100, -1, &err);
     assert_false(shard_writer_finish(writer, &err));
@@ -347,7 +327,7 @@ static void test_full_disk(void **state) {
         print_message("skipped: no /dev/full here\n");
         skip();
     }
-    char *path = path_join(dir, "full.bin"), *temporary = path_join(dir, "full.bin.tmp");
+    char *path = path_join(file_test_dir, "full.bin"), *temporary = path_join(file_test_dir, "full.bin.tmp");
     assert_int_equal(symlink("/dev/full", temporary), 0);
     Error err = {""};
     ShardWriter *writer = shard_writer_open(path, 1, 100, -1, &err);
@@ -362,15 +342,15 @@ static void test_full_disk(void **state) {
 
 int main(void) {
     const struct CMUnitTest TESTS[] = {
-        cmocka_unit_test_setup_teardown(test_round_trips, setup, teardown),
-        cmocka_unit_test_setup_teardown(test_files_of_llmc, setup, teardown),
-        cmocka_unit_test_setup_teardown(test_malformed_files, setup, teardown),
-        cmocka_unit_test_setup_teardown(test_ids_past_the_vocabulary, setup, teardown),
-        cmocka_unit_test_setup_teardown(test_set_is_one_stream, setup, teardown),
-        cmocka_unit_test_setup_teardown(test_offsets_past_4_gib, setup, teardown),
-        cmocka_unit_test_setup_teardown(test_files_that_change_while_open, setup, teardown),
-        cmocka_unit_test_setup_teardown(test_writer_leaves_nothing_half_written, setup, teardown),
-        cmocka_unit_test_setup_teardown(test_full_disk, setup, teardown),
+        cmocka_unit_test_setup_teardown(test_round_trips, file_test_dir_setup, file_test_dir_teardown),
+        cmocka_unit_test_setup_teardown(test_files_of_llmc, file_test_dir_setup, file_test_dir_teardown),
+        cmocka_unit_test_setup_teardown(test_malformed_files, file_test_dir_setup, file_test_dir_teardown),
+        cmocka_unit_test_setup_teardown(test_ids_past_the_vocabulary, file_test_dir_setup, file_test_dir_teardown),
+        cmocka_unit_test_setup_teardown(test_set_is_one_stream, file_test_dir_setup, file_test_dir_teardown),
+        cmocka_unit_test_setup_teardown(test_offsets_past_4_gib, file_test_dir_setup, file_test_dir_teardown),
+        cmocka_unit_test_setup_teardown(test_files_that_change_while_open, file_test_dir_setup, file_test_dir_teardown),
+        cmocka_unit_test_setup_teardown(test_writer_leaves_nothing_half_written, file_test_dir_setup, file_test_dir_teardown),
+        cmocka_unit_test_setup_teardown(test_full_disk, file_test_dir_setup, file_test_dir_teardown),
     };
     return cmocka_run_group_tests(TESTS, NULL, NULL);
 }

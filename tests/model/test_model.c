@@ -242,7 +242,7 @@ static double forward_backward(Trained *t, const GoldenBatch *g) {
     model_begin_step(&t->model);
     model_forward(&t->model, &g->batch, scale, true);
     model_backward(&t->model);
-    return model_loss_sum(&t->model) * scale;
+    return model_test_loss_sum(&t->model) * scale;
 }
 
 // fp32: what transformers itself differs by in fp32, times about five for another order of operations. bf16: its own
@@ -272,7 +272,7 @@ static void check_golden(const char *name, Setup setup, const Tolerance *tol) {
         double now = forward_backward(&t, &g);
         assert_close(fabs(now - (double)step_loss[step]), tol->step_loss, "step_loss");
         optimizer_step(&t.optimizer, &t.model, &t.config, 1e-3, 1, step + 1);
-        GradStats stats = optimizer_stats(&t.optimizer, &t.model);
+        GradStats stats = model_test_stats(&t.optimizer, &t.model);
         assert_close(fabs((double)stats.norm / (double)step_norm[step] - 1), tol->all_gradients, "gradient norm");
     }
     assert_close(fabs(forward_backward(&t, &g) - (double)step_loss[10]), tol->step_loss, "last loss");
@@ -460,7 +460,7 @@ static void test_bad_step_changes_nothing(void **state) {
         float nan = NAN;
         t.be->upload(t.be, t.model.grads + t.model.params.spec[2].offset, &nan, sizeof nan);
         optimizer_step(&t.optimizer, &t.model, &t.config, 1e-3, 1, 1);
-        assert_int_equal(optimizer_stats(&t.optimizer, &t.model).skip, 1);
+        assert_int_equal(model_test_stats(&t.optimizer, &t.model).skip, 1);
         float *after = model_test_download(t.be, t.model.master, elems);
         float *m = model_test_download(t.be, t.optimizer.m, elems);
         assert_memory_equal(before, after, to_size(elems) * sizeof(float));

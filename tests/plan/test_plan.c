@@ -172,7 +172,7 @@ static void test_list_of_models(void **state) {
             model_begin_step(&models[i]);
             model_forward(&models[i], &batch, 1.0 / 16, i == 0);
             if (i == 0) model_backward(&models[0]);
-            loss[again][i] = model_loss_sum(&models[i]) / 16;
+            loss[again][i] = model_test_loss_sum(&models[i]) / 16;
         }
     // Fresh weights know nothing yet; neither model writes into the other.
     for (int i = 0; i < 2; ++i) {
@@ -280,7 +280,7 @@ static void check_workspace(const char *const *overrides, int threads) {
     model_forward(&t.model, &batch, 1.0 / (double)N, true);
     model_backward(&t.model);
     optimizer_step(&t.optimizer, &t.model, &t.config, 1e-3, 1, 1);
-    assert_int_equal(optimizer_stats(&t.optimizer, &t.model).skip, 0);
+    assert_int_equal(model_test_stats(&t.optimizer, &t.model).skip, 0);
     int64_t half = min_i64(shape.cache_tokens, N) / 2;
     assert_true(half > 0);
     model_decode(&t.model, tokens, half, 0, logits);

@@ -12,21 +12,12 @@
 #include "tests/support/model_kinds.h"
 #include "tests/support/model_test.h"
 
-static ModelConfig preset(const char *name) {
-    ModelConfig config;
-    Error err = {""};
-    if (!model_config_preset(&config, name, &err)) fail_msg("%s: %s", name, err.message);
-    if (config.V == 0) config.V = 50257;
-    if (!model_config_finish(&config, &err)) fail_msg("%s: %s", name, err.message);
-    return config;
-}
-
 // ---- FLOPs a token ----
 
 // 6 for each weight in a product (the real vocabulary's rows of the head; no look-ups), 12 L NH HS for each key that a
 // query sees: T/2, or within a window w - w^2/2T.
 static double formula(const ModelConfig *c, int64_t T) {
-    double fc = (double)(c->activation == ACT_SWIGLU ? 2 * c->F : c->F), att = (double)(c->NH * c->HS);
+    double fc = (double)(activation_is_gated(c->activation) ? 2 * c->F : c->F), att = (double)(c->NH * c->HS);
     double qkv = (double)((c->NH + 2 * c->NKV) * c->HS), C = (double)c->C, L = (double)c->L;
     double weights = L * C * (qkv + att + fc + (double)c->F) + (double)c->V * C;
     double w = (double)c->window, keys = (double)T / 2;
@@ -45,7 +36,7 @@ static void test_flops_per_token(void **state) {
     static const char *const NAMES[] = {"gpt2:124M", "gpt2:1558M", "gpt3:13B",   "llama:d4",  "llama3:8B",
                                         "llama3:70B", "qwen2:7B",  "qwen3:0.6B", "qwen3:8B", "stories:260K"};
     for (size_t i = 0; i < sizeof NAMES / sizeof NAMES[0]; ++i) {
-        ModelConfig config = preset(NAMES[i]);
+        ModelConfig config = model_test_preset(NAMES[i]);
         for (int tied = 0; tied < 2; ++tied) {
             config.tied = tied;
             for (int64_t window = 0; window <= 1000; window += 500) {
@@ -61,7 +52,7 @@ static void test_flops_per_token(void **state) {
         check_flops(&config, 1, MODEL_KINDS[i].name);
         check_flops(&config, 17, MODEL_KINDS[i].name);
     }
-    ModelConfig config = preset("gpt2:124M");
+    ModelConfig config = model_test_preset("gpt2:124M");
     assert_true(work_flops_per_token(&config, 256) == 6.0 * (12.0 * 12 * 768 * 768 + 50257.0 * 768) + 6.0 * 12 * 768 * 256);
 }
 
@@ -144,7 +135,7 @@ static void compute_step(Counting *counting, Backend *inner, const WorkShape *sh
         model_backward(&model);
     }
     optimizer_step(&optimizer, &model, config, 1e-3, 1, 1);
-    double loss = model_loss_sum(&model) / (double)(2 * shape->shape.max_rows);
+    double loss = model_test_loss_sum(&model) / (double)(2 * shape->shape.max_rows);
     if (inner != NULL) assert_true(loss > 3 && loss < 8);
     else assert_true(loss == 0);
     free(tokens);
@@ -185,7 +176,7 @@ static void test_the_cpu_is_asked_for_the_same(void **state) {
 static void test_large_models_cost_nothing(void **state) {
     (void)state;
     double start = now_seconds();
-    WorkShape shape = {.arch = preset("llama3:70B"), .B = 1, .T = 131072, .optimizer = OPTIMIZER_MUON, .muon_steps = 5};
+    WorkShape shape = {.arch = model_test_preset("llama3:70B"), .B = 1, .T = 131072, .optimizer = OPTIMIZER_MUON, .muon_steps = 5};
     shape.shape = (ModelShape){.max_rows = 131072, .max_seq_len = 131072, .loss_chunk_rows = 1024, .training = true,
                                .dtype = DTYPE_BF16, .fp8 = true, .micro_batches = 4, .ranks = {.data.world = 1, .muon = true}};
     StepWork work;

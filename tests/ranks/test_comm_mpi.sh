@@ -3,15 +3,7 @@
 . "$(dirname "$0")/../support/lib.sh"
 export OMP_NUM_THREADS=1
 
-missing=
-command -v mpirun >/dev/null || missing="mpirun is not found (scripts/setup.sh --mpi)"
-[ -n "$missing" ] || [ -e "$BUILD/libllmc_mpi.so" ] || missing="the MPI plug-in was not built (make config says why)"
-if [ -n "$missing" ]; then
-    echo "[ RUN      ] comm_mpi"
-    echo "$missing"
-    echo "[  SKIPPED ] comm_mpi"
-    exit 0
-fi
+need_mpi comm_mpi
 
 launch=(mpirun)
 # Open MPI needs explicit options to run more ranks than cores, and to run as root.

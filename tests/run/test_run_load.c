@@ -11,6 +11,7 @@
 #include "llmc/run/run_load.h"
 #include "tests/support/file_test.h"
 #include "tests/support/model_test.h"
+#include "tests/support/shard_test.h"
 
 #define OVERRIDES 40
 typedef struct {
@@ -29,7 +30,7 @@ static void load_config(FileTest *t, RunConfig *config, const char *out_dir, con
     if (!file_exists(shard)) {
         int32_t tokens[900];
         for (int i = 0; i < 900; ++i) tokens[i] = (int32_t)(rng_u32(1, RNG_STREAM_TEST, (uint64_t)i) % 256);
-        model_test_write_shard(shard, tokens, 900, 257, -1);
+        shard_test_write(shard, 2, tokens, 900, 257, -1);
     }
     Overrides o = {.count = 0};
     static const char *const BASE[] = {
@@ -76,8 +77,8 @@ static double train_steps(FileTest *t, Run *run, int count) {
         int64_t done = run->progress.step;
         optimizer_step(&run->optimizer, &run->model, &run->config, schedule_lr(&run->schedule, done),
                        schedule_lr_factor(&run->schedule, done), done + 1);
-        assert_int_equal(optimizer_stats(&run->optimizer, &run->model).skip, 0);
-        losses += model_loss_sum(&run->model);
+        assert_int_equal(model_test_stats(&run->optimizer, &run->model).skip, 0);
+        losses += model_test_loss_sum(&run->model);
         run->progress.step = done + 1;
     }
     return losses;
@@ -128,7 +129,7 @@ static void check_resume(FileTest *t, const char *out_dir, const char *extra) {
     run->progress.seconds = 1234.375;
     run->progress.bad_steps = 3;
     run->progress.bad_in_row = 1;
-    file_test_expect_ok(t, run_save_now(run, &t->err));
+    file_test_expect_ok(t, run_save(run, &t->err) && run_save_finish(run, &t->err));
     Bits at_5 = bits_of(run);
     double losses = train_steps(t, run, 3);
     Bits at_8 = bits_of(run);
@@ -186,7 +187,7 @@ static void check_dtypes(FileTest *t, const char *optimizer, const char *from, c
     char *dir = xasprintf("%s/%s/step_00000003", t->dir, first);
     Run *run = open_run(t, first, extra);
     train_steps(t, run, 3);
-    file_test_expect_ok(t, run_save_now(run, &t->err));
+    file_test_expect_ok(t, run_save(run, &t->err) && run_save_finish(run, &t->err));
     Bits saved = bits_of(run);
     close_run(run);
     free(extra);
@@ -220,7 +221,7 @@ static void check_masters(FileTest *t, const char *name, const char *from, const
     char *dir = xasprintf("%s/%s/step_00000003", t->dir, first);
     Run *run = open_run(t, first, from);
     train_steps(t, run, 3);
-    file_test_expect_ok(t, run_save_now(run, &t->err));
+    file_test_expect_ok(t, run_save(run, &t->err) && run_save_finish(run, &t->err));
     Bits saved = bits_of(run);
     close_run(run);
     char *extra = xasprintf("%s resume=%s", to, dir);
@@ -265,7 +266,7 @@ static void check_refused(FileTest *t, const char *dir, const char *extra, const
 static char *make_checkpoint(FileTest *t, const char *out_dir, const char *extra) {
     Run *run = open_run(t, out_dir, extra);
     train_steps(t, run, 1);
-    file_test_expect_ok(t, run_save_now(run, &t->err));
+    file_test_expect_ok(t, run_save(run, &t->err) && run_save_finish(run, &t->err));
     close_run(run);
     return xasprintf("%s/%s/step_00000001", t->dir, out_dir);
 }
@@ -464,7 +465,7 @@ static void test_keep_last(void **state) {
     Run *run = open_run(t, "run", "keep_last=2");
     for (int i = 0; i < 4; ++i) {
         train_steps(t, run, 1);
-        file_test_expect_ok(t, run_save_now(run, &t->err));
+        file_test_expect_ok(t, run_save(run, &t->err) && run_save_finish(run, &t->err));
     }
     static const bool THERE[] = {false, false, true, true};
     for (int i = 0; i < 4; ++i) {

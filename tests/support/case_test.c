@@ -69,11 +69,12 @@ void case_test_run(OpTest *t, OpCall *call) {
 }
 void case_test_run_user(OpTest *t, void *call) { case_test_run(t, call); }
 
+static void see_outputs(OpTest *t, const OpCall *call) { t->seen = (t->seen ^ op_call_hash(call)) * 1099511628211u; }
 void case_test_check(OpTest *t, OpCall *call, bool every_element) {
     OpCheck check = {.ok = true};
     op_check_outputs(call, &check, every_element);
     fail_unless_ok(call->c, &check);
-    t->seen = (t->seen ^ op_call_hash(call)) * 1099511628211u;
+    see_outputs(t, call);
 }
 
 // The first run, and that it leaves alone what it only reads.
@@ -81,7 +82,8 @@ static void check_values(OpTest *t, OpCall *call) {
     unsigned char *before[OP_MAX_OPERANDS];
     for (int i = 0; i < call->count; ++i) before[i] = operand_bytes(t, call, i);
     case_test_run(t, call);
-    case_test_check(t, call, true);
+    if (t->repeat) see_outputs(t, call);
+    else case_test_check(t, call, true);
     for (int i = 0; i < call->count; ++i)
         if (!(call->operand[i].access & OP_WRITE) &&
             memcmp(before[i], operand_bytes(t, call, i), tensor_bytes(call->t[0][i])) != 0)
@@ -102,17 +104,16 @@ static void check_same_bits(OpTest *t, OpCall *call) {
 }
 
 static void check_in_place(OpTest *t, OpCall *call) {
+    unsigned char *expected[2];
+    for (int i = 0; i < 2; ++i) expected[i] = operand_bytes(t, call, call->c->kind->alias[i].output);
     for (int i = 0; i < 2; ++i) {
         OpAlias alias = call->c->kind->alias[i];
         if (alias.output == alias.input || (alias.may != NULL && !alias.may(call->c))) continue;
         Tensor *out = &call->t[0][alias.output], apart = *out;
         op_call_reset(call);
-        case_test_run(t, call);
-        unsigned char *expected = operand_bytes(t, call, alias.output);
-        op_call_reset(call);
         out->data = call->t[0][alias.input].data;
         case_test_run(t, call);
-        if (memcmp(expected, operand_bytes(t, call, alias.output), tensor_bytes(apart)) != 0)
+        if (memcmp(expected[i], operand_bytes(t, call, alias.output), tensor_bytes(apart)) != 0)
             fail_case(call->c, "operand %d in place of %d: other bits than apart", alias.output, alias.input);
         *out = apart;
         op_call_upload(call, alias.input);

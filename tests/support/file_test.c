@@ -10,20 +10,43 @@
 #include <sys/resource.h>
 #include <unistd.h>
 
-int file_test_setup(void **state) {
-    FileTest *t = xcalloc(1, sizeof *t);
+#include "llmc/base/dir_list.h"
+
+static bool make_dir(char *out, size_t bytes) {
     const char *base = getenv("TMPDIR");
     if (base == NULL)
         base = access("/dev/shm", W_OK) == 0 ? "/dev/shm" : "/tmp";  // memory: a disk's fsync takes seconds
-    snprintf(t->dir, sizeof t->dir, "%s/tokamak-test-XXXXXX", base);
+    snprintf(out, bytes, "%s/tokamak-test-XXXXXX", base);
+    return mkdtemp(out) != NULL;
+}
+
+int file_test_setup(void **state) {
+    FileTest *t = xcalloc(1, sizeof *t);
     *state = t;
-    return mkdtemp(t->dir) == NULL ? -1 : 0;
+    return make_dir(t->dir, sizeof t->dir) ? 0 : -1;
 }
 int file_test_teardown(void **state) {
     FileTest *t = *state;
     file_test_limit_file_size(0);
     bool ok = remove_tree(t->dir, &t->err);
     free(t);
+    return ok ? 0 : -1;
+}
+
+char *file_test_dir;
+
+int file_test_dir_setup(void **state) {
+    (void)state;
+    char dir[256];
+    if (!make_dir(dir, sizeof dir)) return -1;
+    file_test_dir = xstrdup(dir);
+    return 0;
+}
+int file_test_dir_teardown(void **state) {
+    (void)state;
+    bool ok = remove_tree(file_test_dir, NULL);
+    free(file_test_dir);
+    file_test_dir = NULL;
     return ok ? 0 : -1;
 }
 
@@ -47,6 +70,17 @@ int file_test_count_entries(const char *dir) {
         count += strcmp(entry->d_name, ".") != 0 && strcmp(entry->d_name, "..") != 0;
     closedir(stream);
     return count;
+}
+
+void file_test_remove_all(FileTest *t) {
+    NameList names;
+    file_test_expect_ok(t, dir_list(&names, t->dir, &t->err));
+    for (int i = 0; i < names.count; ++i) {
+        char *path = file_test_path(t, names.name[i]);
+        assert_int_equal(unlink(path), 0);
+        free(path);
+    }
+    name_list_free(&names);
 }
 
 void file_test_expect_error(FileTest *t, bool ok, const char *mention) {

@@ -21,9 +21,15 @@ int file_test_setup(void **state);
 int file_test_teardown(void **state);
 #define FILE_TEST(function) cmocka_unit_test_setup_teardown(function, file_test_setup, file_test_teardown)
 
+// The same with the directory in a variable; for a test, or for the group of all tests of a program.
+extern char *file_test_dir;
+int file_test_dir_setup(void **state);
+int file_test_dir_teardown(void **state);
+
 char *file_test_path(const FileTest *t, const char *name);  // caller frees
 void file_test_write(const FileTest *t, const char *name, const void *bytes, size_t count);
 int file_test_count_entries(const char *dir);  // without . and ..
+void file_test_remove_all(FileTest *t);         // files of the directory, which holds nothing else
 // Fails the test unless `ok` is false and the message mentions `mention`; then clears the message.
 void file_test_expect_error(FileTest *t, bool ok, const char *mention);
 // Fails the test with the message unless ok.

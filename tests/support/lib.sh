@@ -70,7 +70,7 @@ mpi_missing() {
 sanitize_for() { echo "ASAN_OPTIONS=${ASAN_OPTIONS:-}$([ "$1" -le 2 ] || echo :detect_leaks=0)"; }
 
 # ---- a run ----
-# shards [WORDS [VAL_FRACTION]]: so many words of text as byte tokens in $work/data, a share of them held out; WORDS -: what
+# shards [WORDS [SHARE]]: so many words of text as byte tokens in $work/data, a share of them held out; WORDS -: what
 # $work/text.txt holds. $train, $val: their files. $tiny: options of a run over them that takes seconds, of a Llama-style model; of
 # an option given again behind them the last one counts.
 shards() {
@@ -97,7 +97,7 @@ tiny_ranks() {
     on_ranks "$2" "${program[@]}" "$train_gpt" train out_dir="$work/$1" device=cpu threads=1 "${tiny[@]}" warmup_steps=2 \
         comm_timeout=60 "${@:3}" >"$work/$1.log" 2>&1
 }
-# fault_library FILE [COMPILER]: compiles tests/faults/FILE.c; $preload is it, behind a sanitizer's runtime, which must come first.
+# fault_library NAME [COMPILER]: compiles that file of tests/faults; $preload is it, behind a sanitizer's runtime, which must come first.
 fault_library() {
     sanitizer=$(ldd "$train_gpt" | awk '/libasan/ {print $3}')
     "${2:-cc}" -D_GNU_SOURCE -shared -fPIC -o "$work/$1.so" "tests/faults/$1.c" -ldl || return 1

@@ -47,6 +47,15 @@ static void layout(ModelTest *t, const ModelShape *shape, Backend *be, Arena *ar
     if (shape->training) optimizer_init(&t->optimizer, &t->config, &t->model, arena);
 }
 
+ModelConfig model_test_preset(const char *name) {
+    ModelConfig config;
+    Error err = {""};
+    if (!model_config_preset(&config, name, &err)) fail_msg("%s: %s", name, err.message);
+    if (config.V == 0) config.V = 50257;
+    if (!model_config_finish(&config, &err)) fail_msg("%s: %s", name, err.message);
+    return config;
+}
+
 void model_test_open(ModelTest *t, const ModelShape *shape, int threads) {
     Error err = {""};
     ModelShape whole = *shape;
@@ -87,11 +96,18 @@ float *model_test_download(Backend *be, const float *device, int64_t elems) {
     return host;
 }
 
-void model_test_write_shard(const char *path, const int32_t *tokens, int64_t count, int64_t vocab, int32_t eot) {
-    Error err = {""};
-    ShardWriter *writer = shard_writer_open(path, 2, vocab, eot, &err);
-    if (writer == NULL || !shard_writer_append(writer, tokens, count, &err) || !shard_writer_finish(writer, &err))
-        fail_msg("%s", err.message);
+double model_test_loss_sum(Model *m) {
+    double sum = 0, *sums = xmalloc(tensor_bytes(m->loss_sums));
+    m->be->download(m->be, sums, m->loss_sums.data, tensor_bytes(m->loss_sums));
+    for (int64_t i = 0; i < m->shape.micro_batches; ++i) sum += sums[i];
+    free(sums);
+    return sum;
+}
+
+GradStats model_test_stats(const Optimizer *opt, const Model *model) {
+    GradStats stats;
+    model->be->download(model->be, &stats, opt->stats, sizeof stats);
+    return stats;
 }
 
 double model_test_error(const float *out, const double *ref, int64_t elems) {

@@ -8,6 +8,9 @@
 // Defaults, then overrides up to a NULL; the model finished, its vocabulary the preset's unless given.
 void model_test_config(RunConfig *config, const char *const *overrides);
 
+// The same of a preset; a vocabulary that it leaves open is GPT-2's.
+ModelConfig model_test_preset(const char *name);
+
 typedef struct {
     RunConfig config;  // filled before model_test_open
     Backend *be;
@@ -27,8 +30,9 @@ bool model_test_on_cpu(void);  // or on the device that TOKAMAK_TEST_DEVICE name
 Backend *model_test_backend(int threads);
 // Host copy of device floats; caller frees.
 float *model_test_download(Backend *be, const float *device, int64_t elems);
-
-void model_test_write_shard(const char *path, const int32_t *tokens, int64_t count, int64_t vocab, int32_t eot);
+// sum of w*nll since model_begin_step, and what the optimizer's last step saw; they wait for the device.
+double model_test_loss_sum(Model *model);
+GradStats model_test_stats(const Optimizer *opt, const Model *model);
 
 // norm(out - ref) / norm(ref), NaN if either holds one.
 double model_test_error(const float *out, const double *ref, int64_t elems);

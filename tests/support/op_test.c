@@ -96,9 +96,9 @@ void op_test_release(OpTest *t) {
 }
 
 // Returns a hash of every byte that the case read back.
-static uint64_t run_once(const OpTestRun *run, bool once) {
+static uint64_t run_once(const OpTestRun *run, bool once, bool repeat) {
     Error err = {""};
-    OpTest t = {.be = open_level(run->level, &err), .seen = 14695981039346656037u, .once = once};
+    OpTest t = {.be = open_level(run->level, &err), .seen = 14695981039346656037u, .once = once, .repeat = repeat};
     t.data = run->test->data;
     if (t.be == NULL) fail_msg("%s", err.message);
     run->test->body(&t);
@@ -112,13 +112,13 @@ static uint64_t run_once(const OpTestRun *run, bool once) {
 static void run_case(void **state) {
     const OpTestRun *run = *state;
     if (!run->all_orders) {
-        run_once(run, run->once);
+        run_once(run, run->once, false);
         return;
     }
     uint64_t seen[THREAD_ORDER_COUNT];
     for (int order = 0; order < THREAD_ORDER_COUNT; ++order) {
         set_thread_order(order);
-        seen[order] = run_once(run, run->once && order == 0);
+        seen[order] = run_once(run, run->once && order == 0, order > 0);
         if (seen[order] != seen[0]) fail_msg("threads in %s order: other bits than forward", THREAD_ORDERS[order]);
     }
 }

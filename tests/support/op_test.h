@@ -39,6 +39,7 @@ typedef struct {
     struct OpTestBlock *blocks;
     uint64_t seen;  // hash of all results that the case has read
     bool once;      // in one level and order of the device alone: what does not depend on the device is tested then
+    bool repeat;    // in a further thread order: what is seen must be the same as in the first, which was compared
     const void *data;  // of the OpTestCase
 } OpTest;
 

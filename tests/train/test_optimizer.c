@@ -88,7 +88,7 @@ static int matrix_rows(int64_t rows[3], const ModelConfig *c, const ParamSpec *s
         rows[1] = rows[2] = c->NKV * c->HS;
         return 3;
     }
-    bool gated = spec->role == PARAM_FC_W && c->activation == ACT_SWIGLU;
+    bool gated = spec->role == PARAM_FC_W && activation_is_gated(c->activation);
     rows[0] = rows[1] = gated ? c->F : spec->dim[0];
     return gated ? 2 : 1;
 }
@@ -217,7 +217,7 @@ static void check_steps(const char *const *arch, DType dtype, OptimizerKind kind
         double lr = 3e-3 * (double)step, factor = 0.25 * (double)step;
         double norm = reference_step(&r, &t, grads, lr, factor, step);
         optimizer_step(&t.optimizer, &t.model, &t.config, lr, factor, step);
-        GradStats stats = optimizer_stats(&t.optimizer, &t.model);
+        GradStats stats = model_test_stats(&t.optimizer, &t.model);
         assert_int_equal(stats.skip, 0);
         model_test_within(fabs((double)stats.norm / norm - 1), 1e-6, "gradient norm");
         model_test_within(fabs((double)stats.scale / (clip > 0 ? fmin(1, clip / norm) : 1) - 1), 1e-6, "clip scale");
@@ -400,7 +400,7 @@ static void check_frozen(DType dtype, OptimizerKind kind) {
     reference_init(&r, &t);
     double norm = reference_step(&r, &t, grads, 1e-2, 1, 2);
     optimizer_step(&t.optimizer, &t.model, &t.config, 1e-2, 1, 2);
-    GradStats stats = optimizer_stats(&t.optimizer, &t.model);
+    GradStats stats = model_test_stats(&t.optimizer, &t.model);
     model_test_within(fabs((double)stats.norm / norm - 1), 1e-6, "the norm of what is trained");
     Snapshot after = snapshot(&t);
     int moving = 0;
@@ -440,7 +440,7 @@ static void test_frozen_gradient_may_be_nan(void **state) {
     float bad = NAN;
     t.be->upload(t.be, t.model.grads + wte->offset, &bad, sizeof bad);
     optimizer_step(&t.optimizer, &t.model, &t.config, 1e-2, 1, 1);
-    assert_int_equal(optimizer_stats(&t.optimizer, &t.model).skip, 0);
+    assert_int_equal(model_test_stats(&t.optimizer, &t.model).skip, 0);
     model_test_close(&t);
 }
 
@@ -454,7 +454,7 @@ static void check_skip(DType dtype, OptimizerKind kind, float bad) {
     const ParamSpec *spec = &params->spec[params->count - 1];
     t.be->upload(t.be, t.model.grads + spec->offset + spec->elems - 1, &bad, sizeof bad);
     optimizer_step(&t.optimizer, &t.model, &t.config, 1e-2, 1, 2);
-    assert_int_equal(optimizer_stats(&t.optimizer, &t.model).skip, 1);
+    assert_int_equal(model_test_stats(&t.optimizer, &t.model).skip, 1);
     Snapshot after = snapshot(&t);
     assert_true(same(before.w, after.w, 0, params->total_elems));
     for (int i = 0; i < params->count; ++i)

@@ -1,6 +1,6 @@
 // comm_nccl_ranks.c: one rank of the tests of the NCCL group; tests/ranks/test_comm_nccl.sh starts several under mpirun, on
 // emulated GPUs, or one on a real GPU (TOKAMAK_TEST_DEVICE=cuda). Every rank knows what every other contributes
-// (value()), so each compares its results with sums computed here, to the bit. Exit status 0: all results as expected.
+// (rank_test_value()), so each compares its results with sums computed here, to the bit. Exit status 0: all as expected.
 #include <math.h>
 #include <pthread.h>
 #include <stdatomic.h>
@@ -13,6 +13,7 @@
 #include "llmc/ranks/comm_host.h"
 #include "llmc/run/device.h"
 #include "llmc/backend/tensor_host.h"
+#include "tests/support/rank_test.h"
 
 typedef struct {
     Backend *be;
@@ -21,27 +22,8 @@ typedef struct {
     int failures;
 } Test;
 
-#define EXPECT(test, condition, ...)                                                                       \
-    do {                                                                                                   \
-        if (!(condition) && ++(test)->failures <= 5) {                                                     \
-            fprintf(stderr, "rank %d of %d, %s:%d: %s: ", (test)->rank, (test)->world, __FILE__, __LINE__, \
-                    #condition);                                                                           \
-            fprintf(stderr, __VA_ARGS__);                                                                  \
-            fprintf(stderr, "\n");                                                                         \
-        }                                                                                                  \
-    } while (0)
-
 // ---- contributions and their sums ----
 
-// Numbers of many magnitudes: summed in another order, the bits differ.
-static double value(int rank, int salt, int64_t i) {
-    uint64_t x = ((uint64_t)(rank + 1) << 40) ^ ((uint64_t)salt << 52) ^ (uint64_t)i;
-    x = (x ^ (x >> 30)) * 0xbf58476d1ce4e5b9ull;
-    x = (x ^ (x >> 27)) * 0x94d049bb133111ebull;
-    x ^= x >> 31;
-    static const double SCALE[4] = {1.0, 1024.0, 0.0078125, 33.0};
-    return ((double)(x >> 11) / 9007199254740992.0 - 0.5) * SCALE[x & 3];
-}
 static double rounded(double x, DType dtype) {
     if (dtype == DTYPE_F64) return x;
     return dtype == DTYPE_BF16 ? (double)bf16_to_f32(bf16_from_f32((float)x)) : (double)(float)x;
@@ -53,7 +35,7 @@ static double add(double a, double b, DType sums) {
 static double expected_sum(int world, int salt, int64_t i, DType sums, CommSum how) {
     double x[64] = {0};
     for (int r = 0; r < world; ++r)
-        x[r] = rounded(rounded(value(r, salt, i), sums), how.wire == DTYPE_BF16 ? DTYPE_BF16 : sums);
+        x[r] = rounded(rounded(rank_test_value(r, salt, i), sums), how.wire == DTYPE_BF16 ? DTYPE_BF16 : sums);
     if (!how.tree && how.wire == DTYPE_F32) {
         for (int r = 1; r < world; ++r) x[0] = add(x[0], x[r], sums);
         return x[0];
@@ -107,32 +89,6 @@ static void close_group(Test *t, Group group) {
     device_free(t, group.scratch);
 }
 
-// 0: equal, the last one longer; 1: one owner; 2: owners in any order, ranks without segments; 3: with gaps; 4: sixteen
-// equal grains, consecutive ones per rank; 5: equal, the last one shorter.
-#define KINDS 6
-static int make_segments(CommSegment *out, int world, int64_t elems, int kind) {
-    int count = 0;
-    if (kind == 5) return comm_segments_even(out, world, elems);
-    if (kind == 0 || kind == 4) {
-        int parts = kind == 0 ? world : 16;
-        int64_t each = elems / parts / 8 * 8;
-        for (int i = each > 0 ? 0 : parts - 1; i < parts; ++i)
-            out[count++] = (CommSegment){
-                .owner = i * world / parts, .first = i * each, .count = i == parts - 1 ? elems - i * each : each};
-        return count;
-    }
-    if (kind == 1) {
-        out[0] = (CommSegment){.owner = world - 1, .first = 0, .count = elems};
-        return 1;
-    }
-    int64_t first = kind == 3 ? 7 : 0;
-    for (int64_t length = 1; first < elems && count < 60; length = length * 3 + 1, ++count) {
-        out[count] =
-            (CommSegment){.owner = (count * 5 + 1) % world, .first = first, .count = min_i64(length, elems - first)};
-        first += out[count].count + (kind == 3 ? count : 0);
-    }
-    return count;
-}
 static int64_t most_owned(const CommSegment *segments, int count, int world, int64_t elems) {
     int64_t most = 0;
     for (int r = 0; r < world; ++r) most = max_i64(most, comm_segments_check(segments, count, world, elems, r));
@@ -147,14 +103,14 @@ static bool same_bits(float a, double b) {
 
 static void check_reduce_scatter(Test *t, int64_t elems, int kind, CommSum how, bool in_place) {
     CommSegment segment[64] = {{0}};
-    int segments = make_segments(segment, t->world, elems, kind);
+    int segments = rank_test_segments(segment, t->world, elems, kind);
     int64_t owned = comm_segments_check(segment, segments, t->world, elems, t->rank);
     Group group = open_group(t, elems, most_owned(segment, segments, t->world, elems), how);
     Tensor x = device_tensor(t, DTYPE_F32, elems), packed = device_tensor(t, DTYPE_F32, owned);
     float *host = xmalloc(to_size(elems) * 4);
     for (int64_t i = 0; i < owned; ++i) host[i] = how.accumulate ? (float)i : NAN;
     upload(t, packed, host);
-    for (int64_t i = 0; i < elems; ++i) host[i] = (float)value(t->rank, kind, i);
+    for (int64_t i = 0; i < elems; ++i) host[i] = (float)rank_test_value(t->rank, kind, i);
     upload(t, x, host);
     Comm *comm = group.comm;
     comm->wait(comm, comm->reduce_scatter(comm, "reduce", in_place ? x : packed, x, segment, segments, how));
@@ -190,7 +146,7 @@ static void check_reduce_scatter(Test *t, int64_t elems, int kind, CommSum how, 
 
 static void check_all_gather(Test *t, int64_t elems, int kind, DType dtype) {
     CommSegment segment[64] = {{0}};
-    int segments = make_segments(segment, t->world, elems, kind);
+    int segments = rank_test_segments(segment, t->world, elems, kind);
     Group group = open_group(t, elems, 0, (CommSum){.wire = DTYPE_F32});
     size_t bytes = to_size(elems) * dtype_bytes(dtype);
     unsigned char *x = xmalloc(bytes), *expected = xmalloc(bytes);
@@ -218,7 +174,7 @@ static void check_all_reduce(Test *t, int64_t elems, DType dtype, CommSum how) {
     // The planned scratch is for fp32, and for fp64 with few elements only.
     Group group = open_group(t, dtype == DTYPE_F64 && elems > 1000 ? 2 * elems + 4096 : elems, 0, how);
     unsigned char *x = xmalloc(tensor_bytes(device));
-    for (int64_t i = 0; i < elems; ++i) tensor_host_store(x, dtype, i, value(t->rank, 9, i));
+    for (int64_t i = 0; i < elems; ++i) tensor_host_store(x, dtype, i, rank_test_value(t->rank, 9, i));
     upload(t, device, x);
     group.comm->wait(group.comm, group.comm->all_reduce(group.comm, "sum", device, how));
     unsigned char *out = download(t, device);
@@ -256,7 +212,7 @@ static void test_operations(Test *t) {
     // Around the pack sizes; the last needs several thread blocks per rank.
     static const int64_t SIZES[] = {1, 3, 17, 1024, 4099};
     for (int s = 0; s < 5; ++s) {
-        for (int kind = 0; kind < KINDS; ++kind) {
+        for (int kind = 0; kind < RANK_TEST_KINDS; ++kind) {
             if (kind == 3 && SIZES[s] < 17) continue;
             for (int mode = 0; mode < 3; ++mode) {
                 CommSum how = {.tree = mode == 1, .wire = mode == 2 ? DTYPE_BF16 : DTYPE_F32};
@@ -288,7 +244,7 @@ static void test_operations(Test *t) {
 // wait changes the results in at least one order of the streams.
 static void test_steps(Test *t) {
     CommSegment segment[64] = {{0}};
-    int segments = make_segments(segment, t->world, BUCKET_ELEMS, 0);
+    int segments = rank_test_segments(segment, t->world, BUCKET_ELEMS, 0);
     int64_t owned = comm_segments_check(segment, segments, t->world, BUCKET_ELEMS, t->rank), own_first = 0;
     for (int s = 0; s < segments; ++s)
         if (segment[s].owner == t->rank) own_first = segment[s].first;
@@ -350,7 +306,7 @@ static void test_steps(Test *t) {
 static void test_queue(Test *t) {
     enum { N = 100, ELEMS = 257 };
     CommSegment segment[64] = {{0}};
-    int segments = make_segments(segment, t->world, ELEMS, 2);
+    int segments = rank_test_segments(segment, t->world, ELEMS, 2);
     CommSum how = {.wire = DTYPE_F32, .tree = true};
     Group group = open_group(t, ELEMS, ELEMS, how);
     Comm *comm = group.comm;

@@ -1,6 +1,6 @@
 // comm_ranks.c: one rank of the tests of the MPI group; tests/ranks/test_comm_mpi.sh starts several. Every rank knows what
-// every other contributes (value()), so each compares its results with a serial sum in the same tree, to the bit. Exit
-// status 0: all results of this rank as expected.
+// every other contributes (rank_test_value()), so each compares its results with a serial sum in the same tree, to the bit.
+// Exit status 0: all results of this rank as expected.
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -9,6 +9,7 @@
 #include "llmc/base/tree_sum.h"
 #include "llmc/ranks/comm_host.h"
 #include "llmc/backend/tensor_host.h"
+#include "tests/support/rank_test.h"
 
 typedef struct {
     Comm *comm;
@@ -18,66 +19,27 @@ typedef struct {
     int failures;
 } Test;
 
-#define EXPECT(test, condition, ...)                                                                     \
-    do {                                                                                                 \
-        if (!(condition)) {                                                                              \
-            if (++(test)->failures <= 5) {                                                               \
-                fprintf(stderr, "rank %d of %d, %s:%d: %s: ", (test)->rank, (test)->world, __FILE__, __LINE__,   \
-                        #condition);                                                                     \
-                fprintf(stderr, __VA_ARGS__);                                                            \
-                fprintf(stderr, "\n");                                                                   \
-            }                                                                                            \
-        }                                                                                                \
-    } while (0)
-
-// Numbers of many magnitudes: summed in another order, the bits differ.
-static double value(int rank, int salt, int64_t i) {
-    uint64_t x = ((uint64_t)rank << 40) ^ ((uint64_t)salt << 52) ^ (uint64_t)i;
-    x = (x ^ (x >> 30)) * 0xbf58476d1ce4e5b9ull;
-    x = (x ^ (x >> 27)) * 0x94d049bb133111ebull;
-    x ^= x >> 31;
-    double unit = (double)(x >> 11) / 9007199254740992.0 - 0.5;
-    static const double scale[4] = {1.0, 1024.0, 0.0078125, 33.0};
-    return unit * scale[x & 3];
-}
 static float rounded(float x, bool narrow) { return narrow ? bf16_to_f32(bf16_from_f32(x)) : x; }
 
 static float expected_f32(int world, int salt, int64_t i, bool narrow) {
     float sum[64];
-    for (int r = 0; r < world; ++r) sum[r] = rounded((float)value(r, salt, i), narrow);
+    for (int r = 0; r < world; ++r) sum[r] = rounded((float)rank_test_value(r, salt, i), narrow);
     return tree_sum_f32(sum, world);
 }
 static double expected_f64(int world, int salt, int64_t i) {
     double sum[64];
-    for (int r = 0; r < world; ++r) sum[r] = value(r, salt, i);
+    for (int r = 0; r < world; ++r) sum[r] = rank_test_value(r, salt, i);
     return tree_sum_f64(sum, world);
-}
-
-// Uneven lists: owners in any order, ranks without segments, gaps between segments.
-static int make_segments(CommSegment *out, int world, int64_t elems, int kind) {
-    if (kind == 0) return comm_segments_even(out, world, elems);
-    if (kind == 1) {
-        out[0] = (CommSegment){.owner = world - 1, .first = 0, .count = elems};
-        return 1;
-    }
-    int count = 0;
-    int64_t first = kind == 3 ? 7 : 0;
-    for (int64_t length = 1; first < elems && count < 60; length = length * 3 + 1, ++count) {
-        out[count] = (CommSegment){.owner = (count * 5 + 1) % world, .first = first,
-                                   .count = min_i64(length, elems - first)};
-        first += out[count].count + (kind == 3 ? count : 0);
-    }
-    return count;
 }
 
 static bool same_bits(float a, float b) { return memcmp(&a, &b, sizeof a) == 0; }
 
 static void check_reduce_scatter(Test *t, int64_t elems, int kind, DType wire, bool in_place, bool accumulate) {
-    CommSegment segment[64];
-    int segments = make_segments(segment, t->world, elems, kind);
+    CommSegment segment[64] = {{0}};
+    int segments = rank_test_segments(segment, t->world, elems, kind);
     int64_t owned = comm_segments_check(segment, segments, t->world, elems, t->rank);
     float *in = xmalloc(to_size(elems) * 4), *packed = xmalloc(to_size(owned) * 4 + 4);
-    for (int64_t i = 0; i < elems; ++i) in[i] = (float)value(t->rank, kind, i);
+    for (int64_t i = 0; i < elems; ++i) in[i] = (float)rank_test_value(t->rank, kind, i);
     for (int64_t i = 0; i < owned; ++i) packed[i] = accumulate ? (float)i : (float)(0.0 / 0.0);
     Tensor x = tensor_1d(in, DTYPE_F32, elems), out = in_place ? x : tensor_1d(packed, DTYPE_F32, owned);
     CommSum how = {.accumulate = accumulate, .wire = wire};
@@ -94,7 +56,7 @@ static void check_reduce_scatter(Test *t, int64_t elems, int kind, DType wire, b
                        (long long)i, (double)packed[place], (double)expected);
                 ++place;
             }
-            float expected = own && in_place ? sum : (float)value(t->rank, kind, i);
+            float expected = own && in_place ? sum : (float)rank_test_value(t->rank, kind, i);
             EXPECT(t, same_bits(in[i], expected),
                    "elems=%lld kind=%d wire=%d in place=%d i=%lld: %.9g, expected %.9g", (long long)elems, kind,
                    (int)wire, in_place, (long long)i, (double)in[i], (double)expected);
@@ -105,8 +67,8 @@ static void check_reduce_scatter(Test *t, int64_t elems, int kind, DType wire, b
 }
 
 static void check_all_gather(Test *t, int64_t elems, int kind, DType dtype) {
-    CommSegment segment[64];
-    int segments = make_segments(segment, t->world, elems, kind);
+    CommSegment segment[64] = {{0}};
+    int segments = rank_test_segments(segment, t->world, elems, kind);
     size_t bytes = to_size(elems) * dtype_bytes(dtype);
     unsigned char *x = xmalloc(bytes), *expected = xmalloc(bytes);
     for (size_t i = 0; i < bytes; ++i) expected[i] = x[i] = (unsigned char)(t->rank + 100);
@@ -124,7 +86,7 @@ static void check_all_gather(Test *t, int64_t elems, int kind, DType dtype) {
 
 static void check_all_reduce(Test *t, int64_t elems, DType dtype, DType wire) {
     unsigned char *x = xmalloc(to_size(elems) * dtype_bytes(dtype));
-    for (int64_t i = 0; i < elems; ++i) tensor_host_store(x, dtype, i, value(t->rank, 9, i));
+    for (int64_t i = 0; i < elems; ++i) tensor_host_store(x, dtype, i, rank_test_value(t->rank, 9, i));
     CommSum how = {.tree = true, .wire = wire};
     t->comm->wait(t->comm, t->comm->all_reduce(t->comm, "sum", tensor_1d(x, dtype, elems), how));
     for (int64_t i = 0; i < elems; ++i) {
@@ -176,8 +138,8 @@ static void test_operations(Test *t) {
 // Many operations are issued before the first wait, and ranks arrive at different times.
 static void test_queue(Test *t) {
     enum { N = 1000, ELEMS = 257 };
-    CommSegment segment[64];
-    int segments = make_segments(segment, t->world, ELEMS, 2);
+    CommSegment segment[64] = {{0}};
+    int segments = rank_test_segments(segment, t->world, ELEMS, 2);
     double *x = xmalloc(sizeof *x * N);
     float *y = xmalloc(sizeof *y * N * ELEMS);
     for (int i = 0; i < N * ELEMS; ++i) y[i] = (float)(t->rank + i);
@@ -272,7 +234,7 @@ static void test_two_groups(Test *t) {
 // Rank 1 contributes other values than expected: every rank's check must find it.
 static void test_wrong(Test *t) {
     float x[8];
-    for (int i = 0; i < 8; ++i) x[i] = (float)value(t->rank, t->rank == 1 ? 3 : 9, i);
+    for (int i = 0; i < 8; ++i) x[i] = (float)rank_test_value(t->rank, t->rank == 1 ? 3 : 9, i);
     CommSum how = {.wire = DTYPE_F32};
     t->comm->wait(t->comm, t->comm->all_reduce(t->comm, "sum", tensor_1d(x, DTYPE_F32, 8), how));
     int wrong = 0;
