@@ -177,7 +177,7 @@ static void test_errors(void **state) {
     CommMpiPlugin closed = {.mpi = NULL};
     CommOptions options = {.axis = {1, 4}};
     assert_false(comm_open(&comm, "mpi", be, &options, &err));
-    assert_non_null(strstr(err.message, "4 ranks on CPUs"));
+    assert_non_null(strstr(err.message, "4 CPU ranks need MPI"));
     assert_non_null(strstr(err.message, "mpirun"));
     options.mpi = &closed;
     assert_false(comm_open(&comm, "mpi", be, &options, &err));
