@@ -45,6 +45,7 @@ static bool train_step(Run *run, Error *err) {
     optimizer_freeze(&run->optimizer, model);
     zero_sum_squares(&run->zero, run->optimizer.sums);
     OptimizerStep step = run_optimizer_step(run, loss_scale);
+    run_save_before_update(run);
     optimizer_update(&run->optimizer, model, &run->config, &step);
     zero_send_weights(&run->zero);
 

@@ -154,8 +154,11 @@ static Ticket issue_step(StepBench *bench, int64_t t) {
         model_backward(model);
     }
     optimizer_step(&bench->optimizer, model, &bench->config, LEARNING_RATE, 1, t);
-    return bench->be->download_begin(bench->be, step_loss(bench, t), model->loss_sums.data,
-                                     to_size(bench->micro_batches) * sizeof *bench->loss);
+    const DownloadPiece loss = {step_loss(bench, t), model->loss_sums.data,
+                                to_size(bench->micro_batches) * sizeof *bench->loss};
+    Ticket read = bench->be->download_begin(bench->be, &loss, 1);
+    bench->be->after(bench->be, read);
+    return read;
 }
 
 // Runs warm-up and timed steps, as training does: a step is waited for when the next one has been issued. seconds[i]

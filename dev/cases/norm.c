@@ -13,7 +13,9 @@
 #define OVERWRITE_DX 8u  // dx is not
 #define LARGE_MEAN 16u   // x is about 4096 in steps of a quarter
 #define SMALL_X 32u      // so small that eps counts
+#define ADDS 64u         // a residual
 enum { OUT, MEAN, RSTD, X, WEIGHT, BIAS, DX, DWEIGHT, DBIAS, DOUT };
+enum { RESIDUAL = DX };  // of the forward operation
 
 // ---- shapes ----
 
@@ -54,6 +56,7 @@ static void odd_backward(OpShapes *shapes) {
 // ---- operands and calls ----
 
 static bool is_rms(const OpCase *c) { return c->shape.flags & RMS; }
+static bool adds(const OpCase *c) { return c->shape.flags & ADDS; }
 static bool has_bias(const OpCase *c) { return !(c->shape.flags & (RMS | NO_BIAS)); }
 static NormArgs norm_args(const OpCase *c) {
     return (NormArgs){.kind = is_rms(c) ? NORM_RMS : NORM_LAYER, .eps = EPS};
@@ -78,6 +81,7 @@ static double fill(const OpCall *call, int operand, int64_t at, double normal) {
 static void forward_lay_out(OpCall *call) {
     lay_out(call, OP_WRITE, FILL_NORMAL, OP_WRITE);
     call->operand[BIAS].access = OP_READ;
+    if (adds(call->c)) op_operand(call, OP_READ, FILL_NORMAL, 1, call->c->dtype, 2, call->operand[OUT].shape.dim);
 }
 static void backward_lay_out(OpCall *call) {
     const OpShape *s = &call->c->shape;
@@ -91,8 +95,10 @@ static void backward_lay_out(OpCall *call) {
     op_operand(call, OP_READ, FILL_NORMAL, 1, call->c->dtype, OP_DIMS(N, C));
 }
 static void forward_run(Backend *be, const OpCase *c, const Tensor *t) {
+    NormArgs args = norm_args(c);
+    if (adds(c)) args.residual = t[RESIDUAL];
     be->norm_forward(be, t[OUT], present(!is_rms(c), t[MEAN]), t[RSTD], t[X], t[WEIGHT],
-                     present(has_bias(c), t[BIAS]), norm_args(c));
+                     present(has_bias(c), t[BIAS]), args);
 }
 static void backward_run(Backend *be, const OpCase *c, const Tensor *t) {
     be->norm_backward(be, t[DX], t[DWEIGHT], present(has_bias(c), t[DBIAS]), t[DOUT], t[X], t[WEIGHT],
@@ -115,7 +121,9 @@ static void ref_out(const OpCall *call, int64_t first, int64_t C, double *ref) {
     const double *x = op_row(call, X, first, C, buffer);
     statistics(call, x, &mean, &rstd);
     for (int64_t c = 0; c < C; ++c)
-        ref[c] = (x[c] - mean) * rstd * op_value(call, WEIGHT, c) + (has_bias(call->c) ? op_value(call, BIAS, c) : 0);
+        ref[c] = (x[c] - mean) * rstd * op_value(call, WEIGHT, c) +
+                 (has_bias(call->c) ? op_value(call, BIAS, c) : 0) +
+                 (adds(call->c) ? op_value(call, RESIDUAL, first + c) : 0);
     free(buffer);
 }
 static void ref_statistics(const OpCall *call, int64_t first, int64_t count, double *means, double *rstds) {
@@ -213,12 +221,14 @@ static const OpOutput BACKWARD_OUTPUTS[] = {
 #define BOTH .fp32 = true, .bf16 = true, .shapes = model_shapes
 #define FORWARD                                                                                                 \
     BOTH, .op = "norm forward", .entry = "norm_forward", .odd_shapes = odd_forward, .lay_out = forward_lay_out, \
-          .fill = fill, .run = forward_run, .outputs = FORWARD_OUTPUTS
+          .fill = fill, .run = forward_run, .outputs = FORWARD_OUTPUTS, .alias = {{OUT, RESIDUAL, adds}}
 #define BACKWARD                                                                                                    \
     BOTH, .op = "norm backward", .entry = "norm_backward", .odd_shapes = odd_backward, .lay_out = backward_lay_out, \
           .run = backward_run, .outputs = BACKWARD_OUTPUTS
 static const OpKind KINDS[] = {{FORWARD, .variant = "layer"},
                                {FORWARD, .variant = "rms", .flags = RMS},
+                               {FORWARD, .variant = "layer+residual", .flags = ADDS},
+                               {FORWARD, .variant = "rms+residual", .flags = RMS | ADDS},
                                {BACKWARD, .variant = "layer", .forward = &KINDS[0]},
                                {BACKWARD, .variant = "rms", .flags = RMS, .forward = &KINDS[1]}};
 const OpFamily OPS_NORM = OP_FAMILY(KINDS);

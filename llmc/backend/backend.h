@@ -28,8 +28,16 @@ typedef struct Backend Backend;
 struct Comm;
 struct CommOptions;
 
-// A point on the compute stream: it has passed when everything issued before it is done. 0 has always passed.
+// A point in the device's work: of mark, it has passed when everything issued before it is done; of a transfer, when the
+// bytes have arrived. 0 has always passed.
 typedef int64_t Ticket;
+
+// A piece of a download. host is host_alloc memory, untouched by others until the ticket has passed.
+typedef struct {
+    void *host;
+    const void *device;
+    size_t bytes;
+} DownloadPiece;
 
 // out(M,N) = alpha * op(a) op(b) + beta * add [+ bias] [then activation, or times an activation's derivative]
 // Order: acc = alpha*sum; acc += beta*add; acc += bias[n]; then at most one of
@@ -58,6 +66,7 @@ typedef struct {
 typedef struct {
     NormKind kind;
     float eps;
+    Tensor residual;  // (N,C) act, added to the normalized rows; TENSOR_NONE: nothing is. Forward only
 } NormArgs;
 
 // Rotary position embedding, "rotate half" pairing (i, i + HS/2) as in Hugging Face; tables are (max position, HS/2).
@@ -186,8 +195,12 @@ struct Backend {
     // written them, so that the transfer runs beside what was issued since. host (host_alloc memory) must stay
     // untouched until the returned ticket has passed.
     Ticket (*upload_after)(Backend *be, void *device, const void *host, size_t bytes, Ticket after);
-    // The bytes as everything issued so far leaves them, in host (host_alloc memory) once the ticket has passed.
-    Ticket (*download_begin)(Backend *be, void *host, const void *device, size_t bytes);
+    // The bytes as everything issued so far leaves them, in host once the ticket has passed; also with no pieces it has
+    // passed when all that is done. They leave beside what is issued from now on, which may read the sources; whoever
+    // writes to one calls `after` first, unless the host has waited for the ticket.
+    Ticket (*download_begin)(Backend *be, const DownloadPiece *pieces, int64_t count);
+    // Operations issued from now on begin when the ticket has passed. The host does not wait.
+    void (*after)(Backend *be, Ticket ticket);
     bool (*has_passed)(Backend *be, Ticket ticket);        // does not wait; true after a failure
     bool (*wait)(Backend *be, Ticket ticket, Error *err);  // false: the device failed, err says how
     // Device time between two points among the last few dozen that have passed; < 0 where the device keeps no time.
@@ -224,10 +237,13 @@ struct Backend {
     void (*embedding_backward)(Backend *be, Tensor dwte, Tensor dwpe, Tensor dout, Tensor tokens, Tensor positions);
 
     // ---- normalization over the last dimension ----
-    // out(N,C) =; mean(N) and rstd(N) fp32 = (mean is TENSOR_NONE for RMS); bias may be TENSOR_NONE.
+    // out(N,C) = [residual +] norm(x); mean(N) and rstd(N) fp32 = (mean is TENSOR_NONE for RMS); bias may be
+    // TENSOR_NONE. The residual is added in fp32, before the one rounding; it may be out's memory (then "+=") or x's.
     void (*norm_forward)(Backend *be, Tensor out, Tensor mean, Tensor rstd, Tensor x, Tensor weight, Tensor bias,
                          NormArgs args);
     // dx(N,C) act {=, += if accumulate_dx}; dweight(C), dbias(C) fp32 {=, += if accumulate_dw}; dbias may be NONE.
+    // args.residual is ignored: the residual's gradient is dout itself, which is only read. The gradient of x in
+    // out = residual + norm(x) is taken with accumulate_dx false into a tensor of its own: dx must not be dout.
     void (*norm_backward)(Backend *be, Tensor dx, Tensor dweight, Tensor dbias, Tensor dout, Tensor x, Tensor weight,
                           Tensor mean, Tensor rstd, bool accumulate_dx, bool accumulate_dw, NormArgs args);
 
@@ -301,7 +317,7 @@ struct Backend {
 };
 
 // What a plug-in is opened with.
-#define BACKEND_ABI 2
+#define BACKEND_ABI 4
 typedef struct {
     int abi;                // BACKEND_ABI of the caller; a plug-in of another age refuses
     size_t backend_bytes;   // sizeof(Backend), likewise

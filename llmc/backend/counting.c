@@ -150,12 +150,18 @@ static Ticket count_upload_after(Backend *be, void *device, const void *host, si
     count(be, COUNT_UPLOAD, (OpCount){.host_bytes = (double)bytes});
     return c->inner != NULL ? c->inner->upload_after(c->inner, device, host, bytes, after) : ++c->ticket;
 }
-static Ticket count_download_begin(Backend *be, void *host, const void *device, size_t bytes) {
+static Ticket count_download_begin(Backend *be, const DownloadPiece *pieces, int64_t count_pieces) {
     Counting *c = counting_of(be);
-    count(be, COUNT_DOWNLOAD, (OpCount){.host_bytes = (double)bytes});
-    if (c->inner != NULL) return c->inner->download_begin(c->inner, host, device, bytes);
-    memset(host, 0, bytes);
+    double bytes = 0;
+    for (int64_t i = 0; i < count_pieces; ++i) bytes += (double)pieces[i].bytes;
+    count(be, COUNT_DOWNLOAD, (OpCount){.host_bytes = bytes});
+    if (c->inner != NULL) return c->inner->download_begin(c->inner, pieces, count_pieces);
+    for (int64_t i = 0; i < count_pieces; ++i) memset(pieces[i].host, 0, pieces[i].bytes);
     return ++c->ticket;
+}
+static void count_after(Backend *be, Ticket ticket) {
+    Counting *c = counting_of(be);
+    if (c->inner != NULL) c->inner->after(c->inner, ticket);
 }
 static bool count_has_passed(Backend *be, Ticket ticket) {
     Counting *c = counting_of(be);
@@ -250,7 +256,8 @@ static void count_embedding_backward(Backend *be, Tensor dwte, Tensor dwpe, Tens
 
 static void count_norm_forward(Backend *be, Tensor out, Tensor mean, Tensor rstd, Tensor x, Tensor weight, Tensor bias,
                                NormArgs args) {
-    double bytes = bytes_of(out) + bytes_of(mean) + bytes_of(rstd) + bytes_of(x) + bytes_of(weight) + bytes_of(bias);
+    double bytes = bytes_of(out) + bytes_of(mean) + bytes_of(rstd) + bytes_of(x) + bytes_of(weight) + bytes_of(bias) +
+                   bytes_of(args.residual);
     see_activation(be, x);
     count(be, COUNT_NORM_FORWARD, (OpCount){.bytes = bytes, .kernels = 1});
     PASS_ON(be, norm_forward, out, mean, rstd, x, weight, bias, args);
@@ -457,6 +464,7 @@ static void set_memory_entries(Backend *be) {
     be->mark = count_mark;
     be->upload_after = count_upload_after;
     be->download_begin = count_download_begin;
+    be->after = count_after;
     be->has_passed = count_has_passed;
     be->wait = count_wait;
     be->elapsed_ms = count_elapsed_ms;

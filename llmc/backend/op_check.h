@@ -118,11 +118,18 @@ static inline void op_check_norm(Tensor x, Tensor weight, Tensor bias, Tensor me
     if (kind == NORM_LAYER) op_check_1d("mean", mean, DTYPE_F32, x.dim[0]);
     op_check_1d("rstd", rstd, DTYPE_F32, x.dim[0]);
 }
+static inline void op_check_norm_forward(Tensor out, Tensor mean, Tensor rstd, Tensor x, Tensor weight, Tensor bias,
+                                         const NormArgs *args) {
+    op_check_norm(x, weight, bias, mean, rstd, args->kind);
+    op_check_2d("out", out, x.dtype, x.dim[0], x.dim[1]);
+    if (!tensor_is_none(args->residual)) op_check_2d("residual", args->residual, x.dtype, x.dim[0], x.dim[1]);
+}
 static inline void op_check_norm_backward(Tensor dx, Tensor dweight, Tensor dbias, Tensor dout, Tensor x,
                                           Tensor weight, Tensor mean, Tensor rstd, NormKind kind) {
     op_check_norm(x, weight, TENSOR_NONE, mean, rstd, kind);
     op_check_2d("dx", dx, x.dtype, x.dim[0], x.dim[1]);
     op_check_2d("dout", dout, x.dtype, x.dim[0], x.dim[1]);
+    CHECK(dx.data != dout.data || x.dim[0] == 0, "dx is dout, %lld rows", (long long)x.dim[0]);
     op_check_1d("dweight", dweight, DTYPE_F32, x.dim[1]);
     if (!tensor_is_none(dbias)) op_check_1d("dbias", dbias, DTYPE_F32, x.dim[1]);
 }

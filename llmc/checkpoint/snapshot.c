@@ -30,7 +30,11 @@ static void lay_out(Snapshot *s) {
 }
 
 void snapshot_close(Snapshot *s) {
-    if (s->block != NULL) s->be->host_free(s->be, s->block);
+    if (s->block != NULL) {
+        s->be->wait(s->be, s->copied, NULL);
+        s->be->host_free(s->be, s->block);
+    }
+    free(s->pieces);
     free(s->weights);
     free(s->state);
     free(s->weight_at);
@@ -49,6 +53,8 @@ size_t snapshot_plan_bytes(const SnapshotShape *shape) {
 bool snapshot_open(Snapshot *s, const SnapshotShape *shape, Backend *be, const atomic_bool *cancelled, Error *err) {
     *s = (Snapshot){.shape = *shape, .be = be, .cancelled = cancelled};
     lay_out(s);
+    s->pieces = xcalloc((size_t)(s->weight_count > s->state_count ? s->weight_count : s->state_count) + 1,
+                        sizeof *s->pieces);
     s->block = be->host_alloc(be, s->bytes, err);
     if (s->block == NULL) {
         error_prefix(err, "the copy that checkpoints are written from (async_save=false goes without)");
@@ -75,37 +81,46 @@ void *snapshot_state_address(const Model *model, const Optimizer *optimizer, con
     return NULL;
 }
 
-// Bucket by bucket: with stage 3 that is how weights come to be whole, and only as long as the next ones have not
-// come.
-bool snapshot_take(Snapshot *s, const Model *model, const Optimizer *optimizer, Zero *zero, Error *err) {
-    Backend *be = s->be;
+static Ticket copy_weights(const Snapshot *s, const Model *model, int bucket, int first, int end) {
     const size_t width = dtype_bytes(s->shape.dtype);
-    Ticket last = 0;
-    bool ok = true;
-    for (int i = 0; i < s->state_count; ++i)
-        last = be->download_begin(be, s->block + s->state_at[i],
-                                  snapshot_state_address(model, optimizer, &s->state[i]),
-                                  state_bytes(&s->state[i]));
+    for (int i = first; i < end; ++i) {
+        const ParamRange *range = &s->weights[i];
+        int64_t within = model->params.spec[range->param].offset + range->first - model->part.bucket[bucket].first;
+        s->pieces[i] = (DownloadPiece){s->block + s->weight_at[i],
+                                       model->bucket_weights[bucket] + to_size(within) * width,
+                                       to_size(range->count) * width};
+    }
+    return s->be->download_begin(s->be, s->pieces + first, end - first);
+}
+
+// Bucket by bucket: with stage 3 that is how weights come to be whole, and the next ones take their place. The state,
+// which is the most of it, comes last: then nothing but the update of weights waits for it.
+void snapshot_begin(Snapshot *s, const Model *model, const Optimizer *optimizer, Zero *zero) {
+    Backend *be = s->be;
     int next = 0;
     for (int b = 0; b < model->part.buckets; ++b) {
         zero_gather_weights(zero, b);
         const Bucket *bucket = &model->part.bucket[b];
+        int first = next;
         for (; next < s->weight_count; ++next) {
             const ParamRange *range = &s->weights[next];
-            int64_t within = model->params.spec[range->param].offset + range->first - bucket->first;
-            if (within >= bucket->elems) break;
-            last = be->download_begin(be, s->block + s->weight_at[next],
-                                      model->bucket_weights[b] + to_size(within) * width,
-                                      to_size(range->count) * width);
+            if (model->params.spec[range->param].offset + range->first >= bucket->first + bucket->elems) break;
         }
-        // A failure does not end the walk: the others wait for this rank's share of what follows.
-        if (model->part.options.stage == 3 && ok) ok = be->wait(be, last, err);
+        Ticket copied = copy_weights(s, model, b, first, next);
+        if (model->part.options.stage == 3) be->after(be, copied);
     }
     CHECK(next == s->weight_count, "%d of %d weights", next, s->weight_count);
-    // The gathers too, of which this rank may need nothing: others wait for its part in them, while it goes on to wait
-    // for others elsewhere.
-    return ok && be->wait(be, last, err) && be->wait(be, be->mark(be), err);
+    for (int i = 0; i < s->state_count; ++i)
+        s->pieces[i] = (DownloadPiece){s->block + s->state_at[i],
+                                       snapshot_state_address(model, optimizer, &s->state[i]),
+                                       state_bytes(&s->state[i])};
+    // Passed, with or without a piece, when the gathers are done, too: others wait for this rank's part in them.
+    s->copied = be->download_begin(be, s->pieces, s->state_count);
 }
+
+void snapshot_before_update(const Snapshot *s) { s->be->after(s->be, s->copied); }
+bool snapshot_is_there(const Snapshot *s) { return s->be->has_passed(s->be, s->copied); }
+bool snapshot_wait(const Snapshot *s, Error *err) { return s->be->wait(s->be, s->copied, err); }
 
 // ---- readers ----
 

@@ -28,6 +28,8 @@ typedef struct {
     size_t *weight_at, *state_at;  // where they lie in the block
     size_t bytes;                  // of the block
     unsigned char *block;
+    DownloadPiece *pieces;  // room for a list of them
+    Ticket copied;          // of the latest copy
     Backend *be;    // that the block is of
     const atomic_bool *cancelled;  // readers fail once it is true; NULL: never
 } Snapshot;
@@ -41,9 +43,14 @@ void snapshot_close(Snapshot *snapshot);
 
 // Where a piece of the optimizer's state lies in backend memory: on a rank that keeps it.
 void *snapshot_state_address(const Model *model, const Optimizer *optimizer, const StatePiece *piece);
-// Copies weights and state as everything issued so far leaves them, and waits for it. Collective where weights are
-// sharded (stage 3). False: the device failed.
-bool snapshot_take(Snapshot *snapshot, const Model *model, const Optimizer *optimizer, Zero *zero, Error *err);
+// Begins to copy weights and state as everything issued so far leaves them; the copy leaves the device beside what is
+// issued from now on. Collective where weights are sharded (stage 3).
+void snapshot_begin(Snapshot *snapshot, const Model *model, const Optimizer *optimizer, Zero *zero);
+// Before anything is issued that changes weights or state: it comes after the copy. The host does not wait.
+void snapshot_before_update(const Snapshot *snapshot);
+// Whether the latest copy is complete (or the device has failed); waits for it. False of wait: the device failed.
+bool snapshot_is_there(const Snapshot *snapshot);
+bool snapshot_wait(const Snapshot *snapshot, Error *err);
 
 // A ModelFileGet and a SafeTensorFetch (index into snapshot->state) over a Snapshot; any thread, one at a time.
 bool snapshot_get_weights(void *snapshot, const ParamSpec *spec, int64_t first, int64_t count, float *out,

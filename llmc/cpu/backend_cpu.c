@@ -58,9 +58,13 @@ static Ticket cpu_upload_after(Backend *be, void *device, const void *host, size
     cpu_copy(be, device, host, bytes);
     return 0;
 }
-static Ticket cpu_download_begin(Backend *be, void *host, const void *device, size_t bytes) {
-    cpu_copy(be, host, device, bytes);
+static Ticket cpu_download_begin(Backend *be, const DownloadPiece *pieces, int64_t count) {
+    for (int64_t i = 0; i < count; ++i) cpu_copy(be, pieces[i].host, pieces[i].device, pieces[i].bytes);
     return 0;
+}
+static void cpu_after(Backend *be, Ticket ticket) {
+    (void)be;
+    (void)ticket;
 }
 static bool cpu_has_passed(Backend *be, Ticket ticket) {
     (void)be;
@@ -167,6 +171,7 @@ Backend *backend_cpu_open(int threads, const char *isa, Error *err) {
     be->mark = cpu_mark;
     be->upload_after = cpu_upload_after;
     be->download_begin = cpu_download_begin;
+    be->after = cpu_after;
     be->has_passed = cpu_has_passed;
     be->wait = cpu_wait;
     be->elapsed_ms = cpu_elapsed_ms;

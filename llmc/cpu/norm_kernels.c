@@ -27,9 +27,9 @@ SIMD_INLINE float row_sum(const void *x, int64_t base, int64_t C, float shift, b
 }
 
 // The variance is taken around the mean in a second pass over the row, which is in L1 by then: E[x^2] - mean^2 would
-// cancel.
+// cancel. adds and dtype are constants where it is called: a row without a residual has no branch for it.
 SIMD_INLINE void norm_forward_row(Tensor out, float *mean_out, float *rstd_out, Tensor x, Tensor weight, Tensor bias,
-                                  NormArgs args, int64_t row, DType dtype) {
+                                  NormArgs args, int64_t row, bool adds, DType dtype) {
     int64_t C = x.dim[1], base = row * C;
     float mean = 0;
     if (args.kind == NORM_LAYER) *mean_out = mean = row_sum(x.data, base, C, 0.0f, false, dtype) / (float)C;
@@ -40,24 +40,33 @@ SIMD_INLINE void norm_forward_row(Tensor out, float *mean_out, float *rstd_out, 
         vf y = (vf_load_some(x.data, base + c, left, dtype) - mean) * rstd;
         y *= vf_load_some(weight.data, c, left, dtype);
         if (!tensor_is_none(bias)) y += vf_load_some(bias.data, c, left, dtype);
+        if (adds) y += vf_load_some(args.residual.data, base + c, left, dtype);
         vf_store_some(out.data, base + c, y, left, dtype);
     }
 }
 
+SIMD_INLINE void norm_forward_any(Tensor out, Tensor mean, Tensor rstd, Tensor x, Tensor weight, Tensor bias,
+                                  NormArgs args, int64_t row, bool adds) {
+    float *row_mean = args.kind == NORM_LAYER ? (float *)mean.data + row : NULL;
+    float *row_rstd = (float *)rstd.data + row;
+    if (x.dtype == DTYPE_F32)
+        norm_forward_row(out, row_mean, row_rstd, x, weight, bias, args, row, adds, DTYPE_F32);
+    else
+        norm_forward_row(out, row_mean, row_rstd, x, weight, bias, args, row, adds, DTYPE_BF16);
+}
+
 static void norm_forward(Backend *be, Tensor out, Tensor mean, Tensor rstd, Tensor x, Tensor weight, Tensor bias,
                          NormArgs args) {
-    op_check_norm(x, weight, bias, mean, rstd, args.kind);
-    op_check_2d("out", out, x.dtype, x.dim[0], x.dim[1]);
+    op_check_norm_forward(out, mean, rstd, x, weight, bias, &args);
     int64_t N = x.dim[0];
     (void)be;
+    // Two loops, so that a compiler makes the same of the one without a residual whatever the other needs.
+    if (tensor_is_none(args.residual)) {
 #pragma omp parallel for schedule(static) num_threads(be->threads) if (tensor_elems(x) > CPU_PARALLEL_ELEMS)
-    for (int64_t row = 0; row < N; ++row) {
-        float *row_mean = args.kind == NORM_LAYER ? (float *)mean.data + row : NULL;
-        float *row_rstd = (float *)rstd.data + row;
-        if (x.dtype == DTYPE_F32)
-            norm_forward_row(out, row_mean, row_rstd, x, weight, bias, args, row, DTYPE_F32);
-        else
-            norm_forward_row(out, row_mean, row_rstd, x, weight, bias, args, row, DTYPE_BF16);
+        for (int64_t row = 0; row < N; ++row) norm_forward_any(out, mean, rstd, x, weight, bias, args, row, false);
+    } else {
+#pragma omp parallel for schedule(static) num_threads(be->threads) if (tensor_elems(x) > CPU_PARALLEL_ELEMS)
+        for (int64_t row = 0; row < N; ++row) norm_forward_any(out, mean, rstd, x, weight, bias, args, row, true);
     }
 }
 

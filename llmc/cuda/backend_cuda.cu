@@ -123,20 +123,32 @@ static Ticket record_on(Backend *be, cudaStream_t stream) {
 }
 static Ticket cuda_mark(Backend *be) { return record_on(be, cuda_stream(be)); }
 
+static void cuda_after(Backend *be, Ticket ticket) {
+    CHECK(!sequence_is_capturing(be), "waiting for ticket %lld inside of a captured sequence", (long long)ticket);
+    if (!cuda_failed(be) && !is_long_past(be, ticket))
+        cuda_ok(be, cudaStreamWaitEvent(cuda_stream(be), event_of(be, ticket), 0), "cudaStreamWaitEvent");
+}
 static Ticket cuda_upload_after(Backend *be, void *device, const void *host, size_t bytes, Ticket after) {
     CudaState *state = cuda_state(be);
     if (cuda_failed(be)) return 0;
     if (!is_long_past(be, after))
-        cuda_ok(be, cudaStreamWaitEvent(state->copy, event_of(be, after), 0), "cudaStreamWaitEvent");
-    cuda_ok(be, cudaMemcpyAsync(device, host, bytes, cudaMemcpyHostToDevice, state->copy), "cudaMemcpyAsync");
-    Ticket sent = record_on(be, state->copy);
-    if (!cuda_failed(be))
-        cuda_ok(be, cudaStreamWaitEvent(cuda_stream(be), event_of(be, sent), 0), "cudaStreamWaitEvent");
+        cuda_ok(be, cudaStreamWaitEvent(state->uploads, event_of(be, after), 0), "cudaStreamWaitEvent");
+    cuda_ok(be, cudaMemcpyAsync(device, host, bytes, cudaMemcpyHostToDevice, state->uploads), "cudaMemcpyAsync");
+    Ticket sent = record_on(be, state->uploads);
+    cuda_after(be, sent);
     return sent;
 }
-static Ticket cuda_download_begin(Backend *be, void *host, const void *device, size_t bytes) {
-    copy_on_compute(be, host, device, bytes, cudaMemcpyDeviceToHost);
-    return cuda_mark(be);
+static Ticket cuda_download_begin(Backend *be, const DownloadPiece *pieces, int64_t count) {
+    CudaState *state = cuda_state(be);
+    CHECK(!sequence_is_capturing(be), "a download inside of a captured sequence, %lld pieces", (long long)count);
+    if (cuda_failed(be)) return 0;
+    // One event for all downloads: a wait keeps to the record that it found.
+    cuda_ok(be, cudaEventRecord(state->issued, cuda_stream(be)), "cudaEventRecord");
+    cuda_ok(be, cudaStreamWaitEvent(state->downloads, state->issued, 0), "cudaStreamWaitEvent");
+    for (int64_t i = 0; i < count && !cuda_failed(be); ++i)
+        cuda_ok(be, cudaMemcpyAsync(pieces[i].host, pieces[i].device, pieces[i].bytes, cudaMemcpyDeviceToHost,
+                                    state->downloads), "cudaMemcpyAsync");
+    return record_on(be, state->downloads);
 }
 static bool cuda_has_passed(Backend *be, Ticket ticket) {
     if (cuda_failed(be) || is_long_past(be, ticket)) return true;
@@ -158,7 +170,8 @@ static double cuda_elapsed_ms(Backend *be, Ticket from, Ticket to) {
 }
 static bool cuda_synchronize(Backend *be, Error *err) {
     wait_for_compute(be);
-    if (!cuda_failed(be)) cuda_ok(be, cudaStreamSynchronize(cuda_state(be)->copy), "a transfer");
+    if (!cuda_failed(be)) cuda_ok(be, cudaStreamSynchronize(cuda_state(be)->uploads), "a transfer");
+    if (!cuda_failed(be)) cuda_ok(be, cudaStreamSynchronize(cuda_state(be)->downloads), "a transfer");
     return return_failure(be, err);
 }
 
@@ -181,7 +194,9 @@ static void cuda_close(Backend *be) {
     cuda_free(be, state->scratch, state->scratch_bytes);
     for (int i = 0; i < CUDA_TICKETS; ++i)
         if (state->events[i] != NULL) cudaEventDestroy(state->events[i]);
-    if (state->copy != NULL) cudaStreamDestroy(state->copy);
+    if (state->issued != NULL) cudaEventDestroy(state->issued);
+    if (state->downloads != NULL) cudaStreamDestroy(state->downloads);
+    if (state->uploads != NULL) cudaStreamDestroy(state->uploads);
     if (state->compute != NULL) cudaStreamDestroy(state->compute);
     device_info_close(state->info);
     free(state);
@@ -240,7 +255,9 @@ static bool open_state(Backend *be, const BackendOptions *options, int index, co
     device_info_telemetry(state->info, &before);
     cuda_ok(be, cudaFree(NULL), "opening the device");
     cuda_ok(be, cudaStreamCreateWithFlags(&state->compute, cudaStreamNonBlocking), "cudaStreamCreate");
-    cuda_ok(be, cudaStreamCreateWithFlags(&state->copy, cudaStreamNonBlocking), "cudaStreamCreate");
+    cuda_ok(be, cudaStreamCreateWithFlags(&state->uploads, cudaStreamNonBlocking), "cudaStreamCreate");
+    cuda_ok(be, cudaStreamCreateWithFlags(&state->downloads, cudaStreamNonBlocking), "cudaStreamCreate");
+    cuda_ok(be, cudaEventCreateWithFlags(&state->issued, cudaEventDisableTiming), "cudaEventCreate");
     for (int i = 0; i < CUDA_TICKETS; ++i) cuda_ok(be, cudaEventCreate(&state->events[i]), "cudaEventCreate");
     state->sequences = sequences_open(options->graphs);
     embedding_register_cuda(be);
@@ -297,6 +314,7 @@ extern "C" Backend *backend_plugin_entry(const BackendOptions *options, Error *e
     be->mark = cuda_mark;
     be->upload_after = cuda_upload_after;
     be->download_begin = cuda_download_begin;
+    be->after = cuda_after;
     be->has_passed = cuda_has_passed;
     be->wait = cuda_wait;
     be->elapsed_ms = cuda_elapsed_ms;

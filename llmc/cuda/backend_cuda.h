@@ -16,8 +16,12 @@ typedef struct CudaState {
     int compute_capability;     // 80, 90, 100, ...
     int sm_count;
     size_t shared_bytes_limit;  // of dynamic shared memory a block may ask for
-    cudaStream_t compute, copy;  // compute is taken through cuda_stream
-    int64_t stream_uses;         // how often it was
+    cudaStream_t compute;       // taken through cuda_stream
+    int64_t stream_uses;        // how often it was
+    // Transfers, a stream for each direction, as a GPU has an engine for each: a batch on its way in must not queue
+    // behind a snapshot on its way out, for the computation waits for the batch.
+    cudaStream_t uploads, downloads;
+    cudaEvent_t issued;         // on compute: what a download waits for
     void *scratch;              // see cuda_scratch
     size_t scratch_bytes;
     Error failure;              // the first failure; "" while all is well

@@ -26,24 +26,32 @@ static __device__ __forceinline__ float row_sum(float x, int row_warps, float *p
 
 // ---- forward ----
 // The variance is taken around the mean in a second pass over the registers: E[x^2] - mean^2 would cancel. mean_out
-// is NULL for RMSNorm, bias may be NULL. Bound: x read and out written once, 2*N*C elements; weight and bias come
-// from L1. most: where out's largest magnitude is recorded, or NULL.
-template <class T, int W, int PER>
+// is NULL for RMSNorm, bias may be NULL. ADDS: the residual, which may be out, is added. Bound: x (and residual) read
+// and out written once, 2 (3) * N*C elements; weight and bias come from L1. most: where out's largest magnitude is
+// recorded, or NULL.
+template <class T, int W, int PER, bool ADDS>
 static __global__ void __launch_bounds__(NORM_MAX_THREADS)
-    norm_forward_kernel(T *__restrict__ out, float *mean_out, float *rstd_out, const T *__restrict__ x,
-                        const T *__restrict__ weight, const T *__restrict__ bias, uint32_t *most, int64_t N, int C,
-                        int row_threads, float eps) {
+    norm_forward_kernel(T *out, float *mean_out, float *rstd_out, const T *__restrict__ x,
+                        const T *__restrict__ weight, const T *__restrict__ bias, const T *residual, uint32_t *most,
+                        int64_t N, int C, int row_threads, float eps) {
     SHARED_ARRAY(float, partial, 2 * WARP);
     int thread = (int)threadIdx.x % row_threads, row_warps = row_threads / WARP, packs = C / W;
     int64_t row = (int64_t)blockIdx.x * (blockDim.x / (unsigned)row_threads) + threadIdx.x / (unsigned)row_threads;
     if (row >= N) return;  // a warp of its own: where rows span warps, a block has one row
     x += row * C;
     out += row * C;
-    Pack<T, W> xs[PER] = {};
+    if (ADDS) residual += row * C;
+    Pack<T, W> xs[PER] = {}, added[ADDS ? PER : 1] = {};  // a thread reads its part of residual before it writes out
     float sum = 0, squares = 0, mean = 0;
 #pragma unroll
     for (int k = 0; k < PER; ++k)
         if (thread + k * row_threads < packs) xs[k] = pack_load_once<T, W>(x + (thread + k * row_threads) * W);
+    if constexpr (ADDS) {
+#pragma unroll
+        for (int k = 0; k < PER; ++k)
+            if (thread + k * row_threads < packs)
+                added[k] = pack_load_once<T, W>(residual + (thread + k * row_threads) * W);
+    }
     if (mean_out != NULL) {
 #pragma unroll
         for (int k = 0; k < PER; ++k) {
@@ -70,13 +78,15 @@ static __global__ void __launch_bounds__(NORM_MAX_THREADS)
     for (int k = 0; k < PER; ++k) {
         int at = (thread + k * row_threads) * W;
         if (at >= C) continue;
-        float v[W], w[W], b[W] = {};
+        float v[W], w[W], b[W] = {}, r[W] = {};
         pack_to_floats<W>(v, xs[k]);
+        if constexpr (ADDS) pack_to_floats<W>(r, added[k]);
         pack_to_floats<W>(w, pack_load<T, W>(weight + at));
         if (bias != NULL) pack_to_floats<W>(b, pack_load<T, W>(bias + at));
 #pragma unroll
         for (int i = 0; i < W; ++i) {
             v[i] = (v[i] - mean) * rstd * w[i] + b[i];
+            if constexpr (ADDS) v[i] += r[i];
             largest = absmax_add(largest, v[i]);
         }
         pack_store<T, W>(out + at, pack_from_floats<T, W>(v));
@@ -85,10 +95,11 @@ static __global__ void __launch_bounds__(NORM_MAX_THREADS)
 }
 
 // A block a row; x is read three times, from L2 after the first.
-template <class T>
+template <class T, bool ADDS>
 static __global__ void __launch_bounds__(NORM_WIDE_THREADS, 1)
-    norm_forward_wide_kernel(T *__restrict__ out, float *mean_out, float *rstd_out, const T *__restrict__ x,
-                             const T *__restrict__ weight, const T *__restrict__ bias, int C, float eps) {
+    norm_forward_wide_kernel(T *out, float *mean_out, float *rstd_out, const T *__restrict__ x,
+                             const T *__restrict__ weight, const T *__restrict__ bias, const T *residual, int C,
+                             float eps) {
     SHARED_ARRAY(float, partial, 2 * WARP);
     int thread = (int)threadIdx.x, row_warps = NORM_WIDE_THREADS / WARP;
     int64_t row = blockIdx.x;
@@ -105,55 +116,57 @@ static __global__ void __launch_bounds__(NORM_WIDE_THREADS, 1)
     if (thread == 0 && mean_out != NULL) mean_out[row] = mean;
     for (int c = thread; c < C; c += NORM_WIDE_THREADS) {
         float y = (to_float(x[c]) - mean) * rstd * to_float(weight[c]);
-        out[c] = from_float<T>(bias != NULL ? y + to_float(bias[c]) : y);
+        if (bias != NULL) y += to_float(bias[c]);
+        if (ADDS) y += to_float(residual[row * C + c]);
+        out[c] = from_float<T>(y);
     }
 }
 
 typedef struct {
-    Tensor out, mean, rstd, x, weight, bias;
+    Tensor out, mean, rstd, x, weight, bias, residual;
     float eps;
 } NormForward;
 
-template <class T, int W, int PER>
+template <class T, int W, int PER, bool ADDS>
 static void norm_forward_launch(Backend *be, const NormForward *n, int row_threads, int rows_each) {
     int64_t N = n->x.dim[0];
     uint32_t *most = absmax_begin(be, n->out);
-    GPU_LAUNCH(be, (norm_forward_kernel<T, W, PER>), dim3((unsigned)div_up(N, rows_each)),
+    GPU_LAUNCH(be, (norm_forward_kernel<T, W, PER, ADDS>), dim3((unsigned)div_up(N, rows_each)),
                dim3((unsigned)(row_threads * rows_each)), 0, (T *)n->out.data, (float *)n->mean.data,
                (float *)n->rstd.data, (const T *)n->x.data, (const T *)n->weight.data, (const T *)n->bias.data,
-               most, N, to_i32(n->x.dim[1]), row_threads, n->eps);
+               (const T *)n->residual.data, most, N, to_i32(n->x.dim[1]), row_threads, n->eps);
     absmax_end(be, n->out, most);
 }
 // Few warps a row: more rows are under way at once, and up to 4 packs a lane no barrier is waited at.
-template <class T, int W>
+template <class T, int W, bool ADDS>
 static bool norm_forward_any(Backend *be, const NormForward *n) {
     int64_t packs = n->x.dim[1] / W, row_threads = round_up(div_up(packs, 4), WARP);
     if (row_threads > NORM_MAX_THREADS) return false;
     int rows_each = row_threads == WARP ? 8 : 1;
-    if (W > 1 && packs <= WARP) norm_forward_launch<T, W, W == 1 ? 4 : 1>(be, n, WARP, rows_each);
-    else if (W > 1 && packs <= 2 * WARP) norm_forward_launch<T, W, W == 1 ? 4 : 2>(be, n, WARP, rows_each);
-    else norm_forward_launch<T, W, 4>(be, n, (int)row_threads, rows_each);
+    if (W > 1 && packs <= WARP) norm_forward_launch<T, W, W == 1 ? 4 : 1, ADDS>(be, n, WARP, rows_each);
+    else if (W > 1 && packs <= 2 * WARP) norm_forward_launch<T, W, W == 1 ? 4 : 2, ADDS>(be, n, WARP, rows_each);
+    else norm_forward_launch<T, W, 4, ADDS>(be, n, (int)row_threads, rows_each);
     return true;
 }
-template <class T>
+template <class T, bool ADDS>
 static void norm_forward_dtype(Backend *be, const NormForward *n) {
     int64_t N = n->x.dim[0], C = n->x.dim[1];
     bool vector = C % PACK<T> == 0 && gpu_aligned(n->x.data) && gpu_aligned(n->out.data) &&
-                  gpu_aligned(n->weight.data) && gpu_aligned(n->bias.data);
-    if (vector ? norm_forward_any<T, PACK<T>>(be, n) : norm_forward_any<T, 1>(be, n)) return;
-    GPU_LAUNCH(be, (norm_forward_wide_kernel<T>), dim3((unsigned)N), dim3(NORM_WIDE_THREADS), 0, (T *)n->out.data,
-               (float *)n->mean.data, (float *)n->rstd.data, (const T *)n->x.data, (const T *)n->weight.data,
-               (const T *)n->bias.data, to_i32(C), n->eps);
+                  gpu_aligned(n->weight.data) && gpu_aligned(n->bias.data) && gpu_aligned(n->residual.data);
+    if (vector ? norm_forward_any<T, PACK<T>, ADDS>(be, n) : norm_forward_any<T, 1, ADDS>(be, n)) return;
+    GPU_LAUNCH(be, (norm_forward_wide_kernel<T, ADDS>), dim3((unsigned)N), dim3(NORM_WIDE_THREADS), 0,
+               (T *)n->out.data, (float *)n->mean.data, (float *)n->rstd.data, (const T *)n->x.data,
+               (const T *)n->weight.data, (const T *)n->bias.data, (const T *)n->residual.data, to_i32(C), n->eps);
 }
 
 static void norm_forward(Backend *be, Tensor out, Tensor mean, Tensor rstd, Tensor x, Tensor weight, Tensor bias,
                          NormArgs args) {
-    op_check_norm(x, weight, bias, mean, rstd, args.kind);
-    op_check_2d("out", out, x.dtype, x.dim[0], x.dim[1]);
+    op_check_norm_forward(out, mean, rstd, x, weight, bias, &args);
     if (x.dim[0] == 0) return;
-    NormForward n = {out, mean, rstd, x, weight, bias, args.eps};
-    if (x.dtype == DTYPE_F32) norm_forward_dtype<float>(be, &n);
-    else norm_forward_dtype<bf16>(be, &n);
+    NormForward n = {out, mean, rstd, x, weight, bias, args.residual, args.eps};
+    bool adds = !tensor_is_none(args.residual), fp32 = x.dtype == DTYPE_F32;
+    if (fp32) adds ? norm_forward_dtype<float, true>(be, &n) : norm_forward_dtype<float, false>(be, &n);
+    else adds ? norm_forward_dtype<bf16, true>(be, &n) : norm_forward_dtype<bf16, false>(be, &n);
 }
 
 // ---- backward ----

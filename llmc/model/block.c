@@ -29,7 +29,7 @@ void linear_backward_weight(Model *m, const Linear *layer, Tensor dout, Tensor x
     m->be->matmul(m->be, layer->dw, dout, x, args);
 }
 
-static NormArgs norm_args(const Model *m) { return (NormArgs){m->config.norm, m->config.norm_eps}; }
+static NormArgs norm_args(const Model *m) { return (NormArgs){.kind = m->config.norm, .eps = m->config.norm_eps}; }
 
 void norm_forward(Model *m, const Norm *norm, const NormActs *a, Tensor x) {
     m->be->norm_forward(m->be, a->out, a->mean, a->rstd, x, norm->w, norm->b, norm_args(m));

@@ -118,10 +118,12 @@ bool run_rewind(Run *run, Error *err);
 bool run_evaluate(Run *run, Error *err);
 // A continuation of config.sample_prompt, logged.
 void run_sample(Run *run);
-// Copies the state of the current step and begins to write it as a checkpoint. Later steps vote on it (run_begin_step);
-// when all ranks have written, rank 0 commits it and prunes old ones. With async_save=false all of this happens before it
-// returns. on_save_error decides whether an error ends the run.
+// Begins to copy the state of the current step and, when the copy is complete, to write it as a checkpoint. Later steps
+// vote on it (run_begin_step); when all ranks have written, rank 0 commits it and prunes old ones. With async_save=false
+// all of this happens before it returns. on_save_error decides whether an error ends the run.
 bool run_save(Run *run, Error *err);
+// Call before the weights change: device operations issued from now on run after the copy. The host does not wait.
+void run_save_before_update(const Run *run);
 // Waits until the checkpoint in progress is committed or has failed; required before the run ends.
 bool run_save_finish(Run *run, Error *err);
 

@@ -17,9 +17,11 @@ typedef struct RunSave {
     Snapshot snapshot;  // bytes 0: tensors are streamed from the device while training waits
     CheckpointWriter writer;
     bool begun;         // rank 0: the temporary directory exists
+    bool copying;       // the snapshot is being copied; the saver begins when it is complete
     bool had_checkpoint;  // before this checkpoint
     int64_t step;
     char *hf_config, *state_text;
+    Ticket copy_from;   // the point of the stream whose state the snapshot has
     double waited_seconds, copied_seconds, started, written_seconds;  // waited: for the previous checkpoint
     Error not_deleted;  // older checkpoints could not be removed: a warning, not a failure
 } RunSave;
@@ -161,6 +163,7 @@ void run_save_close(Run *run) {
     Error err = {""};
     if (run->launch.world == 1) run_save_finish(run, &err);  // logs its own errors
     saver_abandon(&save->saver);
+    save->copying = false;
     if (save->begun) checkpoint_detach(&save->writer);  // other ranks may still be writing: the next run cleans up
     snapshot_close(&save->snapshot);
     forget_texts(save);
@@ -202,16 +205,39 @@ static bool begin(Run *run, Error *err) {
     double failed = why.message[0] != '\0';
     if (!control_reduce(run->control, "begin a checkpoint", NULL, 0, &failed, 1))
         return error_set(err, "the connection to the other ranks is closed");
-    bool ok = failed == 0 && (save->snapshot.bytes == 0 ||
-                              snapshot_take(&save->snapshot, &run->model, &run->optimizer, &run->zero, &why));
     // Set now, and a rewind waits for it: whether a rewind is possible must not depend on the speed of a disk.
     save->had_checkpoint = run->has_checkpoint;
     run->has_checkpoint = true;
-    save->started = now_seconds();
-    save->copied_seconds = save->started - started;
+    save->started = started;
+    if (failed != 0) {
+        saver_begin_failed(&save->saver, &why);
+        return true;
+    }
+    save->copying = true;
+    save->copy_from = run->be->mark(run->be);
+    if (save->snapshot.bytes > 0) snapshot_begin(&save->snapshot, &run->model, &run->optimizer, &run->zero);
+    if (save->snapshot.bytes == 0 || snapshot_is_there(&save->snapshot)) run_save_copied(run);
+    return true;
+}
+
+void run_save_before_update(const Run *run) {
+    if (run->save->copying) snapshot_before_update(&run->save->snapshot);
+}
+
+void run_save_copied(Run *run) {
+    RunSave *save = run->save;
+    Snapshot *snapshot = &save->snapshot;
+    if (!save->copying) return;
+    save->copying = false;
+    Error why = {""};
+    bool ok = snapshot->bytes == 0 || snapshot_wait(snapshot, &why);
+    double now = now_seconds();
+    // The copy's time on the device: on the host, time includes the step that was issued since.
+    double ms = snapshot->bytes > 0 ? run->be->elapsed_ms(run->be, save->copy_from, snapshot->copied) : -1;
+    save->copied_seconds = ms >= 0 ? 1e-3 * ms : now - save->started;
+    save->started = now;
     if (ok) saver_begin(&save->saver);
     else saver_begin_failed(&save->saver, &why);
-    return true;
 }
 
 // Gathers which rank failed and why, sets err on all ranks, and removes the incomplete checkpoint.
@@ -265,6 +291,7 @@ static bool advance(Run *run, const double votes[SAVER_VOTES], Error *err) {
 static bool finish(Run *run, Error *err) {
     Saver *saver = &run->save->saver;
     bool ok = true;
+    run_save_copied(run);
     while (saver->phase != SAVER_IDLE && ok) {
         double votes[SAVER_VOTES];
         saver_wait(saver, FINISH_POLL_SECONDS);
@@ -288,7 +315,10 @@ static bool settle(Run *run, bool ok, Error *err) {
     return run->launch.rank == 0 ? false : error_set(err, "the checkpoint is not saved; rank 0 prints the reason");
 }
 
-void run_save_vote(const Run *run, double votes[SAVER_VOTES]) { saver_vote(&run->save->saver, votes); }
+void run_save_vote(const Run *run, double votes[SAVER_VOTES]) {
+    saver_vote(&run->save->saver, votes);
+    if (run->save->copying) votes[SAVER_VOTE_BUSY] = 1;
+}
 
 bool run_save_poll(Run *run, const double votes[SAVER_VOTES], Error *err) {
     return settle(run, advance(run, votes, err), err);

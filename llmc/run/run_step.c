@@ -192,12 +192,15 @@ void run_step_issued(Run *run, double started, const OptimizerStep *step) {
                              .skip_loss = step->clip.skip_loss,
                              .data_wait_ms = run->batch->wait_ms,
                              .host = pending->host};
-    be->download_begin(be, pending->host->loss_sums, run->model.loss_sums.data,
-                       to_size(pending->micro_batches) * sizeof(double));
-    pending->read = be->download_begin(be, &pending->host->stats, run->optimizer.stats, sizeof(GradStats));
+    const DownloadPiece results[] = {
+        {pending->host->loss_sums, run->model.loss_sums.data, to_size(pending->micro_batches) * sizeof(double)},
+        {&pending->host->stats, run->optimizer.stats, sizeof(GradStats)}};
+    pending->read = be->download_begin(be, results, 2);
+    be->after(be, pending->read);  // a few bytes, which the next step writes to
     ++run->issued;
     // A CPU has computed it by now; its result is read as late as on other devices.
     if (be->has_passed(be, pending->read)) note_finished(run, pending);
+    run_save_copied(run);
 }
 
 // Adds the step and the checkpoint to resume from to the device's error.

@@ -90,7 +90,8 @@ void hash_chain_add_batch(HashChain *chain, int64_t step, const Batch *batch) {
 
 static bool read_sums(const HashChain *chain, Error *err) {
     Backend *be = chain->be;
-    return be->wait(be, be->download_begin(be, chain->host, chain->device, DEVICE_SUMS * sizeof(uint64_t)), err);
+    const DownloadPiece sums = {chain->host, chain->device, DEVICE_SUMS * sizeof(uint64_t)};
+    return be->wait(be, be->download_begin(be, &sums, 1), err);
 }
 
 // Where every rank updates everything each hashes a part of it.

@@ -13,7 +13,7 @@
 // Functions of the Backend struct that compute nothing; tests/cpu/test_backend_cpu.c and tests/gpu have their tests.
 static const char NO_OPERATIONS[] =
     " alloc free zero memory_free upload download copy synchronize host_alloc host_free mark upload_after "
-    "download_begin has_passed wait elapsed_ms sequence_begin sequence_end comm_open close plan_workspace "
+    "download_begin after has_passed wait elapsed_ms sequence_begin sequence_end comm_open close plan_workspace "
     "measure_peak "
     "telemetry ";
 

@@ -72,7 +72,7 @@ static void test_memory_is_addresses(void **state) {
     assert_non_null(staging);
     Ticket ticket = be->upload_after(be, a, staging, 100, be->mark(be));
     assert_true(be->wait(be, ticket, &err) && be->has_passed(be, ticket));
-    be->wait(be, be->download_begin(be, staging, a, 50), &err);
+    be->wait(be, be->download_begin(be, &(DownloadPiece){staging, a, 50}, 1), &err);
     be->host_free(be, staging);
     be->free(be, a, terabyte);
     assert_true(c.counts.op[COUNT_UPLOAD].calls == 2 && c.counts.op[COUNT_UPLOAD].host_bytes == 124);
@@ -163,10 +163,10 @@ static void test_rows(void **state) {
     counting_init(&c, NULL);
     Backend *be = &c.backend;
     Tensor x = matrix(DTYPE_BF16, 10, 64), stat = vector(DTYPE_F32, 10), w = vector(DTYPE_BF16, 64);
-    be->norm_forward(be, x, TENSOR_NONE, stat, x, w, TENSOR_NONE, (NormArgs){NORM_RMS, 1e-5f});
+    be->norm_forward(be, x, TENSOR_NONE, stat, x, w, TENSOR_NONE, (NormArgs){.kind = NORM_RMS, .eps = 1e-5f});
     check(&c, COUNT_NORM_FORWARD, (OpCount){.calls = 1, .kernels = 1, .bytes = 2 * 2 * 640 + 4 * 10 + 2 * 64});
     Tensor dw = vector(DTYPE_F32, 64);
-    be->norm_backward(be, x, dw, TENSOR_NONE, x, x, w, TENSOR_NONE, stat, true, false, (NormArgs){NORM_RMS, 1e-5f});
+    be->norm_backward(be, x, dw, TENSOR_NONE, x, x, w, TENSOR_NONE, stat, true, false, (NormArgs){.kind = NORM_RMS, .eps = 1e-5f});
     check(&c, COUNT_NORM_BACKWARD, (OpCount){.calls = 1, .kernels = 2, .bytes = 4 * 2 * 640 + 40 + 2 * 64 + 4 * 64});
     // q, k and v of one head each, without and with a rotation in place.
     Tensor qkv = matrix(DTYPE_BF16, 10, 96), positions = vector(DTYPE_I32, 10);

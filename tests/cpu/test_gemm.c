@@ -98,7 +98,7 @@ static void test_fp8_records(OpTest *t) {
         Tensor mean = op_test_random(t, DTYPE_F32, OP_TEST_DIMS(N), 1.0);
         Tensor rstd = op_test_random(t, DTYPE_F32, OP_TEST_DIMS(N), 1.0);
         Tensor dweight = op_test_random(t, DTYPE_F32, OP_TEST_DIMS(C), 1.0);
-        NormArgs norm = {NORM_LAYER, 1e-5f};
+        NormArgs norm = {.kind = NORM_LAYER, .eps = 1e-5f};
         const RecordCheck check = record_check(t, N, 2 * C);
         check_fp8_record(t, &check, x, "nobody");
         t->be->norm_forward(t->be, out, mean, rstd, x, weight, TENSOR_NONE, norm);

@@ -66,6 +66,24 @@ if [ "$device" = cudaemu ]; then
     streams() { TOKAMAK_EMU_STREAMS=$1 variant "streams-$1" llama-bf16-gpu $llama dtype=bf16; }
     check eager_streams_same_bits streams eager
     check overtaking_streams_same_bits streams overtake
+    # A checkpoint each step leaves the device while the next step is computed. Each must hold the bits of its own step:
+    # those of checkpoints for which training waits.
+    same_checkpoints() { # A B
+        local step file
+        for step in 01 02 03 04 05 06 07 08 09 10; do
+            for file in model.safetensors optimizer.safetensors; do
+                cmp "$work/$1/step_000000$step/$file" "$work/$2/step_000000$step/$file" || return 1
+            done
+        done
+    }
+    saves() { # STREAMS
+        TOKAMAK_EMU_STREAMS=$1 variant "saves-$1" llama-bf16-gpu $llama dtype=bf16 save_every=1 && same_checkpoints "saves-$1" waits
+    }
+    waits() { variant waits llama-bf16-gpu $llama dtype=bf16 save_every=1 async_save=false; }
+    check checkpoints_in_training_pauses waits
+    check lazy_checkpoints_same_bits saves lazy
+    check eager_checkpoints_same_bits saves eager
+    check overtaking_checkpoints_same_bits saves overtake
 fi
 
 if [ "$device" = cudaemu ] || nvidia-smi --query-gpu=compute_cap --format=csv,noheader 2>/dev/null | awk '{exit !($1 >= 8.9)}'; then
@@ -81,6 +99,14 @@ resumed() {
         straight stopped "$device" $llama dtype=bf16 && grep -q 'resumed' "$work/stopped.log" && same_bits stopped llama-bf16-gpu
 }
 check resume_same_bits resumed
+# From checkpoints that were copied while the next step was computed.
+resumed_beside() {
+    local step
+    for step in 03 04 05 06 07 08 09 10; do rm -rf "$work/saves-overtake/step_000000$step"; done
+    TOKAMAK_EMU_STREAMS=overtake straight saves-overtake "$device" $llama dtype=bf16 save_every=1 &&
+        grep -q 'resumed' "$work/saves-overtake.log" && same_bits saves-overtake llama-bf16-gpu && same_checkpoints saves-overtake waits
+}
+[ "$device" != cudaemu ] || check resume_of_copied_checkpoint_same_bits resumed_beside
 
 says_which_attention() { grep -q '^attention: own kernels' "$work/llama-gpu.log"; }
 check attention_is_named says_which_attention
