@@ -122,7 +122,7 @@ void run_sample(Run *run);
 // vote on it (run_begin_step); when all ranks have written, rank 0 commits it and prunes old ones. With async_save=false
 // all of this happens before it returns. on_save_error decides whether an error ends the run.
 bool run_save(Run *run, Error *err);
-// Call before the weights change: device operations issued from now on run after the copy. The host does not wait.
+// Call before the weights change: operations issued from now on run after the copy. The host does not wait.
 void run_save_before_update(const Run *run);
 // Waits until the checkpoint in progress is committed or has failed; required before the run ends.
 bool run_save_finish(Run *run, Error *err);

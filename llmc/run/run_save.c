@@ -21,7 +21,7 @@ typedef struct RunSave {
     bool had_checkpoint;  // before this checkpoint
     int64_t step;
     char *hf_config, *state_text;
-    Ticket copy_from;   // the point of the stream whose state the snapshot has
+    Ticket copy_from;   // the point in the computation that the snapshot shows
     double waited_seconds, copied_seconds, started, written_seconds;  // waited: for the previous checkpoint
     Error not_deleted;  // older checkpoints could not be removed: a warning, not a failure
 } RunSave;
@@ -232,7 +232,7 @@ void run_save_copied(Run *run) {
     Error why = {""};
     bool ok = snapshot->bytes == 0 || snapshot_wait(snapshot, &why);
     double now = now_seconds();
-    // The copy's time on the device: on the host, time includes the step that was issued since.
+    // Measured on the device: the host has issued a step since.
     double ms = snapshot->bytes > 0 ? run->be->elapsed_ms(run->be, save->copy_from, snapshot->copied) : -1;
     save->copied_seconds = ms >= 0 ? 1e-3 * ms : now - save->started;
     save->started = now;

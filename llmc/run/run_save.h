@@ -13,8 +13,8 @@ bool run_save_open(Run *run, Error *err);
 // A run of one rank first finishes writing; with several ranks, call run_save_finish before.
 void run_save_close(Run *run);
 
-// After a step was issued: waits for the copy that began before it, then begins to write. Meanwhile the device computes
-// that step's passes, and its update waits for the copy anyway.
+// Call after a step has been issued: waits for the copy that began before it, then begins to write. The device computes
+// that step's passes meanwhile; its update waits for the copy anyway.
 void run_save_copied(Run *run);
 // votes: this rank's contribution to the agreement of a step; poll acts on their maxima over all ranks. False: a
 // checkpoint failed and the run must end.
