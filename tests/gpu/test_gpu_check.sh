@@ -31,7 +31,7 @@ check bad_text expect 2 'expected a readable file' $gpu_check --text "$work/abse
 printf 'a line of text, and then another one\n%.0s' {1..400} >"$work/text"
 quick() { expect 0 'report: ' $gpu_check --quick --device cpu --skip build --text "$work/text" --budget 300 --out "$report"; }
 check every_stage_on_the_cpu quick
-check report_names_commit_and_host says '^\| commit \| [0-9a-f]+' '^\| host \| ' '^\| date \| 20' 'Not a GPU'
+check report_names_commit_and_host says '^\| commit \| [0-9a-f]+' '^\| host \| ' '^\| date \| 20' 'Not measured on a GPU'
 check report_has_results says 'ok: test_ops_norm' 'fp32, as on the CPU: 8 steps' 'resumed at step 4 of 8: the same losses' \
     'recompute=block: the same' '^\| tiny-llama \| bf16 \| [0-9]+' 'kernels measured, correct before and after' '^Nothing failed'
 check report_says_what_is_left_out says '- build: requested' 'PyTorch: not requested' 'llm\.c: no source tree given' 'compute-sanitizer needs a real GPU' 'ranks: NCCL needs GPUs'
