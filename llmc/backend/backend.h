@@ -209,6 +209,8 @@ struct Backend {
     // ---- repeated sequences of operations (CUDA graphs) ----
     // Operations between begin and end with one key are the same each time: same tensors, same arguments. begin
     // returns true when the sequence has been replayed as a whole; the caller then issues nothing and calls no end.
+    // Keys belong to the backend: no two models may share one. Inside a sequence only operations may be issued: no
+    // transfer, mark, after, wait or collective.
     bool (*sequence_begin)(Backend *be, uint64_t key);
     void (*sequence_end)(Backend *be, uint64_t key);
 

@@ -149,7 +149,8 @@ template <class T, int W>
 static void activation_kind(Backend *be, const ActivationCall *c) {
     if (c->kind == ACT_SWIGLU) swiglu_launch<T, W>(be, c);
     else if (c->kind == ACT_GELU) activation_launch<T, W, ACT_GELU>(be, c);
-    else activation_launch<T, W, ACT_RELU2>(be, c);
+    else if (c->kind == ACT_RELU2) activation_launch<T, W, ACT_RELU2>(be, c);
+    else CHECK(false, "no kernel for activation %d", (int)c->kind);
 }
 template <class T>
 static void activation_any(Backend *be, const ActivationCall *c) {

@@ -58,11 +58,12 @@ static void upload_batch(Model *m, const Batch *batch, double loss_scale) {
 // ---------------------------------------------------------------------------------------------------------------
 // Repeated sequences, and what other ranks need to know of a pass
 
-// Names what a pass over this batch consists of: passes of one key issue the same operations on the same tensors.
+// Names what a pass over this batch consists of: passes of one key issue the same operations on the same tensors. Keys
+// are the backend's: the address of the input set tells this model from others on the same backend.
 static uint64_t sequence_key(const Model *m, const char *pass, bool accumulate) {
     char text[128];
-    snprintf(text, sizeof text, "%s %lld %lld %d %d %d %d", pass, (long long)m->B, (long long)m->T, m->has_doc,
-             m->has_prefix, m->in == &m->inputs[0], accumulate);
+    snprintf(text, sizeof text, "%s %lld %lld %d %d %p %d %d", pass, (long long)m->B, (long long)m->T, m->has_doc,
+             m->has_prefix, m->in->loss_scale.data, accumulate, (int)m->objective.kind);
     return rng_hash(text);
 }
 
@@ -166,15 +167,16 @@ void model_forward(Model *m, const Batch *batch, double loss_scale, bool train) 
     m->replays = true;
     const char *pass = train ? "forward" : "evaluate";
     uint64_t key = sequence_key(m, pass, adds_outside(m));
+    const Objective held_out = OBJECTIVE_DEFAULT, *objective = train ? &m->objective : &held_out;
     if (m->hooks.context != NULL) {
         trunk_forward(m, -1);
         if (!part_begin(m, pass, last_bucket(m), adds_outside(m))) {
-            loss_forward(m, &m->objective, train);
+            loss_forward(m, objective, train);
             part_end(m, pass, last_bucket(m), adds_outside(m));
         }
     } else if (!be->sequence_begin(be, key)) {
         trunk_forward(m, -1);
-        loss_forward(m, &m->objective, train);
+        loss_forward(m, objective, train);
         be->sequence_end(be, key);
     }
     m->replays = false;

@@ -120,8 +120,7 @@ void plan_compute(MemoryPlan *plan, const RunConfig *config, const Schedule *sch
     const Model *student = &models[0];
     plan->staging_bytes = model_file_staging_bytes(arch, &student->params);
     const SnapshotShape snapshot = {arch, &student->params, student->part.options, config->dtype,
-                                    {.muon = config->optimizer == OPTIMIZER_MUON,
-                                     .masters = config->dtype == DTYPE_BF16 && config->master_weights}};
+                                    state_kept_by(student)};
     plan->snapshot_bytes = config->async_save ? snapshot_plan_bytes(&snapshot) : 0;
     optimizer_free(&optimizer);
     for (int i = 0; i < list.count; ++i) model_free(&models[i]);

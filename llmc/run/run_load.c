@@ -102,7 +102,9 @@ bool run_load(Run *run, const char *dir, Error *err) {
     if (!ok || !check_state(run, &state, dir, err)) return false;
     if (!model_file_read(dir, &run->config.arch, &run->model.params, model_put_param, &run->model, err)) return false;
     bool masters = strcmp(state.dtype, dtype_name(DTYPE_BF16)) == 0 && state.master_weights;
-    const StateKept kept = {run->config.optimizer == OPTIMIZER_MUON, masters && run->model.master != NULL};
+    // What the files have, of what this run keeps: an fp32 run takes masters as its weights.
+    StateKept kept = state_kept_by(&run->model);
+    kept.masters = masters && run->model.master != NULL;
     if (!read_optimizer(run, dir, &kept, err)) return false;
     run->progress = state.progress;
     return true;

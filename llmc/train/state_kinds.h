@@ -14,7 +14,7 @@ typedef struct {
     bool muon;     // hidden matrices have no second moments
     bool masters;  // bf16 weights have fp32 masters apart
 } StateKept;
-StateKept state_kept_by(const Model *model);
+StateKept state_kept_by(const Model *model);  // also of a model that is only planned
 
 typedef struct {
     const char *name;  // in files: "m" of "m.block.0.attn.qkv.weight"

@@ -445,6 +445,44 @@ static void test_no_weight_no_gradient(void **state) {
     safetensors_close(golden);
 }
 
+// A student and a teacher share a backend. Where passes are captured and replayed, neither may replay the other's; and what
+// is evaluated does not depend on what is trained.
+static void test_two_models_on_one_backend(void **state) {
+    (void)state;
+    SafeTensors *golden = golden_open("llama_tiny", "golden");
+    GoldenBatch g = golden_batch(golden, false);
+    int64_t rows = g.batch.B * g.batch.T;
+    Trained t;
+    trained_open(&t, "tests/golden/llama_tiny", rows, g.batch.T, 0, (Setup){.dtype = DTYPE_F32, .threads = 2});
+    ModelShape shape = {.max_rows = rows, .max_seq_len = g.batch.T, .loss_chunk_rows = rows};
+    Arena measure, arena;
+    Model other;
+    Error err = {""};
+    arena_init_measuring(&measure);
+    model_init(&other, &t.config.arch, &shape, NULL, &measure);
+    model_free(&other);
+    assert_true(arena_init(&arena, t.be, measure.used_bytes, &err));
+    model_init(&other, &t.config.arch, &shape, t.be, &arena);
+    model_init_weights(&other, 7);
+    Model *models[] = {&t.model, &other};
+    double first[2] = {0, 0};
+    for (int turn = 0; turn < 4; ++turn)
+        for (int i = 0; i < 2; ++i) {
+            if (turn == 2) models[i]->objective.coefficient = 3;
+            model_begin_step(models[i]);
+            model_forward(models[i], &g.batch, 1 / g.weight_sum, false);
+            double sum = model_test_loss_sum(models[i]);
+            if (turn == 0) first[i] = sum;
+            assert_true(sum == first[i]);
+        }
+    assert_true(isfinite(first[0]) && isfinite(first[1]) && first[0] != first[1]);
+    model_free(&other);
+    arena_free(&arena);
+    trained_close(&t);
+    golden_batch_free(&g);
+    safetensors_close(golden);
+}
+
 // A NaN weight makes every gradient NaN; the step is skipped and nothing moves.
 static void test_bad_step_changes_nothing(void **state) {
     (void)state;
@@ -535,6 +573,7 @@ int main(void) {
         cmocka_unit_test(test_golden_fp32),    cmocka_unit_test(test_golden_bf16),
         cmocka_unit_test(test_masks),          cmocka_unit_test(test_recompute_and_threads_same_bits),
         cmocka_unit_test(test_accumulation),   cmocka_unit_test(test_no_weight_no_gradient),
+        cmocka_unit_test(test_two_models_on_one_backend),
         cmocka_unit_test(test_trainable_mask), cmocka_unit_test(test_bad_step_changes_nothing),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
