@@ -10,8 +10,8 @@
 // A decay that would begin inside the warm-up begins at its end. k = N lies past the last step: with final_lr_frac 0
 // the last step still learns a little instead of being wasted.
 //
-// A lane is B rows of a step, counted over all ranks, so that it does not depend on how many there are; a micro-batch
-// is B rows of a step as one rank computes them, counted on that rank: micro-batch m of rank r is lane m * world + r.
+// Micro-batch and lane: see the glossary in model.h. Both are B rows of a step; micro-batch m of rank r is lane
+// m * world + r.
 #ifndef LLMC_SCHEDULE_H
 #define LLMC_SCHEDULE_H
 
