@@ -186,7 +186,7 @@ static void test_rejected(void **state) {
         {"{\"a\":[1,2,3]}", 0, "exactly dtype, shape and data_offsets"},
         {"{\"a\":{\"dtype\":\"F32\",\"shape\":[1]}}", 4, "exactly dtype"},
         {"{\"a\":{\"dtype\":\"F32\",\"shape\":[1],\"data_offsets\":[0,4],\"x\":1}}", 4, "exactly dtype"},
-        {"{\"a\":{\"dtype\":\"F32\",\"dtype\":\"F32\",\"data_offsets\":[0,4]}}", 4, "there twice"},
+        {"{\"a\":{\"dtype\":\"F32\",\"dtype\":\"F32\",\"data_offsets\":[0,4]}}", 4, "duplicate JSON key"},
         {"{\"a\":{\"dtype\":4,\"shape\":[1],\"data_offsets\":[0,4]}}", 4, "exactly dtype"},
         {"{" ENTRY("a", "F31", "[1]", "[0,4]") "}", 4, "unknown dtype 'F31'"},
         {"{" ENTRY("a", "F32", "1", "[0,4]") "}", 4, "no shape array"},
