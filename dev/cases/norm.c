@@ -13,9 +13,9 @@
 #define OVERWRITE_DX 8u  // dx is not
 #define LARGE_MEAN 16u   // x is about 4096 in steps of a quarter
 #define SMALL_X 32u      // so small that eps counts
-#define ADDS 64u         // forward: a residual is added
+#define ADDS 64u         // a residual
 enum { OUT, MEAN, RSTD, X, WEIGHT, BIAS, DX, DWEIGHT, DBIAS, DOUT };
-enum { RESIDUAL = DX };  // of forward
+enum { RESIDUAL = DX };  // of the forward operation
 
 // ---- shapes ----
 
@@ -81,8 +81,7 @@ static double fill(const OpCall *call, int operand, int64_t at, double normal) {
 static void forward_lay_out(OpCall *call) {
     lay_out(call, OP_WRITE, FILL_NORMAL, OP_WRITE);
     call->operand[BIAS].access = OP_READ;
-    if (adds(call->c))
-        op_operand(call, OP_READ, FILL_NORMAL, 1, call->c->dtype, OP_DIMS(call->c->shape.dim[0], call->c->shape.dim[1]));
+    if (adds(call->c)) op_operand(call, OP_READ, FILL_NORMAL, 1, call->c->dtype, 2, call->operand[OUT].shape.dim);
 }
 static void backward_lay_out(OpCall *call) {
     const OpShape *s = &call->c->shape;
@@ -122,7 +121,8 @@ static void ref_out(const OpCall *call, int64_t first, int64_t C, double *ref) {
     const double *x = op_row(call, X, first, C, buffer);
     statistics(call, x, &mean, &rstd);
     for (int64_t c = 0; c < C; ++c)
-        ref[c] = (x[c] - mean) * rstd * op_value(call, WEIGHT, c) + (has_bias(call->c) ? op_value(call, BIAS, c) : 0) +
+        ref[c] = (x[c] - mean) * rstd * op_value(call, WEIGHT, c) +
+                 (has_bias(call->c) ? op_value(call, BIAS, c) : 0) +
                  (adds(call->c) ? op_value(call, RESIDUAL, first + c) : 0);
     free(buffer);
 }
@@ -221,7 +221,7 @@ static const OpOutput BACKWARD_OUTPUTS[] = {
 #define BOTH .fp32 = true, .bf16 = true, .shapes = model_shapes
 #define FORWARD                                                                                                 \
     BOTH, .op = "norm forward", .entry = "norm_forward", .odd_shapes = odd_forward, .lay_out = forward_lay_out, \
-          .fill = fill, .run = forward_run, .outputs = FORWARD_OUTPUTS
+          .fill = fill, .run = forward_run, .outputs = FORWARD_OUTPUTS, .alias = {{OUT, RESIDUAL, adds}}
 #define BACKWARD                                                                                                    \
     BOTH, .op = "norm backward", .entry = "norm_backward", .odd_shapes = odd_backward, .lay_out = backward_lay_out, \
           .run = backward_run, .outputs = BACKWARD_OUTPUTS

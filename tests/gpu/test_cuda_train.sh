@@ -140,7 +140,7 @@ fails() { # TEXT ENV... -- OPTIONS...: exit code 1 and one sentence
 }
 if ! ldconfig -p 2>/dev/null | grep -q 'libcuda\.so\.1'; then
     check no_driver fails 'no NVIDIA driver.*libcuda\.so\.1.*device=cpu' A=1 -- device=cuda
-    auto() { expect 0 'device=auto: the CPU computes: there is no NVIDIA driver' run "$work/auto" auto $llama; }
+    auto() { expect 0 'device=auto: using the CPU: there is no NVIDIA driver' run "$work/auto" auto $llama; }
     check auto_says_why_it_took_the_cpu auto
 fi
 check fp8_needs_a_gpu fails 'fp8=true: expected a GPU with 8-bit floats .*, found ' A=1 -- device=cpu dtype=bf16 fp8=true

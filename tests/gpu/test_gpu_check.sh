@@ -20,21 +20,21 @@ says() { # TEXT...: lines of the report
     done
 }
 
-check help expect 0 'Exit code' scripts/gpu_check.sh --help
+check help expect 0 'Exit status' scripts/gpu_check.sh --help
 check dry_run expect 0 'kernels: Kernels, up to' $gpu_check --dry-run --skip build
 check unknown_option expect 2 "unknown option '--bugdet'" $gpu_check --bugdet 5
 check bad_device expect 2 'expected cuda, cudaemu or cpu' $gpu_check --device tpu
 check bad_budget expect 2 'expected seconds' $gpu_check --budget soon
 check bad_llmc expect 2 'train_gpt2.cu' $gpu_check --llmc "$work"
-check bad_text expect 2 'cannot be read' $gpu_check --text "$work/absent"
+check bad_text expect 2 'expected a readable file' $gpu_check --text "$work/absent"
 
 printf 'a line of text, and then another one\n%.0s' {1..400} >"$work/text"
 quick() { expect 0 'report: ' $gpu_check --quick --device cpu --skip build --text "$work/text" --budget 300 --out "$report"; }
 check every_stage_on_the_cpu quick
-check report_names_commit_and_host says '^\| commit \| [0-9a-f]+' '^\| host \| ' '^\| date \| 20' 'Not a GPU'
+check report_names_commit_and_host says '^\| commit \| [0-9a-f]+' '^\| host \| ' '^\| date \| 20' 'Not measured on a GPU'
 check report_has_results says 'ok: test_ops_norm' 'fp32, as on the CPU: 8 steps' 'resumed at step 4 of 8: the same losses' \
-    'recompute=block: the same' '^\| tiny-llama \| bf16 \| [0-9]+' 'kernels measured, right before and after' '^Nothing failed'
-check report_says_what_is_left_out says '- build: asked for' 'PyTorch: not wanted' 'llm\.c: no tree was named' 'compute-sanitizer looks at' 'ranks: NCCL serves GPUs only'
+    'recompute=block: the same' '^\| tiny-llama \| bf16 \| [0-9]+' 'kernels measured, correct before and after' '^Nothing failed'
+check report_says_what_is_left_out says '- build: requested' 'PyTorch: not requested' 'llm\.c: no source tree given' 'compute-sanitizer needs a real GPU' 'ranks: NCCL needs GPUs'
 check kernel_times_beside_it grep -q '"op":"norm forward"' "$work/report.ops.json"
 
 # A substitute for llm.c's trainer: checks its arguments and prints llm.c's output, with the losses shifted by \$1.
@@ -97,7 +97,7 @@ check goals goals
 if [ -e "$BUILD/libllmc_cudaemu.so" ]; then
     emulated() { expect 0 'report: ' $gpu_check --quick --device cudaemu --skip build,train --budget 300 --out "$report"; }
     check stages_on_the_emulated_gpu emulated
-    check emulated_report says 'ok: test_ops_norm' '^\| tiny-gpt2 \| bf16 \| [0-9]+' 'kernels measured, right'
+    check emulated_report says 'ok: test_ops_norm' '^\| tiny-gpt2 \| bf16 \| [0-9]+' 'kernels measured, correct'
     if [ -e "$BUILD/libnccl_emu.so" ]; then
         check one_emulated_nccl_rank says '^\| reduce_scatter \+= \| 0\.2 \| [0-9.]+ \|' \
             'ms without ranks, [0-9.]+ ms as one NCCL rank'
