@@ -1,5 +1,5 @@
-// attention_cudnn.cu: see attention_cudnn.h. Without cudnn.h, and in the emulator, opening fails with "cuDNN is
-// absent". cudnn_sdpa.cu builds the graphs.
+// attention_cudnn.cu: see attention_cudnn.h. Without cudnn.h, and in the emulator, opening reports that cuDNN is
+// absent. cudnn_sdpa.cu builds the graphs.
 #include "llmc/cuda/attention_cudnn.h"
 
 #include <math.h>
