@@ -5,7 +5,7 @@
 //
 // Bounds: two products of 2*HS FLOPs for each visible pair of positions, 4 B NH T^2/2 HS in all when causal; K and V
 // stay in the L2 cache while the neighbouring blocks of their head run. mma.sync reaches an A100's full dense rate,
-// but only 60-65 % of what wgmma reaches on Hopper: there cuDNN's kernels are the faster ones.
+// but only 60-65 % of wgmma's rate on Hopper: there cuDNN's kernels are faster.
 #include "llmc/cuda/attention_tile.h"
 
 // The online softmax of one tile: scores = 2^(factor*score - maximum); updates top, sum and the sums of the output.

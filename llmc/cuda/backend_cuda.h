@@ -93,7 +93,7 @@ void pointwise_register_cuda(Backend *be);
 void loss_register_cuda(Backend *be);
 void reduce_register_cuda(Backend *be);
 void optim_register_cuda(Backend *be);
-// Frees what the file keeps in the state.
+// Frees the file's part of the state.
 void matmul_close_cuda(Backend *be);
 void attention_close_cuda(Backend *be);
 

@@ -47,7 +47,7 @@ typedef struct {
     CommOperation ring[COMM_OPERATIONS];  // operation s is ring[s % COMM_OPERATIONS]
     int64_t issued;
     CommStats stats;
-    pthread_mutex_t mutex;  // protects what status reads: issued, sequence and what of the ring, seen
+    pthread_mutex_t mutex;  // protects the fields read by status: issued, seen, the ring's `sequence` and `what`
     int64_t seen;           // the operation in progress at the last status call, and since when
     double seen_seconds;
 } NcclGroup;

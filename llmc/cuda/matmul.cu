@@ -90,7 +90,7 @@ static void finish_typed(Backend *be, const MatmulCall *call, const void *from, 
                    args->act_grad);
     absmax_end(be, call->out, most);
 }
-// `done`: FUSE_ bits of what `from` holds already.
+// `done`: FUSE_ bits already applied to `from`.
 static void matmul_finish(Backend *be, const MatmulCall *call, const void *from, const void *add, unsigned done) {
     MatmulArgs args = call->args;
     const void *bias = done & FUSE_BIAS ? NULL : args.bias.data;

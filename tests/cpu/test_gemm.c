@@ -84,7 +84,7 @@ static void check_fp8_record(OpTest *t, const RecordCheck *check, Tensor x, cons
     t->be->matmul(t->be, check->out[1], copy, weight, args);
     op_test_same_bits(t, check->out[0], check->out[1], writer);
 }
-// The operations that record the magnitude of what they write: with packs and without, rows of one warp and of many.
+// The operations that record the magnitude of their output: with packs and without, rows of one warp and of many.
 // Also operations that write x without a record.
 static void test_fp8_records(OpTest *t) {
     if (!device_has_fp8(t)) return;

@@ -314,7 +314,7 @@ static void use_freed_device_memory(void) {
 static void test_bad_accesses_fault(void **state) {
     (void)state;
 #ifdef __SANITIZE_ADDRESS__
-    const int FAULT = 1;  // what its reports exit with
+    const int FAULT = 1;  // exit status after its reports
     const char *const TOUCHED = "use-after-poison", *const BEHIND = "poison";
 #else
     const int FAULT = 128 + SIGSEGV;
@@ -357,7 +357,7 @@ static void test_graph_replays_and_rereads_memory(void **state) {
         assert_true(result[0] == (float)(10 * i + 1));
     }
     OK(cudaGraphLaunch(exec, main_stream));
-    OK(cudaGraphExecDestroy(exec));  // what was launched still runs
+    OK(cudaGraphExecDestroy(exec));  // launched work still runs
     host[0] = 50;
     OK(cudaStreamSynchronize(main_stream));
     assert_true(result[0] == 51);

@@ -135,7 +135,7 @@ __global__ void global_race_kernel(float *out, const float *in, bool clean) {
     int t = (int)threadIdx.x;
     if (!clean || blockIdx.x == 0) out[t] = in[t] + (t > 0 ? in[t - 1] : 0.0f);
 }
-// Blocks of ROW threads: each element once, but a block reads what another one writes.
+// Blocks of ROW threads: each element once, but a block reads elements that another block writes.
 __global__ void global_read_kernel(float *out, const float *in, bool clean) {
     int t = (int)(blockIdx.x * blockDim.x + threadIdx.x);
     out[t] = in[t];
@@ -188,7 +188,7 @@ static float *device_floats(size_t count) {
     return cudaMalloc(&pointer, count * sizeof(float)) == cudaSuccess ? (float *)pointer : NULL;
 }
 
-// A copy on one stream of what a kernel on another stream makes.
+// A copy on one stream of the output of a kernel on another stream.
 static cudaError_t run_streams(float *out, const float *in, bool clean) {
     float *between = device_floats(THREADS);
     cudaStream_t first, second;
