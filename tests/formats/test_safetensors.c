@@ -204,7 +204,7 @@ static void test_rejected(void **state) {
         {"{" ENTRY("a", "F32", "[1]", "[0,4,8]") "}", 8, "data_offsets [begin, end]"},
         {"{" ENTRY("a", "F32", "[1]", "[4,0]") "}", 4, "data_offsets [begin, end]"},
         {"{" ENTRY("a", "F32", "[1]", "[-4,0]") "}", 4, "data_offsets [begin, end]"},
-        {"{" ENTRY("a", "F32", "[1]", "[0,4]") "," ENTRY("a", "F32", "[1]", "[4,8]") "}", 8, "there twice"},
+        {"{" ENTRY("a", "F32", "[1]", "[0,4]") "," ENTRY("a", "F32", "[1]", "[4,8]") "}", 8, "duplicate JSON key"},
         {"{" ENTRY("a", "F32", "[1]", "[0,4]") "," ENTRY("b", "F32", "[1]", "[0,4]") "}", 4, "overlap"},
         {"{" ENTRY("a", "F32", "[2]", "[0,8]") "," ENTRY("b", "F32", "[2]", "[4,12]") "}", 12, "overlap"},
         {"{" ENTRY("a", "F32", "[1]", "[0,4]") "," ENTRY("b", "F32", "[1]", "[8,12]") "}", 12, "gap"},
