@@ -1,5 +1,5 @@
-// pointwise_kernels.c: operations on one element at a time: activations, residual adds, casts, the logit soft-cap.
-// All but SwiGLU see tensors as flat arrays cut into blocks.
+// pointwise_kernels.c: elementwise operations: activations, residual adds, casts, the logit soft-cap. All but SwiGLU
+// treat tensors as flat arrays divided into blocks.
 #include "llmc/cpu/isa.h"
 #include "llmc/cpu/kernels.h"
 #include "llmc/cpu/simd.h"

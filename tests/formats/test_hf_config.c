@@ -107,7 +107,7 @@ static void test_config_rejections(void **state) {
     ModelConfig config;
     file_test_expect_error(t, hf_config_read(&config, "", "x/config.json", &t->err), "x/config.json: not valid JSON");
     file_test_expect_error(t, hf_config_read(&config, "[]", "x/config.json", &t->err), "JSON object");
-    file_test_expect_error(t, hf_config_read(&config, "{\"a\":1,\"a\":2}", "x/config.json", &t->err), "there twice");
+    file_test_expect_error(t, hf_config_read(&config, "{\"a\":1,\"a\":2}", "x/config.json", &t->err), "duplicate JSON");
 }
 
 // Keys that other writers omit, spell differently or add.

@@ -1,10 +1,10 @@
 #!/bin/bash
-# test_gpu_check.sh: scripts/gpu_check.sh where there is no GPU: every stage at tiny shapes on the CPU and the emulated GPU, and
-# a report whatever happens: a broken build, no driver, no time, an interruption.
+# test_gpu_check.sh: scripts/gpu_check.sh without a GPU: every stage at tiny shapes on the CPU and the emulated GPU, and a
+# report in every case: a broken build, no driver, no time, an interruption.
 set -u
 cd "$(dirname "$0")/../.." || exit 1
 . tests/support/lib.sh
-# What the script runs is tested under sanitizers by itself.
+# Other tests run the same programs under sanitizers.
 if grep -q fsanitize=address "$BUILD/flags" 2>/dev/null; then
     skip_all gpu_check 'the ordinary build tests the script'
 fi
@@ -37,7 +37,7 @@ check report_has_results says 'ok: test_ops_norm' 'fp32, as on the CPU: 8 steps'
 check report_says_what_is_left_out says '- build: requested' 'PyTorch: not requested' 'llm\.c: no source tree given' 'compute-sanitizer needs a real GPU' 'ranks: NCCL needs GPUs'
 check kernel_times_beside_it grep -q '"op":"norm forward"' "$work/report.ops.json"
 
-# A stand-in for llm.c's trainer: looks at what it is given and prints what llm.c prints, the losses off by \$1.
+# A substitute for llm.c's trainer: checks its arguments and prints llm.c's output, with the losses shifted by \$1.
 fake_llmc() {
     mkdir -p "$work/llmc"
     : >"$work/llmc/train_gpt2.cu"
@@ -65,7 +65,7 @@ check llmc_is_in_the_table says 'the first steps are those of llm\.c, to 0\.001'
 check llmc_with_other_losses beside_llmc 1 0.1
 check llmc_with_other_losses_is_reported says 'FAILED.*the first steps are those of llm\.c, to 0\.1'
 
-# The goals, from figures as an H100 might give them.
+# The goals, from plausible H100 figures.
 goals() (
     set -e
     device=cuda gpu='NVIDIA H100 80GB HBM3' section=$work/section FP8_SHAPES='gpt2-1.5B qwen2-1.5B'
@@ -113,7 +113,7 @@ no_time() { expect 0 'report: ' $gpu_check --quick --device cpu --budget 1 --out
 check no_time no_time
 check no_time_is_reported says 'no time left of --budget 1'
 interrupted() {
-    # A process of its own group: what a terminal's Ctrl-C reaches is the script and what it runs.
+    # A process group of its own: like Ctrl-C in a terminal, the signal reaches the script and its children.
     setsid $gpu_check --device cpu --skip build,ops --text "$work/text" --budget 100 --out "$report" >"$work/log" 2>&1 &
     local pid=$!
     rm -f "$report"

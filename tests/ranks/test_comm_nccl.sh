@@ -83,7 +83,7 @@ one_fails() { # STATUS TEXT TEST [NAME=VALUE...]
     shift 3
     expect "$status" "$text" env "$@" timeout -k 5 60 "$program" "$name"
 }
-check never_in_a_graph one_fails 134 'collective "in a graph" inside of a captured sequence' captured
+check never_in_a_graph one_fails 134 'collective "in a graph" inside a captured sequence' captured
 check an_old_library one_fails 1 'NCCL 2\.10\.0 is too old: 2\.13\.4 or newer is needed' open TOKAMAK_EMU_NCCL_VERSION=21000
 check a_failing_device one_fails 0 'cudaErrorECCUncorrectable' failure TOKAMAK_EMU_FAIL=cudaErrorECCUncorrectable@9
 mkdir "$work/lonely" && ln -s "$PWD/$BUILD/libllmc_cudaemu.so" "$work/lonely"
