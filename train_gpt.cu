@@ -1,6 +1,6 @@
-// train_gpt.cu: the program. train_step and train_loop are the whole of training, top to bottom; the other commands are
-// in llmc/command/, a file each. Host code only, in the common subset of C11 and CUDA C++: `cc -x c` builds it where there is no
-// nvcc.
+// train_gpt.cu: the program. train_step and train_loop show all of training, top to bottom; the other commands are in
+// llmc/command/, one file each. Host code only, in the common subset of C11 and CUDA C++: without nvcc it is built with
+// `cc -x c`.
 #include <signal.h>
 #include <stdio.h>
 #include <string.h>
@@ -10,8 +10,8 @@
 #include "llmc/run/run.h"
 
 // ---------------------------------------------------------------------------------------------------------------
-// Ctrl-C: finish the step, save, exit 0. SIGTERM and SIGUSR1, which clusters send before they take a machine away: the
-// same, and exit RUN_EXIT_REQUEUE. One rank that was sent a signal is enough. A second signal stops at once.
+// Ctrl-C: finish the step, save, exit 0. SIGTERM and SIGUSR1, which clusters send before they revoke a node: the same,
+// and exit RUN_EXIT_REQUEUE. A signal to any rank stops all ranks. A second signal kills the process at once.
 
 static volatile sig_atomic_t stop_signal = 0;
 
@@ -23,14 +23,14 @@ static void on_signal(int number) {
 // ---------------------------------------------------------------------------------------------------------------
 // Training
 
-// One optimizer step on run->batch. Returns false when the run is to end with an error.
+// One optimizer step on run->batch. Returns false if the run must end with an error.
 static bool train_step(Run *run, Error *err) {
     double started = now_seconds();
     Model *model = &run->model;
     const StepBatch *batch = run->batch;
     double loss_scale = run->weight_sum > 0 ? 1.0 / run->weight_sum : 0;
 
-    // Gradients: this rank's micro-batches add up; zero reduces them over the ranks beside the backward pass.
+    // Gradients: += over this rank's micro-batches; zero reduces them over the ranks during the backward pass.
     model_begin_step(model);
     zero_begin_step(&run->zero, batch->micro_batches);
     for (int64_t i = 0; i < batch->micro_batches; ++i) {
@@ -41,7 +41,7 @@ static bool train_step(Run *run, Error *err) {
     }
     zero_finish_gradients(&run->zero);
 
-    // Update: frozen parameters have no gradient; norm and loss decide on the device whether the step counts.
+    // Update: frozen parameters have no gradient; the device decides from norm and loss whether to skip the update.
     optimizer_freeze(&run->optimizer, model);
     zero_sum_squares(&run->zero, run->optimizer.sums);
     OptimizerStep step = run_optimizer_step(run, loss_scale);
@@ -49,14 +49,14 @@ static bool train_step(Run *run, Error *err) {
     optimizer_update(&run->optimizer, model, &run->config, &step);
     zero_send_weights(&run->zero);
 
-    // The device may still be computing: this step's results are logged while the next one runs.
+    // The device may still be computing: this step's results are logged while the next step runs.
     run_step_issued(run, started, &step);
     if (!run_check_step(run, err)) return false;
     return run_report_steps(run, RUN_PENDING_STEPS - 1, err);
 }
 
-// loader_next, forward, backward, reduce, update, log; evaluate, sample and save where they are due. Returns false when
-// the run ended with an error.
+// Per step: loader_next, forward, backward, reduce, update, log; when due: evaluate, sample, save. Returns false if the
+// run ended with an error.
 static bool train_loop(Run *run, Error *err) {
     const RunConfig *config = &run->config;
     int64_t saved_at = run->progress.step;
@@ -66,7 +66,7 @@ static bool train_loop(Run *run, Error *err) {
         if (!run_begin_step(run, (int)stop_signal, err)) break;
         if (!train_step(run, err)) return false;
         int64_t step = run->progress.step;
-        // What follows looks at the step's results, so they are waited for.
+        // The operations below need the step's results: wait for them.
         bool pause = is_due(step, config->val_every) || is_due(step, config->sample_every) ||
                      is_due(step, config->save_every) || step == run->schedule.total_steps;
         if (pause && !run_report_steps(run, 0, err)) return false;
@@ -82,7 +82,7 @@ static bool train_loop(Run *run, Error *err) {
             saved_at = step;
         }
     }
-    // What was computed is kept, whatever ended the loop.
+    // Save the completed steps, whatever ended the loop.
     Error unsaved = {""};
     Error *why = err->message[0] == '\0' ? err : &unsaved;
     if (!run_report_steps(run, 0, why)) return false;
@@ -114,7 +114,7 @@ static int command_train(int argc, char **argv) {
     }
     bool requeue = ok && (run.stop_signal == SIGTERM || run.stop_signal == SIGUSR1);
     if (ok) run_print_summary(&run);
-    // Of ranks that fail alike one says why; then the others hear of it.
+    // If ranks fail together, err is empty on all but one; run_abort then reports it to the other ranks.
     if (err.message[0] != '\0') command_fail(&err);
     if (!ok) run_abort(&run, &err);
     run_close(&run);

@@ -40,7 +40,7 @@ static int what_is_at(const char *dir) {
     return kind;
 }
 
-// The directory's own path without slashes at its end.
+// The path without trailing slashes.
 static char *trimmed(const char *dir) {
     char *path = xstrdup(dir);
     for (size_t length = strlen(path); length > 1 && path[length - 1] == '/'; --length) path[length - 1] = '\0';
@@ -56,8 +56,8 @@ Dataset *dataset_create(const DatasetSpec *spec, Error *err) {
     int kind = what_is_at(spec->dir);
     if (kind == 3 || (kind == 2 && !spec->overwrite)) {
         error_set(err, "%s: %s", spec->dir,
-                  kind == 2 ? "a dataset is there already; give --overwrite to replace it"
-                            : "expected a directory that is new or empty");
+                  kind == 2 ? "the directory already holds a dataset; use --overwrite to replace it"
+                            : "expected a new or empty directory, found other files or no directory");
         return NULL;
     }
     Dataset *dataset = xcalloc(1, sizeof *dataset);
@@ -65,7 +65,7 @@ Dataset *dataset_create(const DatasetSpec *spec, Error *err) {
     char *path = trimmed(spec->dir);
     dataset->temporary = xasprintf("%s.tmp", path);
     free(path);
-    // What an interrupted run left there goes first.
+    // An interrupted run may have left this directory.
     if (remove_tree(dataset->temporary, err) && make_dirs(dataset->temporary, err)) return dataset;
     free(dataset->temporary);
     free(dataset);

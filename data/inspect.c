@@ -1,4 +1,4 @@
-// inspect.c: prep inspect: what a shard, a dataset or a tokenizer holds, in words.
+// inspect.c: prep inspect: prints the contents of a shard, a dataset or a tokenizer in human-readable form.
 #include <inttypes.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -18,11 +18,11 @@ typedef struct {
 
 static const char ABOUT[] =
     "usage: prep inspect [options] PATH...\n\n"
-    "Says what each PATH holds: a shard (.bin), a dataset (a directory with dataset.json), or a tokenizer. The text\n"
-    "at the start of a shard is shown by the tokenizer beside it, or that of --tokenizer.\n\n"
+    "Prints what each PATH holds: a shard (.bin), a dataset (a directory with dataset.json), or a tokenizer. The text\n"
+    "at the start of a shard is decoded with --tokenizer, or with tokenizer.json in the directory of the shard.\n\n"
     "example\n  prep inspect runs/bible/data runs/bible/data/val_000000.bin runs/bible/tokenizer\n";
 
-// Text with what a terminal would not show as it is written as escapes.
+// Prints text with control characters as escapes.
 static void print_text(const uint8_t *text, int64_t bytes, bool keep_newlines) {
     for (int64_t i = 0; i < bytes; ++i) {
         if (text[i] == '\n' && keep_newlines) putchar('\n');
@@ -103,7 +103,7 @@ static bool print_start(const Shard *shard, const Tokenizer *t, int64_t text_byt
     return true;
 }
 
-// The tokenizer of --tokenizer, or the one beside the shard; *out NULL when there is none.
+// The tokenizer of --tokenizer, or the one in the directory of the shard; *out NULL: there is none.
 static bool find_tokenizer(Tokenizer **out, const Settings *settings, const char *path, Error *err) {
     const char *slash = strrchr(path, '/');
     char *dir = slash == NULL ? xstrdup(".") : xasprintf("%.*s", (int)(slash - path + 1), path);
@@ -133,7 +133,8 @@ static bool inspect_shard(const Settings *settings, const char *path, Error *err
         printf("\n");
         if (t != NULL) {
             printf("  tokenizer %s, vocabulary %d%s\n", tokenizer_name(t), tokenizer_vocab(t),
-                   facts.max >= tokenizer_vocab(t) && shard.token_count > 0 ? ": not the one of this shard" : "");
+                   facts.max >= tokenizer_vocab(t) && shard.token_count > 0 ? ": too small for the ids of this shard"
+                                                                            : "");
             if (facts.max < tokenizer_vocab(t)) ok = print_start(&shard, t, settings->text_bytes, err);
         }
     }
@@ -142,7 +143,7 @@ static bool inspect_shard(const Settings *settings, const char *path, Error *err
     return ok;
 }
 
-// ---- which is it ----
+// ---- kinds of paths ----
 
 static bool is_shard(const char *path) {
     int32_t magic = 0;
@@ -180,9 +181,9 @@ static bool inspect_path(const Settings *settings, const char *path, Error *err)
 int prep_inspect(int argc, char **argv, Error *err) {
     Settings s = {.text_bytes = 400};
     const Option rows[] = {{"tokenizer", OPTION_TO(s.tokenizer), OPTION_TEXT, 1,
-                            .help = "to show text with; the one beside the shard if not given"},
+                            .help = "tokenizer to decode text with; default: the one in the directory of the shard"},
                            {"text-bytes", OPTION_TO(s.text_bytes), OPTION_WHOLE, 0, 1e9,
-                            .help = "of text to show from the start of a shard"}};
+                            .help = "bytes of text to show from the start of a shard"}};
     const OptionTable table = {OPTION_ROWS(rows), OPTIONS_DASHES, .about = ABOUT};
     int count;
     OptionsResult parsed = options_parse(&count, argc, argv, &table, err);

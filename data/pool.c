@@ -1,5 +1,5 @@
-// pool.c: see pool.h. Items are a ring: positions [drained, filled) are in flight, [drained, taken) have been taken
-// by a worker, and those of them that are done say so.
+// pool.c: see pool.h. Items form a ring: positions [drained, filled) are in flight, [drained, taken) were taken by a
+// worker; Slot.done marks finished ones.
 #include "data/pool.h"
 
 #include <pthread.h>
@@ -72,7 +72,7 @@ static bool run_ring(Pool *pool, Error *err) {
         }
         pool->slots[at] = (Slot){0};
         if (!pool->steps->fill(pool->steps->context, pool->items[at], &end, err)) {
-            // What came before the bad input goes first: its errors, too.
+            // Items before the failed one are drained first, so that an earlier error is the one reported.
             while (pool->drained < pool->filled)
                 if (!drain_one(pool, err)) break;
             return false;

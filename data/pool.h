@@ -1,6 +1,6 @@
-// pool.h: a stream of items worked on by all cores and handed back in order. The calling thread fills and drains;
-// workers work; a fixed number of items is in flight, so memory is bounded. Errors are those of the first item in
-// order that has one, whatever the threads do. Knows nothing of what an item is.
+// pool.h: processes a stream of items on all cores and returns them in order. The calling thread fills and drains
+// items; worker threads process them. A fixed number of items is in flight, so memory is bounded. The error reported
+// is that of the first item in order that has one, for any thread timing. Must not know what an item is.
 #ifndef DATA_POOL_H
 #define DATA_POOL_H
 
@@ -8,15 +8,15 @@
 
 typedef struct {
     void *context;
-    // The next item; *end instead when there is none. Calling thread.
+    // Fills the next item, or sets *end when there is none. Runs on the calling thread.
     bool (*fill)(void *context, void *item, bool *end, Error *err);
-    // Any worker thread, several at a time; worker is its number.
+    // Runs on any worker thread, several at a time; worker: index of the thread.
     bool (*work)(void *context, int worker, void *item, Error *err);
-    // In the order in which items were filled. Calling thread.
+    // Called in the order of fill. Runs on the calling thread.
     bool (*drain)(void *context, void *item, Error *err);
 } PoolSteps;
 
-// items: item_count pointers, used over and over. Returns when everything was drained, or false at the first error.
+// items: item_count pointers, reused as a ring. Returns true when all items are drained, false at the first error.
 bool pool_run(const PoolSteps *steps, int workers, void **items, int item_count, Error *err);
 
 #endif

@@ -1,5 +1,5 @@
-// prep.c: main of the data tool: raw text to a tokenizer and token shards. It only picks the command; each command is
-// in its own file.
+// prep.c: main of prep, which turns raw text into a tokenizer and token shards. It only selects the command; each
+// command has its own file.
 #include "data/prep.h"
 
 #include <stdio.h>
@@ -12,7 +12,7 @@ static const struct {
 } COMMANDS[] = {
     {"train-tokenizer", prep_train_tokenizer, "learn a byte-level BPE vocabulary from text"},
     {"tokenize", prep_tokenize, "turn text into token shards for training and validation"},
-    {"inspect", prep_inspect, "say what a shard, a dataset or a tokenizer holds"},
+    {"inspect", prep_inspect, "print what a shard, a dataset or a tokenizer holds"},
 };
 enum { COMMAND_COUNT = sizeof COMMANDS / sizeof COMMANDS[0] };
 

@@ -1,5 +1,5 @@
-// progress.h: one line on stderr about how far a long command is: rewritten in place on a terminal, else a line now
-// and then.
+// progress.h: the progress line of a long command on stderr: rewritten in place on a terminal, else a new line every
+// ten seconds.
 #ifndef DATA_PROGRESS_H
 #define DATA_PROGRESS_H
 
@@ -13,7 +13,7 @@ typedef struct {
 } Progress;
 
 void progress_start(Progress *progress, const char *what, int64_t total_bytes);
-// Shows bytes done, MB/s, time left and the note, if it is time to.
+// Prints bytes done, MB/s, time left and the note, if enough time has passed since the last line.
 void progress_update(Progress *progress, int64_t done_bytes, const char *note);
 void progress_end(Progress *progress);  // clears the line
 double process_cpu_seconds(void);       // of all threads, since the program started

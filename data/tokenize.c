@@ -1,5 +1,5 @@
-// tokenize.c: prep tokenize: text in, token shards out, on all cores in constant memory. The main thread reads chunks
-// and writes tokens, in order; workers find the documents of a chunk and encode them (pool.h).
+// tokenize.c: prep tokenize: converts text to token shards, on all cores in constant memory. The main thread reads
+// chunks and writes tokens, in order; workers find the documents of a chunk and encode them (pool.h).
 #include <inttypes.h>
 #include <signal.h>
 #include <stdio.h>
@@ -24,14 +24,14 @@ typedef struct {
 
 static const char ABOUT[] =
     "usage: prep tokenize --tokenizer TOKENIZER --out DIR [options] FILE...\n\n"
-    "Turns text files (plain, .jsonl, each also as .gz or .zst; - is standard input) into token shards\n"
-    "DIR/train_000000.bin ... and DIR/val_000000.bin ..., with the tokenizer and dataset.json beside them. Each\n"
-    "document begins with the end-of-text token. DIR appears when all is done, or not at all.\n\n"
+    "Converts text files (plain or .jsonl, optionally compressed as .gz or .zst; - is standard input) to token shards\n"
+    "DIR/train_000000.bin ... and DIR/val_000000.bin ..., and writes the tokenizer and dataset.json to DIR. Each\n"
+    "document starts with the end-of-text token. DIR is created only when everything has succeeded.\n\n"
     "example\n  prep tokenize --tokenizer runs/bible/tokenizer --out runs/bible/data --val-fraction 0.1 bible.txt\n";
 
 // A document, or the part of one that is in the chunk.
 typedef struct {
-    int64_t first;  // its first token in the item's list
+    int64_t first;  // index of its first token in the item's list
     int64_t text_bytes;
     bool starts;
 } Document;
@@ -52,10 +52,10 @@ typedef struct {
     const Settings *settings;
     const Tokenizer *tokenizer;
     Reader *reader;
-    Encoder *encoders;  // one a worker
+    Encoder *encoders;  // one per worker
     Dataset *dataset;
     Progress progress;
-    double seconds, cpu_seconds;  // that reading, encoding and writing took
+    double seconds, cpu_seconds;  // of reading, encoding and writing
     int64_t documents;            // started so far
     bool in_val;                  // the current document is held out
 } Job;
@@ -67,7 +67,7 @@ static bool was_interrupted(void) {
 
 static bool fill_item(void *context, void *item, bool *end, Error *err) {
     Job *job = context;
-    if (was_interrupted()) return error_set(err, "interrupted; nothing was written");
+    if (was_interrupted()) return error_set(err, "interrupted: no dataset was written");
     return reader_next(job->reader, &((Item *)item)->chunk, end, err);
 }
 
@@ -111,7 +111,7 @@ static bool write_item(void *context, void *argument, Error *err) {
     Job *job = context;
     const Item *item = argument;
     int64_t every = job->settings->val_docs_every;
-    // Neighbours of the same split go out together.
+    // Consecutive documents of the same split are appended together.
     for (int64_t i = 0, next; i < item->document_count; i = next) {
         int64_t documents = 0, text_bytes = 0;
         bool val = job->in_val;
@@ -171,9 +171,9 @@ static bool run_job(Job *job, Segment *segments, int segment_count, int threads,
 static bool check_totals(const Job *job, Error *err) {
     int64_t train = dataset_totals(job->dataset, SPLIT_TRAIN).text_bytes;
     int64_t val = dataset_totals(job->dataset, SPLIT_VAL).text_bytes;
-    if (train + val == 0) return error_set(err, "the inputs hold no text");
+    if (train + val == 0) return error_set(err, "the inputs contain no text");
     if (job->settings->val_docs_every > 0 && val == 0)
-        return error_set(err, "--val-docs-every %lld: there are only %lld documents",
+        return error_set(err, "--val-docs-every %lld: expected at least as many documents, found %lld",
                          (long long)job->settings->val_docs_every, (long long)job->documents);
     return train > 0 ? true : error_set(err, "all text went to validation, none to training");
 }
@@ -184,7 +184,7 @@ static void report(const Job *job, DatasetTotals train, DatasetTotals val) {
     static const char *const NAMES[] = {"train", "val"};
     for (int i = 0; i < 2; ++i)
         if (totals[i]->tokens > 0)
-            printf("%-6s %" PRId64 " tokens in %d shard%s, %" PRId64 " documents, %" PRId64 " bytes (%.2f a token)\n",
+            printf("%-6s %" PRId64 " tokens in %d shard%s, %" PRId64 " documents, %" PRId64 " bytes (%.2f per token)\n",
                    NAMES[i], totals[i]->tokens, totals[i]->shards, totals[i]->shards == 1 ? "" : "s",
                    totals[i]->documents, totals[i]->text_bytes,
                    (double)totals[i]->text_bytes / (double)totals[i]->tokens);
@@ -205,7 +205,8 @@ static bool tokenize_into(Job *job, Segment *segments, int count, char **files, 
         int64_t bytes = input_file_bytes(files[i]);
         total_bytes = bytes < 0 ? -1 : total_bytes + bytes;
     }
-    // Ctrl-C is looked for between chunks, so that the temporary directory can be removed; then it does what it does.
+    // SIGINT and SIGTERM are blocked and checked between chunks, so that the temporary directory can be removed; they
+    // take effect when the old mask is restored.
     sigset_t signals, before;
     sigemptyset(&signals);
     sigaddset(&signals, SIGINT);
@@ -233,12 +234,12 @@ static bool tokenize_into(Job *job, Segment *segments, int count, char **files, 
 static int check_usage(const Settings *s, int file_count, Error *err) {
     const char *wrong = NULL;
     if (s->tokenizer == NULL) wrong = "expected --tokenizer: bytes, a directory, or a tokenizer file";
-    else if (s->out == NULL) wrong = "expected --out: the directory to write";
+    else if (s->out == NULL) wrong = "expected --out: the output directory";
     else if (file_count == 0) wrong = "expected at least one FILE (- is standard input)";
     else if (s->val_fraction > 0 && s->val_docs_every > 0)
         wrong = "expected --val-fraction or --val-docs-every, not both";
     else if (s->val_docs_every > 0 && s->docs == DOCS_NONE)
-        wrong = "--val-docs-every needs documents; --docs none has none";
+        wrong = "--val-docs-every needs documents: expected another value than --docs none";
     if (wrong == NULL) return EXIT_OK;
     error_set(err, "%s (see --help)", wrong);
     return EXIT_USAGE;
@@ -248,16 +249,16 @@ int prep_tokenize(int argc, char **argv, Error *err) {
     Settings s = {.field = "text", .shard_tokens = 100000000};
     const Option rows[] = {
         {"tokenizer", OPTION_TO(s.tokenizer), OPTION_TEXT, 1,
-         .help = "bytes, a directory, or a .json, .tiktoken or .bin file"},
-        {"out", OPTION_TO(s.out), OPTION_TEXT, 1, .help = "directory to write; new or empty"},
+         .help = "tokenizer: bytes, a directory, or a .json, .tiktoken or .bin file"},
+        {"out", OPTION_TO(s.out), OPTION_TEXT, 1, .help = "output directory; new or empty"},
         PREP_TEXT_ROWS(s),
         {"val-fraction", OPTION_TO(s.val_fraction), OPTION_REAL, 0, 0.99,
-         .help = "share of bytes, at the end, to hold out"},
+         .help = "hold out this fraction of all bytes, at the end"},
         {"val-docs-every", OPTION_TO(s.val_docs_every), OPTION_WHOLE, 0, 1e15, .help = "hold out every Nth document"},
-        {"shard-tokens", OPTION_TO(s.shard_tokens), OPTION_WHOLE, 1, 2147483647, .help = "tokens a shard"},
+        {"shard-tokens", OPTION_TO(s.shard_tokens), OPTION_WHOLE, 1, 2147483647, .help = "most tokens of a shard"},
         {"version", OPTION_TO(s.version), OPTION_WHOLE, 0, 2,
-         .help = "shard format; 1 as llm.c (vocabulary to 65536), 2; 0: the first that fits"},
-        {"overwrite", OPTION_TO(s.overwrite), OPTION_FLAG, .help = "replace the dataset that is in --out"}};
+         .help = "shard format: 1: llm.c's, for at most 65536 ids; 2: any; 0: 1 if the vocabulary fits, else 2"},
+        {"overwrite", OPTION_TO(s.overwrite), OPTION_FLAG, .help = "replace an existing dataset in --out"}};
     const OptionTable table = {OPTION_ROWS(rows), OPTIONS_DASHES, .about = ABOUT};
     int file_count;
     OptionsResult parsed = options_parse(&file_count, argc, argv, &table, err);
@@ -271,7 +272,7 @@ int prep_tokenize(int argc, char **argv, Error *err) {
     for (int i = 0; i < file_count; ++i) segments[i] = (Segment){argv[i], 0, INT64_MAX, false};
     int count = file_count;
     bool ok = s.docs == DOCS_NONE || tokenizer_eot(tokenizer) >= 0;
-    if (!ok) error_set(err, "%s: the tokenizer has no end-of-text token, so expected --docs none", s.tokenizer);
+    if (!ok) error_set(err, "%s: the tokenizer has no end-of-text token: use --docs none", s.tokenizer);
     if (ok && s.val_fraction > 0) {
         count = segments_split(split, segments, file_count, s.docs, s.val_fraction, err);
         ok = count > 0;

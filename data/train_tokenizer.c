@@ -1,5 +1,5 @@
-// train_tokenizer.c: prep train-tokenizer: text in, tokenizer.json out. Words are counted on all cores as the text
-// streams by; memory holds the different words, not the text.
+// train_tokenizer.c: prep train-tokenizer: learns a tokenizer.json from text. Words are counted on all cores while the
+// text is read; memory holds the distinct words, not the text.
 #include <inttypes.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -21,16 +21,16 @@ typedef struct {
 
 static const char ABOUT[] =
     "usage: prep train-tokenizer --vocab N --out DIR [options] FILE...\n\n"
-    "Learns a byte-level BPE vocabulary (GPT-2's way of splitting text into words) from text files (plain, .jsonl,\n"
-    "each also as .gz or .zst; - is standard input) and writes DIR/tokenizer.json, which Hugging Face's tokenizers\n"
-    "load, too. Ids: 256 bytes, the merges in order, reserved special tokens, and <|endoftext|> last.\n\n"
+    "Learns a byte-level BPE vocabulary (GPT-2's pattern splits text into words) from text files (plain or .jsonl,\n"
+    "optionally compressed as .gz or .zst; - is standard input) and writes DIR/tokenizer.json, which Hugging Face's\n"
+    "tokenizers can load. Ids: 256 bytes, the merges in order, reserved special tokens, and <|endoftext|> last.\n\n"
     "example\n  prep train-tokenizer --vocab 4096 --out runs/bible/tokenizer bible.txt\n";
 
 typedef struct {
     const Settings *settings;
     Reader *reader;
-    WordCounts **counts;  // one a worker
-    TextBuffer *texts;    // one a worker: a JSONL line's text
+    WordCounts **counts;  // one per worker
+    TextBuffer *texts;    // one per worker: the text of a JSONL line
     Progress progress;
 } Job;
 
@@ -104,13 +104,13 @@ static WordCounts *count_words(const Settings *settings, Segment *segments, int 
     free(job.counts);
     free(pointers);
     free(chunks);
-    if (ok && word_counts_bytes(counts) == 0) ok = error_set(err, "the inputs hold no text");
+    if (ok && word_counts_bytes(counts) == 0) ok = error_set(err, "the inputs contain no text");
     if (ok) return counts;
     word_counts_free(counts);
     return NULL;
 }
 
-// On a terminal, a line that is rewritten a few times a second.
+// The progress line of merging; only on a terminal.
 typedef struct {
     double shown;
 } MergeProgress;
@@ -138,10 +138,10 @@ static bool train(const Settings *settings, const WordCounts *counts, double sta
     bool ok = tokenizer != NULL && make_dirs(settings->out, err) && tokenizer_save(tokenizer, settings->out, err);
     if (ok) {
         if (tokenizer_vocab(tokenizer) < settings->vocab)
-            printf("note: no pair is left that occurs %lld times, so the vocabulary is %d, not %lld\n",
+            printf("note: no remaining pair occurs at least %lld times, so the vocabulary is %d, not %lld\n",
                    (long long)settings->min_count, tokenizer_vocab(tokenizer), (long long)settings->vocab);
         printf("%s/tokenizer.json: vocabulary %d, %d merges, <|endoftext|> = %d; from %.1f MB, %" PRId64
-               " different words; counted in %.2f s, merged in %.2f s\n",
+               " distinct words; counted in %.2f s, merged in %.2f s\n",
                settings->out, tokenizer_vocab(tokenizer), tokenizer_merges(tokenizer), tokenizer_eot(tokenizer),
                (double)word_counts_bytes(counts) / 1e6, word_counts_unique(counts), counted - started,
                now_seconds() - counted);
@@ -154,14 +154,15 @@ int prep_train_tokenizer(int argc, char **argv, Error *err) {
     Settings s = {.field = "text", .min_count = 2};
     const Option rows[] = {
         {"vocab", OPTION_TO(s.vocab), OPTION_WHOLE, 257, 1 << 21,
-         .help = "ids in all: 256 bytes, merges, reserved, <|endoftext|>"},
+         .help = "vocabulary size: 256 bytes + merges + reserved tokens + <|endoftext|>"},
         {"out", OPTION_TO(s.out), OPTION_TEXT, 1, .help = "directory for tokenizer.json"},
         PREP_TEXT_ROWS(s),
         {"reserved", OPTION_TO(s.reserved), OPTION_WHOLE, 0, 100000,
-         .help = "special tokens <|reserved_0|> ... for later use"},
-        {"min-count", OPTION_TO(s.min_count), OPTION_WHOLE, 1, 1e15, .help = "merge only pairs that occur as often"},
+         .help = "number of special tokens <|reserved_0|> ... for later use"},
+        {"min-count", OPTION_TO(s.min_count), OPTION_WHOLE, 1, 1e15,
+         .help = "merge only pairs that occur at least this often"},
         {"max-bytes", OPTION_TO(s.max_bytes), OPTION_WHOLE, 0, 1e18,
-         .help = "stop reading after about so many bytes; 0: read all"}};
+         .help = "stop reading after about this many bytes; 0: read all"}};
     const OptionTable table = {OPTION_ROWS(rows), OPTIONS_DASHES, .about = ABOUT};
     int file_count;
     OptionsResult parsed = options_parse(&file_count, argc, argv, &table, err);

@@ -1,9 +1,10 @@
 #!/bin/bash
-# Draws the rooms of llmc/ from tests/source/rooms.txt: a room is above every room that it includes.
+# Draws the rooms of llmc/ from tests/source/rooms.txt: a room is above every room that it includes; a dashed line
+# means that only one header is included.
 #     dev/rooms_svg.sh > docs/rooms.svg
 set -u
 cd "$(dirname "$0")/.." || exit 1
-case ${1:-} in --help | -h) sed -n '2,3s/^# \{0,1\}//p' "$0"; exit 0 ;; esac
+case ${1:-} in --help | -h) sed -n '2,4s/^# \{0,1\}//p' "$0"; exit 0 ;; esac
 grep -v '^#' tests/source/rooms.txt | awk -F ' *[|] *' '
 function text(x, y, size, fill, words) {
     printf "<text x=\"%d\" y=\"%d\" font-size=\"%d\" fill=\"%s\" text-anchor=\"middle\">%s</text>\n", x, y, size, fill, words
@@ -22,7 +23,8 @@ function two_lines(x, y, words,   at) {
     for (i = 1; i <= n; ++i) {
         other = list[i]
         if (other == "none") continue
-        if (other ~ /\//) { split(other, path, "/"); other = path[2] }
+        one_header = other ~ /\//
+        if (one_header) { split(other, path, "/"); other = path[2]; dashed[head[1], other] = 1 }
         includes[head[1], other] = 1
         if (floor_of[other] + 1 > floor_of[head[1]]) floor_of[head[1]] = floor_of[other] + 1
     }
@@ -53,7 +55,7 @@ END {
         if (!((a, b) in includes)) continue
         direct = 1
         for (t = 1; t <= rooms; ++t) if (((a, name[t]) in includes) && ((name[t], b) in includes)) direct = 0
-        if (direct) printf "<line x1=\"%d\" y1=\"%d\" x2=\"%d\" y2=\"%d\" stroke=\"#b8c4d0\" stroke-width=\"1.5\"/>\n", x[a], y[a] + H / 2, x[b], y[b] + H / 2
+        if (direct) printf "<line x1=\"%d\" y1=\"%d\" x2=\"%d\" y2=\"%d\" stroke=\"#b8c4d0\" stroke-width=\"1.5\"%s/>\n", x[a], y[a] + H / 2, x[b], y[b] + H / 2, (a, b) in dashed ? " stroke-dasharray=\"5 4\"" : ""
     }
     for (r = 1; r <= rooms; ++r) {
         a = name[r]

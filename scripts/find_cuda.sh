@@ -1,7 +1,7 @@
 #!/bin/bash
 # Looks for the CUDA toolkit, cuBLASLt, cuDNN and NCCL in the usual places and in pip's wheels.
-#     scripts/find_cuda.sh            says what it found, for people (`make config`)
-#     scripts/find_cuda.sh --make     the same as variables of the Makefile
+#     scripts/find_cuda.sh            prints what it found (`make config`)
+#     scripts/find_cuda.sh --make     prints it as variables of the Makefile
 # CUDA_HOME=DIR (or CUDA_PATH) names a toolkit; CUDNN_HOME and NCCL_HOME likewise. Example:
 #     CUDA_HOME=/opt/cuda-12.8 make config
 set -u
@@ -18,7 +18,7 @@ case ${1:-} in
 esac
 
 shopt -s nullglob
-# Directories that may hold include/ and lib/, best first: what was named, the nvcc on the PATH, usual places, wheels.
+# Directories that may have include/ and lib/, in order of preference: named ones, the nvcc on the PATH, usual places, wheels.
 roots=()
 add_root() { [ -n "$1" ] && [ -d "$1" ] && roots+=("$(cd "$1" && pwd -P)"); }
 add_root "${CUDA_HOME:-}"
@@ -26,7 +26,7 @@ add_root "${CUDA_PATH:-}"
 add_root "${CUDNN_HOME:-}"
 add_root "${NCCL_HOME:-}"
 on_path=$(command -v nvcc 2>/dev/null)
-# A wrapper on the PATH may be a script that calls the real one: that one knows where it lives.
+# nvcc on the PATH may be a wrapper script: a dry run shows the directory of the real nvcc.
 if [ -n "$on_path" ]; then
     top=$("$on_path" --dryrun -x cu -c /dev/null -o /dev/null 2>&1 | sed -n 's/^#\$ TOP=//p' | head -n 1)
     add_root "$top"
@@ -35,7 +35,7 @@ fi
 for dir in /usr/local/cuda /usr/local/cuda-* /opt/cuda /opt/cuda-* /usr/lib/cuda /usr; do add_root "$dir"; done
 for site in "$(dirname "$0")/../.cuda" ${VIRTUAL_ENV:+"$VIRTUAL_ENV"/lib/python3*/site-packages} "$HOME"/.local/lib/python3*/site-packages \
     /usr/local/lib/python3*/*-packages /usr/lib/python3*/*-packages; do
-    # What setup.sh --cuda installed, then where pip puts wheels.
+    # The wheels of setup.sh --cuda, then pip's directories.
     for wheel in "$site"/nvidia/*; do add_root "$wheel"; done
 done
 
@@ -59,7 +59,7 @@ find_library() {
     for dir in $libs; do paths+=("$dir/$1"); done
     find_in_roots "${paths[@]}"
 }
-# Every place of nvcc but a wrapper's: bin/nvcc of a root.
+# nvcc itself rather than a wrapper: bin/nvcc of a root.
 nvcc=$(find_in_roots bin/nvcc nvcc/bin/nvcc) || nvcc=$on_path
 runtime_header=$(find_in_roots include/cuda_runtime_api.h) || runtime_header=
 cublas_header=$(find_in_roots include/cublasLt.h) || cublas_header=
@@ -104,7 +104,7 @@ if [ -n "$cudnn" ] && [ -n "$cudnn_header" ]; then
     numbers=$(dirname "$cudnn_header")/cudnn_version.h
     row cuDNN "$cudnn ($(version "$numbers" CUDNN_MAJOR).$(version "$numbers" CUDNN_MINOR).$(version "$numbers" CUDNN_PATCHLEVEL))"
 else
-    row cuDNN 'not found: our own attention kernels serve'
+    row cuDNN 'not found: the built-in attention kernels are used'
 fi
 if [ -n "$nccl" ]; then
     row NCCL "$nccl ($(version "$nccl_header" NCCL_MAJOR).$(version "$nccl_header" NCCL_MINOR).$(version "$nccl_header" NCCL_PATCH))"
@@ -114,6 +114,6 @@ fi
 if command -v nvidia-smi >/dev/null; then
     nvidia-smi --query-gpu=index,name,driver_version,memory.total --format=csv,noheader 2>&1 | while read -r line; do row GPU "$line"; done
 else
-    row GPU 'no driver here (nvidia-smi is absent): device=auto takes the CPU'
+    row GPU 'no driver here (nvidia-smi is absent): device=auto uses the CPU'
 fi
 exit 0

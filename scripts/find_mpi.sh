@@ -1,7 +1,7 @@
 #!/bin/bash
 # Looks for MPI: mpicc on the PATH (Open MPI, MPICH and their relatives), else pkg-config's mpi-c, ompi-c or mpich.
-#     scripts/find_mpi.sh             says what it found, for people (`make config`)
-#     scripts/find_mpi.sh --make      the same as variables of the Makefile
+#     scripts/find_mpi.sh             prints what it found (`make config`)
+#     scripts/find_mpi.sh --make      prints it as variables of the Makefile
 # MPICC=PROGRAM names a compiler wrapper. Example:
 #     MPICC=/opt/openmpi/bin/mpicc make config
 set -u

@@ -1,20 +1,20 @@
 #!/bin/bash
-# gpu_check.sh: everything that only a real GPU can show, in one command and one report: builds, runs the operations' tests
-# and compute-sanitizer, trains on real text beside the CPU, resumes, then measures kernels and training steps next to
-# PyTorch and llm.c. Needs no network. The report is written whatever happens; each stage has its share of the time.
+# gpu_check.sh: all checks that need a real GPU, in one command with one report: builds, runs the operations' tests and
+# compute-sanitizer, trains on real text and compares with the CPU, resumes, measures kernels and training steps and
+# compares with PyTorch and llm.c. Needs no network. A report is always written; each stage has a share of the time.
 #
 #     scripts/gpu_check.sh [options]
-#   --device D       cuda (default); cudaemu or cpu: the same stages where there is no GPU, speeds mean nothing
-#   --quick          tiny shapes, a few steps: whether everything runs
-#   --budget S       seconds in all (default 570); what does not fit is left out, and the report says so
-#   --out FILE       the report (default dev/bench/results/<gpu>-<date>.md; kernel times go beside it as .ops.json)
-#   --text FILE      what the small model reads (default: the King James Bible, ../shared, or this repository's sources)
-#   --llmc DIR       llm.c's own tree: it is built there and measured beside us
-#   --python PY      a Python whose PyTorch is measured beside us (default python3; none: leave it out)
+#   --device D       cuda (default); cudaemu or cpu: the same stages without a GPU (speeds are meaningless)
+#   --quick          tiny shapes, a few steps: only checks that everything runs
+#   --budget S       seconds in total (default 570); the report lists what was skipped for lack of time
+#   --out FILE       the report (default dev/bench/results/<gpu>-<date>.md; kernel times beside it as .ops.json)
+#   --text FILE      training text of the small model (default: the King James Bible, ../shared, or this repository's sources)
+#   --llmc DIR       a source tree of llm.c, which is built there and measured for comparison
+#   --python PY      a Python whose PyTorch is measured for comparison (default python3; none: skip it)
 #   --build DIR      build directory (default build)
-#   --skip A,B       stages to leave out: build, ops, sanitize, train, steps, ranks, kernels
-#   --dry-run        say what would be done, and stop
-# Exit code: 0 nothing failed, 1 something did, 2 usage. Example:
+#   --skip A,B       stages to skip: build, ops, sanitize, train, steps, ranks, kernels
+#   --dry-run        print the stages and exit
+# Exit status: 0 nothing failed, 1 something failed, 2 usage. Example:
 #     scripts/gpu_check.sh --budget 1800 --llmc ~/llm.c --python ~/venv/bin/python
 set -u
 cd "$(dirname "$0")/.." || exit 1
@@ -40,13 +40,13 @@ while [ $# -gt 0 ]; do
 done
 case $device in cuda | cudaemu | cpu) ;; *) echo "gpu_check.sh: --device $device: expected cuda, cudaemu or cpu" >&2; exit 2 ;; esac
 case $budget in '' | *[!0-9]*) echo "gpu_check.sh: --budget $budget: expected seconds" >&2; exit 2 ;; esac
-if [ -n "$text" ] && [ ! -r "$text" ]; then echo "gpu_check.sh: --text $text: cannot be read" >&2; exit 2; fi
+if [ -n "$text" ] && [ ! -r "$text" ]; then echo "gpu_check.sh: --text $text: expected a readable file" >&2; exit 2; fi
 if [ -n "$llmc" ] && [ ! -f "$llmc/train_gpt2.cu" ]; then
     echo "gpu_check.sh: --llmc $llmc: expected llm.c's tree, with train_gpt2.cu in it" >&2
     exit 2
 fi
 
-# ---- what the stages share ----
+# ---- common functions of the stages ----
 
 started=$SECONDS
 work=$(mktemp -d) || exit 1
@@ -57,7 +57,7 @@ left() { # of the running stage
     local now=$((stage_end - (SECONDS - started)))
     echo $((now > 1 ? now : 1))
 }
-# limited [-m MOST] COMMAND...: stopped (124) when the stage's time, or MOST seconds, are over.
+# limited [-m MOST] COMMAND...: stops it (status 124) at the end of the stage's time or after MOST seconds.
 limited() {
     local most
     most=$(left)
@@ -67,12 +67,12 @@ limited() {
     fi
     timeout -k 5 "$most" "$@" </dev/null
 }
-say() { printf '%s\n' "$*" >>"$section"; }       # into the report
-note() { printf '   %s\n' "$*" >&2; }            # to whoever waits
-missing() { say "- left out: $*"; note "left out: $*"; echo "- $stage: $*" >>"$work/left_out"; }
+say() { printf '%s\n' "$*" >>"$section"; }       # to the report
+note() { printf '   %s\n' "$*" >&2; }            # to the terminal
+missing() { say "- skipped: $*"; note "skipped: $*"; echo "- $stage: $*" >>"$work/left_out"; }
 problem() { say "- **FAILED**: $*"; note "FAILED: $*"; problems=$((problems + 1)); echo "- $stage: $*" >>"$work/failed"; }
 passed() { say "- ok: $*"; note "ok: $*"; }
-quoted() { # the last lines of a log, into the report
+quoted() { # FILE [LINES]: the last lines of a log, to the report
     say '```'
     tail -n "${2:-8}" "$1" | cut -c1-200 >>"$section"
     say '```'
@@ -85,7 +85,7 @@ goal() { echo "| $1 | $2 | $3 |" >>"$work/goals"; }
 # at_least FOUND WANTED: "yes" or "no"
 at_least() { awk -v a="$1" -v b="$2" 'BEGIN {print (a + 0 >= b + 0) ? "yes" : "**no**"}'; }
 
-# run_stage NAME SECONDS TITLE: runs stage_NAME with its own section of the report.
+# run_stage NAME SECONDS TITLE: runs stage_NAME, which writes its own section of the report.
 run_stage() {
     stage=$1
     local seconds=$2 title=$3 from=$SECONDS before=$problems status
@@ -93,10 +93,10 @@ run_stage() {
     echo "## $title" >"$section"
     say ''
     : >>"$work/stages"
-    case $skip in *",$stage,"*) missing 'asked for (--skip)'; echo "| $stage | skipped | 0 |" >>"$work/stages"; return ;; esac
+    case $skip in *",$stage,"*) missing 'requested (--skip)'; echo "| $stage | skipped | 0 |" >>"$work/stages"; return ;; esac
     if [ "$(total_left)" -lt 3 ]; then
         missing "no time left of --budget $budget"
-        echo "| $stage | left out | 0 |" >>"$work/stages"
+        echo "| $stage | skipped | 0 |" >>"$work/stages"
         return
     fi
     stage_end=$((SECONDS - started + seconds))
@@ -122,7 +122,7 @@ stage_build() {
     local from=$SECONDS
     # shellcheck disable=SC2086
     if ! limited make --no-print-directory -j"$jobs" BUILD="$BUILD" $targets >"$work/build.log" 2>&1; then
-        problem "make $targets (its last lines follow)"
+        problem "make $targets (its last lines are below)"
         quoted "$work/build.log" 15
         return
     fi
@@ -133,10 +133,10 @@ stage_build() {
     passed "make $targets with $jobs jobs in $((SECONDS - from)) s"
 }
 
-ready() { # what later stages need of the build
+ready() { # [FILE]: checks that the build has the files that a stage needs
     local file
     for file in "$BUILD/train_gpt" "$BUILD/prep" "$BUILD/bench" ${1:+"$1"}; do
-        [ -e "$file" ] || { problem "$file is not there: the build failed or was left out"; return 1; }
+        [ -e "$file" ] || { problem "$file is not there: the build failed or was skipped"; return 1; }
     done
     if [ "$device" != cpu ] && [ ! -e "$BUILD/libllmc_$device.so" ]; then
         problem "$BUILD/libllmc_$device.so is not there"
@@ -167,7 +167,7 @@ stage_ops() {
 
 stage_sanitize() {
     local tool program log status found
-    if [ "$device" != cuda ]; then missing "compute-sanitizer looks at a real GPU only ($device has its own checks)"; return; fi
+    if [ "$device" != cuda ]; then missing "compute-sanitizer needs a real GPU ($device has its own checks)"; return; fi
     ready "$BUILD/tests/test_ops_norm" || return
     tool=$(command -v compute-sanitizer || ls /usr/local/cuda*/bin/compute-sanitizer 2>/dev/null | tail -n 1)
     if [ -z "$tool" ]; then missing 'compute-sanitizer is not installed'; return; fi
@@ -192,7 +192,7 @@ stage_sanitize() {
     done
 }
 
-# A text in $1: what was named, the King James Bible, the project's test data, or the repository's own sources.
+# find_text FILE: writes --text, the King James Bible, the texts of ../shared or the repository's sources to FILE.
 find_text() {
     if [ -n "$text" ]; then cp "$text" "$1"; text_name=$text
     elif command -v bible >/dev/null && bible -f 'Gen1:1-Rev22:21' >"$1" 2>/dev/null && [ -s "$1" ]; then
@@ -204,7 +204,7 @@ find_text() {
     fi
 }
 curve() { sed -n 's/.*"step":\([0-9]*\),.*"loss":\([-0-9.e+]*\),.*/\1 \2/p' "$1/metrics.jsonl"; }
-same_bits() { # A B: weights, moments and losses
+same_bits() { # RUN RUN: equal weights, moments and losses
     local a b file
     a=$(find "$1" -maxdepth 1 -name 'step_*' | sort | tail -n 1)
     b=$(find "$2" -maxdepth 1 -name 'step_*' | sort | tail -n 1)
@@ -231,7 +231,7 @@ stage_train() {
     fi
     say "A small model (${model#model=}) on $text_name, bytes as tokens, $steps steps."
     say ''
-    trained() { # NAME DEVICE [options]: one run, resumed if its directory is there
+    trained() { # NAME DEVICE [options]: one run, resumed if its directory exists
         local dir=$work/$1 where=$2
         shift 2
         # shellcheck disable=SC2086
@@ -257,15 +257,15 @@ stage_train() {
     if [ "$device" != cpu ]; then variant no-graphs 'without captured graphs' graphs=false; fi
     variant norm-act 'recompute=norm_act' recompute=norm_act
     variant block 'recompute=block' recompute=block
-    # Half of it, as after a crash: the later checkpoint is gone.
+    # Resume half-way, as after a crash: the later checkpoint is removed.
     if trained resumed "$device" dtype=bf16; then
         rm -rf "$(find "$work/resumed" -maxdepth 1 -name 'step_*' | sort | tail -n 1)"
         variant resumed "resumed at step $half of $steps"
     fi
 }
 
-# Rounding differs by the order of sums, and training amplifies it step by step: in fp32 the first twenty steps agree to
-# 0.001, all of them to 0.05; bf16 rounds 2^-8 of everything at other places: 0.05, and 0.1 in all.
+# Sums in another order round differently, and training amplifies this step by step. Tolerances: fp32 0.001 in the first
+# twenty steps, 0.05 in all; bf16, which rounds by 2^-8 at other places, 0.05 and 0.1.
 compare_curves() {
     local first=0.001 all=0.05 line
     if [ "$1" = bf16 ]; then first=0.05 all=0.1; fi
@@ -284,15 +284,15 @@ compare_curves() {
 # ---- training throughput ----
 
 has_torch() { # sets torch_why
-    if [ "$python" = none ]; then torch_why='not wanted (--python none)'; return 1; fi
+    if [ "$python" = none ]; then torch_why='not requested (--python none)'; return 1; fi
     torch_why=$(limited -m 60 "$python" -c "
 import torch
-assert '$device' != 'cuda' or torch.cuda.is_available(), 'it sees no GPU'
+assert '$device' != 'cuda' or torch.cuda.is_available(), 'it finds no GPU'
 print(torch.__version__)" 2>&1 | tail -n 1)
     case $torch_why in [0-9]*) return 0 ;; *) torch_why="no usable PyTorch in $python ($torch_why)"; return 1 ;; esac
 }
 
-record() { # SHAPE DTYPE WHO LINE: a JSON line of one program; 1: there is none
+record() { # SHAPE DTYPE PROGRAM LINE: adds the JSON line of one program; returns 1 if LINE is empty
     case $4 in '{'*) ;; *) return 1 ;; esac
     printf '%s\t%s\t%s\t%s\t%s\t%s\t%s\n' "$1" "$2" "$3" "$(json tok_per_s "$4")" "$(json peak_share "$4")" \
         "$(json device_bytes "$4")" "$(json_list losses "$4")" >>"$work/throughput"
@@ -312,7 +312,7 @@ run_torch() { # SHAPE DTYPE
     local shape=$1 how=--compile-blocks line arch where=cpu steps=6
     arch=$("$BUILD/bench" step --shape "$shape" --describe)
     if [ "$device" = cuda ]; then where=cuda; fi
-    if [ "$(json layers "$arch")" -le 12 ]; then how=--compile; fi  # whole where that takes no minutes
+    if [ "$(json layers "$arch")" -le 12 ]; then how=--compile; fi  # compiling deeper models takes minutes
     if [ "$quick" = 1 ]; then how='' steps=3; fi
     # shellcheck disable=SC2086
     line=$(limited "$python" dev/bench/peer_pytorch.py --device $where --arch "$arch" --dtype "$2" --steps $steps $how \
@@ -323,8 +323,8 @@ run_torch() { # SHAPE DTYPE
     fi
     same_losses "$shape" "$2" PyTorch
 }
-# The same weights and tokens: the losses of the first four steps must agree. bf16 is rounded at other places, and
-# PyTorch's softmax counts the padding rows of the vocabulary: 0.02.
+# With the same weights and tokens, the losses of the first four steps must agree to 0.02: bf16 is rounded at other
+# places, and PyTorch's softmax includes the padding rows of the vocabulary.
 same_losses() { # SHAPE DTYPE PEER
     awk -F'\t' -v shape="$1" -v dtype="$2" -v peer="$3" '$1 == shape && $2 == dtype {loss[$3] = $7}
         END {
@@ -342,20 +342,20 @@ same_losses() { # SHAPE DTYPE PEER
 }
 
 llmc_ready() { # builds llm.c's trainer in its tree, once
-    [ -n "$llmc" ] || { missing "llm.c: no tree was named (--llmc DIR)"; return 1; }
+    [ -n "$llmc" ] || { missing "llm.c: no source tree given (--llmc DIR)"; return 1; }
     [ "$device" = cuda ] || [ -x "$llmc/train_gpt2cu" ] || { missing 'llm.c is not built, and needs a real GPU'; return 1; }
     local cudnn=USE_CUDNN=0
     if [ -d "$HOME/cudnn-frontend/include" ] || [ -d "$llmc/cudnn-frontend/include" ]; then cudnn=USE_CUDNN=1; fi
     if [ ! -x "$llmc/train_gpt2cu" ] &&
         ! limited -m 150 make -C "$llmc" train_gpt2cu NO_MULTI_GPU=1 $cudnn >"$work/llmc.log" 2>&1; then
-        missing 'llm.c: it does not build in its tree:'
+        missing 'llm.c: its build failed:'
         quoted "$work/llmc.log" 5
         return 1
     fi
-    say "- llm.c: $llmc, $(git -C "$llmc" rev-parse --short HEAD 2>/dev/null || echo 'no commit known'), $cudnn if it was built now"
+    say "- llm.c: $llmc, $(git -C "$llmc" rev-parse --short HEAD 2>/dev/null || echo 'unknown commit'), $cudnn if it was built now"
 }
-# One step trains on the whole of tokens.bin each time (-a 1), from our weights: its losses must be ours. Without
-# recomputation (-r 0), as we are measured. Its first two steps are not counted.
+# Every step trains on all of tokens.bin (-a 1), starting from Tokamak's weights, so the losses must agree. No
+# recomputation (-r 0), as in Tokamak's measurement. The first two steps are not counted.
 run_llmc() { # SHAPE
     local line arch log=$work/llmc.$1.log start=$work/llmc
     arch=$("$BUILD/bench" step --shape "$1" --describe)
@@ -372,8 +372,8 @@ run_llmc() { # SHAPE
     if record "$1" bf16 llm.c "$line"; then same_losses "$1" bf16 llm.c
     else missing "llm.c, $1: $(tail -n 1 "$log" | cut -c1-150)"; fi
 }
-# What llm.c prints for each step, as our JSON line: "step 3/8 | loss 10.95 (+nanz)| ... | 120.00 ms | ... | 540000 tok/s".
-# Milliseconds and not its tokens/s, which are smoothed over the steps.
+# Converts llm.c's step lines to a JSON line: "step 3/8 | loss 10.95 (+nanz)| ... | 120.00 ms | ... | 540000 tok/s".
+# Uses the milliseconds: its tokens/s are smoothed over the steps.
 llmc_line() { # SHAPE TOKENS
     awk -v shape="$1" -v tokens="$2" '
         /^step .*\| loss / {
@@ -389,10 +389,10 @@ llmc_line() { # SHAPE TOKENS
         }'
 }
 
-# 8-bit products are a dtype of `bench step` once it has them.
+# Whether `bench step` has the dtype fp8.
 knows_fp8() { [ "$device" = cuda ] && "$BUILD/bench" step --help | grep -q -- '--dtype.*fp8'; }
 
-# What the goals name first, then the rest as long as there is time.
+# The shapes of the goals first, then the rest while there is time.
 FIRST_SHAPES='gpt2-124M gpt2-350M gpt2-774M gpt2-1.5B qwen2-0.5B qwen2-1.5B qwen2-3B'
 LONG_SHAPES='qwen2-0.5B-t4096 qwen2-1.5B-t4096 qwen2-3B-t4096'
 FP8_SHAPES='gpt2-1.5B qwen2-1.5B qwen2-3B'
@@ -409,7 +409,7 @@ stage_steps() {
     for shape in $torch; do run_torch "$shape" bf16; done
     if llmc_ready; then for shape in $llm; do run_llmc "$shape"; done; else more_llm=''; fi
     if knows_fp8; then for shape in $FP8_SHAPES; do run_ours "$shape" fp8; done
-    elif [ "$device" = cuda ]; then missing 'fp8: this build has no such dtype in bench step'; fi
+    elif [ "$device" = cuda ]; then missing 'fp8: bench step of this build does not have it'; fi
     enough() { # SECONDS WHAT
         if [ "$(left)" -gt "$1" ]; then return 0; fi
         missing "$2: out of time"
@@ -429,7 +429,7 @@ stage_steps() {
 
 # ---- one rank over NCCL ----
 
-# What a group of one moves beside a copy: our kernels' share of the memory's speed, and what any operation costs.
+# Bandwidth of the operations in a group of one rank compared with a copy, and the fixed cost of an operation.
 group_of_one() {
     local log=$work/group.log line
     if ! TOKAMAK_TEST_DEVICE=$device limited -m 60 "$BUILD/tests/comm_nccl_ranks" bandwidth >"$log" 2>&1; then
@@ -443,7 +443,7 @@ group_of_one() {
     done < <(grep '^{' "$log")
     say ''
 }
-# The median over steps, but for the first two, of one number in the metrics of several runs.
+# The median over steps, except the first two, of one number in the metrics of several runs.
 step_median() { # KEY NAME...
     local key=$1 name
     shift
@@ -451,7 +451,7 @@ step_median() { # KEY NAME...
         awk '{x[NR] = $1} END {print NR ? (NR % 2 ? x[(NR + 1) / 2] : (x[NR / 2] + x[NR / 2 + 1]) / 2) : 0}'
 }
 stage_ranks() {
-    if [ "$device" = cpu ]; then missing 'NCCL serves GPUs only'; return; fi
+    if [ "$device" = cpu ]; then missing 'NCCL needs GPUs'; return; fi
     ready "$BUILD/tests/comm_nccl_ranks" || return
     if ! TOKAMAK_TEST_DEVICE=$device limited -m 60 "$BUILD/tests/comm_nccl_ranks" open >"$work/nccl.log" 2>&1; then
         if grep -q 'NCCL.*cannot be opened\|has no NCCL' "$work/nccl.log"; then missing "NCCL: $(tail -n 1 "$work/nccl.log")"
@@ -464,7 +464,7 @@ stage_ranks() {
     if [ "$quick" = 1 ]; then
         rounds=1 options="model=llama:d2 channels=32 heads=2 kv_heads=1 head_size=16 ffn=64 seq_len=32 batch_rows=2 batch_tokens=128 steps=5"
     fi
-    # Any tokens do: the work does not depend on them.
+    # Random tokens: the work does not depend on them.
     head -c 400000 /dev/urandom | base64 >"$work/rank-text.txt"
     if ! limited -m 60 "$BUILD/prep" tokenize --tokenizer bytes --out "$data" "$work/rank-text.txt" >"$work/prep.log" 2>&1; then
         problem 'tokenizing random text'
@@ -472,14 +472,14 @@ stage_ranks() {
         return
     fi
     for round in $rounds; do
-        # In turns, so that a device that grows warm slows both.
+        # Alternating, so that a device that warms up slows both.
         for kind in none nccl; do
             name=rank-$kind-$round
             # shellcheck disable=SC2086
             if ! TOKAMAK_COMM=$kind limited "$BUILD/train_gpt" train out_dir="$work/$name" device="$device" launch=single \
                 train="$data/train_*.bin" val= $options val_every=0 save_every=0 sample_tokens=1 log_every=1 progress_bar=false \
                 >"$work/$name.log" 2>&1; then
-                if [ "$(left)" -le 1 ]; then missing "one NCCL rank beside none, from round $round on: out of time"; break 2; fi
+                if [ "$(left)" -le 1 ]; then missing "one NCCL rank compared with none, from repetition $round on: out of time"; break 2; fi
                 problem "training with TOKAMAK_COMM=$kind"
                 quoted "$work/$name.log"
                 return
@@ -529,8 +529,8 @@ stage_kernels() {
     cases=$(grep -c '"cold":' "$ops")
     wrong=$(grep '"cold":' "$ops" | grep -vc '"correct":true.*"repeatable":true')
     skipped=$(sed -n 's/.*"skipped":"\([^"]*\)".*/\1/p' "$ops" | sort | uniq -c | sort -rn | sed 's/^ *//')
-    if [ "$wrong" -gt 0 ]; then problem "$wrong of $cases kernels are wrong, or differ between runs"
-    else passed "$cases kernels measured, right before and after, the same bits each time; times in $(basename "$ops")"; fi
+    if [ "$wrong" -gt 0 ]; then problem "$wrong of $cases kernels have wrong results, or results that differ between runs"
+    else passed "$cases kernels measured, correct before and after, the same bits each time; times in $(basename "$ops")"; fi
     while read -r cases wrong; do
         [ -z "$cases" ] || missing "$cases kernels: $wrong"
     done <<<"$skipped"
@@ -548,7 +548,7 @@ case $out in /*) ;; *) out=$PWD/$out ;; esac
 STAGES=(
     "build 150 The build"
     "ops 90 Tests of the operations and the model"
-    "train 90 Training on real text beside the CPU"
+    "train 90 Training on real text, compared with the CPU"
     "steps 240 Training throughput"
     "ranks 75 One rank over NCCL"
     "kernels 120 Kernels"
@@ -558,10 +558,10 @@ if [ "$dry" = 1 ]; then
     echo "device $device ($gpu), $budget seconds, report $out"
     for entry in "${STAGES[@]}"; do
         read -r name seconds title <<<"$entry"
-        case $skip in *",$name,"*) echo "  $name: left out (--skip)" ;; *) echo "  $name: $title, up to $seconds s" ;; esac
+        case $skip in *",$name,"*) echo "  $name: skipped (--skip)" ;; *) echo "  $name: $title, up to $seconds s" ;; esac
     done
-    if has_torch; then echo "  PyTorch $torch_why"; else echo "  PyTorch is left out: $torch_why"; fi
-    echo "  llm.c: ${llmc:-left out (--llmc)}"
+    if has_torch; then echo "  PyTorch $torch_why"; else echo "  PyTorch is skipped: $torch_why"; fi
+    echo "  llm.c: ${llmc:-skipped (no --llmc)}"
     rm -rf "$work"
     exit 0
 fi
@@ -569,7 +569,7 @@ trap 'ended_early=interruption; write_report' INT TERM
 trap 'ended_early="an error of this script"; write_report' EXIT
 for entry in "${STAGES[@]}"; do
     read -r name seconds title <<<"$entry"
-    # More time than usual is shared out in proportion.
+    # A larger budget than the default is divided in proportion.
     run_stage "$name" $((budget > 570 ? seconds * budget / 570 : seconds)) "$title"
 done
 write_report

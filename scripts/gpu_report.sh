@@ -1,6 +1,6 @@
-# gpu_report.sh: the tables, goals and the report of gpu_check.sh, which sources it. Reads what the stages left in $work:
+# gpu_report.sh: the tables, goals and the report of gpu_check.sh, which sources it. Reads the stages' files in $work:
 #     throughput    shape, dtype, program, tokens/s, MFU, bytes, losses; separated by tabs
-#     section.*     what each stage wrote; stages, failed, left_out, goals: lines of the tables and lists in front
+#     section.*     one section per stage; stages, failed, left_out, goals: lines of the tables and lists at the top
 # shellcheck shell=bash
 # shellcheck disable=SC2154  # the variables are gpu_check.sh's
 
@@ -21,7 +21,7 @@ throughput_table() {
     say ''
 }
 
-found() { # SHAPE DTYPE FIELD: of ours; 4 is tokens/s, 5 MFU
+found() { # SHAPE DTYPE FIELD: of Tokamak; field 4 is tokens/s, 5 MFU
     awk -F'\t' -v s="$1" -v d="$2" -v f="$3" '$1 == s && $2 == d && $3 == "tokamak" {v = $f} END {print v}' "$work/throughput"
 }
 mfu_goal() { # SHAPE WHAT SHARE
@@ -39,7 +39,7 @@ throughput_goals() {
         if [ -z "$value" ] || [ -z "$base" ]; then continue; fi
         goal "$shape: fp8 at 1.25x bf16" "$(format '%.2fx' "$value/$base")" "$(at_least "$(format %.4f "$value/$base")" 1.25)"
     done
-    # llmq's published figures are of an H100.
+    # llmq's published figures were measured on an H100.
     case $gpu in *H100*) for row in qwen2-0.5B:bf16:149000 qwen2-0.5B:fp8:164000 qwen2-1.5B:bf16:58700 qwen2-1.5B:fp8:72800 \
         qwen2-3B:bf16:31000 qwen2-3B:fp8:40500; do
         IFS=: read -r shape dtype base <<<"$row"
@@ -57,7 +57,7 @@ throughput_goals() {
 kernel_goals() {
     [ "$device" = cuda ] || return
     local line
-    # Large ones only: what takes less than 20 us is bounded by how a kernel starts and ends.
+    # Large kernels only: below 20 us, launch and tail dominate.
     line=$(awk '/"bound":"memory"/ && match($0, /"roofline_share":[0-9.e-]+/) {
             share = substr($0, RSTART + 17, RLENGTH - 17)
             match($0, /"median":[0-9.e-]+/)
@@ -91,7 +91,7 @@ write_report() {
         echo "# Tokamak on ${gpu}, $(date +%F)"
         echo
         if [ "$device" != cuda ]; then
-            echo "**Not a GPU's report:** run with --device $device to show that every stage works. No speed here means anything."
+            echo "**Not measured on a GPU:** run with --device $device to show that every stage works. All speeds are meaningless."
             echo
         fi
         echo '| | |'
@@ -99,11 +99,11 @@ write_report() {
         echo "| device | $gpu |"
         if [ "$device" = cuda ] && command -v nvidia-smi >/dev/null; then
             echo "| driver | $(gpu_query driver_version) |"
-            echo "| its memory, power limit, highest clock | $(gpu_query memory.total,power.limit,clocks.max.sm) |"
+            echo "| memory, power limit, maximum clock | $(gpu_query memory.total,power.limit,clocks.max.sm) |"
         fi
         echo "| CUDA toolkit | $(scripts/find_cuda.sh 2>/dev/null | sed -n 's/^ *nvcc *//p' | sed 's/.*(\(.*\)).*/\1/') |"
         echo "| host | $(sed -n 's/^model name[^:]*: //p' /proc/cpuinfo | head -n 1), $(nproc) threads |"
-        echo "| commit | $(git rev-parse --short HEAD 2>/dev/null)$(git diff --quiet HEAD 2>/dev/null || echo ', and changes') |"
+        echo "| commit | $(git rev-parse --short HEAD 2>/dev/null)$(git diff --quiet HEAD 2>/dev/null || echo ', with local changes') |"
         echo "| date | $(date -u '+%F %H:%M') UTC, $((SECONDS - started)) s of $budget |"
         echo "| command | scripts/gpu_check.sh --device $device$([ "$quick" = 1 ] && echo ' --quick') --budget $budget |"
         echo
@@ -111,10 +111,10 @@ write_report() {
         echo '|---|---|---|'
         cat "$work/stages" 2>/dev/null
         echo
-        if [ -n "${ended_early:-}" ]; then echo "**Ended early** by $ended_early: what follows is what there was by then."; echo; fi
+        if [ -n "${ended_early:-}" ]; then echo "**Ended early** by $ended_early: the results until then follow."; echo; fi
         if [ -s "$work/failed" ]; then echo '**Failed**'; echo; cat "$work/failed"; else echo 'Nothing failed.'; fi
         echo
-        if [ -s "$work/left_out" ]; then echo '**Left out**'; echo; cat "$work/left_out"; echo; fi
+        if [ -s "$work/left_out" ]; then echo '**Skipped**'; echo; cat "$work/left_out"; echo; fi
         if [ -s "$work/goals" ]; then
             printf '## Goals\n\n| goal | found | reached |\n|---|---|---|\n'
             cat "$work/goals"

@@ -1,12 +1,12 @@
 #!/bin/bash
-# restart.sh: runs a command that trains and runs it again when it fails: a rank that dies or hangs ends the run for all, and the
-# next start goes on from the last complete checkpoint. scripts/slurm/train.sh uses it too.
+# restart.sh: runs a training command and restarts it when it fails: a rank that dies or hangs ends the run for all ranks, and
+# the next start resumes from the last complete checkpoint. scripts/slurm/train.sh sources it.
 #     scripts/restart.sh mpirun -np 4 build/train_gpt train run.conf [key=value ...]
-# Its exit status is the command's: 0 done, 2 a wrong option, 75 told to go (a signal; the checkpoint is written), and anything
-# else after MAX_RESTARTS (default 3) failures in a row. A failure more than RESTART_SECONDS (600) after a start counts as the
-# first one: what ran for long can start. SIGTERM and SIGUSR1 make the ranks save and go.
+# Its exit status is the command's: 0 done, 2 a wrong option, 75 stopped by a signal (the checkpoint is written), or another
+# status after MAX_RESTARTS (default 3) failures in a row. A failure more than RESTART_SECONDS (600) after a start counts as
+# the first in a row. SIGTERM and SIGUSR1 make the ranks save and exit.
 restart_pid='' restart_told=''
-# All ranks get USR1 through their launcher (mpirun and srun pass it on; TERM would make them kill the ranks).
+# Sends USR1 to the launcher: mpirun and srun forward it to all ranks (TERM would make them kill the ranks).
 restart_tell() {
     restart_told=1
     [ -z "$restart_pid" ] || kill -USR1 "$restart_pid" 2>/dev/null

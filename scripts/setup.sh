@@ -1,11 +1,11 @@
 #!/bin/bash
-# Installs what building, testing (procps: pkill) and the quickstart (bible-kjv: its text) need, with apt, as root or
-# through sudo. Does nothing, in well under a second, when everything is there.
+# Installs the packages for building, testing (procps: pkill) and the quickstart (bible-kjv: its text) with apt, as root or
+# through sudo. Does nothing, in well under a second, if everything is installed.
 #     scripts/setup.sh [--fuzz] [--cuda] [--mpi] [--slurm] [--help]
-#         --mpi    also Open MPI, for runs of several processes (libllmc_mpi.so is built where mpicc is found)
+#         --mpi    also Open MPI, for runs of several processes (libllmc_mpi.so is built if mpicc is found)
 #         --slurm  also Slurm and munge, for tests/ranks/test_slurm.sh, which runs a private cluster; no service is set up
 #         --fuzz   also clang and its libraries, for `make fuzz` and the emulator's race detector
-#         --cuda   also, where no CUDA toolkit is found, NVIDIA's wheels from PyPI, into .cuda (1.5 GB; no root needed)
+#         --cuda   also, if no CUDA toolkit is found, NVIDIA's wheels from PyPI, into .cuda (1.5 GB; no root needed)
 set -u
 packages=(build-essential libcjson-dev libinih-dev libzstd-dev zlib1g-dev libxxhash-dev libcmocka-dev
     bible-kjv bible-kjv-text procps)
@@ -14,7 +14,7 @@ for word in "$@"; do
     case $word in
     --cuda) cuda=1 ;;
     --mpi) packages+=(libopenmpi-dev openmpi-bin) ;;
-    # slurmd opens libpmix.so by that name, which only the development package has: srun --mpi=pmix needs it.
+    # For srun --mpi=pmix slurmd opens libpmix.so, a name that only the development package has.
     --slurm) packages+=(slurmctld slurmd slurm-client munge libpmix-dev) ;;
     --fuzz) packages+=(clang libclang-rt-dev libomp-dev) ;;
     --help | -h)
@@ -29,7 +29,7 @@ for word in "$@"; do
     esac
 done
 
-# The same wheels that PyTorch brings: compiler, runtime, cuBLASLt, cuDNN, NCCL. The Makefile finds them there.
+# The same wheels that PyTorch uses: compiler, runtime, cuBLASLt, cuDNN, NCCL. The Makefile finds them in .cuda.
 install_cuda() {
     scripts/find_cuda.sh --make | grep -q '^NVCC := .' && return 0
     echo "installing NVIDIA's wheels into .cuda"
@@ -44,8 +44,8 @@ cd "$(dirname "$0")/.." || exit 1
 if [ -n "$cuda" ] && command -v dpkg-query >/dev/null; then packages+=(python3-pip); fi
 
 if ! command -v dpkg-query >/dev/null || ! command -v apt-get >/dev/null; then
-    # The Makefile looks for the libraries themselves; here nothing can be looked up.
-    echo "scripts/setup.sh: this is not a Debian system, so nothing is installed. Needed are gcc, make and the development" \
+    # Without dpkg the packages cannot be checked; the Makefile looks for the libraries themselves.
+    echo "scripts/setup.sh: expected a Debian system: nothing was installed. Install gcc, make and the development" \
         "files of cJSON, inih, zstd, zlib, xxHash and cmocka (on Debian: ${packages[*]})." >&2
     exit 0
 fi
@@ -63,12 +63,12 @@ fi
 as_root=()
 if [ "$(id -u)" -ne 0 ]; then
     if ! command -v sudo >/dev/null; then
-        echo "scripts/setup.sh: cannot install ${missing[*]}: this is neither root nor is there sudo. Ask an administrator" \
+        echo "scripts/setup.sh: cannot install ${missing[*]}: expected root or sudo, found neither. Ask an administrator" \
             "to run: apt-get install ${missing[*]}" >&2
         exit 1
     fi
     as_root=(sudo)
-    # Without a terminal nobody can type a password.
+    # Without a terminal sudo cannot ask for a password.
     [ -t 0 ] || as_root=(sudo -n)
 fi
 
@@ -78,7 +78,7 @@ trap 'rm -f "$log"' EXIT
 apt() { "${as_root[@]}" env DEBIAN_FRONTEND=noninteractive apt-get -q "$@" </dev/null >>"$log" 2>&1; }
 if ! { apt update && apt install -y --no-install-recommends "${missing[@]}"; }; then
     tail -n 15 "$log" >&2
-    echo "scripts/setup.sh: apt-get could not install ${missing[*]} (its last words are above). Check the network and" \
+    echo "scripts/setup.sh: apt-get could not install ${missing[*]} (its last lines are above). Check the network and" \
         "/etc/apt/sources.list, or install them by hand." >&2
     exit 1
 fi

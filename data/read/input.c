@@ -19,7 +19,7 @@ struct Input {
     int64_t position, end;
     bool at_end;  // of the file
     Packing packing;
-    uint8_t *buffer;  // raw bytes; [used, filled) are not consumed yet
+    uint8_t *buffer;  // raw bytes; [used, filled) are not yet consumed
     size_t used, filled;
     z_stream gzip;
     ZSTD_DStream *zstd;
@@ -32,7 +32,7 @@ static Packing packing_of(const uint8_t *bytes, size_t count) {
     return PLAIN;
 }
 
-// Reads raw bytes into out until it is full or the file (or part) ends.
+// Reads raw bytes into out until it is full or the byte range ends.
 static int64_t read_raw(Input *input, uint8_t *out, int64_t count, Error *err) {
     int64_t got = 0;
     count = min_i64(count, input->end - input->position);
@@ -101,7 +101,7 @@ void input_close(Input *input) {
     free(input);
 }
 
-// One step of decompression into out; the number of bytes made, or -1.
+// One step of decompression into out; returns the number of bytes written, or -1.
 static int64_t step_gzip(uint8_t *out, Input *input, int64_t count, Error *err) {
     z_stream *stream = &input->gzip;
     stream->next_in = input->buffer + input->used;
@@ -140,7 +140,7 @@ int64_t input_read(uint8_t *out, Input *input, int64_t count, Error *err) {
     while (got < count) {
         int64_t left = (int64_t)(input->filled - input->used), step;
         if (input->packing == PLAIN) {
-            // What start() peeked at comes from the buffer, the rest directly.
+            // The first block, read by start(), comes from the buffer; the rest is read directly.
             step = left > 0 ? min_i64(left, count - got) : read_raw(input, out + got, count - got, err);
             if (step < 0) return -1;
             if (step == 0) break;
@@ -152,7 +152,7 @@ int64_t input_read(uint8_t *out, Input *input, int64_t count, Error *err) {
             step = (input->packing == GZIP ? step_gzip : step_zstd)(out + got, input, count - got, err);
             if (step < 0) return -1;
             if (step == 0 && input->at_end) {
-                error_set(err, "%s: the compressed data ends too early", input->path);
+                error_set(err, "%s: the compressed data is truncated", input->path);
                 return -1;
             }
         }

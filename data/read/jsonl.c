@@ -79,9 +79,9 @@ static bool read_escape(Reader *r, TextBuffer *out) {
     return true;
 }
 
-// A string; out NULL: only checked.
+// Reads a string; out NULL: only checks it.
 static bool read_string(Reader *r, TextBuffer *out) {
-    if (!take(r, '"')) return fail(r, "a text in quotes");
+    if (!take(r, '"')) return fail(r, "a string in quotes");
     for (;;) {
         const uint8_t *from = r->at;
         while (r->at < r->end && *r->at != '"' && *r->at != '\\' && *r->at >= 0x20) ++r->at;
@@ -171,9 +171,9 @@ static bool read_top(Reader *r, TextBuffer *out, const char *field) {
         skip_space(r);
         bool is_field = (size_t)r->key.count == strlen(field) &&
                         (r->key.count == 0 || memcmp(r->key.bytes, field, to_size(r->key.count)) == 0);
-        if (is_field && found) return error_set(r->err, "the key \"%s\" is there twice", field);
+        if (is_field && found) return error_set(r->err, "expected the key \"%s\" once, found it twice", field);
         if (is_field && (r->at == r->end || *r->at != '"'))
-            return error_set(r->err, "the value of \"%s\" is no text", field);
+            return error_set(r->err, "the value of \"%s\" is not a string", field);
         if (!(is_field ? read_string(r, out) : skip_value(r, 0))) return false;
         found = found || is_field;
         skip_space(r);
@@ -182,7 +182,7 @@ static bool read_top(Reader *r, TextBuffer *out, const char *field) {
     }
     skip_space(r);
     if (r->at != r->end) return fail(r, "the end of the line");
-    return found ? true : error_set(r->err, "no key \"%s\"", field);
+    return found ? true : error_set(r->err, "expected the key \"%s\", not found", field);
 }
 
 bool jsonl_text(TextBuffer *out, const uint8_t *line, int64_t count, const char *field, Error *err) {

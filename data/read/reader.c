@@ -15,10 +15,10 @@ struct Reader {
     int64_t (*cut)(const void *context, const void *text, int64_t bytes);
     const void *cut_context;
     Input *input;  // of segments[next - 1], or NULL
-    bool starts;   // nothing of that segment has been handed out
+    bool starts;   // no chunk of that segment was returned yet
     int64_t line;
-    TextBuffer carry;    // what was read after the last cut
-    int64_t done_bytes;  // of inputs that are closed
+    TextBuffer carry;    // bytes read after the last cut
+    int64_t done_bytes;  // of closed inputs
 };
 
 static bool ends_with(const char *text, size_t length, const char *end) {
@@ -72,7 +72,7 @@ static bool ends_empty_line(const uint8_t *text, int64_t pos) {
     return text[pos - 2] == '\n' || (pos >= 3 && text[pos - 2] == '\r' && text[pos - 3] == '\n');
 }
 
-// The last place in text[0, bytes) where a record ends, or 0.
+// The last offset in text[0, bytes) where a record ends, or 0.
 static int64_t find_cut(const Reader *reader, DocMode mode, const uint8_t *text, int64_t bytes) {
     if (mode == DOCS_FILE || mode == DOCS_NONE) return reader->cut(reader->cut_context, text, bytes);
     if (mode == DOCS_BLANK) {
@@ -83,7 +83,8 @@ static int64_t find_cut(const Reader *reader, DocMode mode, const uint8_t *text,
     return newline == NULL ? 0 : newline - text + 1;
 }
 
-// Reads until the chunk holds at least one whole record, and a MiB if there is so much; *at_end: of the segment.
+// Reads until the chunk holds at least one whole record, and 1 MiB if the segment has that much. *at_end: the segment
+// ended.
 static bool read_records(Reader *reader, Chunk *chunk, bool *at_end, Error *err) {
     chunk->bytes = 0;
     for (int64_t target = CHUNK_BYTES;; target *= 2) {
@@ -108,8 +109,9 @@ static bool read_records(Reader *reader, Chunk *chunk, bool *at_end, Error *err)
             return true;
         }
         if (target >= MAX_RECORD_BYTES)
-            return error_set(err, "%s: a document of over %d MiB; expected them to end at %s", chunk->path,
-                             MAX_RECORD_BYTES >> 20, chunk->mode == DOCS_BLANK ? "empty lines" : "line ends");
+            return error_set(err, "%s: expected documents of at most %d MiB that end at %s, found a longer one",
+                             chunk->path, MAX_RECORD_BYTES >> 20,
+                             chunk->mode == DOCS_BLANK ? "empty lines" : "line ends");
     }
 }
 
@@ -180,11 +182,11 @@ bool chunk_next_document(const uint8_t **text, int64_t *bytes, const Chunk *chun
     return true;
 }
 
-// ---- splitting off the end ----
+// ---- splitting off the held-out part ----
 
-// The first place from `offset` on where a record may end; the file's end when there is none.
+// The first offset >= `offset` where a record may end; the end of the file when there is none.
 static bool find_boundary(int64_t *boundary, const Segment *segment, DocMode mode, int64_t offset, Error *err) {
-    enum { BEFORE = 3 };  // bytes needed to see the end of an empty line
+    enum { BEFORE = 3 };  // bytes before `offset` needed to detect an empty line
     int64_t first = max_i64(offset - BEFORE, 0), pos = offset - first;
     bool anywhere = mode == DOCS_FILE || mode == DOCS_NONE;
     Input *input = input_open(segment->path, first, segment->end, err);
@@ -197,7 +199,7 @@ static bool find_boundary(int64_t *boundary, const Segment *segment, DocMode mod
         text_buffer_append(&seen, block, got);
         for (; !found && pos <= seen.count; ++pos)
             found = pos > 0 && (mode == DOCS_BLANK ? ends_empty_line(seen.bytes, pos) : seen.bytes[pos - 1] == '\n');
-        if (!found && anywhere) {  // no line end nearby: between two characters, then
+        if (!found && anywhere) {  // no line end in this block: cut between two characters
             for (pos = offset - first; pos < seen.count && (seen.bytes[pos] & 0xC0) == 0x80; ++pos) {
             }
             found = true;
@@ -218,7 +220,7 @@ int segments_split(Segment *out, const Segment *segments, int count, DocMode mod
         int64_t bytes = input_plain_bytes(segments[i].path);
         if (bytes < 0) {
             error_set(
-                err, "%s: --val-fraction needs plain files, whose sizes are known; here --val-docs-every can be used",
+                err, "%s: --val-fraction needs regular uncompressed files; use --val-docs-every for other inputs",
                 segments[i].path);
             return -1;
         }
@@ -239,7 +241,7 @@ int segments_split(Segment *out, const Segment *segments, int count, DocMode mod
         start += bytes;
     }
     if (train_bytes == 0 || train_bytes == total) {
-        error_set(err, "--val-fraction %g of %lld bytes leaves nothing for %s", fraction, (long long)total,
+        error_set(err, "--val-fraction %g of %lld bytes leaves no text for %s", fraction, (long long)total,
                   train_bytes == 0 ? "training" : "validation");
         return -1;
     }

@@ -1,6 +1,6 @@
 # emu.mk: the emulated GPU, included by the Makefile: `make emu` builds $(BUILD)/libllmc_cudaemu.so, the plug-in of
-# llmc/cuda compiled by a host compiler over dev/emu, and, where clang++ is, $(BUILD)/emu_race/libllmc_cudaemu.so, whose
-# kernels report races. Nothing is built where the CUDA headers are absent.
+# llmc/cuda compiled by a host compiler over dev/emu, and, if clang++ is found, $(BUILD)/emu_race/libllmc_cudaemu.so,
+# whose kernels report races. Nothing is built without the CUDA headers.
 
 CUDA_INCLUDE ?= $(patsubst %/cuda_runtime_api.h,%,$(firstword $(wildcard /usr/local/cuda/include/cuda_runtime_api.h)))
 EMU_CUDA     := $(wildcard llmc/cuda/*.cu)
@@ -8,19 +8,19 @@ EMU_SRC      := $(filter-out dev/emu/emu_race.cpp dev/emu/emu_nccl.cpp,$(wildcar
 EMU_OBJ      := $(patsubst %,$(BUILD)/emu/%.o,$(basename $(EMU_CUDA) $(EMU_SRC)))
 EMU_RACE_OBJ := $(patsubst %,$(BUILD)/emu_race/%.o,$(basename $(EMU_CUDA) $(filter-out dev/emu/emu_nccl.cpp,$(wildcard dev/emu/*.cpp))))
 
-# Rounding must not depend on the compiler or its level: no contraction to fused multiply-adds that the source lacks.
+# Rounding must not depend on the compiler or its optimization level: no contraction to fused multiply-adds.
 EMU_FLAGS := -std=c++17 -fPIC -g -ffp-contract=off -Wall -Wextra -Wshadow -Wno-unknown-pragmas -Werror -DTOKAMAK_EMU -fopenmp \
              -I. -Idev/emu $(addprefix -isystem ,$(CUDA_INCLUDE)) -MMD -MP
 EMU_OPT   ?= -O2
 EMU_CXX   ?= g++
 EMU_RACE_CXX ?= clang++
-# The race build's kernels call __tsan_* for every access; emu_race.cpp defines them, libtsan is not linked. clang leaves
-# copies of structs to memcpy: emu_race.cpp's. Loops that #pragma unroll asks to unroll stay loops: that halves the time.
+# The race build's kernels call __tsan_* for every access; emu_race.cpp defines them, libtsan is not linked. clang copies
+# structs by memcpy: emu_race.cpp replaces it. #pragma unroll is ignored, which halves the time.
 EMU_RACE_FLAGS   := -DTOKAMAK_EMU_RACE
 EMU_RACE_KERNELS := -fsanitize=thread -mllvm -tsan-instrument-func-entry-exit=0 -mllvm -tsan-handle-cxx-exceptions=0 \
                     -mllvm -pragma-unroll-threshold=1 -Wno-pass-failed
-# Only the plug-in's entry point is visible, and every function that it calls must be there: one that the shims do not
-# define stops the link.
+# Only the plug-in's entry point is visible, and every function that it calls must be defined: one that the shims lack
+# is a link error.
 EMU_LINK := -shared -Wl,-z,defs -Wl,--version-script=dev/emu/emu_exports.map -Wl,-soname,libllmc_cudaemu.so
 
 EMU_RACE_BUILT := $(if $(SANITIZE),,$(if $(shell command -v $(EMU_RACE_CXX)),$(BUILD)/emu_race/libllmc_cudaemu.so))
@@ -38,7 +38,7 @@ $(BUILD)/libllmc_cudaemu.so: $(EMU_OBJ) $(LIB) dev/emu/emu_exports.map
 $(BUILD)/emu_race/libllmc_cudaemu.so: $(EMU_RACE_OBJ) $(LIB) dev/emu/emu_exports.map
 	$(Q)$(EMU_CXX) $(EMU_LINK) -o $@ $(EMU_RACE_OBJ) $(LIB) $(LDLIBS)
 
-# It calls the emulated runtime in the plug-in that has opened it, which the loader knows by the same name.
+# It calls the emulated runtime in the plug-in that opened it, which has the same soname.
 EMU_MPI_CXX := $(if $(MPI_WRAPPER),OMPI_CC='$(EMU_CXX)' MPICH_CC='$(EMU_CXX)' I_MPI_CC='$(EMU_CXX)' $(MPI_WRAPPER),$(EMU_CXX))
 $(BUILD)/emu/dev/emu/emu_nccl.o: dev/emu/emu_nccl.cpp $(BUILD)/emu/flags $(BUILD)/mpi.config
 	@mkdir -p $(@D)

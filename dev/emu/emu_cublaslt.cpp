@@ -1,7 +1,6 @@
-// emu_cublaslt.cpp: cuBLASLt for the emulated GPU: which multiplications the library takes, its choice of algorithms,
-// and the call. What the real library documents as refused is refused with its status; types and epilogues that the
-// project has not needed so far abort by name, so that adding one is deliberate. Results do not depend on the
-// algorithm.
+// emu_cublaslt.cpp: cuBLASLt for the emulated GPU: the supported multiplications, the choice of algorithms, and the
+// call. Cases that the real library documents as refused return its status; types and epilogues that the project has
+// not needed so far abort by name, so that adding one is deliberate. Results do not depend on the algorithm.
 #include "emu_cublaslt.h"
 
 #include <string.h>
@@ -11,7 +10,7 @@
 
 #include "emu_runtime_state.h"
 
-// ---- which multiplications there are ----
+// ---- supported multiplications ----
 
 static bool layout_holds(const LtLayout &layout) {
     if (layout.order != CUBLASLT_ORDER_COL && layout.order != CUBLASLT_ORDER_ROW)
@@ -66,7 +65,7 @@ static cublasStatus_t types_check(const LtProblem *p) {
     return CUBLAS_STATUS_SUCCESS;
 }
 
-// What 8-bit inputs ask for: the device, the layout, dimensions and strides of whole 16 bytes.
+// Requirements of 8-bit inputs: the device, the layout, dimensions and strides of whole 16 bytes.
 static cublasStatus_t fp8_check(const LtProblem *p) {
     const LtDesc &desc = p->desc;
     bool fp8 = lt_is_fp8(p->a.type), fp8_out = lt_is_fp8(p->d.type);
@@ -105,7 +104,7 @@ static cublasStatus_t epilogue_check(const LtProblem *p) {
     if (p->d.order != CUBLASLT_ORDER_COL) return CUBLAS_STATUS_NOT_SUPPORTED;
     bool fp8 = lt_is_fp8(p->a.type);
     if (lt_has_bias(desc.epilogue) || lt_has_bias_gradient(desc.epilogue)) {
-        // D's type, but bf16 for 8-bit inputs.
+        // D's type; bf16 for 8-bit inputs.
         if (lt_bias_type(p) != (fp8 ? (uint32_t)CUDA_R_16BF : p->d.type)) return CUBLAS_STATUS_NOT_SUPPORTED;
     }
     if (lt_has_bias_gradient(desc.epilogue) && fp8) return CUBLAS_STATUS_NOT_SUPPORTED;
@@ -145,7 +144,7 @@ static uint16_t problem_kind(const LtProblem *p) {
     return (uint16_t)(kind % 65521);
 }
 
-// The alignment, up to 16 bytes, that pointers must have for an algorithm found for this layout and preference.
+// The alignment, up to 16 bytes, required of pointers by an algorithm found for this layout and preference.
 static uint8_t alignment_of(const LtLayout &layout, uint32_t preferred) {
     uint64_t strides = preferred | 16u | (uint64_t)(layout.ld * lt_type_bytes(layout.type)) |
                        (uint64_t)(layout.stride * lt_type_bytes(layout.type));
@@ -232,7 +231,7 @@ cublasStatus_t cublasLtMatmulAlgoInit(cublasLtHandle_t handle, cublasComputeType
     return CUBLAS_STATUS_SUCCESS;
 }
 
-// What an algorithm needs for this problem: one from the heuristic knows; one from AlgoInit is completed here.
+// An algorithm's needs for this problem: one from the heuristic has them; one from AlgoInit is completed here.
 static cublasStatus_t algo_check(LtAlgo *held, const LtProblem *p, const cublasLtMatmulAlgo_t *algo) {
     if (!lt_read(held, algo, LT_ALGO_MAGIC)) return CUBLAS_STATUS_INVALID_VALUE;
     if (held->kind != 0 && held->kind != problem_kind(p)) return CUBLAS_STATUS_INVALID_VALUE;
@@ -273,10 +272,10 @@ static bool pointers_aligned(const LtProblem *p, const LtAlgo &algo) {
            (!lt_has_aux(p->desc.epilogue) || aligned(p->desc.aux, algo.align_aux));
 }
 
-// Aborts for memory that the device could not reach: it would end a real context.
+// Aborts for memory that the device could not access: a real context would fail.
 static void reach_check(const char *what, const void *pointer, int64_t elems, uint32_t type) {
     if (!emu_is_device_memory(pointer, (size_t)(elems * lt_type_bytes(type))))
-        emu_abort("cublasLtMatmul: %s (%lld elements of %lld bytes at %p) does not lie in device memory", what,
+        emu_abort("cublasLtMatmul: %s (%lld elements of %lld bytes at %p) is not in device memory", what,
                   (long long)elems, (long long)lt_type_bytes(type), pointer);
 }
 static void matrix_reach_check(const char *what, const void *data, const LtLayout &layout) {
@@ -340,7 +339,7 @@ cublasStatus_t cublasLtMatmul(cublasLtHandle_t handle, cublasLtMatmulDesc_t desc
 
     size_t used_bytes = (size_t)held.workspace_bytes;
     cudaError_t error = emu_enqueue(stream, "cublasLtMatmul", [problem, workspace, used_bytes] {
-        // Whoever keeps something in the workspace loses it.
+        // Data that the caller keeps in the workspace must be lost.
         if (used_bytes > 0) memset(workspace, 0xff, used_bytes);
         return lt_compute(problem.get());
     });

@@ -1,5 +1,5 @@
-// emu_cublaslt.h: one matrix multiplication as cublasLtMatmul was asked for it, checked by emu_cublaslt.cpp and
-// computed by emu_cublaslt_compute.cpp. For these two files only.
+// emu_cublaslt.h: one matrix multiplication as passed to cublasLtMatmul, checked by emu_cublaslt.cpp and computed by
+// emu_cublaslt_compute.cpp.
 #ifndef DEV_EMU_CUBLASLT_H
 #define DEV_EMU_CUBLASLT_H
 
@@ -8,7 +8,7 @@
 #include <stdint.h>
 #include <string.h>
 
-// What the opaque descriptors hold.
+// Contents of the opaque descriptors.
 struct LtLayout {
     uint64_t magic;
     uint32_t type;  // cudaDataType
@@ -56,7 +56,7 @@ struct LtPreference {
     float waves;
 };
 
-// An algorithm asks for alignments and workspace as real ones do; nothing else about it matters here.
+// An algorithm requires alignments and workspace as real ones do; it has no other properties.
 struct LtAlgo {
     uint64_t magic, workspace_bytes;
     int32_t id, split_k;
@@ -70,7 +70,7 @@ static_assert(sizeof(LtDesc) <= sizeof(cublasLtMatmulDescOpaque_t), "the opaque 
 static_assert(sizeof(LtPreference) <= sizeof(cublasLtMatmulPreferenceOpaque_t), "the opaque descriptor holds it");
 static_assert(sizeof(LtAlgo) <= sizeof(cublasLtMatmulAlgo_t), "the opaque descriptor holds it");
 
-// A copy of what an opaque descriptor holds, or false if it holds nothing of the kind.
+// Copies the contents of an opaque descriptor; false if it does not hold this type.
 template <class Held, class Opaque>
 static inline bool lt_read(Held *held, const Opaque *opaque, uint64_t magic) {
     if (opaque == NULL) return false;
@@ -101,7 +101,7 @@ static inline int64_t lt_bias_length(const LtProblem *p) {
     return p->desc.epilogue == CUBLASLT_EPILOGUE_BGRADB ? p->n : p->m;
 }
 
-// Computes it now; everything it points to is device memory.
+// Computes it now; all pointers are to device memory.
 cudaError_t lt_compute(const LtProblem *p);
 
 #endif

@@ -34,7 +34,7 @@ static uint8_t fp8_from_float(float x, bool e5m2) {
     float size = fminf(fabsf(x), largest);
     int exponent = size == 0 ? 1 - bias : ilogbf(size);
     if (exponent < 1 - bias) exponent = 1 - bias;
-    // A whole number of units of the last place; rounding may carry into the exponent, which the sum below does too.
+    // A whole number of units in the last place; rounding may carry into the exponent, as the sum below does.
     int units = (int)nearbyintf(ldexpf(size, mantissa_bits - exponent));
     return (uint8_t)(sign | (units + ((exponent + bias - 1) << mantissa_bits)));
 }
@@ -68,8 +68,8 @@ static Backend *cpu_backend(void) {
     return cpu;
 }
 
-// The matrix as the CPU backend takes it: contiguous, row-major, of (columns, rows) for column-major ones; fp32 or
-// bf16. `copy` holds it where its own memory does not serve.
+// The matrix as the CPU backend requires it: contiguous, row-major, of (columns, rows) for column-major ones; fp32 or
+// bf16. `copy` holds it if its own memory cannot be used.
 static Tensor matrix_tensor(std::vector<char> *copy, const void *data, const LtLayout &layout) {
     bool by_column = layout.order == CUBLASLT_ORDER_COL;
     int64_t lines = (int64_t)(by_column ? layout.cols : layout.rows);
@@ -130,7 +130,7 @@ static void input_bias_gradient(const LtProblem *p, void *bias, int64_t batch) {
     }
 }
 
-// Column j of the result; leaves it unrounded in x. Returns its largest magnitude, NaN if there is one.
+// Column j of the result; keeps it unrounded in x. Returns its largest magnitude, NaN if there is one.
 static float finish_column(float *x, const LtProblem *p, const void *c, void *d, const void *bias, void *aux,
                            int64_t j) {
     const LtDesc &desc = p->desc;

@@ -1,6 +1,6 @@
 // emu_cublaslt_desc.cpp: cuBLASLt for the emulated GPU: the library's handle, its status texts, and descriptors:
 // opaque blocks whose attributes are set and read by number. An attribute that is not listed here aborts; one whose
-// meaning is not emulated takes its default only.
+// meaning is not emulated accepts only its default.
 #include "emu_cublaslt.h"
 
 #include <stddef.h>
@@ -68,7 +68,7 @@ const char *cublasLtGetStatusString(cublasStatus_t status) {
     return "unknown status";
 }
 
-// ---- attributes: where each lies in its descriptor ----
+// ---- attributes: offsets in their descriptors ----
 
 struct LtAttribute {
     int attribute;
@@ -124,7 +124,7 @@ static const LtAttribute DESC_ATTRIBUTES[] = {
     LT_ATTRIBUTE(LtDesc, CUBLASLT_MATMUL_DESC_D_OUT_SCALE_MODE, d_out_scale_mode),
     LT_ATTRIBUTE(LtDesc, CUBLASLT_MATMUL_DESC_EMULATION_DESCRIPTOR, emulation),
 };
-// Settable, but only to what they are by default.
+// Can be set, but only to their defaults.
 static const int DESC_FIXED[] = {
     CUBLASLT_MATMUL_DESC_TRANSC,
     CUBLASLT_MATMUL_DESC_FILL_MODE,

@@ -1,8 +1,8 @@
-// emu_device.h: what a device has and a host compiler has not: thread indices, shared memory, barriers, shuffles,
+// emu_device.h: device features that a host compiler lacks: thread indices, shared memory, barriers, shuffles,
 // intrinsics, and gpu_launch. llmc/cuda/gpu.h includes it, after the CUDA headers, when nvcc is not the compiler, so
-// that kernels compile unchanged. How they run is emu_exec's matter, when they run is emu_runtime's.
+// that kernels compile unchanged. emu_exec implements how they run, emu_runtime when they run.
 //
-// For ptx.h: the C meaning of a warp instruction packs a lane's operands in a struct and hands its address to
+// For ptx.h: the C meaning of a warp instruction packs a lane's operands in a struct and passes its address to
 // emu_warp_collective; the last lane to arrive computes all 32 results through the 32 addresses. cp.async is
 // emu_async_copy, emu_async_commit and emu_async_wait. See emu_exec.h.
 #ifndef EMU_DEVICE_H
@@ -20,13 +20,13 @@
 #undef __launch_bounds__
 #define __launch_bounds__(...)
 
-// Variables, not macros: NVIDIA's headers use these names for parameters. One set a host thread.
+// Variables, not macros: NVIDIA's headers use these names for parameters. One set per host thread.
 #define EMU_THREAD_LOCAL extern __thread __attribute__((tls_model("initial-exec")))
 EMU_THREAD_LOCAL uint3 threadIdx, blockIdx;
 EMU_THREAD_LOCAL dim3 blockDim, gridDim;
 
-// A reference to an array on the heap, the same for all threads of the block: the array's own size is known to
-// sizeof, and AddressSanitizer knows where it ends. The key is one variable for each declaration and instance.
+// A reference to an array on the heap, the same for all threads of the block: sizeof gives the array's size, and
+// AddressSanitizer its end. The key is one variable for each declaration and instance.
 #define SHARED_ARRAY(type, name, count)      \
     static const char emu_key_of_##name = 0; \
     type(&name)[count] =                     \
@@ -66,7 +66,7 @@ static inline cudaError_t emu_launch(const char *name, void (*kernel)(Params...)
 // ---- barriers and warp operations ----
 static inline void __syncthreads() { emu_syncthreads(); }
 static inline void __syncwarp(unsigned mask = 0xffffffffu) { emu_syncwarp(mask); }
-// Blocks run one after the other and the compiler keeps the order of what a lane does.
+// Blocks run sequentially and the compiler keeps the order of a lane's accesses.
 static inline void __threadfence() {}
 static inline void __threadfence_block() {}
 static inline void __threadfence_system() {}
@@ -125,8 +125,8 @@ EMU_STORE(__stcg)
 EMU_STORE(__stcs)
 EMU_STORE(__stwt)
 
-// ---- atomics: integers only, a float's sum would depend on the order ----
-// The builtins are what the race build knows as atomic accesses; threads change only in barriers and warp operations.
+// ---- atomics: integers only; a sum of floats would depend on the order ----
+// The race build recognizes the builtins as atomic accesses; threads switch only in barriers and warp operations.
 template <class T>
 static inline T emu_atomic_set(T *address, T old, T value) {
     __atomic_store_n(address, value, __ATOMIC_RELAXED);

@@ -1,5 +1,5 @@
-// emu_exec.cpp: see emu_exec.h. One Executor a host thread holds the fibers and the block that runs. Threads of a
-// block run until they wait; the queue says who is next. A thread that never waits leaves its fiber to the next
+// emu_exec.cpp: see emu_exec.h. One Executor per host thread holds the fibers and the running block. Threads of a
+// block run until they wait; a queue orders the ready threads. A thread that never waits leaves its fiber to the next
 // thread, so kernels without barriers run on one fiber.
 #include "emu_device.h"
 #include "emu_fiber.h"
@@ -12,7 +12,7 @@
 #include <stdlib.h>
 #include <vector>
 
-#define QUEUE_SIZE 1024  // a power of two; a thread stands in it once at most
+#define QUEUE_SIZE 1024  // a power of two; a thread is in it once at most
 #define WARPS_LIMIT (EMU_BLOCK_THREADS_LIMIT / EMU_LANES)
 
 #define DEFINE_THREAD_LOCAL __thread __attribute__((tls_model("initial-exec")))
@@ -34,13 +34,13 @@ struct AsyncCopies {
 };
 
 struct Thread {
-    EmuFiber *fiber;  // NULL before it starts and after it left
+    EmuFiber *fiber;  // NULL before it starts and after it exits
     enum State state;
     unsigned mask;          // of the warp operation that it waits in
-    const char *operation;  // and what that is
+    const char *operation;  // the operation's name
 };
 
-// Lanes on their way into one warp operation. Lanes of different masks do not concern each other.
+// Lanes that have arrived at one warp operation. Lanes of different masks are independent.
 struct Meeting {
     unsigned mask, arrived;
     EmuWarpRun *run;
@@ -67,7 +67,7 @@ struct Executor {
 
     const EmuLaunch *launch;
     enum Order order;
-    int count, left, at_barrier, current;  // threads of the block: all, gone, waiting, running
+    int count, left, at_barrier, current;  // threads of the block: all, exited, waiting, running
     Thread threads[EMU_BLOCK_THREADS_LIMIT];
     uint3 index[EMU_BLOCK_THREADS_LIMIT];
     Warp warps[WARPS_LIMIT];
@@ -81,11 +81,11 @@ struct Executor {
     Executor() { emu_fibers_open(&fibers, EMU_BLOCK_THREADS_LIMIT); }
     ~Executor() { emu_fibers_close(&fibers); }
 
-    struct sigaction former_actions[2];  // while a kernel runs, faults are ours
+    struct sigaction former_actions[2];  // restored after a kernel, during which we handle faults
     stack_t former_stack;
     unsigned char signal_stack[64 * 1024];
 };
-// The executor whose kernel runs on this host thread; NULL outside of kernels.
+// The executor whose kernel runs on this host thread; NULL outside kernels.
 static DEFINE_THREAD_LOCAL Executor *running;
 
 // ---- messages ----
@@ -111,8 +111,8 @@ void emu_kernel_abort(const char *format, ...) {
     abort();
 }
 
-// A fault in a kernel is reported with the thread that caused it. AddressSanitizer reports itself; what it cannot
-// know is added to its report.
+// A fault in a kernel is reported with the thread that caused it. AddressSanitizer has its own report; the thread
+// is added to it.
 static const int FAULTS[2] = {SIGSEGV, SIGBUS};
 #ifdef EMU_ASAN
 static void add_to_report(void) {
@@ -144,7 +144,7 @@ static void faults_release(Executor *e) {
 #endif
 
 static Executor *in_kernel(void) {
-    if (running == NULL) emu_kernel_abort("a barrier, warp operation or shared memory outside of a kernel");
+    if (running == NULL) emu_kernel_abort("a barrier, warp operation or shared memory outside a kernel");
     return running;
 }
 
@@ -154,13 +154,13 @@ static void describe_lane(const Executor *e, int thread, char *text, size_t size
     case STATE_READY: snprintf(text, size, "runs"); break;
     case STATE_BARRIER: snprintf(text, size, "waits in __syncthreads"); break;
     case STATE_WARP: snprintf(text, size, "waits in %s with mask 0x%08x", t->operation, t->mask); break;
-    case STATE_LEFT: snprintf(text, size, "has left the kernel"); break;
+    case STATE_LEFT: snprintf(text, size, "has exited"); break;
     }
 }
 
-// Nobody can go on: some threads wait for others that wait elsewhere or are gone.
+// Deadlock: some threads wait for others that wait elsewhere or have exited.
 __attribute__((noreturn)) static void abort_stuck(Executor *e) {
-    int waiting = -1, other = -1;  // the first thread in a warp operation, else at the barrier; one that it misses
+    int waiting = -1, other = -1;  // the first thread in a warp operation, else at the barrier; one that it waits for
     for (int i = 0; i < e->count && waiting < 0; i++)
         if (e->threads[i].state == STATE_WARP) waiting = i;
     char what[128], misses[128];
@@ -184,8 +184,8 @@ __attribute__((noreturn)) static void abort_stuck(Executor *e) {
     threadIdx = e->index[waiting];
     e->current = waiting;
     emu_kernel_abort(
-        "%s for ever: this thread %s, but thread (%u,%u,%u) %s (%d threads in all: %d in __syncthreads, "
-        "%d have left)",
+        "%s forever: this thread %s, but thread (%u,%u,%u) %s (%d threads in all: %d in __syncthreads, "
+        "%d have exited)",
         e->threads[waiting].state == STATE_BARRIER ? "diverged barrier, waiting" : "waiting", what, e->index[other].x,
         e->index[other].y, e->index[other].z, misses, e->count, e->at_barrier, e->left);
 }
@@ -240,7 +240,7 @@ static void queue_push_front(Executor *e, int thread) {
 
 static void fiber_run(void);
 
-// The fiber that goes on: that of the next ready thread, the host's when the block is done.
+// The next fiber: that of the next ready thread, or the host's when the block is done.
 static EmuFiber *next_fiber(Executor *e, EmuFiber *own_idle) {
     if (e->queued == 0) {
         if (e->left != e->count) abort_stuck(e);
@@ -268,7 +268,7 @@ static void thread_enter(Executor *e, int thread) {
     emu_race_thread(thread);
 }
 
-// What a fiber does: one thread after the other, while there are threads that have not started.
+// A fiber runs threads one after the other, until all threads have started.
 static void fiber_run(void) {
     emu_fiber_entered();
     EmuFiber *self = running->newest;
@@ -288,7 +288,7 @@ static void fiber_run(void) {
     }
 }
 
-// The running thread waits; returns when it is its turn again.
+// Suspends the running thread; returns when it is scheduled again.
 static void thread_wait(Executor *e) {
     int thread = e->current;
     EmuFiber *self = e->threads[thread].fiber, *next = next_fiber(e, NULL);
@@ -311,8 +311,8 @@ void emu_syncthreads(void) {
     thread_wait(e);
 }
 
-// The lanes of a warp that met go on before other threads do: few stacks are hot, and warps drift far apart, as far
-// as barriers let them.
+// The lanes of a warp that met continue before other threads: few stacks are in the caches, and warps drift as far
+// apart as barriers allow.
 static void release_lanes(Executor *e, int warp, unsigned lanes) {
     int order[EMU_LANES];
     fill_order(e, order, EMU_LANES);
@@ -350,7 +350,7 @@ void emu_warp_meet(unsigned mask, void *mine, EmuWarpRun *run, const char *name)
     int index = e->current / EMU_LANES, lane = e->current % EMU_LANES;
     Warp *warp = &e->warps[index];
     if (((mask >> lane) & 1) == 0)
-        emu_kernel_abort("%s: mask 0x%08x is without the calling lane %d", name, mask, lane);
+        emu_kernel_abort("%s: mask 0x%08x lacks the calling lane %d", name, mask, lane);
     Meeting *meeting = meeting_of(warp, mask, run, name);
     meeting->lane[lane] = mine;
     meeting->arrived |= 1u << lane;
@@ -389,7 +389,7 @@ struct Shuffle {
     uint64_t bits, result;
     int operand, width;
 };
-// The lane that `lane` reads: its own where the segment of `width` lanes ends.
+// The source lane of `lane`: itself at the end of the segment of `width` lanes.
 static int shuffle_source(enum EmuShuffle kind, int lane, int operand, int width) {
     int first = lane & ~(width - 1), in_segment = lane & (width - 1);
     switch (kind) {
@@ -406,7 +406,7 @@ static void run_shuffle(void *lane[EMU_LANES], unsigned mask) {
         if (lane[i] == NULL) continue;
         Shuffle *to = static_cast<Shuffle *>(lane[i]);
         int source = shuffle_source(kind, i, to->operand, to->width);
-        // A lane outside of the mask gives anything at all: the bits of a NaN.
+        // The value of a lane outside the mask is undefined: the bits of a NaN.
         to->result = (mask >> source) & 1 ? static_cast<Shuffle *>(lane[source])->bits : ~(uint64_t)0;
     }
 }

@@ -14,8 +14,8 @@
 #define STACK_BYTES ((size_t)64 * 1024)
 #endif
 
-// A page out of reach below each stack ends a kernel that needs more. Being no power of two apart, and starting at
-// different lines of a page, the tops of 1024 stacks do not fight for the same few sets of the caches.
+// A guard page below each stack stops a kernel that overflows it. The distance is not a power of two, and stacks start
+// at different lines of a page, so that the tops of 1024 stacks do not compete for the same cache sets.
 static size_t page_bytes(void) { return (size_t)sysconf(_SC_PAGESIZE); }
 static size_t slot_bytes(void) { return STACK_BYTES + page_bytes(); }
 
@@ -48,8 +48,8 @@ void emu_fibers_close(EmuFibers *all) {
 }
 
 #ifdef EMU_FIBER_ASSEMBLY
-// emu_fiber_jump(void **save, void *load): what a C function must keep goes on the old stack, the new one gives its
-// own.
+// emu_fiber_jump(void **save, void *load): pushes the callee-saved registers on the old stack and pops those of the
+// new one.
 extern "C" void emu_fiber_jump(void **save, void *load);
 __asm__(
     ".text\n"
@@ -67,7 +67,7 @@ __asm__(
 static void prepare(EmuFiber *fiber, int index, void (*entry)(void)) {
     size_t colour = (size_t)(index * 5 % 64) * 64;
     uintptr_t *top = (uintptr_t *)(fiber->stack + fiber->stack_bytes - colour - 64);
-    // Six registers, entry as the address to return to, and a return address 0 for entry, at which a backtrace ends.
+    // Six registers, entry as the return address, and return address 0 for entry, where a backtrace ends.
     fiber->stack_pointer = memset(top - 8, 0, 8 * sizeof *top);
     top[-2] = (uintptr_t)entry;
 }

@@ -1,5 +1,5 @@
-// emu_fiber.h: stacks that emu_exec switches between. A switch is ten instructions on x86-64 and swapcontext
-// elsewhere; AddressSanitizer is told of each one. Knows nothing of kernels.
+// emu_fiber.h: the stacks of emu_exec. A switch is ten instructions on x86-64 and swapcontext elsewhere;
+// AddressSanitizer is notified of each one. Must not know kernels.
 #ifndef EMU_FIBER_H
 #define EMU_FIBER_H
 
@@ -48,9 +48,9 @@ void emu_fibers_open(EmuFibers *all, int most);
 void emu_fibers_close(EmuFibers *all);
 // A new fiber, which runs entry() when switched to; entry never returns.
 EmuFiber *emu_fiber_make(EmuFibers *all, void (*entry)(void));
-// To be called by `from`; returns when somebody switches back to it.
+// `from` must be the running fiber; returns when a fiber switches back to it.
 void emu_fiber_switch(EmuFiber *from, EmuFiber *to);
-// The first thing that entry calls.
+// entry must call this first.
 void emu_fiber_entered(void);
 
 #endif

@@ -1,17 +1,16 @@
-// emu_nccl.cpp: NCCL for emulated GPUs, over MPI: libnccl_emu.so, which the emulated CUDA plug-in opens where the
-// real one opens libnccl.so.2. The functions are those that NVIDIA's nccl.h declares. Like the real library it knows
-// of the device only what the CUDA runtime offers: the emulated runtime, in the plug-in, runs its work in the order
-// of the stream.
+// emu_nccl.cpp: NCCL for emulated GPUs, over MPI: libnccl_emu.so, which the emulated CUDA plug-in opens in place of
+// libnccl.so.2. NVIDIA's nccl.h declares the functions. Like the real library it uses the device through the CUDA
+// runtime only: the emulated runtime, in the plug-in, runs its work in the order of the stream.
 //
-// A call, or all calls of a group, become one piece of work. Run, it starts every message, waits for all of them, and
-// adds in the order of the ranks, ((0+1)+2)+3, which is not the order that our own sums have. What NCCL would answer
-// with a hang or wrong numbers ends the program with a sentence: ranks that call different things, messages of
-// different lengths or without a partner, buffers that overlap or are not the device's. One rank needs no MPI.
+// A call, or all calls of a group, become one piece of work, which starts all messages, waits for them, and adds in
+// the order of the ranks, ((0+1)+2)+3, which differs from the order of our own sums. Errors that make NCCL hang or
+// return wrong numbers abort with a message: ranks that call different collectives, messages of different lengths or
+// without a partner, buffers that overlap or are not in device memory. One rank needs no MPI.
 //
-//   TOKAMAK_EMU_NCCL_TIMEOUT=s         how long a message may take (120)
+//   TOKAMAK_EMU_NCCL_TIMEOUT=s         longest time of a message, in seconds (120)
 //   TOKAMAK_EMU_NCCL_FAIL=call@n       the n-th call of a collective returns ncclSystemError
-//   TOKAMAK_EMU_NCCL_FAIL=async@n      from the n-th call on ncclCommGetAsyncError says ncclRemoteError
-//   TOKAMAK_EMU_NCCL_VERSION=n         the version that it claims to be (that of the header)
+//   TOKAMAK_EMU_NCCL_FAIL=async@n      from the n-th call, ncclCommGetAsyncError returns ncclRemoteError
+//   TOKAMAK_EMU_NCCL_VERSION=n         the reported version (that of the header)
 #include "emu_runtime.h"
 
 #include <mpi.h>
@@ -39,12 +38,12 @@ struct Call {
     Kind kind;
     const char *send;
     char *recv;
-    size_t count;  // as the function takes it: of one rank for reduce-scatter and all-gather
+    size_t count;  // the function's argument: of one rank for reduce-scatter and all-gather
     ncclDataType_t type;
     int peer;  // or root
 };
 
-// What all ranks must agree on before a unit of collectives runs.
+// All ranks must agree on this before a unit of collectives runs.
 struct Digest {
     int64_t unit, calls;
     uint64_t hash;
@@ -56,10 +55,10 @@ struct Digest {
 struct ncclComm {
     int rank, nranks;
     MPI_Comm mpi;
-    int64_t units;  // of work that was run
+    int64_t units;  // of work that has run
     ncclResult_t async_error;
     bool aborted;
-    int users;  // the caller, and work that has not run
+    int users;  // references: the caller, and work that has not run
 };
 
 namespace {
@@ -69,7 +68,7 @@ struct Unit {
     std::vector<Call> calls;
 };
 
-// Of the thread that calls between ncclGroupStart and ncclGroupEnd.
+// State of the calling thread between ncclGroupStart and ncclGroupEnd.
 thread_local int group_depth = 0;
 thread_local std::vector<Call> group_calls;
 thread_local ncclComm *group_comm = NULL;
@@ -110,7 +109,7 @@ int64_t setting(const char *name, int64_t otherwise) {
     if (text == NULL || *text == '\0') return otherwise;
     char *end = NULL;
     long long value = strtoll(text, &end, 10);
-    if (*end != '\0' || value < 1) die(NULL, "%s=%s: expected a whole number from 1 on", name, text);
+    if (*end != '\0' || value < 1) die(NULL, "%s=%s: expected a whole number of at least 1", name, text);
     return value;
 }
 
@@ -156,7 +155,7 @@ struct Messages {
 };
 
 int message_bytes(const ncclComm *comm, size_t bytes) {
-    if (bytes > INT_MAX) die(comm, "a message of %zu bytes: more than MPI takes at a time", bytes);
+    if (bytes > INT_MAX) die(comm, "a message of %zu bytes exceeds MPI's limit", bytes);
     return (int)bytes;
 }
 void start_send(Messages *messages, const Call &call, const void *from, size_t bytes, int peer, int tag) {
@@ -176,7 +175,7 @@ void start_recv(Messages *messages, const Call &call, void *to, size_t bytes, in
     messages->all.push_back(message);
 }
 
-// Gives the processor away: there may be more ranks than cores.
+// Yields the processor: there may be more ranks than cores.
 void pause_between_tests(int64_t tests) {
     if (tests < 50) sched_yield();
     else usleep(50);
@@ -225,7 +224,7 @@ Digest digest_of(const Unit &unit) {
     return digest;
 }
 
-// Every rank must be in the same collectives. (Sends and receives are agreed on by their partners alone.)
+// Every rank must call the same collectives. (Sends and receives are checked between the two partners.)
 void check_agreement(const Unit &unit) {
     ncclComm *comm = unit.comm;
     Digest mine = digest_of(unit);
@@ -276,7 +275,7 @@ void add_contributions(const ncclComm *comm, char *out, const std::vector<char> 
     }
 }
 
-// Starts the messages of one call; `all` receives contributions to a sum that this rank makes.
+// Starts the messages of one call; `all` receives the contributions to a sum computed by this rank.
 void start_call(Messages *messages, const Call &call, std::vector<char> *all, int tag) {
     ncclComm *comm = messages->comm;
     const int rank = comm->rank, nranks = comm->nranks;
@@ -319,12 +318,12 @@ void run_unit(Unit *unit) {
 void release(ncclComm *comm) {
     if (--comm->users == 0) delete comm;
 }
-// Work that has not run. After a failure of the device it never does, and stays here.
+// Pending work. After a failure of the device it never runs and stays here.
 std::set<Unit *> &waiting_units(void) {
     static std::set<Unit *> *const units = new std::set<Unit *>();
     return *units;
 }
-// What is left when a communicator is aborted ends without having done anything.
+// Remaining work of an aborted communicator is dropped.
 void CUDART_CB run_and_free(void *unit) {
     std::unique_ptr<Unit> owned((Unit *)unit);
     waiting_units().erase(owned.get());
@@ -353,7 +352,7 @@ ncclResult_t enqueue_unit(void) {
     waiting_units().erase(unit);
     delete unit;
     release(comm);
-    snprintf(state.last_error, sizeof state.last_error, "the device does not take work: error %d", (int)status);
+    snprintf(state.last_error, sizeof state.last_error, "the device does not accept work: error %d", (int)status);
     return ncclUnhandledCudaError;
 }
 
@@ -381,7 +380,7 @@ void check_buffers(const ncclComm *comm, const Call &call) {
         die(comm, "%s: the buffers overlap and are not in place", KIND_NAMES[call.kind]);
 }
 
-// Whether TOKAMAK_EMU_NCCL_FAIL asks for `how` at this call.
+// Whether TOKAMAK_EMU_NCCL_FAIL requests `how` at this call.
 bool fails_now(const char *how) {
     const char *text = getenv("TOKAMAK_EMU_NCCL_FAIL");
     const char *at = text != NULL ? strchr(text, '@') : NULL;
@@ -392,7 +391,7 @@ ncclResult_t add_call(ncclComm *comm, cudaStream_t stream, const Call &call) {
     if (comm == NULL) return ncclInvalidArgument;
     state.calls++;
     if (fails_now("call")) {
-        snprintf(state.last_error, sizeof state.last_error, "TOKAMAK_EMU_NCCL_FAIL asked for it");
+        snprintf(state.last_error, sizeof state.last_error, "requested by TOKAMAK_EMU_NCCL_FAIL");
         return group_error = ncclSystemError;
     }
     if (fails_now("async")) comm->async_error = ncclRemoteError;
@@ -411,7 +410,7 @@ void only_sums(const ncclComm *comm, ncclRedOp_t op) {
 
 // ---- MPI ----
 
-// An exit without MPI_Finalize is a failure to mpirun; where groups were left open it shall be one.
+// mpirun treats an exit without MPI_Finalize as a failure; open groups must lead to that.
 void finalize(void) {
     int finalized = 0;
     MPI_Finalized(&finalized);
@@ -429,10 +428,10 @@ void open_mpi(ncclComm *comm, const ncclUniqueId &id) {
     must(comm, MPI_Comm_set_errhandler(MPI_COMM_WORLD, MPI_ERRORS_RETURN), "MPI_Comm_set_errhandler");
     must(comm, MPI_Comm_size(MPI_COMM_WORLD, &world), "MPI_Comm_size");
     if (world != comm->nranks)
-        die(comm, "MPI started %d processes: emulated ranks talk over MPI, start all of them by one mpirun", world);
+        die(comm, "MPI started %d processes: emulated ranks use MPI, start all of them by one mpirun", world);
     must(comm, MPI_Comm_split(MPI_COMM_WORLD, 0, comm->rank, &comm->mpi), "MPI_Comm_split");
     must(comm, MPI_Comm_rank(comm->mpi, &rank), "MPI_Comm_rank");
-    if (rank != comm->rank) die(comm, "two processes say that they are one rank, or a rank is missing");
+    if (rank != comm->rank) die(comm, "two processes have the same rank, or a rank is missing");
     ncclUniqueId first = id;
     must(comm, MPI_Bcast(&first, sizeof first, MPI_BYTE, 0, comm->mpi), "MPI_Bcast");
     if (memcmp(&first, &id, sizeof id) != 0) die(comm, "this rank's id is not rank 0's");

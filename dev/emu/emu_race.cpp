@@ -1,10 +1,10 @@
 // emu_race.cpp: the race detector. Kernels compiled by clang++ -fsanitize=thread call the __tsan_ functions below at
-// each access to memory; they are ours, libtsan is not linked. Two accesses to a byte race when a different thread
-// made each, one of them wrote, not both were atomic, and nothing orders them: between threads of a block a barrier,
-// between lanes of a warp also __syncwarp, between blocks of a launch nothing at all. The first race aborts with both
-// threads named. So does an access to memory that a kernel cannot reach on a GPU: the host's.
+// each memory access; libtsan is not linked. Two accesses to a byte race if they are by different
+// threads, at least one is a write, at least one is not atomic, and they are not ordered: by a barrier between threads
+// of a block, also by __syncwarp between lanes of a warp, never between blocks of a launch. The first race aborts and
+// names both threads. An access to host memory, which a kernel cannot reach on a GPU, also aborts.
 //
-// Threads run one at a time, so what is found does not depend on luck; what another input would do is not found.
+// Threads run one at a time, so the result is deterministic; races that occur only for other inputs are not found.
 #include "emu_device.h"
 #include "emu_race.h"
 
@@ -18,15 +18,15 @@
 #define PAGE_BYTES 4096
 #define GRANULE_BYTES 4
 #define CACHE_PAGES 256
-#define PAGES_LIMIT 4096  // about 300 MiB of shadow; more is given back when the next launch begins
+#define PAGES_LIMIT 4096  // about 300 MiB of shadow memory; more is freed when the next launch begins
 #define WARPS_LIMIT (EMU_BLOCK_THREADS_LIMIT / EMU_LANES)
 
 enum Kind { KIND_READ, KIND_WRITE, KIND_ATOMIC, KINDS };
 static const char *const KIND_NAMES[KINDS] = {"reads", "writes", "atomically changes"};
 
-// Who made one kind of access to a byte since the last barrier: lanes of one warp, or more than can be told.
+// The threads with one kind of access to a byte since the last barrier: lanes of one warp, or several warps.
 struct Accesses {
-    uint32_t stamp;  // of the block; 0: nobody
+    uint32_t stamp;  // of the block; 0: none
     uint32_t epoch;  // barriers of the block before it
     uint32_t lanes;
     uint32_t clock;  // of the latest of these lanes
@@ -36,13 +36,13 @@ struct Accesses {
 struct Cell {
     Accesses by[KINDS];
 };
-// Four bytes that are mostly accessed together; `bytes` holds a cell for each once they are not.
+// Four bytes that are mostly accessed together; otherwise `bytes` holds a cell for each.
 struct Granule {
     Cell whole;
     Cell *bytes;
 };
 struct Page {
-    uint32_t shared, checked;  // launch in which it was a block's shared memory, was found to be the device's
+    uint32_t shared, checked;  // last launch in which it was a block's shared memory, was checked as device memory
     Granule granules[PAGE_BYTES / GRANULE_BYTES];
 };
 struct Range {
@@ -60,7 +60,7 @@ struct Races {
     uint32_t launch_stamp;  // of the launch's first block
     uint32_t stamp, epoch;
     int thread, warp, lane;
-    // clocks[w][a][b]: what lane a of warp w knows of lane b's time. A lane's own time is counted in __syncwarps.
+    // clocks[w][a][b]: a vector clock: lane b's time as known to lane a of warp w, counted in __syncwarps.
     uint32_t clocks[WARPS_LIMIT][EMU_LANES][EMU_LANES];
 
     ~Races() { drop(); }
@@ -78,10 +78,10 @@ static Races *races(void) {
     static thread_local std::unique_ptr<Races> own = std::make_unique<Races>();
     return own.get();
 }
-// Of the kernel thread that runs; NULL while none does.
+// Of the running kernel thread; NULL: none.
 static __thread __attribute__((tls_model("initial-exec"))) Races *watching;
 
-// ---- what emu_exec tells ----
+// ---- events from emu_exec ----
 
 void emu_race_launch(const void *arguments, size_t arguments_bytes, const void *stacks, size_t stacks_bytes) {
     Races *r = races();
@@ -150,7 +150,7 @@ void emu_race_shared(const void *memory, size_t bytes) {
 
 // ---- accesses ----
 
-// True if an access in the set is another thread's and nothing orders it before the one that happens now.
+// True if an access in the set is by another thread and not ordered before the current one.
 static bool races_with(const Races *r, const Page *page, const Accesses *set) {
     if (set->stamp < r->launch_stamp) return false;
     bool same_block = set->stamp == r->stamp;
@@ -177,7 +177,7 @@ static void add_access(const Races *r, const Page *page, Accesses *set) {
     }
     if (set->warp != r->warp) set->more_warps = true;
     if (set->more_warps) return;
-    // Lanes whose accesses __syncwarp ordered before this one need not be remembered.
+    // Drop lanes whose accesses __syncwarp ordered before this one.
     const uint32_t *known = r->clocks[r->warp][r->lane];
     for (uint32_t others = set->lanes; set->clock < clock && others != 0; others &= others - 1)
         if (known[__builtin_ctz(others)] > set->clock) set->lanes &= ~(others & -others);
@@ -227,7 +227,7 @@ static void split(Granule *granule) {
     for (int i = 0; i < GRANULE_BYTES; i++) granule->bytes[i] = granule->whole;
 }
 
-// The first access of a launch to a page: what the kernel may touch besides shared memory and its own stack.
+// The first access of a launch to a page: checks whether the kernel may access it.
 __attribute__((noinline)) static void check_page(Races *r, Page *page, uintptr_t address, enum Kind kind,
                                                  const void *pc) {
     Dl_info info;
@@ -236,7 +236,7 @@ __attribute__((noinline)) static void check_page(Races *r, Page *page, uintptr_t
     // Constants of the program.
     if (!fine && kind == KIND_READ) fine = dladdr((const void *)address, &info) != 0;
     if (!fine)
-        emu_kernel_abort("illegal address: this thread %s %p, which is the host's memory (from code at %p)",
+        emu_kernel_abort("illegal address: this thread %s %p, which is host memory (from code at %p)",
                          KIND_NAMES[kind], (void *)address, pc);
     page->checked = r->launch_stamp;
 }
@@ -265,7 +265,7 @@ static inline void access(const volatile void *memory, size_t bytes, enum Kind k
 void emu_race_read(const void *memory, size_t bytes) { access(memory, bytes, KIND_READ, HERE); }
 void emu_race_write(const void *memory, size_t bytes) { access(memory, bytes, KIND_WRITE, HERE); }
 
-// ---- what clang calls ----
+// ---- functions called by clang's instrumentation ----
 
 extern "C" {
 void __tsan_init(void) {}
@@ -339,7 +339,7 @@ ATOMICS(64)
 void __tsan_atomic_thread_fence(int) {}
 void __tsan_atomic_signal_fence(int) {}
 
-// clang leaves copies of structs to memcpy; the race build renames it in the kernels' objects to these.
+// clang copies structs by memcpy; the race build renames it in the kernels' objects to these.
 void *emu_race_memcpy(void *to, const void *from, size_t bytes) {
     access(from, bytes, KIND_READ, HERE);
     access(to, bytes, KIND_WRITE, HERE);

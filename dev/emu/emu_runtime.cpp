@@ -1,19 +1,17 @@
-// emu_runtime.cpp: the emulated CUDA runtime's settings, errors and device. The functions are those that NVIDIA's
-// cuda_runtime_api.h declares, so the compiler checks their signatures; one that is not defined in emu_runtime*.cpp
-// fails at link time and is then added deliberately.
+// emu_runtime.cpp: the emulated CUDA runtime's settings, errors and device. NVIDIA's cuda_runtime_api.h declares the
+// functions, so the compiler checks their signatures; a function that emu_runtime*.cpp does not define is a link
+// error.
 //
 // The device is described by the environment, read at first use:
 //   TOKAMAK_EMU_CC=75|80|90|100     compute capability (90)
 //   TOKAMAK_EMU_SMS=n               multiprocessors (4)
 //   TOKAMAK_EMU_MEMORY_MIB=n        memory (4096)
-//   TOKAMAK_EMU_STREAMS=lazy|eager|overtake    when work runs (lazy); see emu_runtime.h
-//   TOKAMAK_EMU_PROTECT_MIB=n       blocks of up to this size are out of the host's reach except while work runs (1
-//   under
-//                                   AddressSanitizer, else 0: it costs each wait some microseconds a block)
+//   TOKAMAK_EMU_STREAMS=lazy|eager|overtake    order of work (lazy); see emu_runtime.h
+//   TOKAMAK_EMU_PROTECT_MIB=n       blocks of up to this size are inaccessible to the host except while work runs
+//                                   (1 under AddressSanitizer, else 0: costs some microseconds per wait and block)
 //   TOKAMAK_EMU_DRIVER=n            driver version (that of the headers); 0: none; older: cudaErrorInsufficientDriver
 //   TOKAMAK_EMU_DEVICES=n           devices, 0 to 8 (1)
-//   TOKAMAK_EMU_FAIL=error@n        the n-th launch, copy or library call fails with it:
-//   cudaErrorECCUncorrectable@500
+//   TOKAMAK_EMU_FAIL=error@n        the n-th launch, copy or library call fails: cudaErrorECCUncorrectable@500
 #include "emu_runtime_state.h"
 
 #include <algorithm>
@@ -143,7 +141,7 @@ static EmuRuntime *runtime_open(void) {
     return rt;
 }
 
-// Lives until the process ends: libraries may call the runtime from their own destructors.
+// Never destroyed: libraries may call the runtime from their own destructors.
 EmuRuntime *emu_runtime(void) {
     static EmuRuntime *const runtime = runtime_open();
     return runtime;
@@ -358,7 +356,7 @@ cudaError_t cudaFuncSetAttribute(const void *kernel, cudaFuncAttribute attribute
     }
 }
 
-// Registers and local memory belong to real code only: 0 here.
+// Registers and local memory are unknown here: 0.
 cudaError_t cudaFuncGetAttributes(cudaFuncAttributes *attributes, const void *kernel) {
     cudaError_t error = emu_ready();
     if (error != cudaSuccess) return emu_set_error(error);

@@ -1,8 +1,8 @@
-// emu_runtime_graph.cpp: stream capture and graphs of the emulated CUDA runtime, by CUDA's rules: what a capture
-// forbids is refused with CUDA's error and breaks the capture; ending it on another stream or with unjoined streams
-// fails.
+// emu_runtime_graph.cpp: stream capture and graphs of the emulated CUDA runtime, by CUDA's rules: a call that is
+// forbidden during capture returns CUDA's error and invalidates the capture; ending it on another stream or with
+// unjoined streams fails.
 //
-// A graph keeps the captured work and what each piece comes after. A launch is one piece of work on its stream; it
+// A graph keeps the captured work and the dependencies of each piece. A launch is one piece of work on its stream; it
 // runs the nodes in one of the orders that their dependencies allow (TOKAMAK_EMU_STREAMS), reading all memory anew.
 #include "emu_runtime_state.h"
 
@@ -15,7 +15,7 @@ cudaError_t emu_capture_break(const std::shared_ptr<EmuCapture> &capture, cudaEr
     return error;
 }
 
-// Relaxed threads may; otherwise neither a capture of this thread nor anybody's global one may be going on.
+// Allowed for relaxed threads; otherwise neither a capture of this thread nor a global one may be active.
 cudaError_t emu_ready_uncaptured(void) {
     cudaError_t error = emu_ready();
     if (error != cudaSuccess || thread_mode == cudaStreamCaptureModeRelaxed) return error;
@@ -77,7 +77,7 @@ cudaError_t cudaStreamIsCapturing(cudaStream_t handle, cudaStreamCaptureStatus *
     return cudaSuccess;
 }
 
-// Whether every captured stream's work comes before what the origin's next node would come after.
+// Whether the work of every captured stream is joined: a dependency, direct or not, of the origin's next node.
 static bool capture_joined(const EmuCapture &capture) {
     std::vector<bool> before(capture.graph.nodes.size(), false);
     std::vector<int> open = capture.origin->tail;
@@ -147,7 +147,7 @@ cudaError_t cudaGraphExecDestroy(cudaGraphExec_t exec) {
     return emu_set_error(emu_ready());
 }
 
-// The node behind what it depends on, unless they are listed already.
+// Lists the node after its dependencies, unless they are already listed.
 static void graph_list(std::vector<int> *order, std::vector<bool> *listed, const CUgraph_st &graph, int node) {
     std::vector<int> open = {node};
     while (!open.empty()) {
@@ -165,7 +165,7 @@ static void graph_list(std::vector<int> *order, std::vector<bool> *listed, const
 }
 
 // An order of the nodes that their dependencies allow: as captured (eager); the capture's own stream first and forked
-// work when that needs it (lazy); forked work as early as may be (overtake).
+// work only when needed (lazy); forked work as early as possible (overtake).
 static std::vector<int> graph_order(const CUgraph_st &graph, EmuOrder kind) {
     std::vector<int> order;
     std::vector<bool> listed(graph.nodes.size(), false);

@@ -1,10 +1,10 @@
 // emu_runtime_memory.cpp: memory of the emulated device, and copies.
 //
-// Each block of device memory is a mapping of its own: filled with 0xff bytes (NaN), so that reading what was never
-// written shows; its last byte followed by guard pages, and under AddressSanitizer by poisoned bytes from the first
-// one on. A host that reads through a device pointer faults as it would beside a real GPU: blocks up to a size
-// (TOKAMAK_EMU_PROTECT_MIB) are out of its reach except while device work runs. Copies check that their pointers are
-// what their kind says.
+// Each block of device memory is a separate mapping, filled with 0xff bytes (NaN), so that reads of unwritten memory
+// show; its last byte is followed by guard pages and, under AddressSanitizer, immediately by poisoned bytes. A host
+// that reads through a device pointer faults as it would with a real GPU: blocks up to a size
+// (TOKAMAK_EMU_PROTECT_MIB) are inaccessible except while device work runs. Copies check that their pointers match
+// their kind.
 #include "emu_runtime_state.h"
 
 #include <signal.h>
@@ -22,7 +22,7 @@
 
 static size_t up(size_t bytes, size_t multiple) { return (bytes + multiple - 1) / multiple * multiple; }
 
-// Under AddressSanitizer marks bytes, which costs little and gives a report; otherwise asks the kernel to, by pages.
+// Under AddressSanitizer poisons bytes, which costs little and gives a report; otherwise uses mprotect, by pages.
 static void block_reach(uintptr_t start, const EmuBlock &block, bool reachable) {
 #ifdef __SANITIZE_ADDRESS__
     if (reachable) ASAN_UNPOISON_MEMORY_REGION((void *)start, block.bytes);
@@ -54,7 +54,7 @@ bool emu_is_device_memory(const void *pointer, size_t bytes) {
     return found != rt->blocks.end() && bytes <= found->first + found->second.bytes - (uintptr_t)pointer;
 }
 
-// (On today's systems kernels reach all pinned memory. Here only what was asked for as such: not staging buffers.)
+// (On current systems kernels can access all pinned memory. Here only memory allocated as mapped: not staging buffers.)
 bool emu_is_mapped_memory(const void *pointer) {
     EmuRuntime *rt = emu_runtime();
     std::lock_guard<std::recursive_mutex> lock(rt->mutex);
@@ -64,7 +64,7 @@ bool emu_is_mapped_memory(const void *pointer) {
     return found->second.mapped && (uintptr_t)pointer - (uintptr_t)found->first < found->second.bytes;
 }
 
-// ---- faults: a line that says what an address was, before the program dies of it ----
+// ---- faults: a line that describes the address, before the program ends ----
 
 static struct sigaction former_action;
 
@@ -75,14 +75,14 @@ static void explain_fault(int signal, siginfo_t *info, void *context) {
     for (const auto &[start, block] : rt->blocks) {
         if (at < (uintptr_t)block.map || at >= (uintptr_t)block.map + block.map_bytes) continue;
         if (at >= start && at - start < block.bytes)
-            fprintf(stderr, "CUDA emulator: the host touched device memory: byte %zu of a block of %zu\n", at - start,
+            fprintf(stderr, "CUDA emulator: the host accessed device memory: byte %zu of a block of %zu\n", at - start,
                     block.bytes);
         else
             fprintf(stderr, "CUDA emulator: an access %zu bytes %s a block of %zu bytes of device memory\n",
                     at < start ? start - at : at - start - block.bytes, at < start ? "before" : "behind",
                     block.bytes);
     }
-    sigaction(SIGSEGV, &former_action, NULL);  // the access is tried again, and ends the program
+    sigaction(SIGSEGV, &former_action, NULL);  // the access is repeated and ends the program
 }
 
 // AddressSanitizer reports faults itself.
@@ -118,7 +118,7 @@ cudaError_t cudaMalloc(void **pointer, size_t bytes) {
     uintptr_t first = (uintptr_t)block.map + GUARD, end = (uintptr_t)block.map + block.map_bytes - GUARD;
     uintptr_t start = end - up(bytes, ALIGNMENT);
     if (mprotect((void *)first, end - first, PROT_READ | PROT_WRITE) != 0) emu_abort("mprotect failed");
-    madvise((void *)first, end - first, MADV_HUGEPAGE);  // an advice: large blocks are written sooner
+    madvise((void *)first, end - first, MADV_HUGEPAGE);  // a hint: large blocks are written faster
     memset((void *)start, 0xff, bytes);
 #ifdef __SANITIZE_ADDRESS__
     ASAN_POISON_MEMORY_REGION(block.map, start - (uintptr_t)block.map);
@@ -132,7 +132,7 @@ cudaError_t cudaMalloc(void **pointer, size_t bytes) {
     return cudaSuccess;
 }
 
-// Waits for the device, as the real one does.
+// Waits for the device, as the real function does.
 cudaError_t cudaFree(void *pointer) {
     EmuRuntime *rt = emu_runtime();
     std::lock_guard<std::recursive_mutex> lock(rt->mutex);
@@ -197,7 +197,7 @@ cudaError_t cudaFreeHost(void *pointer) {
 
 enum Place { PLACE_HOST, PLACE_DEVICE, PLACE_OUTSIDE };
 
-// Host memory; inside of a device block; or a range that leaves its device block.
+// Host memory; inside a device block; or a range that exceeds its device block.
 static Place place_of(const void *pointer, size_t bytes) {
     EmuRuntime *rt = emu_runtime();
     auto found = block_around(pointer);
@@ -224,7 +224,7 @@ static cudaError_t copy_checked(const void *to, size_t to_bytes, const void *fro
     }
 }
 
-// The host's memory is read and written when the copy runs, pinned or not: CUDA promises no more.
+// Host memory is read and written when the copy runs, pinned or not: CUDA guarantees no more.
 cudaError_t cudaMemcpyAsync(void *to, const void *from, size_t bytes, cudaMemcpyKind kind, cudaStream_t stream) {
     return cudaMemcpy2DAsync(to, bytes, from, bytes, bytes, 1, kind, stream);
 }
@@ -246,7 +246,7 @@ cudaError_t cudaMemcpy2DAsync(void *to, size_t to_pitch, const void *from, size_
     });
 }
 
-// Runs on the default stream. Only copies within the device return before they have run.
+// Runs on the default stream. Only copies within the device return before completion.
 cudaError_t cudaMemcpy(void *to, const void *from, size_t bytes, cudaMemcpyKind kind) {
     EmuRuntime *rt = emu_runtime();
     std::lock_guard<std::recursive_mutex> lock(rt->mutex);

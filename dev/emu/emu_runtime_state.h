@@ -1,7 +1,7 @@
-// emu_runtime_state.h: what the files of the emulated CUDA runtime share: the one runtime of the process, its
-// streams, events, memory blocks and captures. For dev/emu/emu_runtime*.cpp only.
+// emu_runtime_state.h: shared by dev/emu/emu_runtime*.cpp: the one runtime of the process, its streams, events, memory
+// blocks and captures.
 //
-// Everything happens under one lock and on the thread that calls: work runs on the thread that waits for it.
+// All state is protected by one lock, and work runs on the thread that waits for it.
 #ifndef DEV_EMU_RUNTIME_STATE_H
 #define DEV_EMU_RUNTIME_STATE_H
 
@@ -15,7 +15,7 @@
 #include <thread>
 #include <vector>
 
-// gcc and clang say it differently.
+// gcc and clang define it differently.
 #if defined(__has_feature) && !defined(__SANITIZE_ADDRESS__)
 #if __has_feature(address_sanitizer)
 #define __SANITIZE_ADDRESS__ 1
@@ -24,27 +24,27 @@
 
 enum EmuOrder { EMU_LAZY, EMU_EAGER, EMU_OVERTAKE };
 
-// A place in a stream that an event marks.
+// A position in a stream, recorded by an event.
 struct EmuPoint {
     CUstream_st *stream;
-    uint64_t sequence;  // reached when stream->done >= sequence; the stream may be gone once `reached` is set
+    uint64_t sequence;  // reached when stream->done >= sequence; the stream may be destroyed once `reached` is set
     bool reached;
     double seconds;  // when it was reached
 };
 
-// One entry of a stream: work, or a wait for a point of another stream, or the reaching of an own point.
+// One entry of a stream: work, or a wait for a point of another stream, or a point of its own.
 struct EmuWork {
     const char *name;
     std::function<cudaError_t()> run;
     std::shared_ptr<EmuPoint> wait, reach;
-    bool counted;  // a launch, copy or library call; a graph's nodes count, the graph itself does not
+    bool counted;  // a launch, copy or library call; of a graph, the nodes count, not the graph itself
 };
 
 struct EmuNode {
     const char *name;
     std::function<cudaError_t()> run;
     std::vector<int> after;  // earlier nodes that it depends on
-    bool counted, forked;    // forked: captured on another stream than the capture's own
+    bool counted, forked;    // forked: captured on a stream other than the capture's own
 };
 struct CUgraph_st {
     std::vector<EmuNode> nodes;
@@ -66,28 +66,28 @@ struct CUstream_st {
     bool blocking;  // ordered against the default stream
     int priority;
     std::deque<EmuWork> queue;
-    uint64_t issued, done;  // entries put in and taken out so far
+    uint64_t issued, done;  // entries added and removed so far
     std::shared_ptr<EmuCapture> capture;
-    std::vector<int> tail;  // while capturing: what the next node comes after
+    std::vector<int> tail;  // while capturing: dependencies of the next node
 };
 
 struct CUevent_st {
     unsigned flags;
-    std::shared_ptr<EmuPoint> point;      // last record outside of captures
+    std::shared_ptr<EmuPoint> point;      // last record outside captures
     std::shared_ptr<EmuCapture> capture;  // set if the last record was captured
     std::vector<int> nodes;
 };
 
 struct EmuBlock {
     size_t bytes;
-    void *map;  // the mapping around it, guard pages included
+    void *map;  // the whole mapping, guard pages included
     size_t map_bytes;
-    bool guarded;  // out of the host's reach except while work runs
+    bool guarded;  // inaccessible to the host except while work runs
 };
 
 struct EmuHostBlock {
     size_t bytes;
-    bool mapped;  // cudaHostAllocMapped: kernels may reach it
+    bool mapped;  // cudaHostAllocMapped: kernels may access it
 };
 
 struct EmuRuntime {
@@ -100,15 +100,15 @@ struct EmuRuntime {
     cudaError_t fail_with;  // TOKAMAK_EMU_FAIL
     int64_t fail_at;
 
-    cudaError_t sticky;  // what ended the context
+    cudaError_t sticky;  // the error that ended the context
     int64_t counted;     // pieces of work run so far
-    int running;         // depth: device memory is in reach while work runs
+    int running;         // depth: device memory is accessible while work runs
     CUstream_st default_stream;
     std::vector<CUstream_st *> streams;  // in order of creation, default stream first
     std::set<CUevent_st *> events;
     std::set<CUgraph_st *> graphs;
     std::set<CUgraphExec_st *> execs;
-    std::set<std::shared_ptr<EmuCapture>> captures;  // going on
+    std::set<std::shared_ptr<EmuCapture>> captures;  // active
     std::map<uintptr_t, EmuBlock> blocks;            // device memory, by address
     std::map<void *, EmuHostBlock> host_blocks;      // pinned memory, by address
     size_t used_bytes;
@@ -117,14 +117,15 @@ struct EmuRuntime {
 
 EmuRuntime *emu_runtime(void);
 
-// Stops the program: something that only a programmer or a person setting TOKAMAK_EMU_... can put right.
+// Aborts on a programming error or an invalid TOKAMAK_EMU_... setting.
 [[noreturn]] void emu_abort(const char *format, ...) __attribute__((format(printf, 1, 2)));
 // A whole number in [least, most] from the environment.
 int64_t emu_env(const char *name, int64_t otherwise, int64_t least, int64_t most);
 
-// First thing in every function that needs a device: why it cannot go on (no driver, no device, context ended).
+// Called first in every function that needs a device: returns an error if there is no driver or device, or if the
+// context has ended.
 cudaError_t emu_ready(void);
-// First thing in functions that a capture forbids ("potentially unsafe": allocations, waits); invalidates the
+// Called first in functions forbidden during capture ("potentially unsafe": allocations, waits); invalidates the
 // capture.
 cudaError_t emu_ready_uncaptured(void);
 
@@ -134,12 +135,12 @@ cudaError_t emu_push(CUstream_st *stream, EmuWork work);
 // Makes later work on the stream wait for the point.
 void emu_push_wait(CUstream_st *stream, const std::shared_ptr<EmuPoint> &point);
 std::shared_ptr<EmuPoint> emu_push_point(CUstream_st *stream);
-// Runs what must have run for the stream to have done `sequence` entries.
+// Runs work until the stream has done `sequence` entries.
 void emu_run_until(CUstream_st *stream, uint64_t sequence);
 void emu_run_everything(void);
-// Runs one piece of work unless the context has ended; what it returns ends the context.
+// Runs one piece of work unless the context has ended; an error that it returns ends the context.
 void emu_run_work(const char *name, const std::function<cudaError_t()> &run, bool counted);
-// Memory in and out of the host's reach.
+// Makes memory accessible or inaccessible to the host.
 void emu_protect(bool reachable);
 
 // Captures: adds a node to the stream's capture; invalidates a capture.

@@ -1,9 +1,9 @@
-// emu_runtime_stream.cpp: streams and events of the emulated CUDA runtime: queues of work that runs when somebody
+// emu_runtime_stream.cpp: streams and events of the emulated CUDA runtime: queues of work that runs when a caller
 // waits.
 //
-// A wait runs what the waited point depends on and nothing else (lazy), or everything else first that may run
-// (overtake): between them they show work that should have waited and did not, whether it comes too late or too
-// early. A query runs one piece of work, so that a loop of queries ends.
+// A wait runs only the dependencies of its point (lazy), or first all other work that may run (overtake): together
+// they reveal a missing wait, whether the work then runs too late or too early. A query runs one piece of work, so
+// that a loop of queries ends.
 #include "emu_runtime_state.h"
 
 #include <algorithm>
@@ -59,7 +59,7 @@ static void run_ahead(const CUstream_st *except) {
     }
 }
 
-// At most `limit` entries on the way to stream->done >= sequence.
+// Runs at most `limit` entries towards stream->done >= sequence.
 static void run_towards(CUstream_st *stream, uint64_t sequence, int64_t limit) {
     EmuRuntime *rt = emu_runtime();
     if (rt->running++ == 0) emu_protect(true);
@@ -114,7 +114,7 @@ std::shared_ptr<EmuPoint> emu_push_point(CUstream_st *stream) {
     return point;
 }
 
-// The default stream's work comes after what blocking streams hold, and theirs after what it holds.
+// The default stream's work comes after all issued work of blocking streams, and theirs after its own.
 static cudaError_t order_default_stream(CUstream_st *stream) {
     EmuRuntime *rt = emu_runtime();
     if (stream == &rt->default_stream) {
@@ -149,7 +149,7 @@ cudaError_t emu_enqueue(cudaStream_t handle, const char *name, std::function<cud
     return emu_set_error(emu_push(stream, {name, std::move(work), NULL, NULL, true}));
 }
 
-// The host's function has device memory in its reach here, as the work of a library would (emu_nccl.cpp).
+// Here the host function can access device memory, as a library's work would (emu_nccl.cpp).
 cudaError_t cudaLaunchHostFunc(cudaStream_t stream, cudaHostFn_t function, void *data) {
     if (function == NULL) return emu_set_error(cudaErrorInvalidValue);
     return emu_enqueue(stream, "host function", [=] {
@@ -183,7 +183,7 @@ cudaError_t cudaStreamCreateWithPriority(cudaStream_t *stream, unsigned flags, i
     return stream_create(stream, flags, priority);
 }
 
-// What the stream holds still runs, here at once.
+// The stream's remaining work runs now.
 cudaError_t cudaStreamDestroy(cudaStream_t handle) {
     EmuRuntime *rt = emu_runtime();
     std::lock_guard<std::recursive_mutex> lock(rt->mutex);
@@ -202,7 +202,7 @@ cudaError_t cudaStreamDestroy(cudaStream_t handle) {
     return emu_set_error(rt->sticky);
 }
 
-// The stream of a wait or query, or why there is none: waiting for a stream that is captured breaks the capture.
+// The stream of a wait or query, or an error: waiting for a capturing stream invalidates the capture.
 static cudaError_t stream_to_wait_for(cudaStream_t handle, CUstream_st **stream) {
     cudaError_t error = emu_ready();
     if (error != cudaSuccess) return error;
@@ -324,7 +324,7 @@ cudaError_t cudaStreamWaitEvent(cudaStream_t handle, cudaEvent_t event, unsigned
     return cudaSuccess;
 }
 
-// Why an event cannot be waited for or queried; cudaSuccess with event->point NULL: never recorded, so complete.
+// The error of a wait for or query of this event; cudaSuccess with event->point NULL: never recorded, so complete.
 static cudaError_t event_to_wait_for(cudaEvent_t event) {
     cudaError_t error = emu_ready();
     if (error != cudaSuccess) return error;

@@ -1,13 +1,13 @@
-// backend.h: the seam between the model (written once, in C) and the machines that compute it. A Backend is one
-// struct of function pointers: memory, then one entry per operation. The CPU backend (llmc/cpu) is compiled in; other
-// backends are plug-ins that fill the same struct. Nothing here knows of models, layers or training.
+// backend.h: the seam between the model (written once, in C) and the devices that compute it. A Backend is one struct
+// of function pointers: memory, transfers, then one entry per operation. The CPU backend (llmc/cpu) is compiled in;
+// other backends are plug-ins that fill the same struct. Must not know models, layers or training.
 //
 // Contracts that hold for every operation:
 //   * operands are contiguous row-major Tensors in this backend's memory; shapes and dtypes are CHECKed;
-//   * operations are issued in order on one compute stream; only upload, download, wait and synchronize may wait;
-//   * a failure of the device is kept and returned by whoever waits; what is issued after it does nothing;
+//   * operations are issued in order on one compute stream; only upload, download, wait and synchronize may block;
+//   * a device failure is kept and returned by wait and synchronize; operations issued after it do nothing;
 //   * "=" overwrites (the destination may hold anything, NaN included), "+=" adds to what is there;
-//   * an output aliases an input only where the entry says so;
+//   * an output may alias an input only where the entry allows it;
 //   * activation tensors ("act") are fp32 or bf16, one dtype within a call; parameter tensors have the same dtype;
 //     gradients of parameters, statistics and losses are fp32; arithmetic is fp32 or wider, rounded once on store;
 //   * results do not depend on the number of threads: every reduction has a fixed order;
@@ -28,11 +28,11 @@ typedef struct Backend Backend;
 struct Comm;
 struct CommOptions;
 
-// A point in the device's work: of mark, it has passed when everything issued before it is done; of a transfer, when the
-// bytes have arrived. 0 has always passed.
+// A point in the device's work. A ticket of mark has passed when everything issued before it is done, a ticket of a
+// transfer when the bytes have arrived. 0 has always passed.
 typedef int64_t Ticket;
 
-// A piece of a download. host is host_alloc memory, untouched by others until the ticket has passed.
+// A piece of a download. host is host_alloc memory that the caller leaves alone until the ticket has passed.
 typedef struct {
     void *host;
     const void *device;
@@ -66,7 +66,7 @@ typedef struct {
 typedef struct {
     NormKind kind;
     float eps;
-    Tensor residual;  // (N,C) act, added to the normalized rows; TENSOR_NONE: nothing is. Forward only
+    Tensor residual;  // (N,C) act, added to the normalized rows; TENSOR_NONE: none. Forward only
 } NormArgs;
 
 // Rotary position embedding, "rotate half" pairing (i, i + HS/2) as in Hugging Face; tables are (max position, HS/2).
@@ -96,25 +96,25 @@ typedef struct {
     Tensor loss_scale;  // (1) fp32: the gradient is d(loss_scale * sum_i weight_i * nll_i)/d(logits)
 } CrossEntropyArgs;
 
-// What the optimizer needs of the whole gradient, kept on the device so that no step waits for the host.
+// Statistics of the whole gradient for the optimizer, kept on the device so that no step waits for the host.
 typedef struct {
     double sum_squares;  // of the unclipped gradient
     float norm;          // sqrt(sum_squares)
-    float scale;         // what every gradient element is multiplied with: min(1, max_norm/norm), 1 if max_norm <= 0
-    int32_t skip;        // SkipReason; unless SKIP_NOT, updates leave everything untouched
+    float scale;         // factor of every gradient element: min(1, max_norm/norm), 1 if max_norm <= 0
+    int32_t skip;        // SkipReason; unless SKIP_NOT, updates change nothing
     int32_t pad;
 } GradStats;
 
 typedef struct {
-    float max_norm;     // of the clipped gradient; <= 0: it is not clipped
+    float max_norm;     // of the clipped gradient; <= 0: no clipping
     double skip_norm;   // INFINITY: no bound
     double skip_loss;   // INFINITY: no bound
     double loss_scale;  // loss = sum of the loss sums * loss_scale
 } ClipArgs;
 
-// One parameter tensor, or a matrix that is part of one, as the optimizer sees it. The value that is updated is
-// fp32 `master` where there is one, else bf16 `weight`: then the update is computed in fp32 and rounded
-// stochastically, by the rule of rng_philox.h, from (seed, t, index of the element among all parameters).
+// One parameter tensor, or a matrix that is part of one, for the optimizer. The updated value is fp32 `master` if it
+// is set, else bf16 `weight`: then the update is computed in fp32 and rounded stochastically, by the rule of
+// rng_philox.h, from (seed, t, index of the element among all parameters).
 typedef struct {
     float *master;       // in fp32 runs the weights themselves; NULL: weight is the value
     uint16_t *weight;    // bf16: master's copy, rounded to nearest after the update, or the value; NULL in fp32 runs
@@ -140,7 +140,7 @@ typedef struct {
     uint64_t seed;  // of stochastic rounding
 } MuonArgs;
 
-// Bounds of what operations will be asked for, to plan their workspace.
+// Upper bounds of the operands of all operations in a run, to plan their workspace.
 typedef struct {
     int64_t rows;       // N of the largest activation
     int64_t seq_len;    // longest T, or positions of a KV cache
@@ -150,28 +150,28 @@ typedef struct {
     int64_t Vp;          // last dimension of the logits
     int64_t chunk_rows;  // rows of the logits alive at a time
     int64_t tensors;     // parameter tensors, or parts of them, that one update call may list
-    int64_t fp8_elems;   // most elements of both inputs of a product asked for fp8, each K a multiple of 16; 0: none
+    int64_t fp8_elems;   // most elements of both inputs of an fp8 product, K rounded up to a multiple of 16; 0: none
     bool attention_library;  // a library may serve attention: bf16 and not attention=own
 } WorkspaceShape;
 
-// What a device says of itself while it works; 0: not known.
+// Readings of a working device; 0: unknown.
 typedef struct {
     double clock_mhz, power_watts, temperature_celsius;
-    size_t memory_used_bytes;  // of the whole device, by anybody
+    size_t memory_used_bytes;  // of the whole device, by all processes
 } DeviceTelemetry;
 
 struct Backend {
     const char *name;              // "cpu", "cuda", "cudaemu"
-    char description[256];         // for people: "AMD EPYC, 2 threads, AVX-512 BF16"
+    char description[256];         // human-readable: "AMD EPYC, 2 threads, AVX-512 BF16"
     int threads;                   // host threads used by operations (CPU), else 0
     bool bf16_native;              // bf16 dot products in hardware
     bool matmul_fp8;               // matmul takes MatmulArgs.fp8
-    bool shares_host_memory;       // its memory is the host's: loader and checkpoints take from the same
-    bool counts_only;              // computes nothing (counting.h): what is sent to it need not hold values
-    size_t library_bytes;          // measured: what the driver and libraries took of the device's memory at open
-    char peak_source[96];          // where measure_peak's last figure comes from
-    char attention_choice[160];    // which attention served last, and why; "" before the first or where there is one
-    size_t workspace_limit_bytes;  // what operations may keep beyond their operands; 0: no limit. See plan_workspace
+    bool shares_host_memory;       // its memory is host memory, shared with the loader and checkpoints
+    bool counts_only;              // computes nothing (counting.h): operands need not hold values
+    size_t library_bytes;          // device memory that the driver and libraries took at open, measured
+    char peak_source[96];          // source of measure_peak's last figure
+    char attention_choice[160];    // the last attention implementation and why; "": none yet, or only one exists
+    size_t workspace_limit_bytes;  // most that operations may keep beside operands; 0: no limit. See plan_workspace
     void *impl;                    // the backend's own state
 
     // ---- memory ----
@@ -179,9 +179,9 @@ struct Backend {
     void *(*alloc)(Backend *be, size_t bytes, Error *err);
     void (*free)(Backend *be, void *pointer, size_t bytes);
     void (*zero)(Backend *be, void *pointer, size_t bytes);
-    size_t (*memory_free)(Backend *be);  // bytes that alloc can still hand out; 0: not known
-    void (*upload)(Backend *be, void *device, const void *host, size_t bytes);    // host may be reused on return
-    void (*download)(Backend *be, void *host, const void *device, size_t bytes);  // waits for what was issued before
+    size_t (*memory_free)(Backend *be);  // bytes that alloc can still return; 0: unknown
+    void (*upload)(Backend *be, void *device, const void *host, size_t bytes);    // host may be reused after return
+    void (*download)(Backend *be, void *host, const void *device, size_t bytes);  // waits for everything issued before
     void (*copy)(Backend *be, void *to, const void *from, size_t bytes);          // device to device, no overlap
     bool (*synchronize)(Backend *be, Error *err);  // waits; false: an operation failed on the device
 
@@ -189,40 +189,43 @@ struct Backend {
     // Host memory for them (page-locked on a GPU). NULL and err when there is not enough.
     void *(*host_alloc)(Backend *be, size_t bytes, Error *err);
     void (*host_free)(Backend *be, void *pointer);
-    // The point behind everything issued so far.
+    // The point after everything issued so far.
     Ticket (*mark)(Backend *be);
-    // Operations issued from now on see the bytes; those issued before `after` are the last that may have read or
-    // written them, so that the transfer runs beside what was issued since. host (host_alloc memory) must stay
-    // untouched until the returned ticket has passed.
+    // Operations issued from now on read the new bytes. The transfer waits only for the point `after`: operations
+    // issued after that point must not use the destination, so the transfer runs beside them. host (host_alloc
+    // memory) must not change until the returned ticket has passed.
     Ticket (*upload_after)(Backend *be, void *device, const void *host, size_t bytes, Ticket after);
-    // The bytes as everything issued so far leaves them, in host once the ticket has passed; also with no pieces it has
-    // passed when all that is done. They leave beside what is issued from now on, which may read the sources; whoever
-    // writes to one calls `after` first, unless the host has waited for the ticket.
+    // Copies the sources as everything issued so far leaves them; they are in host once the ticket has passed. With
+    // no pieces the ticket passes when everything issued so far is done. The copies run beside operations issued from
+    // now on, which may read the sources; an operation that writes to one must be preceded by `after`, unless the
+    // host has waited for the ticket.
     Ticket (*download_begin)(Backend *be, const DownloadPiece *pieces, int64_t count);
-    // Operations issued from now on begin when the ticket has passed. The host does not wait.
+    // Operations issued from now on begin after the ticket has passed. The host does not wait.
     void (*after)(Backend *be, Ticket ticket);
     bool (*has_passed)(Backend *be, Ticket ticket);        // does not wait; true after a failure
-    bool (*wait)(Backend *be, Ticket ticket, Error *err);  // false: the device failed, err says how
-    // Device time between two points among the last few dozen that have passed; < 0 where the device keeps no time.
+    bool (*wait)(Backend *be, Ticket ticket, Error *err);  // false: the device failed, err holds the message
+    // Device time between two of the last few dozen tickets, both passed; < 0 if the device measures no time.
     double (*elapsed_ms)(Backend *be, Ticket from, Ticket to);
 
     // ---- repeated sequences of operations (CUDA graphs) ----
     // Operations between begin and end with one key are the same each time: same tensors, same arguments. begin
     // returns true when the sequence has been replayed as a whole; the caller then issues nothing and calls no end.
+    // Keys belong to the backend: no two models may share one. Inside a sequence only operations may be issued: no
+    // transfer, mark, after, wait or collective.
     bool (*sequence_begin)(Backend *be, uint64_t key);
     void (*sequence_end)(Backend *be, uint64_t key);
 
-    // A group of ranks whose tensors are in this backend's memory (comm.h); NULL: host memory, any transport will do.
+    // A group of ranks whose tensors are in this backend's memory (comm.h); NULL: host memory, any transport works.
     bool (*comm_open)(struct Comm **out, Backend *be, const struct CommOptions *options, Error *err);
     void (*close)(Backend *be);                    // frees the backend itself
     // Bytes that operations within these bounds may keep beyond their operands (packing buffers, partial sums). A run
     // sets workspace_limit_bytes to it, and an operation that would need more aborts.
     size_t (*plan_workspace)(const Backend *be, WorkspaceShape shape);
-    // Dense multiply-add rate for matmul inputs of this dtype, FLOP/s: what "% of peak" divides by. CPU: measured
-    // over all threads for ~10 ms with operands in registers. GPU: the dense figure of its data sheet, or, of an
-    // unknown one, of large matmuls measured now. peak_source says which.
+    // Dense multiply-add rate for matmul inputs of this dtype, FLOP/s: the divisor of "% of peak". CPU: measured over
+    // all threads for ~10 ms with operands in registers. GPU: the dense figure of its data sheet or, for an unknown
+    // model, of large matmuls measured now. peak_source names the source.
     double (*measure_peak)(Backend *be, DType dtype);
-    bool (*telemetry)(Backend *be, DeviceTelemetry *out);  // false: this device tells nothing
+    bool (*telemetry)(Backend *be, DeviceTelemetry *out);  // false: no readings
 
     // ---- matrix multiplication ----
     // out fp32 or bf16; a and b of one dtype; (fp32,fp32)->fp32, (bf16,bf16)->bf16 or fp32. fp32 accumulation.
@@ -247,7 +250,7 @@ struct Backend {
     void (*norm_backward)(Backend *be, Tensor dx, Tensor dweight, Tensor dbias, Tensor dout, Tensor x, Tensor weight,
                           Tensor mean, Tensor rstd, bool accumulate_dx, bool accumulate_dw, NormArgs args);
 
-    // ---- what happens to q and k between their projection and attention ----
+    // ---- q and k between their projection and attention ----
     // out(N,QKV) = in with q and k heads RMS-normalized (optional) and then rotated (optional); v is copied.
     // out may be in when there is no QK-norm. rstd fp32 (N, NH+NKV) = with QK-norm, else TENSOR_NONE.
     void (*qk_forward)(Backend *be, Tensor out, Tensor rstd, Tensor in, Tensor positions, QkArgs args);
@@ -294,17 +297,17 @@ struct Backend {
     // out (1) fp64 = sum of squares of x, fp32, in a fixed order that depends on its length alone; 0 of no elements.
     void (*sum_squares)(Backend *be, Tensor out, Tensor x);
     // *stats (device memory) = norm, clip scale and whether to skip, of a gradient whose sum of squares is the sum, in
-    // order, of sums (n) fp64; loss_sums (m) fp64, added in order, or TENSOR_NONE: the loss is not looked at.
+    // order, of sums (n) fp64; loss_sums (m) fp64, added in order, or TENSOR_NONE: the loss is not checked.
     void (*grad_clip)(Backend *be, GradStats *stats, Tensor sums, Tensor loss_sums, ClipArgs args);
     // *out (device memory) {=, += if accumulate} sum mod 2^64 over i of hash_element(first_elem + i, bits of x[i]),
-    // llmc/base/hash_element.h; x fp32 or bf16. It does not depend on how the elements are divided among calls or ranks.
+    // llmc/base/hash_element.h; x fp32 or bf16. It does not depend on the division into calls or ranks.
     void (*hash_sum)(Backend *be, uint64_t *out, Tensor x, int64_t first_elem, bool accumulate);
     // One call for all tensors. Does nothing when stats->skip. (Loshchilov & Hutter, "Decoupled weight decay".)
     //   g = grad*scale; m = b1 m + (1-b1) g; v = b2 v + (1-b2) g^2;
     //   value -= lr * (m/(1-b1^t) / (sqrt(v/(1-b2^t)) + eps) + weight_decay * value)
     void (*adamw)(Backend *be, const OptimTensor *tensors, int64_t count, const GradStats *stats, AdamwArgs args);
     // Muon takes equally shaped matrices together: tensors[count] of r*c elements each, x and update (count, r, c)
-    // act. Each matrix's result is the same in any company.
+    // act. Each matrix's result does not depend on the others.
     // Step 1: m = momentum*m + g*scale; update = (nesterov ? g*scale + momentum*m : m). Skips like adamw (update is
     // then 0).
     void (*muon_momentum)(Backend *be, Tensor update, const OptimTensor *tensors, int64_t count,
@@ -316,24 +319,24 @@ struct Backend {
                        MuonArgs args);
 };
 
-// What a plug-in is opened with.
+// Options for opening a plug-in.
 #define BACKEND_ABI 4
 typedef struct {
-    int abi;                // BACKEND_ABI of the caller; a plug-in of another age refuses
+    int abi;                // BACKEND_ABI of the caller; a plug-in of another version refuses
     size_t backend_bytes;   // sizeof(Backend), likewise
-    int device_index;       // which of the visible GPUs, if there are several; one is taken by all who see only it
+    int device_index;       // index among the visible GPUs; ignored if only one is visible
     const char *attention;  // "auto", "cudnn" or "own"
-    const char *cache_dir;  // where measured choices of matmul algorithms are kept; NULL: nowhere
+    const char *cache_dir;  // directory of the measured matmul algorithms; NULL: not kept
     bool graphs;            // sequences are captured and replayed
 } BackendOptions;
-// What libllmc_<device>.so exports as "backend_plugin_entry".
+// libllmc_<device>.so exports it as "backend_plugin_entry".
 typedef Backend *BackendPluginEntry(const BackendOptions *options, Error *err);
-// Opens libllmc_<device>.so, which lies beside the program ($TOKAMAK_PLUGIN_DIR: elsewhere). device: "cuda", "cudaemu".
+// Opens libllmc_<device>.so beside the program or in $TOKAMAK_PLUGIN_DIR. device: "cuda", "cudaemu".
 Backend *backend_plugin_open(const char *device, const BackendOptions *options, Error *err);
-// plan_workspace of the CUDA backend, for plans made where there is none.
+// plan_workspace of the CUDA backend, for plans made without the plug-in.
 size_t backend_cuda_plan_workspace(WorkspaceShape shape);
 
-// The CPU backend. threads = 0: OMP_NUM_THREADS or all cores. isa: NULL or "auto" for the best the CPU has, or one of
+// The CPU backend. threads = 0: OMP_NUM_THREADS or all cores. isa: NULL or "auto" for the best of this CPU, or one of
 // "generic", "avx2", "avx512", "avx512bf16" (an error if the CPU lacks it).
 Backend *backend_cpu_open(int threads, const char *isa, Error *err);
 

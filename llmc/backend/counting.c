@@ -1,4 +1,4 @@
-// counting.c: see counting.h. An entry counts, then passes the call on where there is an inner backend.
+// counting.c: see counting.h. Each entry counts, then calls the inner backend if there is one.
 #include "llmc/backend/counting.h"
 
 #include <stdio.h>
@@ -54,7 +54,7 @@ double counting_mean_keys(int64_t T, int64_t window) {
 }
 
 static double bytes_of(Tensor t) { return (double)tensor_bytes(t); }
-// Of a destination that is overwritten, or read and written.
+// Bytes of a destination that is overwritten (=), or read and written (+=).
 static double bytes_into(Tensor t, bool accumulate) { return bytes_of(t) * (accumulate ? 2 : 1); }
 
 static void see(int64_t *largest, int64_t value) { *largest = max_i64(*largest, value); }
@@ -65,7 +65,7 @@ static void see_activation(Backend *be, Tensor t) {
     see(&largest->widest, t.dim[t.ndim - 1]);
 }
 
-// Every entry ends with it: the same call of the inner backend.
+// Every entry ends with this: the same call of the inner backend.
 #define PASS_ON(be, op, ...)                     \
     do {                                         \
         Backend *inner_ = counting_of(be)->inner; \
@@ -75,8 +75,8 @@ static void see_activation(Backend *be, Tensor t) {
 // ---------------------------------------------------------------------------------------------------------------
 // Memory and transfers
 
-// No machine maps memory here (x86-64 and arm64 use at most 52 bits of an address unless asked for more), so that
-// reading or writing through such a pointer faults.
+// Addresses that are never mapped (x86-64 and arm64 use at most 52 bits of an address by default), so that reading
+// or writing through such a pointer faults.
 #define FIRST_ADDRESS ((uintptr_t)1 << 55)
 #define ADDRESS_ALIGN_BYTES ((uintptr_t)4096)
 
@@ -115,8 +115,8 @@ static bool count_synchronize(Backend *be, Error *err) {
     return c->inner == NULL || c->inner->synchronize(c->inner, err);
 }
 
-// Pages that exist once they are written: a micro-batch may be planned that no machine could hold. The length stands in
-// front.
+// Pages are reserved and only exist once written: a plan may hold a micro-batch larger than any memory. The length
+// is stored in front.
 #define HOST_HEADER_BYTES ((size_t)256)
 static void *count_host_alloc(Backend *be, size_t bytes, Error *err) {
     Counting *c = counting_of(be);
@@ -176,7 +176,7 @@ static double count_elapsed_ms(Backend *be, Ticket from, Ticket to) {
     return c->inner != NULL ? c->inner->elapsed_ms(c->inner, from, to) : -1;
 }
 
-// Nothing is replayed: each operation is issued, and so counted, every time.
+// No replay: each operation is issued, and so counted, every time.
 static bool count_sequence_begin(Backend *be, uint64_t key) {
     (void)be, (void)key;
     return false;
@@ -228,13 +228,13 @@ static void count_bias_backward(Backend *be, Tensor dbias, Tensor dout, bool acc
 // ---------------------------------------------------------------------------------------------------------------
 // Embedding, normalization
 
-// Rows of a table that N lookups touch at most.
+// Upper bound of the table rows that N lookups touch.
 static double touched_elems(Tensor table, int64_t N) {
     return tensor_is_none(table) ? 0 : (double)min_i64(N, table.dim[0]) * (double)table.dim[1];
 }
 
 static void count_embedding_forward(Backend *be, Tensor out, Tensor tokens, Tensor positions, Tensor wte, Tensor wpe) {
-    // Each token's row is read; neighbours share the rows of positions.
+    // Each token's row is read; consecutive rows share the rows of positions.
     double bytes = 2 * bytes_of(out) + bytes_of(tokens);
     if (!tensor_is_none(wpe))
         bytes += bytes_of(positions) + touched_elems(wpe, out.dim[0]) * (double)dtype_bytes(wpe.dtype);
@@ -274,9 +274,9 @@ static void count_norm_backward(Backend *be, Tensor dx, Tensor dweight, Tensor d
 }
 
 // ---------------------------------------------------------------------------------------------------------------
-// Attention and what comes before it
+// Attention, and q and k before it
 
-// q and k of qkv, or all of it where v has to be copied.
+// q and k of qkv, or all of it if v must be copied.
 static double rotated_bytes(Tensor qkv, const QkArgs *args, bool with_v) {
     return with_v ? bytes_of(qkv)
                   : bytes_of(qkv) * (double)(args->NH + args->NKV) / (double)(args->NH + 2 * args->NKV);
@@ -313,7 +313,7 @@ static void see_attention(Backend *be, Tensor qkv, const AttentionArgs *args, in
     see(&largest->NH, args->NH);
     see(&largest->NKV, args->NKV);
 }
-// FLOPs of one product of all heads with the keys that queries see.
+// FLOPs of one product of all heads' queries with their visible keys.
 static double attention_product(const AttentionArgs *args, double pairs) {
     return 2 * pairs * (double)(args->NH * args->HS);
 }
@@ -373,7 +373,7 @@ static void count_cross_entropy(Backend *be, Tensor nll, Tensor logits, Tensor t
     WorkspaceShape *largest = &counting_of(be)->largest;
     see(&largest->Vp, logits.dim[1]);
     see(&largest->chunk_rows, logits.dim[0]);
-    // Twice over each row: for its sum, then for the gradient that replaces it.
+    // Two passes over each row: for its sum, then for the gradient that replaces it.
     double bytes = (args.want_grad ? 3 : 1) * bytes_of(logits) + bytes_of(nll) + bytes_of(targets) + bytes_of(weights);
     count(be, COUNT_CROSS_ENTROPY, (OpCount){.bytes = bytes, .kernels = 1});
     PASS_ON(be, cross_entropy, nll, logits, targets, weights, args);
@@ -397,7 +397,7 @@ static void count_cast(Backend *be, Tensor out, Tensor in) {
 }
 
 // ---------------------------------------------------------------------------------------------------------------
-// Optimizer. Sums over whole arrays take two kernels: partial sums, then theirs.
+// Optimizer. Sums over whole arrays take two kernels: partial sums, then the sum of those.
 
 static void count_sum_squares(Backend *be, Tensor out, Tensor x) {
     count(be, COUNT_SUM_SQUARES, (OpCount){.bytes = bytes_of(x) + bytes_of(out), .kernels = 2});

@@ -1,7 +1,7 @@
-// counting.h: a backend that computes nothing and counts. Every operation adds its floating-point work, the bytes that
-// it moves and its kernels; memory has addresses and no bytes behind them, so that the passes of a model of any size
-// run over it in milliseconds. Or, around another backend, every operation is counted and then passed on. Shapes are
-// checked by the backends that compute.
+// counting.h: a backend that counts instead of computing. Every operation adds its floating-point operations, the
+// bytes that it moves and its kernel launches; its memory is addresses without bytes behind them, so that the passes
+// of a model of any size take milliseconds. With an inner backend, every operation is counted and then executed
+// there. Only backends that compute check shapes.
 // Must not know: models, machines, seconds.
 #ifndef LLMC_COUNTING_H
 #define LLMC_COUNTING_H
@@ -45,16 +45,16 @@ typedef enum { COUNTED_OPS(COUNTED_OP_ENUM) COUNT_OPS } CountedOp;
 #undef COUNTED_OP_ENUM
 extern const char *const COUNTED_OP_NAMES[COUNT_OPS];
 
-// Sums over the calls of an operation. A multiply-add is two FLOPs; attention counts the keys that a query sees
-// (counting_mean_keys), whatever the documents of a batch. Everything is a double: whole numbers up to 2^53.
+// Sums over the calls of an operation. A multiply-add is two FLOPs; attention counts the visible keys of a query
+// (counting_mean_keys) and ignores documents. All fields are doubles: exact whole numbers up to 2^53.
 typedef struct {
     double calls;
-    double kernels;      // that a GPU is likely to launch for it
-    double flops;        // of products and of attention's products; of nothing else
-    double fp8_flops;    // of products in 8-bit floats, not among flops
-    double again_flops;  // of attention's backward pass: the scores, which are computed again; not among flops
-    // Between memory and processor: what is written and what is read, but for the two inputs of a product, which are
-    // read beside its multiplications. An 8-bit product first reads, scales and writes its inputs.
+    double kernels;      // that a GPU would probably launch
+    double flops;        // of matrix products, attention's included; nothing else
+    double fp8_flops;    // of products in 8-bit floats, not included in flops
+    double again_flops;  // recomputed scores of attention's backward pass; not included in flops
+    // Between memory and processor: everything written and read, except the two inputs of a product, whose reads
+    // overlap its multiplications. An 8-bit product first reads, scales and writes its inputs.
     double bytes;
     double product_input_bytes;
     double host_bytes;  // between host and device
@@ -65,11 +65,11 @@ typedef struct {
 } Counts;
 
 typedef struct {
-    Backend backend;  // what to hand to the model; its close does nothing
+    Backend backend;  // pass this to the model; its close does nothing
     Backend *inner;   // NULL: nothing is computed
-    Counts *into;     // operations add to these: `counts`, or what the owner points it to meanwhile
+    Counts *into;     // operations add to these: `counts`, or another set chosen by the owner
     Counts counts;
-    // The largest operands seen. attention_library stays false: not an operand's property. `widest` is that of
+    // The largest operands so far. attention_library stays false: it is not a property of operands. `widest` covers
     // normalizations, attention, activations and products with a bias or an activation.
     WorkspaceShape largest;
     uintptr_t next_address;
@@ -82,6 +82,7 @@ void counting_init(Counting *counting, Backend *inner);
 OpCount counts_total(const Counts *counts);
 // to += times * from.
 void counts_add(Counts *to, const Counts *from, double times);
-// Keys that a query of a causal row of T tokens sees on average: T/2, or with a window (0: none) below T, w - w^2/2T.
+// Mean number of visible keys per query in a causal row of T tokens: T/2, or with a window (0: none) below T,
+// w - w^2/2T.
 double counting_mean_keys(int64_t T, int64_t window);
 #endif

@@ -1,5 +1,5 @@
-// op_check.h: the shape checks that every backend's operations begin with. A wrong call is a programmer's mistake and
-// stops with both shapes.
+// op_check.h: shape checks at the start of every backend's operations. A wrong call is a programming error and aborts
+// with both shapes.
 #ifndef LLMC_OP_CHECK_H
 #define LLMC_OP_CHECK_H
 
@@ -26,7 +26,7 @@ static inline void op_check_matmul_operand(Tensor t, const char *name, int64_t r
           (long long)t.dim[1], dtype_name(dtype), (long long)rows, (long long)cols);
 }
 
-// Of one two-dimensional product; returns its K. M and N are out's.
+// Checks one two-dimensional product; returns its K. M and N are out's.
 static inline int64_t op_check_matmul(Tensor out, Tensor a, Tensor b, const MatmulArgs *args) {
     CHECK(a.ndim == 2 && b.ndim == 2 && out.ndim == 2, "matmul: ndim out=%d a=%d b=%d", out.ndim, a.ndim, b.ndim);
     const int64_t M = out.dim[0], N = out.dim[1], K = args->trans_a ? a.dim[0] : a.dim[1];
@@ -61,7 +61,7 @@ static inline void op_check_matmul_batch(Tensor out, Tensor a, Tensor b, const M
           "matmul: a batch takes alpha, beta and add only%s", "");
 }
 
-// Matrices that Muon takes together, and the tensors they belong to.
+// The matrices of one Muon call, and the tensors they belong to.
 static inline void op_check_muon(const char *name, Tensor x, const OptimTensor *tensors, int64_t count) {
     op_check_act(name, x);
     CHECK(x.ndim == 3 && x.dim[0] == count, "%s: expected %lld matrices, found %lld of %d dimensions", name,
@@ -70,7 +70,7 @@ static inline void op_check_muon(const char *name, Tensor x, const OptimTensor *
         CHECK(tensors[i].elems == x.dim[1] * x.dim[2], "%s: matrix %lld has %lld elements, its tensor %lld", name,
               (long long)i, (long long)(x.dim[1] * x.dim[2]), (long long)tensors[i].elems);
 }
-// Of every list of tensors to update.
+// Checks a list of tensors to update.
 static inline void op_check_optim(const OptimTensor *tensors, int64_t count, int64_t t) {
     CHECK(t >= 1, "t=%lld", (long long)t);
     for (int64_t i = 0; i < count; ++i)
@@ -94,7 +94,7 @@ static inline void op_check_weighted_sum(Tensor out, Tensor nll, Tensor weights)
 }
 
 // ---- embedding ----
-// rows are (N,C); each table has C columns and tokens or positions name its rows. wpe may be TENSOR_NONE.
+// rows are (N,C); each table has C columns; tokens or positions are row indices. wpe may be TENSOR_NONE.
 static inline void op_check_embedding(const char *rows_name, Tensor rows, Tensor tokens, Tensor positions,
                                       const char *wte_name, Tensor wte, const char *wpe_name, Tensor wpe,
                                       DType tables) {
@@ -144,7 +144,7 @@ static inline void op_check_qk(Tensor out, Tensor in, Tensor rstd, Tensor positi
     op_check_2d("in", in, in.dtype, N, (args->NH + 2 * args->NKV) * HS);
     op_check_2d("out", out, in.dtype, N, in.dim[1]);
     bool qk_norm = !tensor_is_none(args->q_weight);
-    CHECK(tensor_is_none(args->k_weight) == !qk_norm, "q_weight and k_weight come together or not at all%s", "");
+    CHECK(tensor_is_none(args->k_weight) == !qk_norm, "q_weight and k_weight must both be given or both absent%s", "");
     if (qk_norm) {
         op_check_1d("q_weight", args->q_weight, in.dtype, HS);
         op_check_1d("k_weight", args->k_weight, in.dtype, HS);
@@ -236,7 +236,7 @@ static inline void op_check_attention(Tensor qkv, const AttentionArgs *args) {
     CHECK(args->B >= 0 && args->T >= 0 && args->HS > 0 && args->NKV > 0 && args->NH > 0 && args->NH % args->NKV == 0,
           "B=%lld T=%lld NH=%lld NKV=%lld HS=%lld", (long long)args->B, (long long)args->T, (long long)args->NH,
           (long long)args->NKV, (long long)args->HS);
-    // Positions are 32-bit inside, and a tile may reach past the last one.
+    // Kernels use 32-bit positions, and a tile may extend past the last one.
     CHECK(args->window >= 0 && args->T < INT32_MAX / 2 && args->scale > 0, "window=%lld T=%lld scale=%g",
           (long long)args->window, (long long)args->T, (double)args->scale);
     op_check_act("qkv", qkv);

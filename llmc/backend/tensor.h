@@ -1,6 +1,6 @@
-// tensor.h: a Tensor is a view: a pointer, a dtype and a shape, contiguous and row-major. Arenas own the
-// bytes. Every backend operation takes its operands as Tensors and CHECKs their shapes, so that a wrong
-// call stops with its numbers instead of writing past an end.
+// tensor.h: a Tensor is a view: a pointer, a dtype and a shape, contiguous and row-major. Arenas own the bytes. Every
+// backend operation takes its operands as Tensors and CHECKs their shapes, so that a wrong call aborts with the
+// shapes instead of writing out of bounds.
 #ifndef LLMC_TENSOR_H
 #define LLMC_TENSOR_H
 
@@ -15,7 +15,7 @@ extern "C" {
 
 #define TENSOR_MAX_DIMS 4
 typedef struct {
-    void *data;  // device memory of the backend in use; NULL in a view that is absent or only planned
+    void *data;  // memory of the backend in use; NULL in an absent or only planned view
     DType dtype;
     int ndim;
     int64_t dim[TENSOR_MAX_DIMS];

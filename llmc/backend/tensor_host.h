@@ -1,5 +1,5 @@
-// tensor_host.h: single elements of a tensor's bytes in host memory, whatever the dtype: for tests, benchmarks and
-// logits that people asked for, not for computing.
+// tensor_host.h: reads and writes single elements of a tensor in host memory, of any dtype: for tests, benchmarks
+// and printed logits, not for computation.
 #ifndef LLMC_TENSOR_HOST_H
 #define LLMC_TENSOR_HOST_H
 

@@ -48,17 +48,17 @@ bool error_prefix(Error *err, const char *format, ...) {
 
 void *xmalloc(size_t bytes) {
     void *pointer = malloc(bytes ? bytes : 1);
-    CHECK(pointer != NULL, "out of host memory asking for %zu bytes", bytes);
+    CHECK(pointer != NULL, "out of host memory: cannot allocate %zu bytes", bytes);
     return pointer;
 }
 void *xcalloc(size_t count, size_t bytes_each) {
     void *pointer = calloc(count ? count : 1, bytes_each ? bytes_each : 1);
-    CHECK(pointer != NULL, "out of host memory asking for %zu x %zu bytes", count, bytes_each);
+    CHECK(pointer != NULL, "out of host memory: cannot allocate %zu x %zu bytes", count, bytes_each);
     return pointer;
 }
 void *xrealloc(void *old, size_t bytes) {
     void *pointer = realloc(old, bytes ? bytes : 1);
-    CHECK(pointer != NULL, "out of host memory asking for %zu bytes", bytes);
+    CHECK(pointer != NULL, "out of host memory: cannot allocate %zu bytes", bytes);
     return pointer;
 }
 char *xstrdup(const char *text) {

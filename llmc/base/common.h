@@ -1,10 +1,10 @@
-// common.h: the few things that every room uses: programmer-error checks, user errors, checked
-// memory and narrowing, time, and small file helpers. Knows nothing of tensors, models or devices.
+// common.h: what every room uses: programmer-error checks, user errors, checked memory and narrowing, time, and small
+// file helpers. Must not know tensors, models or devices.
 //
 // Two kinds of errors, never mixed:
-//   CHECK     a programmer's mistake: abort with file:line and the offending values (kept in release builds)
-//   Error     a user's mistake (config, CLI, data, checkpoints): the function returns false and fills *err
-//             with one sentence naming path, expected and found; only main prints it and exits.
+//   CHECK     a programming error: abort with file:line and the offending values (kept in release builds)
+//   Error     a user error (config, CLI, data, checkpoints): the function returns false and fills *err with one
+//             sentence that names path, expected and found; only main prints it and exits.
 #ifndef LLMC_COMMON_H
 #define LLMC_COMMON_H
 
@@ -40,10 +40,10 @@ typedef struct {
 } Error;
 // Fills err (which may be NULL) and returns false, so that callers can write `return error_set(err, ...)`.
 bool error_set(Error *err, const char *format, ...) PRINTF_LIKE(2, 3);
-// Puts "context: " before a message that is already there; returns false.
+// Prepends "context: " to the message in err; returns false.
 bool error_prefix(Error *err, const char *format, ...) PRINTF_LIKE(2, 3);
 
-// ---- memory: host allocations that cannot fail quietly (abort naming the size) ----
+// ---- memory: host allocations that abort, naming the size, when they fail ----
 void *xmalloc(size_t bytes);
 void *xcalloc(size_t count, size_t bytes_each);  // zeroed; aborts on count*bytes overflow
 void *xrealloc(void *pointer, size_t bytes);
@@ -58,7 +58,7 @@ static inline int64_t min_i64(int64_t a, int64_t b) { return a < b ? a : b; }
 static inline int64_t max_i64(int64_t a, int64_t b) { return a > b ? a : b; }
 static inline int64_t div_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 static inline int64_t round_up(int64_t a, int64_t multiple) { return div_up(a, multiple) * multiple; }
-// Whether what happens every so many steps happens after this one; every 0: never.
+// Whether an action that is due every `every` steps is due after this one; every 0: never.
 static inline bool is_due(int64_t step, int64_t every) { return every > 0 && step % every == 0; }
 
 // ---- strict text to number: no leading or trailing characters, no overflow; "1e-3", "128", "0x10" not accepted as
@@ -74,13 +74,13 @@ double now_seconds(void);  // monotonic
 // ---- files ----
 // Reads a whole file into a NUL-terminated buffer (caller frees). Refuses files over max_bytes.
 bool file_read_all(const char *path, size_t max_bytes, char **out, size_t *out_bytes, Error *err);
-// Writes path.tmp, fsyncs, renames over path, fsyncs the directory: the file is old or new, never torn.
+// Writes path.tmp, fsyncs, renames over path, fsyncs the directory: the file is old or new, never partial.
 bool file_write_atomic(const char *path, const void *bytes, size_t count, Error *err);
 bool file_exists(const char *path);
 bool dir_exists(const char *path);
 bool make_dirs(const char *path, Error *err);  // mkdir -p
 bool fsync_dir(const char *path, Error *err);
-bool remove_tree(const char *path, Error *err);      // rm -r; a path that is not there is success
+bool remove_tree(const char *path, Error *err);      // rm -r; a missing path is success
 char *path_join(const char *dir, const char *name);  // caller frees
 
 #ifdef __cplusplus

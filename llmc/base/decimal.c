@@ -1,5 +1,5 @@
-// decimal.c: see decimal.h. Any decimal of 15 digits survives the way through a double, and any of 6 the way through
-// a float: with that many digits the fewest ones are there, followed by zeros.
+// decimal.c: see decimal.h. A decimal of at most 15 digits survives a round trip through a double, one of at most 6
+// through a float: printed with that many digits, the shortest form is followed by zeros.
 #include "llmc/base/decimal.h"
 
 #include <math.h>

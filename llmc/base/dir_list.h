@@ -1,4 +1,4 @@
-// dir_list.h: the names in a directory. Called by what looks for checkpoints and for the files of one.
+// dir_list.h: the sorted names in a directory.
 #ifndef LLMC_DIR_LIST_H
 #define LLMC_DIR_LIST_H
 
@@ -10,7 +10,7 @@ typedef struct {
 } NameList;
 
 // Everything in dir but . and .., sorted, so that errors and manifests do not depend on the file system's order. Free
-// with name_list_free, which an empty list ({0}) may be given too.
+// with name_list_free, which also accepts an empty list ({0}).
 bool dir_list(NameList *out, const char *dir, Error *err);
 void name_list_free(NameList *list);
 #endif

@@ -1,5 +1,5 @@
-// hash_element.h: the hash of one element of a tensor, for sums that say whether two runs or two replicas hold the same
-// bits. Sums mod 2^64 of it do not depend on the order or on who holds which element. Shared by the backends.
+// hash_element.h: the hash of one element of a tensor. Sums of it mod 2^64 show whether two runs or two replicas hold
+// the same bits; they do not depend on the order or the distribution of the elements. Shared by the backends.
 #ifndef LLMC_HASH_ELEMENT_H
 #define LLMC_HASH_ELEMENT_H
 
@@ -15,7 +15,7 @@
 #define HASH_FACTOR1 0xff51afd7ed558ccdu
 #define HASH_FACTOR2 0xc4ceb9fe1a85ec53u
 
-// The finalizer of MurmurHash3 (Appleby) over index and bits, so that equal values at other places count differently.
+// The finalizer of MurmurHash3 (Appleby) over index and bits, so that equal values at other indices hash differently.
 // place is index * HASH_PLACE: a loop over elements adds HASH_PLACE instead of multiplying.
 HASH_INLINE uint64_t hash_at_place(uint64_t place, uint32_t bits) {
     uint64_t h = place + bits;

@@ -1,8 +1,8 @@
-// heap.h: a binary heap of any type: HEAP_DEFINE makes the struct `Heap` (zeros: empty; free its items) and the
+// heap.h: a binary heap of any type: HEAP_DEFINE defines the struct `Heap` (zeros: empty; free its items) and the
 // functions
 //     static void <name>_push(Heap *heap, Context context, Item item);
-//     static Item <name>_pop(Heap *heap, Context context);   takes the first; the heap must not be empty
-// first by `bool before(Context, Item, Item)`, a strict order of all items that are in it.
+//     static Item <name>_pop(Heap *heap, Context context);   removes the first; the heap must not be empty
+// "first" by `bool before(Context, Item, Item)`, a strict order of all items in the heap.
 #ifndef LLMC_HEAP_H
 #define LLMC_HEAP_H
 

@@ -1,4 +1,4 @@
-// json.c: see json.h. Called by every reader of an untrusted JSON file; knows nothing of what the keys mean.
+// json.c: see json.h.
 #include "llmc/base/json.h"
 
 #include <math.h>
@@ -27,7 +27,7 @@ bool utf8_is_valid(const char *text, size_t bytes) {
     return true;
 }
 
-// cJSON hands strings out NUL-terminated: a NUL inside, plain or as \u0000, would cut a name short.
+// cJSON returns NUL-terminated strings: a NUL inside, plain or as \u0000, would truncate a name.
 static bool has_cut_strings(const char *text, size_t bytes) {
     for (size_t i = 0; i < bytes; ++i) {
         if ((unsigned char)text[i] < 0x20 && strchr("\t\n\r", text[i]) == NULL) return true;
@@ -43,7 +43,7 @@ static int compare_keys(const void *a, const void *b) {
     return strcmp(*(const char *const *)a, *(const char *const *)b);
 }
 
-// The first key that an object anywhere in the tree has twice; NULL: none.
+// The first duplicate key of any object in the tree; NULL: none.
 static const char *find_duplicate_key(const cJSON *item) {
     size_t count = 0;
     const char *found = NULL;
@@ -81,7 +81,7 @@ cJSON *json_parse(const char *text, size_t bytes, const char *path, Error *err) 
     if (used != bytes)
         error_set(err, "%s: expected the end after the JSON value, found more text at byte %zu", path, used);
     else if (!cJSON_IsObject(root)) error_set(err, "%s: expected a JSON object at the top level", path);
-    else if (duplicate != NULL) error_set(err, "%s: the JSON key '%s' is there twice", path, duplicate);
+    else if (duplicate != NULL) error_set(err, "%s: duplicate JSON key '%s'", path, duplicate);
     else return root;
     cJSON_Delete(root);
     return NULL;

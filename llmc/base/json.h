@@ -1,6 +1,6 @@
-// json.h: strict reading of JSON that comes from elsewhere (model configs, safetensors headers, manifests), over
-// cJSON. cJSON alone lets through what would change meaning unseen: duplicate keys, invalid UTF-8, cut strings,
-// trailing text.
+// json.h: strict reading of untrusted JSON (model configs, safetensors headers, manifests), over cJSON, which alone
+// accepts input of doubtful meaning: duplicate keys, invalid UTF-8, truncated strings, trailing text. Must not know
+// what the keys mean.
 #ifndef LLMC_JSON_H
 #define LLMC_JSON_H
 
@@ -8,7 +8,7 @@
 
 #include "llmc/base/common.h"
 
-// Parses text whose top level is an object; `path` is only for messages. Free with cJSON_Delete. NULL: error.
+// Parses text whose top level is an object; `path` is used in messages only. Free with cJSON_Delete. NULL: error.
 cJSON *json_parse(const char *text, size_t bytes, const char *path, Error *err);
 cJSON *json_parse_file(const char *path, size_t max_bytes, Error *err);
 // The member with exactly this key; NULL when absent.

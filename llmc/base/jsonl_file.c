@@ -9,7 +9,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-// Cuts the file before the first line of a later step, and before a line that was not written to its end.
+// Truncates the file before the first line of a later step or an incomplete line.
 static bool cut(const char *path, FormatKind kind, int64_t step, Error *err) {
     FILE *file = fopen(path, "rb");
     if (file == NULL) return error_set(err, "%s: cannot open: %s", path, strerror(errno));
@@ -29,7 +29,7 @@ static bool cut(const char *path, FormatKind kind, int64_t step, Error *err) {
     fclose(file);
     if (!known) return false;
     if (ok && truncate(path, keep) == 0) return true;
-    return error_set(err, "%s: cannot cut off what was logged after step %lld: %s", path, (long long)step,
+    return error_set(err, "%s: cannot remove the lines after step %lld: %s", path, (long long)step,
                      strerror(errno));
 }
 

@@ -1,6 +1,5 @@
-// mesh_axis.h: a rank's place along one axis of the mesh of ranks (ranks/mesh.h), for rooms that divide work among
-// ranks. Whoever takes a MeshAxis says by the parameter's or field's name which axis it is. Must not know how ranks
-// communicate.
+// mesh_axis.h: a rank's position along one axis of the mesh of ranks (ranks/mesh.h), for rooms that divide work among
+// ranks. The name of a MeshAxis parameter or field says which axis it is. Must not know how ranks communicate.
 #ifndef LLMC_MESH_AXIS_H
 #define LLMC_MESH_AXIS_H
 

@@ -1,5 +1,5 @@
-// op_types.h: the few enums that both sides of the backend seam speak of: what an element is and which variant of an
-// operation is meant. Included by tensor.h and backend.h, and by model_config.h, which must not see either of them.
+// op_types.h: the enums shared by both sides of the backend seam: element types and variants of operations. Separate
+// from tensor.h and backend.h because model_config.h must not include those.
 #ifndef LLMC_OP_TYPES_H
 #define LLMC_OP_TYPES_H
 
@@ -25,7 +25,7 @@ typedef enum {
     FP8_BACKWARD   // input a, a gradient, E5M2; b E4M3
 } Fp8Role;
 
-// Why an optimizer step left everything untouched.
+// Why an optimizer step was skipped.
 typedef enum {
     SKIP_NOT,
     SKIP_NOT_FINITE,  // the norm or the loss is not finite

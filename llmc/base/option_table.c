@@ -59,7 +59,7 @@ bool options_unknown(Error *err, const OptionTable *table, const char *name) {
 
 // ---- values ----
 
-// The value of one of the row's words; an error that lists them.
+// The value of one of the row's words; the error lists them.
 static bool find_word(int *value, const Option *option, const char *text, Error *err) {
     int index = 0;
     for (const Word *w = option->words; w->word != NULL; ++w, ++index) {
@@ -76,7 +76,7 @@ static bool find_word(int *value, const Option *option, const char *text, Error 
 static bool store_chars(const Option *option, char *out, const char *text, Error *err) {
     if (strlen(text) >= option->bytes)
         return error_set(err, "expected at most %zu bytes, found %zu", option->bytes - 1, strlen(text));
-    memset(out, 0, option->bytes);  // equal values are equal bytes
+    memset(out, 0, option->bytes);  // equal values have equal bytes
     memcpy(out, text, strlen(text));
     return true;
 }
@@ -119,7 +119,7 @@ bool option_store(const Option *option, void *base, const char *text, Error *err
     if (has_words && !find_word(&word, option, text, err)) return false;
     switch (option->kind) {
     case OPTION_TEXT:
-        if ((double)strlen(text) < option->min) return error_set(err, "expected a text, found an empty one");
+        if ((double)strlen(text) < option->min) return error_set(err, "expected a non-empty text, found ''");
         memcpy(to, &text, sizeof text);
         return true;
     case OPTION_CHARS: return store_chars(option, to, text, err);

@@ -1,6 +1,7 @@
-// option_table.h: options as tables: a row says an option's name, kind, place, range and meaning, and drives parsing,
-// checks, printing and --help. Serves the run's options (config), the small commands of train_gpt, prep and bench.
-// Strict: an unknown name, a malformed value and one out of range are errors that say what was expected and found.
+// option_table.h: options as tables: a row holds an option's name, type, target, range and help text, and drives
+// parsing, checks, printing and --help, for the run's options (config) and the commands of train_gpt, prep and bench.
+// Strict: an unknown name, a malformed value and a value out of range are errors that name what was expected and
+// found.
 #ifndef LLMC_OPTION_TABLE_H
 #define LLMC_OPTION_TABLE_H
 
@@ -11,7 +12,7 @@
 
 typedef enum {
     OPTION_TEXT,   // const char *: any text; it points into argv
-    OPTION_CHARS,  // char[bytes]: a copy, zeros behind it
+    OPTION_CHARS,  // char[bytes]: a copy, padded with zeros
     OPTION_WHOLE,  // int64_t, also as 64k, 1M, 2G, 4Ki
     OPTION_REAL,   // double
     OPTION_FLOAT,  // float
@@ -22,19 +23,19 @@ typedef enum {
 
 typedef struct {
     const char *name;
-    unsigned scopes;       // where the option may be given; only the config's sections have such places
-    void *target;          // the value's place, which holds the default; NULL: `offset` within the table's base
-    size_t offset, bytes;  // bytes 0: the owner gives the row its meaning, and stores it nowhere
+    unsigned scopes;       // where the option may be given; used by the config's sections only
+    void *target;          // address of the value, which holds the default; NULL: `offset` within the table's base
+    size_t offset, bytes;  // bytes 0: the owner handles the row; no value is stored
     OptionKind kind;
-    double min, max;       // of numbers; of TEXT min: bytes at least
-    const Word *words;     // of WORD; of CHARS and TEXT the only texts allowed, or NULL
-    int word_count;        // only the first so many of them; 0: all
-    const char *fallback;  // the default as text, where the place does not hold it; NULL: as `help` says
+    double min, max;       // of numbers; TEXT: min is the least number of bytes
+    const Word *words;     // of WORD; CHARS and TEXT: the allowed texts, or NULL
+    int word_count;        // only the first word_count are allowed; 0: all
+    const char *fallback;  // the default as text, if the target does not hold it; NULL: `help` states it
     const char *group;     // heading in --help, on the first row of each group; or NULL
     const char *help;
 } Option;
 
-// A row's place: a variable, or a field of the struct that is the table's base. kind, min and max may follow:
+// A row's target: a variable, or a field of the table's base struct. kind, min and max may follow:
 //     {"tokens", OPTION_TO(tokens), OPTION_WHOLE, 1, 1e9, .help = "new tokens at most"}
 #define OPTION_TO(variable) .target = &(variable), .bytes = sizeof(variable)
 #define OPTION_AT(type, field) .offset = offsetof(type, field), .bytes = sizeof(((type *)0)->field)
@@ -48,23 +49,24 @@ typedef struct {
     const Option *rows;
     int count;
     OptionSpelling spelling;
-    void *base;           // what offsets count from; NULL where all rows have targets
-    const char *program;  // "train_gpt", in front of messages; the command's name follows
+    void *base;           // the struct that offsets refer to; NULL if all rows have targets
+    const char *program;  // "train_gpt", the prefix of messages; the command's name follows
     const char *about;    // printed before the options: usage, description, example
 } OptionTable;
 #define OPTION_ROWS(array) .rows = (array), .count = (int)(sizeof(array) / sizeof((array)[0]))
 
 typedef enum { OPTIONS_OK, OPTIONS_HELP, OPTIONS_ERROR } OptionsResult;
 
-// Parses argv[0, argc), which begins after the command's name; of an option given twice the last counts. What is no
-// option moves to the front of argv, *rest_count of them; rest_count NULL: it is an error. With dashes everything
-// after "--" is rest, and so is "-". OPTIONS_HELP: --help or -h was among the words, the help is printed.
+// Parses argv[0, argc), which begins after the command's name; the last value of a repeated option counts. Arguments
+// that are not options move to the front of argv, *rest_count of them; with rest_count NULL they are an error. With
+// dashes, "-" and everything after "--" are such arguments. OPTIONS_HELP: --help or -h was given and the help was
+// printed.
 OptionsResult options_parse(int *rest_count, int argc, char **argv, const OptionTable *table, Error *err);
-// The same for a command that takes options only; argv[0] is its name. Prints errors. Returns OPTIONS_CONTINUE, or
+// The same for a command that takes only options; argv[0] is its name. Prints errors. Returns OPTIONS_CONTINUE, or
 // the exit code after help (0) or an error (2).
 #define OPTIONS_CONTINUE (-1)
 int options_read(const OptionTable *table, int argc, char **argv);
-// Takes the words name=value whose names the table has out of argv, and leaves the others.
+// Removes the arguments name=value whose names are in the table from argv and keeps the others.
 bool options_take(int *argc, char **argv, const OptionTable *table, Error *err);
 
 // ---- rows ----
@@ -75,7 +77,7 @@ size_t edit_distance(const char *a, const char *b);  // of the first 64 bytes of
 // "unknown option 'x'; did you mean 'y'? (--help lists all)"; returns false.
 bool options_unknown(Error *err, const OptionTable *table, const char *name);
 
-// Parses text into the row's place. On failure fills err with "expected ..., found ...", without the name.
+// Parses text into the row's target. On failure fills err with "expected ..., found ...", without the name.
 bool option_store(const Option *option, void *base, const char *text, Error *err);
 // The value as text that option_store reads back to the same value. Caller frees.
 char *option_format(const Option *option, const void *base);

@@ -6,7 +6,7 @@
 #include <string.h>
 #include <unistd.h>
 
-// The directory of the running program, where its plug-ins lie too.
+// The directory of the running program; its plug-ins are there too.
 static char *program_dir(void) {
     char path[4096];
     ssize_t length = readlink("/proc/self/exe", path, sizeof path - 1);

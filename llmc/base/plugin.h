@@ -1,5 +1,5 @@
-// plugin.h: where the program's plug-ins (libllmc_cuda.so, libllmc_mpi.so) are looked for, and how their functions
-// and those of other libraries that are opened at run time are found. Must not know what is in them.
+// plugin.h: finds the program's plug-ins (libllmc_cuda.so, libllmc_mpi.so) and the functions of libraries that are
+// opened at run time. Must not know what the libraries do.
 #ifndef LLMC_PLUGIN_H
 #define LLMC_PLUGIN_H
 
@@ -9,15 +9,15 @@
 extern "C" {
 #endif
 
-// Where libllmc_<name>.so is expected: beside the program or one directory above it, or in $TOKAMAK_PLUGIN_DIR. The
-// caller frees it; whether it is there is the caller's question.
+// The path where libllmc_<name>.so is expected: beside the program, one directory above it, or in
+// $TOKAMAK_PLUGIN_DIR. The caller frees it and checks whether the file exists.
 char *plugin_path(const char *name);
 
-// Opens the library at path, for good, and returns its function `entry`; NULL: err holds the loader's words.
-// everywhere: libraries that it opens itself find its names too (RTLD_GLOBAL).
+// Opens the library at path, which is never closed, and returns its function `entry`; NULL: err holds the loader's
+// message. everywhere: its symbols are visible to libraries loaded later (RTLD_GLOBAL).
 void *plugin_entry(const char *path, const char *entry, bool everywhere, Error *err);
 
-// Functions of a library that dlopen has opened.
+// A function of a library opened by dlopen.
 typedef struct {
     const char *name;
     void *function;  // the address of a function pointer

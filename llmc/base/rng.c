@@ -1,4 +1,4 @@
-// rng.c: Philox4x32-10 and what is built on it; see rng.h.
+// rng.c: Philox4x32-10, the distributions and the permutation built on it; see rng.h.
 #include "llmc/base/rng.h"
 
 #include <math.h>

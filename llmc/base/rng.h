@@ -11,9 +11,9 @@ typedef enum {
     RNG_STREAM_INIT = 1,        // parameter initialisation; index = element index inside the named tensor
     RNG_STREAM_DATA_ORDER = 2,  // loader permutations
     RNG_STREAM_SAMPLE = 3,      // text sampling; index = position
-    RNG_STREAM_ROUNDING = 4,    // stochastic rounding, with the step above it: rng_philox.h
+    RNG_STREAM_ROUNDING = 4,    // stochastic rounding; the step is in the higher bits: rng_philox.h
     RNG_STREAM_TEST = 5,
-    RNG_STREAM_ROWS = 6         // what row formats draw; index = source and epoch, which give the seed of their rows
+    RNG_STREAM_ROWS = 6         // draws of row formats; index = source and epoch, which give the seed of their rows
 } RngStream;
 
 // Four independent 32-bit words.

@@ -1,5 +1,5 @@
-// rng_philox.h: one block of Philox4x32-10 and stochastic rounding to bf16 by it, in integers alone, so that the host
-// (rng.c, cpu/optim_kernels.c) and a GPU (cuda/optim.cu) get the same bits from the same lines. See rng.h.
+// rng_philox.h: one block of Philox4x32-10, and stochastic rounding to bf16 with it, in integer arithmetic only, so
+// that host code (rng.c, cpu/optim_kernels.c) and GPU code (cuda/optim.cu) share it and get the same bits. See rng.h.
 #ifndef LLMC_RNG_PHILOX_H
 #define LLMC_RNG_PHILOX_H
 
@@ -32,13 +32,13 @@ RNG_INLINE void philox_block(uint64_t seed, uint64_t stream, uint64_t index, uin
 
 // ---- stochastic rounding ----
 // Element e of all parameters, at step t: 16 random bits of block e / ROUNDING_BLOCK_ELEMS of stream
-// rounding_stream(t), the lower or upper half of word e % ROUNDING_BLOCK_ELEMS / 2. They depend on nothing else, so
-// that replicas, thread counts, devices and restarts round alike.
+// rounding_stream(t), the lower or upper half of word e % ROUNDING_BLOCK_ELEMS / 2. They depend on nothing else:
+// replicas, thread counts, devices and resumed runs round alike.
 #define ROUNDING_BLOCK_ELEMS 8
 // The lowest byte is RNG_STREAM_ROUNDING: no other use of the seed has these streams.
 RNG_INLINE uint64_t rounding_stream(int64_t t) { return (uint64_t)t << 8 | 4; }
 
-// The bits of an fp32 value to one of its two bf16 neighbours: away from zero with a probability of the dropped bits
+// Rounds the bits of an fp32 value to one of its two bf16 neighbours: away from zero with probability (dropped bits)
 // / 2^16, so that the expected result is the value itself. random16 is uniform in [0, 2^16). Infinity stays, NaN
 // stays NaN.
 RNG_INLINE uint16_t bf16_round_stochastic(uint32_t bits, uint32_t random16) {

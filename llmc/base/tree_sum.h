@@ -1,10 +1,11 @@
-// tree_sum.h: the one order in which sums over micro-batches and ranks are made, so that they have the same bits
-// however the terms are spread: a binary tree, ((0+1)+(2+3))+...: neighbours in pairs, then those sums in pairs; a
-// sum without a partner goes up a level as it is. Three forms of it are in use, of the same bits:
+// tree_sum.h: the one order of sums over micro-batches and ranks, so that their bits do not depend on how the terms
+// are distributed: a binary tree, ((0+1)+(2+3))+...: neighbours in pairs, then those sums in pairs; a sum without a
+// partner moves up a level unchanged. Three equivalent forms are in use:
 //   split     a node's left half is the largest power of two below its terms (tree_split): sums of blocks in a cache;
-//   carries   terms come one by one and are added as a binary counter carries (tree_carries): 64 partial sums at
-//   most; strides   in place: term i + s to term i, for i a multiple of 2 s, with s = 1, 2, 4, ...
-// What cannot use these functions (control_hub.c's rows, comm_sum.cu's kernel) is tested against tree_sum_*.
+//   carries   terms arrive one by one and are added as a binary counter carries (tree_carries): at most 64 partial
+//             sums;
+//   strides   in place: term i + s is added to term i, for i a multiple of 2 s, with s = 1, 2, 4, ...
+// Code that cannot use these functions (control_hub.c's rows, comm_sum.cu's kernel) is tested against tree_sum_*.
 #ifndef LLMC_TREE_SUM_H
 #define LLMC_TREE_SUM_H
 
@@ -18,9 +19,9 @@ static inline int64_t tree_split(int64_t count) {
     return left;
 }
 
-// Term i completes sums of the levels 0 .. carries: a level-l sum is of 2^l terms, and level l is occupied after term
-// i where bit l of i + 1 is set. Term by term: add level 0, 1, ... carries - 1 (each as the left operand), store at
-// level `carries`. At the end what is occupied is added from the lowest level up, the higher one as the left operand.
+// Term i completes sums of the levels 0 .. carries: a level-l sum has 2^l terms, and level l is occupied after term i
+// if bit l of i + 1 is set. For each term: add level 0, 1, ... carries - 1 (each as the left operand), store at level
+// `carries`. At the end add the occupied levels from the lowest up, the higher one as the left operand.
 static inline int tree_carries(int64_t i) {
     int count = 0;
     for (; (i & 1) != 0; i >>= 1) ++count;
@@ -44,7 +45,7 @@ static inline int tree_carries(int64_t i) {
         }                                                               \
         return sum;                                                     \
     }
-// The sum of terms (count); 0 of none.
+// The sum of terms (count); 0 if count is 0.
 TREE_SUM(tree_sum_f32, float)
 TREE_SUM(tree_sum_f64, double)
 

@@ -1,5 +1,5 @@
-// checkpoint.c: see checkpoint.h. The order of writes is the whole point: files, their sync, the manifest, its sync,
-// the directory's sync, and only then the name under which anybody looks.
+// checkpoint.c: see checkpoint.h. The order of writes makes a checkpoint atomic: files, their fsync, the manifest, its
+// fsync, the directory's fsync, and last the rename to the final name.
 #include "llmc/checkpoint/checkpoint.h"
 
 #include <errno.h>
@@ -28,7 +28,7 @@
 
 static bool starts_with(const char *text, const char *start) { return strncmp(text, start, strlen(start)) == 0; }
 
-// The parent of a path and its last part; trailing slashes do not count. Caller frees both.
+// The parent of a path and its last component; trailing slashes are ignored. Caller frees both.
 static void split_path(char **parent, char **name, const char *path) {
     size_t length = strlen(path);
     while (length > 1 && path[length - 1] == '/') --length;
@@ -52,7 +52,7 @@ int64_t checkpoint_step(const char *dir) {
 
 // ---- hashing ----
 
-// Size and hash (as `xxhsum -H2` prints it) of what was written, read back: not of what we meant to write.
+// Size and hash (as `xxhsum -H2` prints it) of a file as read back from the disk, not of the buffers that were written.
 static bool hash_file(char out[HASH_CHARS + 1], int64_t *size, const char *path, Error *err) {
     int fd = open(path, O_RDONLY | O_CLOEXEC);
     if (fd < 0) return error_set(err, "%s: cannot open: %s", path, strerror(errno));
@@ -88,7 +88,7 @@ static bool sync_file(const char *path, Error *err) {
 
 // ---- reading manifests ----
 
-// With its format checked and an object "files"; NULL: error.
+// Reads a manifest and checks its format and its object "files". NULL: error.
 static cJSON *read_manifest(const char *dir, const char *name, Error *err) {
     char *path = path_join(dir, name);
     cJSON *root = NULL;
@@ -109,7 +109,7 @@ static cJSON *read_manifest(const char *dir, const char *name, Error *err) {
     return root;
 }
 
-// manifest: the name of the file that the entry is from.
+// manifest: the name of the file that has the entry.
 static bool verify_file(const char *dir, const char *manifest, const cJSON *entry, bool deep, Error *err) {
     const char *name = entry->string;
     int64_t expected, found;
@@ -198,15 +198,15 @@ bool checkpoint_attach(CheckpointWriter *writer, const char *run_dir, int64_t st
     double until = now_seconds() + wait_seconds;
     bool there = dir_exists(writer->dir);
     while (!there && now_seconds() < until) {
-        // A network file system remembers for a while what was not there; reading the parent makes it look again.
+        // A network file system caches missing entries for a while; listing the parent refreshes the cache.
         NameList names = {0};
         if (dir_list(&names, run_dir, NULL)) name_list_free(&names);
         usleep((useconds_t)(ATTACH_POLL_SECONDS * 1e6));
         there = dir_exists(writer->dir);
     }
     if (there) return true;
-    error_set(err, "%s: rank 0 has made this directory, but it is not here: out_dir must be on a file system that "
-                   "all ranks share", writer->dir);
+    error_set(err, "%s: rank 0 created this directory, but this host does not see it: out_dir must be on a file system "
+                   "that all ranks share", writer->dir);
     release(writer);
     return false;
 }
@@ -223,7 +223,7 @@ bool checkpoint_write_text(CheckpointWriter *writer, const char *name, const cha
 static bool add_to_manifest(cJSON *files, const char *dir, const char *name, Error *err) {
     char *path = path_join(dir, name), hash[HASH_CHARS + 1];
     int64_t size;
-    bool ok = file_exists(path) || error_set(err, "%s: a checkpoint holds plain files only", path);
+    bool ok = file_exists(path) || error_set(err, "%s: a checkpoint may contain plain files only", path);
     ok = ok && sync_file(path, err) && hash_file(hash, &size, path, err);
     if (ok) {
         cJSON *entry = cJSON_AddObjectToObject(files, name);
@@ -248,7 +248,7 @@ static cJSON *new_manifest(cJSON **files) {
 static bool write_json(CheckpointWriter *writer, const char *name, const cJSON *root, Error *err) {
     char *text = cJSON_Print(root);
     CHECK(text != NULL, "%s", name);
-    bool ok = checkpoint_write_text(writer, name, text, err);  // synced, and its name with it
+    bool ok = checkpoint_write_text(writer, name, text, err);  // also syncs the directory entry
     cJSON_free(text);
     return ok;
 }
@@ -264,8 +264,8 @@ bool checkpoint_write_part(CheckpointWriter *writer, int part, const char *const
     return ok;
 }
 
-// What the part says of its files goes into `files`, and the part itself goes away. Its files must be there, of the
-// size that it names: then this host sees what the other one wrote.
+// Moves the entries of a part to `files` and deletes the part. Its files must exist with the recorded sizes, which shows
+// that this host sees the files that the other one wrote.
 static bool merge_part(cJSON *files, const char *dir, int part, Error *err) {
     char *name = part_name(part);
     cJSON *root = read_manifest(dir, name, err);
@@ -302,9 +302,8 @@ static bool write_manifest(CheckpointWriter *writer, Error *err) {
     return ok;
 }
 
-// Gives `from` the name `to`. What had that name is exchanged for it; where the file system cannot exchange, it is
-// renamed away first, so that at no moment a half of it has the name. If the old one cannot be removed, the next
-// begin does.
+// Renames `from` to `to`. An existing `to` is exchanged with it; if the file system cannot exchange, it is first renamed
+// to another name, so that `to` is never incomplete. If the old directory cannot be removed, the next begin removes it.
 static bool put_in_place(const char *from, const char *to, Error *err) {
     if (dir_exists(to) && renameat2(AT_FDCWD, from, AT_FDCWD, to, RENAME_EXCHANGE) == 0) {
         remove_tree(from, NULL);
@@ -339,7 +338,7 @@ bool checkpoint_commit(CheckpointWriter *writer, Error *err) {
 }
 
 void checkpoint_abort(CheckpointWriter *writer) {
-    remove_tree(writer->dir, NULL);  // what cannot be removed now is removed by the next begin
+    remove_tree(writer->dir, NULL);  // on failure the next begin removes it
     release(writer);
 }
 
@@ -434,7 +433,7 @@ bool checkpoint_prune(const char *run_dir, const CheckpointRetention *retention,
     for (int i = 0; i < steps.count && ok; ++i) {
         int64_t step = checkpoint_step(steps.name[i]);
         bool known = step == retention->whole_step, stays = known || is_due(step, keep_every);
-        // Hashing them all would read the disk at each save: only until one is known whole are the hashes checked.
+        // Hashes are checked only until one checkpoint is known to be whole: hashing all would read them at each save.
         bool whole = kept < keep_last && checkpoint_verify(steps.name[i], !deep_found && !known, NULL);
         if (whole) {
             ++kept;

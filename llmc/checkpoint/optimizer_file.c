@@ -23,7 +23,7 @@ void state_piece_name(char out[STATE_NAME_BYTES], const ParamTable *params, cons
 // ---------------------------------------------------------------------------------------------------------------
 // Writing
 
-// One piece of a parameter is a tensor of the file for each kind of state that the parameter has.
+// A piece of a parameter is one tensor in the file for each kind of state that the parameter has.
 static void add_kinds(StatePiece *list, int *count, const ParamTable *params, int param, int64_t first, int64_t elems,
                       const StateKept *kept) {
     for (int kind = 0; kind < STATE_KINDS; ++kind)
@@ -111,7 +111,7 @@ bool optimizer_files_exist(const char *dir) {
     return found;
 }
 
-// How many files the set has by the first one's name; 0: that is none of ours.
+// The number of files in the set by its first file's name; 0: not a name of this format.
 static int set_size(const char *name) {
     int shards;
     if (strcmp(name, STEM ".safetensors") == 0) return 1;
@@ -119,10 +119,10 @@ static int set_size(const char *name) {
 }
 
 static bool stranger_error(const char *dir, const char *name, int shards, Error *err) {
-    return error_set(err, "%s/%s: is not one of the %d files of the set that lies beside it", dir, name, shards);
+    return error_set(err, "%s/%s: is not one of the %d files of the set in this directory", dir, name, shards);
 }
 
-// The names of one whole set, in order, and of nothing else.
+// out = the names of the files, which must be one whole set, in order.
 static bool find_files(NameList *out, const char *dir, Error *err) {
     NameList all;
     *out = (NameList){0};
@@ -134,7 +134,7 @@ static bool find_files(NameList *out, const char *dir, Error *err) {
     int shards = out->count == 0 ? 1 : set_size(out->name[0]);
     bool ok = shards > 0 || error_set(err, "%s/%s: expected a name like " STEM "-00001-of-00004.safetensors", dir,
                                       out->name[0]);
-    // Sorted by name is sorted by number: the first place where name and number part is what is missing or too much.
+    // Order by name is order by number: the first difference from the expected name is a missing or an extra file.
     for (int i = 0; ok && i < shards; ++i) {
         char *expected = hf_shard_name(STEM, i, shards);
         int order = i < out->count ? strcmp(out->name[i], expected) : 1;
@@ -153,7 +153,7 @@ static int find_param(const ParamTable *params, const char *name, size_t length)
     return -1;
 }
 
-// "first:end]" at text, as we would write it.
+// Parses "first:end]" in exactly the form in which it is written.
 static bool parse_range(int64_t *first, int64_t *end, const char *text) {
     char number[2][24] = {"", ""}, expected[64];
     if (sscanf(text, "%23[0-9]:%23[0-9]", number[0], number[1]) != 2) return false;
@@ -187,7 +187,7 @@ static bool has_shape(const SafeTensor *tensor, const StatePiece *piece, const P
            (spec->ndim == 1 || tensor->dim[1] == spec->dim[1]);
 }
 
-// Before the tensors are looked at: a newer file may hold other kinds.
+// Call before the tensors are parsed: a newer file may have other kinds.
 static bool check_version(const OptimizerFiles *files, int file, Error *err) {
     const char *version = safetensors_metadata(files->file[file], FORMAT_VERSION_KEY);
     return format_version_parse(FORMAT_OPTIMIZER, version, files->path[file], err);
@@ -232,7 +232,7 @@ static bool gap_error(const OptimizerFiles *files, const FoundPiece *at, int64_t
                      at->tensor->name, files->path[at->file]);
 }
 
-// Every element of a state that is there is there once.
+// Checks that each state in the files has every element exactly once.
 static bool check_coverage(OptimizerFiles *files, Error *err) {
     const FoundPiece *found = files->found;
     for (int i = 0; i < files->count; ++i) {

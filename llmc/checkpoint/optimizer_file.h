@@ -1,9 +1,8 @@
-// optimizer_file.h: the optimizer's state in a checkpoint directory: fp32 tensors "m.NAME", "v.NAME" (AdamW's only)
-// and "master.NAME" (where weights have masters apart) of whole parameters, in the parameter's own shape, or
-// "m.NAME[first:end]", one-dimensional, of elements first <= i < end. One rank writes optimizer.safetensors; of W > 1
-// every rank writes optimizer-0000R-of-0000W.safetensors (R from 1) with what it keeps. Readers of any world size and
-// ZeRO stage find their elements again, wherever they lie. Written by run_load.c and the ckpt commands; knows
-// nothing of devices.
+// optimizer_file.h: the optimizer state in a checkpoint directory: fp32 tensors "m.NAME", "v.NAME" (AdamW only) and
+// "master.NAME" (bf16 runs with master weights) of whole parameters, in the parameter's shape, or one-dimensional
+// "m.NAME[first:end]" of elements first <= i < end. One rank writes optimizer.safetensors; of W > 1 ranks each writes
+// optimizer-0000R-of-0000W.safetensors (R from 1) with the elements that it keeps. Any world size and ZeRO stage can read
+// it. Must not know: devices, the checkpoint's other files.
 #ifndef LLMC_OPTIMIZER_FILE_H
 #define LLMC_OPTIMIZER_FILE_H
 
@@ -20,34 +19,33 @@ typedef struct {
 #define STATE_NAME_BYTES 128
 void state_piece_name(char out[STATE_NAME_BYTES], const ParamTable *params, const StatePiece *piece);
 
-// What rank options->data.rank of the data axis writes, in the order of its file: all its ranks together every element
-// once. One rank: whole parameters. Where every rank keeps everything (stage 0), they divide it as stage 1 would.
-// Returns the count; caller frees.
+// out = the pieces that rank options->data.rank of the data axis writes, in the order of its file. All ranks together write
+// every element once. One rank writes whole parameters. In stage 0 the ranks divide the state as in stage 1. Returns the
+// count; caller frees *out.
 int state_pieces(StatePiece **out, const ParamTable *params, const PartitionOptions *options,
                  const StateKept *kept);
 
-// Writes file `shard` (from 0) of `shards`; `fetch` hands out elements of pieces, in the dtype of their kind, see
-// safetensors.h.
+// Writes file `shard` (from 0) of `shards`; `fetch` (safetensors.h) returns elements of pieces, in the dtype of their kind.
 bool optimizer_file_write(const char *dir, int shard, int shards, const ParamTable *params, const StatePiece *pieces,
                           int count, SafeTensorFetch fetch, void *context, Error *err);
 
 // ---- reading: every file is untrusted ----
 typedef struct OptimizerFiles OptimizerFiles;
 bool optimizer_files_exist(const char *dir);
-// Errors, naming file and tensor: a file of the set is missing, sets are mixed, a tensor that the table has no place
-// for, another dtype or shape, elements that are there twice or not at all.
+// Errors name file and tensor: a missing file of the set, mixed sets, a tensor that is not in the table, another dtype or
+// shape, elements that occur twice or not at all.
 bool optimizer_files_open(OptimizerFiles **out, const char *dir, const ParamTable *params, Error *err);
 void optimizer_files_close(OptimizerFiles *files);
 int optimizer_files_count(const OptimizerFiles *files);  // of files: ranks that wrote them
-// Whether this state of the parameter is there: then it is there as a whole.
+// Whether the files have this state of the parameter; if so, they have all its elements.
 bool optimizer_files_has(const OptimizerFiles *files, StateKind kind, int param);
-// Which kinds are there, as far as that tells a run's options.
+// The options of the run that wrote the files, derived from the kinds that they have.
 StateKept optimizer_files_kept(const OptimizerFiles *files);
-// An error unless every parameter has all the kinds that follow from `kept`.
+// Error: a parameter lacks a kind that follows from `kept`.
 bool optimizer_files_check(const OptimizerFiles *files, const StateKept *kept, Error *err);
-// out (count) fp32 = elements [first, first + count). The state must be there.
+// out (count) fp32 = elements [first, first + count). optimizer_files_has must be true.
 bool optimizer_files_read(const OptimizerFiles *files, StateKind kind, int param, int64_t first, int64_t count,
                           float *out, Error *err);
-// The pages of this state are not needed any more; reading them again is possible, and slow.
+// Releases the pages of this state; reading them again is possible but slow.
 void optimizer_files_release(const OptimizerFiles *files, StateKind kind, int param);
 #endif

@@ -18,7 +18,7 @@ void saver_init(Saver *saver, const SaverJobs *jobs, bool async, bool commits) {
     atomic_init(&saver->cancelled, false);
 }
 
-// Training comes first, at the processors and at the disk. Where a system does not allow it, it stays as it is.
+// Lowers this thread's CPU and I/O priority below training's. Failure is ignored.
 static void step_back(void) {
     enum { IOPRIO_WHO_PROCESS = 1, BEST_EFFORT_LOWEST = 2 << 13 | 7 };
     pid_t thread = (pid_t)syscall(SYS_gettid);

@@ -9,7 +9,7 @@
 static size_t state_width(const StatePiece *piece) { return dtype_bytes(STATE_ROWS[piece->kind].dtype); }
 static size_t state_bytes(const StatePiece *piece) { return to_size(piece->count) * state_width(piece); }
 
-// The lists of what the rank writes and where each lies in the block.
+// Lists the tensors that the rank writes and their offsets in the block.
 static void lay_out(Snapshot *s) {
     const SnapshotShape *shape = &s->shape;
     const PartitionOptions *ranks = &shape->ranks;
@@ -57,11 +57,11 @@ bool snapshot_open(Snapshot *s, const SnapshotShape *shape, Backend *be, const a
                         sizeof *s->pieces);
     s->block = be->host_alloc(be, s->bytes, err);
     if (s->block == NULL) {
-        error_prefix(err, "the copy that checkpoints are written from (async_save=false goes without)");
+        error_prefix(err, "the snapshot from which checkpoints are written (async_save=false does not need it)");
         snapshot_close(s);
         return false;
     }
-    memset(s->block, 0, s->bytes);  // pages are there before the first step, not at the first checkpoint
+    memset(s->block, 0, s->bytes);  // makes the pages resident before the first step, not at the first checkpoint
     return true;
 }
 
@@ -71,7 +71,7 @@ void *snapshot_state_address(const Model *model, const Optimizer *optimizer, con
         const Piece *piece = &part->piece[i];
         int64_t within = state->first - piece->first;
         if (piece->param != state->param || within < 0 || within >= piece->count) continue;
-        // Where one rank has everything, the parts of a parameter lie one behind the other.
+        // In stage 0 the parts of a parameter are contiguous.
         CHECK(within + state->count <= piece->count || part->options.stage == 0, "param %d: elements %lld to %lld",
               state->param, (long long)state->first, (long long)(state->first + state->count));
         unsigned char *elements = STATE_ROWS[state->kind].address(model, optimizer, piece);
@@ -93,8 +93,8 @@ static Ticket copy_weights(const Snapshot *s, const Model *model, int bucket, in
     return s->be->download_begin(s->be, s->pieces + first, end - first);
 }
 
-// Bucket by bucket: with stage 3 that is how weights come to be whole, and the next ones take their place. The state,
-// which is the most of it, comes last: then nothing but the update of weights waits for it.
+// Weights are copied bucket by bucket, because in stage 3 they are gathered into buffers that later buckets reuse. The
+// optimizer state, the largest part, is copied last: only the next update waits for it.
 void snapshot_begin(Snapshot *s, const Model *model, const Optimizer *optimizer, Zero *zero) {
     Backend *be = s->be;
     int next = 0;
@@ -114,7 +114,7 @@ void snapshot_begin(Snapshot *s, const Model *model, const Optimizer *optimizer,
         s->pieces[i] = (DownloadPiece){s->block + s->state_at[i],
                                        snapshot_state_address(model, optimizer, &s->state[i]),
                                        state_bytes(&s->state[i])};
-    // Passed, with or without a piece, when the gathers are done, too: others wait for this rank's part in them.
+    // This ticket, even if it copies nothing, passes only after the gathers, in which other ranks wait for this one.
     s->copied = be->download_begin(be, s->pieces, s->state_count);
 }
 
@@ -126,7 +126,7 @@ bool snapshot_wait(const Snapshot *s, Error *err) { return s->be->wait(s->be, s-
 
 static bool is_cancelled(const Snapshot *s, Error *err) {
     if (s->cancelled == NULL || !atomic_load(s->cancelled)) return false;
-    error_set(err, "%s", "");  // the reason is the other rank's to tell
+    error_set(err, "%s", "");  // the rank that failed reports the reason
     return true;
 }
 

@@ -9,8 +9,8 @@
 #include "llmc/base/format_version.h"
 #include "llmc/config/config.h"
 
-#define OLD_VERSION_KEY "format"  // that version 1 had for its version, which was 1
-// Of one stretch: as many as no run has (SCHEDULE_OPEN_STEPS), so that sums of them do not overflow.
+#define OLD_VERSION_KEY "format"  // key of the version in files of version 1
+// Most steps of one skip: more than any run has (SCHEDULE_OPEN_STEPS), and few enough that sums do not overflow.
 #define STATE_MOST_SKIPPED 4294967296.0
 
 static void add_hex(cJSON *root, const char *key, uint64_t value) {
@@ -19,7 +19,7 @@ static void add_hex(cJSON *root, const char *key, uint64_t value) {
     cJSON_AddStringToObject(root, key, text);
 }
 
-// cJSON prints numbers only as exactly as it thinks fit; 17 digits bring back every bit.
+// cJSON may print too few digits; 17 digits restore every bit.
 static cJSON *exact_number(double value) {
     char text[40];
     snprintf(text, sizeof text, "%.17g", value);
@@ -76,7 +76,7 @@ static bool read_count(const cJSON *root, const char *key, int64_t *out, const c
     return true;
 }
 
-// One of the first two words of a table.
+// Reads one of the first two words of a table.
 static bool read_word(const cJSON *root, const char *key, char *out, size_t out_bytes, const Word two[2],
                       const char *path, Error *err) {
     const cJSON *item = json_find(root, key);
@@ -96,14 +96,14 @@ static bool read_hex(const cJSON *root, const char *key, uint64_t *out, const ch
     return true;
 }
 
-// A list of lists; absent, it is empty.
+// out = a list of at most `most` lists; NULL if the key is absent.
 static bool read_list(const cJSON **out, const cJSON *root, const char *key, int most, const char *path, Error *err) {
     *out = json_find(root, key);
     if (*out == NULL || (cJSON_IsArray(*out) && cJSON_GetArraySize(*out) <= most)) return true;
     return error_set(err, "%s: expected \"%s\" to be a list of at most %d lists", path, key, most);
 }
 
-// Exactly `count` numbers; the first is a step of at least `least` and at most `most`.
+// Reads exactly `count` numbers, the first of which is a step from `least` to `most`.
 static bool read_numbers(const cJSON *list, double *out, int count, int64_t least, int64_t most) {
     int64_t step;
     if (!cJSON_IsArray(list) || cJSON_GetArraySize(list) != count) return false;
@@ -160,7 +160,7 @@ static bool read_chain(RunProgress *progress, const cJSON *root, const char *pat
                      progress->step);
 }
 
-// One of the two keys is there.
+// The file must have one of the two keys.
 static bool read_version(const cJSON *root, const char *path, Error *err) {
     int64_t found;
     if (json_find(root, FORMAT_VERSION_KEY) != NULL) return format_version_read(FORMAT_STATE, root, path, err);

@@ -1,5 +1,5 @@
-// config.c: from texts to a RunConfig (defaults, inheritance, derived values, cross checks) and back (run file,
-// JSON). Called by every command of train_gpt. Reading text is config_file.c, single values are config_options.c.
+// config.c: converts option texts to a RunConfig (defaults, inheritance, derived values, cross checks) and back (run
+// file, JSON). config_file.c reads the text; config_options.c has the options.
 #include "llmc/config/config.h"
 
 #include <cjson/cJSON.h>
@@ -10,8 +10,8 @@
 #include "llmc/config/config_file.h"
 #include "llmc/config/config_options.h"
 
-#define MAIN_NAME "main"                         // of the source and the phase of a run that names none
-#define MOST_TOKENS ((int64_t)1000000000000000)  // as in the option table
+#define MAIN_NAME "main"                         // of the only source and phase of a run without such sections
+#define MOST_TOKENS ((int64_t)1000000000000000)  // MOST of the option table
 #define WARMUP_SHARE 20
 #define WARMUP_MOST_STEPS 1000
 #define WARMUP_TIMED_STEPS 50
@@ -36,7 +36,7 @@ static void store(const Option *option, void *base, const char *text) {
 static const Given *given(const Section *section, const char *name) { return &section->given[option_index(name)]; }
 static bool is_given(const Section *section, const char *name) { return given(section, name)->text != NULL; }
 
-// The section's own value, else the run's, else NULL.
+// The section's value, else the run's, else NULL.
 static const Given *inherited(const Draft *draft, const Section *section, int option) {
     const Given *own = section != NULL ? &section->given[option] : NULL;
     if (own != NULL && own->text != NULL) return own;
@@ -46,7 +46,7 @@ static const Given *inherited(const Draft *draft, const Section *section, int op
 
 // ---- architecture ----
 
-// What the options given at run level override; true if that is everything.
+// Applies the architecture options given at run level; true if all of them are given.
 static bool store_architecture(RunConfig *out, const Section *run) {
     bool all = true;
     const Given *bias = given(run, "bias");
@@ -57,7 +57,7 @@ static bool store_architecture(RunConfig *out, const Section *run) {
         if (run->given[i].text != NULL) store(&OPTIONS[i], out, run->given[i].text);
         else all = false;
     }
-    // RMSNorm has no bias that could be set.
+    // RMSNorm has no bias: `bias` does not set norm_bias then.
     if (bias->text != NULL && out->arch.norm == NORM_RMS && !is_given(run, "norm_bias")) out->arch.norm_bias = false;
     return all;
 }
@@ -80,14 +80,14 @@ static bool resolve_architecture(RunConfig *out, const Draft *draft, ConfigImpor
         base = given(run, "init_from")->where;
         if (model->text != NULL && model->text[0] != '\0')
             return error_set(err,
-                             "%s: expected no 'model' beside init_from, which brings its architecture, found '%s'",
+                             "%s: expected no 'model' together with init_from, which sets the architecture, found '%s'",
                              model->where, model->text);
         memset(out->model, 0, sizeof out->model);
-        // A resolved config names every option: it can be read, and its run resumed, when the imported model is gone.
+        // A resolved config gives every option, so its run can be resumed after the imported model was deleted.
         RunConfig *scratch = xcalloc(1, sizeof *scratch);
         bool all = store_architecture(scratch, run);
         free(scratch);
-        if (!all && import == NULL) return error_set(err, "%s: a model cannot be imported here", base);
+        if (!all && import == NULL) return error_set(err, "%s: this command cannot import a model", base);
         if (!all && !import(&out->arch, out->init_from, err)) return error_prefix(err, "%s", base);
     } else {
         if (!model_config_preset(&out->arch, out->model, err)) return error_prefix(err, "%s", base);
@@ -106,7 +106,7 @@ static bool resolve_sources(RunConfig *out, const Draft *draft, Error *err) {
     const Given *train = given(&draft->section[0], "train");
     if (named > 0 && train->text != NULL)
         return error_set(
-            err, "%s: expected 'train' inside of [source NAME], because the run has such sections, found it outside",
+            err, "%s: expected 'train' inside [source NAME], because the run has such sections, found it outside",
             train->where);
     for (int k = named > 0 ? 1 : 0; k < (named > 0 ? draft->count : 1); ++k) {
         const Section *section = &draft->section[k];
@@ -157,13 +157,13 @@ typedef struct {
     const Given *tokens, *steps, *seconds;  // at most one is not NULL
 } Budget;
 
-// One of the section's tokens, steps, train_seconds; what an override says replaces what the file says.
+// One of the section's tokens, steps, train_seconds; an override of any of them replaces the one of the file.
 static bool section_budget(Budget *out, const Section *section, Error *err) {
     const Given *all[3] = {given(section, "tokens"), given(section, "steps"), given(section, "train_seconds")};
     const Given *chosen[3] = {NULL, NULL, NULL}, *first = NULL;
     bool any_override = false;
     for (int i = 0; i < 3; ++i) {
-        if (i == 2 && all[i]->text != NULL && strtod(all[i]->text, NULL) == 0) continue;  // off is as if not given
+        if (i == 2 && all[i]->text != NULL && strtod(all[i]->text, NULL) == 0) continue;  // 0: as if not given
         if (all[i]->text != NULL && (!any_override || all[i]->is_override)) {
             if (all[i]->is_override && !any_override) chosen[0] = chosen[1] = first = NULL;
             any_override |= all[i]->is_override;
@@ -191,8 +191,8 @@ static bool phase_budget(Budget *out, const Draft *draft, const Section *section
     return true;
 }
 
-// Rows of PhaseConfig other than the learning rate's: own value, the run's, the default, or 0 for what is derived
-// later.
+// Options of PhaseConfig except those of the learning rate: the phase's value, the run's, the default, or 0 if it is
+// derived later.
 static void store_phase(PhaseConfig *phase, const Draft *draft, const Section *section) {
     for (int i = 0; i < OPTION_COUNT; ++i) {
         const Option *option = &OPTIONS[i];
@@ -209,10 +209,10 @@ static bool names_lr(const Section *section) {
     return false;
 }
 
-// What of a phase follows from other options: lengths, budget.
+// Fields of a phase that are derived from other options: lengths, budget.
 static bool resolve_lengths(PhaseConfig *phase, const RunConfig *config, const Budget *budget, Error *err) {
     if (phase->seq_len == 0) phase->seq_len = config->arch.max_seq_len;
-    // Rotary positions have no end; learned ones do.
+    // Learned positions limit the length; rotary ones do not.
     if (config->arch.position == POSITION_LEARNED && phase->seq_len > config->arch.max_seq_len)
         return error_set(err, "phase '%s': expected seq_len of at most max_seq_len=%lld, found %lld", phase->name,
                          (long long)config->arch.max_seq_len, (long long)phase->seq_len);
@@ -253,7 +253,7 @@ static bool resolve_phases(RunConfig *out, const Draft *draft, Error *err) {
     return true;
 }
 
-// The default warm-up is a share of the segment's steps, so it waits until all lengths are known.
+// The default warm-up is a share of the segment's steps, so it is set when all lengths are known.
 static void resolve_warmup(RunConfig *out, const Draft *draft) {
     int warmup = option_index("warmup_steps");
     for (int first = 0, end; first < out->phase_count; first = end) {
@@ -264,7 +264,7 @@ static void resolve_warmup(RunConfig *out, const Draft *draft) {
         if (inherited(draft, section, warmup) != NULL) continue;
         int64_t automatic = min_i64(div_up(steps, WARMUP_SHARE), WARMUP_MOST_STEPS);
         if (out->train_seconds > 0) automatic = WARMUP_TIMED_STEPS;
-        if (first > 0) automatic = 0;  // the model is warm: a later curve starts at its peak
+        if (first > 0) automatic = 0;  // only the first curve has a warm-up by default
         for (int i = first; i < end; ++i) out->phase[i].lr.warmup_steps = automatic;
     }
 }
@@ -272,7 +272,7 @@ static void resolve_warmup(RunConfig *out, const Draft *draft) {
 // ---- load and check ----
 
 static bool resolve(RunConfig *out, const Draft *draft, ConfigImport import, Error *err) {
-    memset(out, 0, sizeof *out);  // padding included: equal configs are equal bytes
+    memset(out, 0, sizeof *out);  // including padding: equal configs have equal bytes
     for (int i = 0; i < OPTION_COUNT; ++i) {
         if (!option_of_run(&OPTIONS[i])) continue;
         const char *text = draft->section[0].given[i].text;
@@ -303,10 +303,10 @@ bool config_check_training(const RunConfig *config, Error *err) {
             return error_set(err, "phase '%s': expected a length (tokens, steps or train_seconds), found none",
                              config->phase[i].name);
     if (config->dtype == DTYPE_F32 && !config->master_weights)
-        return error_set(err, "master_weights=false: expected dtype=bf16, found fp32, whose weights are their own "
-                              "master weights");
+        return error_set(err, "master_weights=false: expected dtype=bf16, found fp32, which has no separate master "
+                              "weights");
     if (config->fp8 && config->dtype != DTYPE_BF16)
-        return error_set(err, "fp8=true: expected dtype=bf16, whose products then round their inputs, found fp32");
+        return error_set(err, "fp8=true: expected dtype=bf16, found fp32");
     return true;
 }
 
@@ -323,8 +323,8 @@ static bool phase_is_implicit(const RunConfig *config) {
     return config->phase_count == 1 && strcmp(config->phase[0].name, MAIN_NAME) == 0 && same_weights;
 }
 
-// The struct that holds a row's value where the row is written in this scope; NULL: it is not written there. The
-// phase's learning rate is written where a curve starts, lengths that nobody gave are not.
+// The struct with the option's value if the option is printed in this scope, else NULL. Learning-rate options of a
+// phase are printed where a curve starts; lengths that were not given are not printed.
 static const void *printed_base(const Option *option, const RunConfig *config, const SourceConfig *source,
                                 const PhaseConfig *phase) {
     if (option->bytes == 0) return NULL;
@@ -336,7 +336,7 @@ static const void *printed_base(const Option *option, const RunConfig *config, c
     return is_lr && !phase->new_lr_segment ? NULL : phase;
 }
 
-// All rows that belong into one part of the file; config, source, phase NULL where the part does not hold theirs.
+// Prints all options of one part of the file; config, source, phase: NULL if the part has none of their options.
 static void print_part(FILE *out, const RunConfig *config, const SourceConfig *source, const PhaseConfig *phase) {
     const char *group = NULL, *printed = NULL;
     for (int i = 0; i < OPTION_COUNT; ++i) {

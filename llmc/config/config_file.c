@@ -1,6 +1,6 @@
-// config_file.c: reads a run file through inih, and overrides, into a Draft; see config_file.h. inih cuts what is too
-// long for its buffers and overlooks some mistakes, so every line is looked at before inih gets it. Knows the option
-// table's names and types, not what the options mean.
+// config_file.c: reads a run file (with inih) and overrides into a Draft; see config_file.h. inih truncates lines that
+// are too long for its buffers and accepts some errors silently, so every line is checked before inih gets it. Must not
+// know the meaning of options, only their names and types.
 #include "llmc/config/config_file.h"
 
 #include <ctype.h>
@@ -12,7 +12,7 @@
 
 #define FILE_MAX_BYTES ((size_t)1 << 20)
 #define NAME_MAX_BYTES 32   // of a source or phase: "weight.NAME" must fit inih's buffer for keys (50 bytes)
-#define LINE_MAX_BYTES 160  // that draft_print_value writes; inih's buffer holds 200
+#define LINE_MAX_BYTES 160  // longest line that draft_print_value writes; inih's buffer holds 200
 
 // ---- the draft ----
 
@@ -64,7 +64,7 @@ static const char *scope_name(unsigned scope) {
 
 // ---- values ----
 
-// "text with \n \t \" \\ \xHH" in place; text that does not start with a quote stays as it is.
+// Unquotes "text with \n \t \" \\ \xHH" in place; text that does not start with a quote is not changed.
 static bool unquote(char *text, Error *err) {
     if (text[0] != '"') return true;
     char *to = text;
@@ -115,8 +115,8 @@ void draft_print_value(FILE *out, const char *key, const char *text) {
     bool line_start = false;
     for (const char *p = text; *p != '\0'; ++p) {
         bool line_end = at >= LINE_MAX_BYTES - 8;
-        // inih trims lines, and the first character of one can make it a comment, a section or "key =": it goes out
-        // as a number.
+        // inih trims lines, and the first character of a line can make it a comment, a section or "key =": it is
+        // written as \xHH.
         bool plain =
             !line_start && (isgraph((unsigned char)*p) || (unsigned char)*p >= 0x80 || (*p == ' ' && !line_end));
         if (*p == '"' || *p == '\\') at += fprintf(out, "\\%c", *p);
@@ -138,7 +138,7 @@ static const char *describe_scopes(unsigned scopes) {
     return "in [source NAME]";
 }
 
-// The Given that a key of this section means; NULL and err when there is none. *option: how to check its value.
+// The Given of a key of this section; NULL and err when there is none. *option: the row that checks its value.
 static Given *section_slot(Section *section, const char *key, const Option **option, Error *err) {
     if (section->scope == SCOPE_PHASE && strncmp(key, "weight.", 7) == 0) {
         const char *source = key + 7;
@@ -177,7 +177,7 @@ static bool section_set(Section *section, const char *key, const char *value, co
     if (given->text != NULL && !is_override)
         return error_set(err, "%s: option '%s' is given twice (first at %s)", where, key, given->where);
     char *text = xstrdup(value);
-    // Any row's field fits; only the check counts here, the field is stored when all texts are known.
+    // The buffer fits the field of any row; this only checks the value. It is stored when all texts are known.
     union {
         char bytes[CONFIG_PATH_BYTES];
         double aligned;
@@ -214,12 +214,12 @@ static Section *draft_add_checked(Draft *draft, unsigned scope, const char *name
 
 typedef struct {
     Draft *draft;
-    const char *path, *at, *end;  // what is left of the file
-    int line;                     // number of the line that inih got last
+    const char *path, *at, *end;  // [at, end): the rest of the file
+    int line;                     // number of the last line that inih got
     bool indented;                // that line starts with white space
-    int section;                  // index of the one that lines belong to
-    bool any_key;                 // one was read: a version comes too late
-    int key_line;                 // where the value that a continuation line continues began
+    int section;                  // index of the current section
+    bool any_key;                 // a key was read: format_version is an error from here on
+    int key_line;                 // line of the key whose value is being collected
     char key[64];
     char *value;  // collected so far; NULL: none
     Error *err;
@@ -231,15 +231,15 @@ static bool reader_fail(Reader *reader, int line) {
     return error_prefix(reader->err, "%s:%d", reader->path, line);
 }
 
-// "format_version" is the file's, not an option of the run. First in the file, so that a newer file is refused for its
-// version and not for what an older program does not know in it.
+// "format_version" belongs to the file and is not an option of the run. It must come first, so that the error for a
+// newer file names its version, not a key that this program does not know.
 static bool reader_version(const Reader *reader, const char *where) {
     if (reader->section != 0 || reader->any_key)
         return error_set(reader->err, "%s: expected " FORMAT_VERSION_KEY " before everything else in the file", where);
     return format_version_parse(FORMAT_RUN_FILE, reader->value, where, reader->err);
 }
 
-// Hands the collected key and value over, now that it is known to be complete.
+// Stores the collected key and value, which are complete now.
 static bool reader_flush(Reader *reader) {
     if (reader->value == NULL) return true;
     char *where = xasprintf("%s:%d", reader->path, reader->key_line);
@@ -255,7 +255,7 @@ static bool reader_flush(Reader *reader) {
     return ok;
 }
 
-// "[phase NAME]" or "[source NAME]", perhaps with a comment behind it. `text` is the trimmed line.
+// "[phase NAME]" or "[source NAME]", optionally followed by a comment. `text` is the trimmed line.
 static bool reader_section(Reader *reader, const char *text) {
     char kind[16], name[128];
     int used = 0;
@@ -269,7 +269,7 @@ static bool reader_section(Reader *reader, const char *text) {
     return true;
 }
 
-// What inih would silently get wrong about a line.
+// Rejects lines that inih would misread silently.
 static bool reader_check_line(Reader *reader, const char *line, size_t length, int room_bytes) {
     if (memchr(line, '\0', length) != NULL) return error_set(reader->err, "expected text, found a NUL byte");
     if (length + 2 > (size_t)room_bytes)
@@ -307,7 +307,7 @@ static char *reader_next_line(char *out, int room_bytes, void *context) {
         if (text[0] == '[') {
             line[(size_t)(text - line) + length] = '\0';
             ok = reader_flush(reader) && reader_section(reader, text);
-            snprintf(out, (size_t)room_bytes, "[s]");  // reader->section knows which; this one fits inih's buffer
+            snprintf(out, (size_t)room_bytes, "[s]");  // fits inih's buffer; reader->section has the real section
         }
     }
     free(line);
@@ -316,13 +316,13 @@ static char *reader_next_line(char *out, int room_bytes, void *context) {
     return ok ? out : NULL;
 }
 
-// inih's handler: a new key, or one more piece of the value at hand.
+// inih's handler: a new key, or a continuation of the current value.
 static int reader_key(void *context, const char *section, const char *key, const char *value) {
-    (void)section;  // inih's copy is cut to 49 bytes; reader->section is right
+    (void)section;  // inih truncates it to 49 bytes; reader->section has the real section
     Reader *reader = context;
     if (reader->failed) return 1;
     if (reader->indented && reader->value != NULL) {
-        size_t length = 0;  // inih removes comments and the space before them from first lines only
+        size_t length = 0;  // inih removes comments and the space before them only from the first line of a value
         while (value[length] != '\0' &&
                !(length > 0 && value[length] == ';' && isspace((unsigned char)value[length - 1])))
             ++length;
@@ -358,7 +358,7 @@ static bool draft_read_text(Draft *draft, const char *path, const char *text, si
 
 // ---- overrides ----
 
-// "key=value", "source.NAME.key=value", "phase.NAME.key=value". Without a run file, names that are new make sections.
+// "key=value", "source.NAME.key=value", "phase.NAME.key=value". Without a run file, new names create sections.
 static bool draft_override(Draft *draft, const char *word, bool may_add, Error *err) {
     char *where = xasprintf("override '%.200s'", word);
     char *key = xstrdup(word);
@@ -391,7 +391,7 @@ static bool draft_override(Draft *draft, const char *word, bool may_add, Error *
     return ok;
 }
 
-// An override for all phases (or sources) that each of them overrides itself would do nothing, silently.
+// Rejects an override for all phases (or sources) if each of them sets the option itself: it would have no effect.
 static bool check_overrides_count(const Draft *draft, Error *err) {
     for (int i = 0; i < OPTION_COUNT; ++i) {
         const Given *given = &draft->section[0].given[i];
@@ -409,7 +409,7 @@ static bool check_overrides_count(const Draft *draft, Error *err) {
         if (sections > 0 && own == sections)
             return error_set(
                 err,
-                "%s: would change nothing, because every [%s] of the run file gives its own '%s'; write %s.%s.%s=...",
+                "%s: has no effect, because every [%s] of the run file sets '%s' itself; write %s.%s.%s=...",
                 given->where, scope_name(scope), OPTIONS[i].name, scope_name(scope), last, OPTIONS[i].name);
     }
     return true;

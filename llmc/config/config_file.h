@@ -1,10 +1,10 @@
-// config_file.h: a run file and overrides as text: which key was given where. Private to config.c.
+// config_file.h: the run file and overrides as text: the value of each key and where it was given. Private to config.c.
 #ifndef LLMC_CONFIG_FILE_H
 #define LLMC_CONFIG_FILE_H
 
 #include "llmc/config/config_options.h"
 
-// One value as somebody wrote it. text NULL: not given.
+// One value as written in the file or an override. text NULL: not given.
 typedef struct {
     char *text;   // unquoted; already accepted by option_store
     char *where;  // "run.conf:12" or "override 'lr=1e-3'", for messages
@@ -30,14 +30,14 @@ typedef struct {
 } Draft;
 
 // Reads the file (may be NULL) and then the overrides. Rejects unknown and misplaced keys, values that do not parse
-// or are out of range, and keys that the file gives twice. `draft` needs draft_free either way.
+// or are out of range, and keys that the file gives twice. Call draft_free also after an error.
 bool draft_read(Draft *draft, const char *path, int override_count, char *const *overrides, Error *err);
 void draft_free(Draft *draft);
 // The section, or NULL.
 Section *draft_find(const Draft *draft, unsigned scope, const char *name);
 int draft_count(const Draft *draft, unsigned scope);
 
-// "key = value\n", quoted and broken into continuation lines where that is needed to read the same text back.
+// "key = value\n", quoted and split into continuation lines if that is needed to read the same text back.
 void draft_print_value(FILE *out, const char *key, const char *text);
 
 #endif

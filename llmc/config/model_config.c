@@ -1,5 +1,4 @@
-// model_config.c: presets, derivation and checks of an architecture; see model_config.h. Called by the run
-// config, by import and export, and by everything that needs a size before there is a tensor.
+// model_config.c: presets, derived sizes and checks of an architecture; see model_config.h.
 #include "llmc/config/model_config.h"
 
 #include <ctype.h>
@@ -12,13 +11,13 @@ const Word POSITION_WORDS[] = {
 const Word RECOMPUTE_WORDS[] = {
     {RECOMPUTE_NONE, "none"}, {RECOMPUTE_NORM_ACT, "norm_act"}, {RECOMPUTE_BLOCK, "block"}, {0, NULL}};
 
-// Bounds far beyond any real model; with them no product of sizes overflows int64, however odd the file it came from.
+// Limits far above any real model. They keep every product of sizes within int64, also for sizes from untrusted files.
 #define MAX_LAYERS ((int64_t)1 << 14)
 #define MAX_WIDTH ((int64_t)1 << 20)
 #define MAX_VOCAB (INT32_MAX - MODEL_VOCAB_MULTIPLE)
 
-// What the sizes of a family share. Vp, and HS, NKV, F where the general rule gives the right value, stay 0 until
-// model_config_finish, so that overriding C or NH of a preset moves them along.
+// Settings that all sizes of a family share. Vp, and HS, NKV, F where the general rule gives the right value, stay 0
+// until model_config_finish, so that they follow an override of C or NH.
 static const ModelConfig GPT2 = {
     .V = 50257, .max_seq_len = 1024, .norm = NORM_LAYER, .norm_eps = 1e-5f, .position = POSITION_LEARNED,
     .activation = ACT_GELU, .norm_bias = true, .qkv_bias = true, .proj_bias = true, .mlp_bias = true, .tied = true,
@@ -35,7 +34,8 @@ typedef struct {
     bool tied;
 } PresetSize;
 
-// GPT-3's table 2.1 (Brown et al. 2020), with the heads that make HS * NH = C where the paper's do not.
+// GPT-3: table 2.1 of Brown et al. 2020. Where the paper's heads do not give HS * NH = C, the number is changed so that
+// they do.
 static const PresetSize GPT2_SIZES[] = {
     {"124M", 12, 768, 12, 0, 0, 0, 50257, true},   {"350M", 24, 1024, 16, 0, 0, 0, 50257, true},
     {"355M", 24, 1024, 16, 0, 0, 0, 50257, true},  {"774M", 36, 1280, 20, 0, 0, 0, 50257, true},
@@ -75,7 +75,7 @@ typedef struct {
     const ModelConfig *base;
     const PresetSize *sizes;
     int size_count;
-    bool any_depth;  // "dN" is known too
+    bool any_depth;  // "dN" is a valid size
 } PresetFamily;
 #define SIZES(array) array, (int)(sizeof array / sizeof array[0])
 static const PresetFamily FAMILIES[] = {
@@ -98,7 +98,7 @@ static bool unknown_preset(const char *name, Error *err) {
             used += (size_t)snprintf(known + used, sizeof known - used, "%sdN", family->size_count ? "|" : "");
         CHECK(used < sizeof known, "list of presets needs %zu bytes", used);
     }
-    return error_set(err, "unknown model '%s'; known are %s (dN: N layers, 64 N wide)", name, known);
+    return error_set(err, "unknown model '%s'; known models: %s (dN: N layers, width 64 N)", name, known);
 }
 
 static const PresetFamily *find_family(const char *name, size_t length) {
@@ -107,7 +107,7 @@ static const PresetFamily *find_family(const char *name, size_t length) {
     return NULL;
 }
 
-// What sets a family apart from its base, whatever the size.
+// Differences of a family from its base, for all sizes.
 static void apply_family(ModelConfig *config, const char *family) {
     if (strcmp(family, "gpt3") == 0) config->max_seq_len = 2048;
     if (strcmp(family, "llama3") == 0) {
@@ -138,7 +138,7 @@ bool model_config_preset(ModelConfig *out, const char *name, Error *err) {
             return error_set(err, "model '%s': expected 1 to %lld layers", name, (long long)(MAX_WIDTH / 64));
         config.L = config.NH = depth;
         config.C = 64 * depth;
-        config.V = 0;  // a shape, not a published model: the tokenizer decides
+        config.V = 0;  // not a published model: the vocabulary comes from the tokenizer
         *out = config;
         return true;
     }
@@ -162,7 +162,7 @@ bool model_config_preset(ModelConfig *out, const char *name, Error *err) {
 
 static bool check_range(const char *what, int64_t value, int64_t max, Error *err) {
     if (value >= 1 && value <= max) return true;
-    return error_set(err, "model: %s must lie between 1 and %lld, found %lld", what, (long long)max,
+    return error_set(err, "model: %s must be between 1 and %lld, found %lld", what, (long long)max,
                      (long long)value);
 }
 
@@ -172,7 +172,8 @@ static bool derive_sizes(ModelConfig *config, Error *err) {
     if (!check_range("heads (NH)", config->NH, MAX_WIDTH, err)) return false;
     if (config->HS == 0) {
         if (config->C % config->NH != 0)
-            return error_set(err, "model: width (C) %lld does not divide into %lld heads; set a multiple or a head size",
+            return error_set(err, "model: width (C) %lld is not a multiple of heads (NH) %lld: change one of them, or "
+                             "set a head size",
                              (long long)config->C, (long long)config->NH);
         config->HS = config->C / config->NH;
     }
@@ -217,11 +218,12 @@ bool model_config_finish(ModelConfig *config, Error *err) {
     if (!derive_sizes(config, err)) return false;
     if (config->position == POSITION_ROPE && !check_rope(config, err)) return false;
     if (config->position != POSITION_ROPE && config->rope_scaling.factor != 0)
-        return error_set(err, "model: RoPE scaling factor %g without rotary positions", config->rope_scaling.factor);
+        return error_set(err, "model: RoPE scaling needs position=rope, found factor %g with another position",
+                         config->rope_scaling.factor);
     if (config->activation == ACT_NONE)
-        return error_set(err, "model: the feed-forward needs an activation, found none");
+        return error_set(err, "model: the feed-forward layer needs an activation, found none");
     if (config->norm == NORM_RMS && config->norm_bias)
-        return error_set(err, "model: RMSNorm has no bias; turn norm_bias off or choose LayerNorm");
+        return error_set(err, "model: RMSNorm has no bias: set norm_bias=false or use LayerNorm");
     if (!(config->norm_eps > 0 && isfinite(config->norm_eps)))
         return error_set(err, "model: norm_eps must be positive, found %g", (double)config->norm_eps);
     if (!(config->init_std >= 0 && isfinite(config->init_std)))

@@ -26,8 +26,8 @@ bool schedule_build(Schedule *schedule, const RunConfig *config, int data_world,
     *schedule = (Schedule){.config = config, .phase_count = config->phase_count};
     bool bounded_by_time = config->train_seconds > 0;
     if (bounded_by_time && config->phase_count != 1)
-        return error_set(err, "train_seconds: expected one phase in a run bounded by time, found %d: give each "
-                         "phase tokens instead", config->phase_count);
+        return error_set(err, "train_seconds: expected one phase in a run bounded by time, found %d: set tokens in "
+                         "each phase instead", config->phase_count);
     int64_t tokens = 0;
     for (int p = 0; p < config->phase_count; ++p) {
         const PhaseConfig *phase = &config->phase[p];
@@ -41,7 +41,7 @@ bool schedule_build(Schedule *schedule, const RunConfig *config, int data_world,
         int64_t phase_tokens;
         if (__builtin_mul_overflow(span->steps, phase->batch_tokens, &phase_tokens) ||
             __builtin_add_overflow(tokens, phase_tokens, &tokens))
-            return error_set(err, "phase %s: the run's tokens do not fit 64 bits: tokens = %lld, batch_tokens = %lld",
+            return error_set(err, "phase %s: the run's tokens overflow 64 bits: tokens = %lld, batch_tokens = %lld",
                              phase->name, (long long)phase->tokens, (long long)phase->batch_tokens);
         schedule->total_steps += span->steps;
     }
@@ -56,7 +56,7 @@ const PhaseSpan *schedule_phase(const Schedule *schedule, int64_t step) {
     return &schedule->phase[p];
 }
 
-// The phase that the learning-rate segment of `step` begins with, and the step that it ends at.
+// The first phase of the learning-rate segment of `step`, and the step at which the segment ends.
 static int segment_of(int64_t *end_step, const Schedule *schedule, int64_t step) {
     const PhaseConfig *phase = schedule->config->phase;
     int first = schedule_phase(schedule, step)->index, after = first + 1;

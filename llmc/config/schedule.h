@@ -1,5 +1,5 @@
-// schedule.h: the timetable of a run: which phase, batch shape and learning rate belong to a step. Pure functions of
-// the config; called by the training loop, the loader and the plan; knows nothing of devices.
+// schedule.h: the phase, batch shape and learning rate of each step. Pure functions of the config. Must not know
+// devices.
 //
 // A learning-rate segment begins at the first phase and at every phase with new_lr_segment, and ends where the next
 // one begins, or at horizon_steps. Over its N steps, k counted from 0, the factor is
@@ -7,11 +7,11 @@
 //     constant:          1
 //     linear, cosine:    from 1 at k = warmup_steps down to final_lr_frac at k = N
 //     wsd:               1, then linear over the last round(decay_frac N) steps down to final_lr_frac at k = N
-// A decay that would begin inside the warm-up begins at its end. k = N lies past the last step: with final_lr_frac 0
-// the last step still learns a little instead of being wasted.
+// A decay that would begin inside the warm-up begins at its end. k = N is past the last step, so with final_lr_frac 0
+// the learning rate of the last step is still above 0.
 //
-// A lane is B rows of a step, counted over all ranks, so that it does not depend on how many there are; a micro-batch
-// is B rows of a step as one rank computes them, counted on that rank: micro-batch m of rank r is lane m * world + r.
+// Micro-batch and lane: see the glossary in model.h. Both are B rows of a step; micro-batch m of rank r is lane
+// m * world + r.
 #ifndef LLMC_SCHEDULE_H
 #define LLMC_SCHEDULE_H
 
@@ -20,11 +20,11 @@
 typedef struct {
     int index;               // in config->phase
     int64_t first_step, steps;
-    int64_t first_tokens;    // tokens of all phases before
+    int64_t first_tokens;    // tokens of all earlier phases
     int64_t T, B;            // row length; rows of a micro-batch on one rank
     int64_t rows_per_step;   // over all ranks
-    int64_t lanes;           // a step's batches of B rows, over all ranks: rows_per_step / B
-    int64_t micro_batches;   // the same of one rank: lanes / data_world, rounded up; past the last lane is padding
+    int64_t lanes;           // of a step, over all ranks: rows_per_step / B
+    int64_t micro_batches;   // of a step, on one rank: lanes / data_world, rounded up; past the last lane: padding
 } PhaseSpan;
 
 typedef struct {
@@ -32,12 +32,12 @@ typedef struct {
     int phase_count;
     PhaseSpan phase[CONFIG_MAX_PHASES];
     int64_t total_steps;
-    // The step that the last learning-rate segment ends at. Equal to total_steps; kept in the checkpoint, because in
-    // a run bounded by time it is measured, then frozen by schedule_set_horizon.
+    // The step at which the last learning-rate segment ends; equal to total_steps. It is saved in checkpoints because
+    // in a run bounded by time it is measured, and then fixed by schedule_set_horizon.
     int64_t horizon_steps;
 } Schedule;
 
-// Steps of a run bounded by time until its horizon is set: a bound that no run reaches, so that the learning rate
+// total_steps of a run bounded by time until its horizon is set: more than any run reaches, so that the learning rate
 // warms up but does not decay yet.
 #define SCHEDULE_OPEN_STEPS ((int64_t)1 << 32)
 
@@ -46,7 +46,8 @@ typedef struct {
 bool schedule_build(Schedule *schedule, const RunConfig *config, int data_world, Error *err);
 // The phase of step (0-based); the last one for steps at or past the end.
 const PhaseSpan *schedule_phase(const Schedule *schedule, int64_t step);
-// Multiplier in [0, 1] of the segment's peak, and the learning rate itself. Steps past the horizon keep its value.
+// The factor in [0, 1] by which the segment's peak is multiplied, and the learning rate itself. Steps past the horizon
+// have the value at the horizon.
 double schedule_lr_factor(const Schedule *schedule, int64_t step);
 double schedule_lr(const Schedule *schedule, int64_t step);
 // For train_seconds: fixes the end of the (single) phase and of its curve at total_steps > 0.

@@ -1,16 +1,16 @@
-// attention_block.h: the block arithmetic under attention_kernels.c, its only user: packing heads into fp32 rows,
-// transposing a block, small matrix products in register tiles, and the mask as one interval of keys per query.
-// Knows nothing of batches, heads or threads.
+// attention_block.h: the block arithmetic of attention_kernels.c: packing heads into fp32 rows, transposing a block,
+// small matrix products in register tiles, and the mask as one interval of keys per query. Must not know batches,
+// heads or threads.
 //
-// Scores are kept transposed, keys down and queries across: a vector holds one key against VF_LANES queries, so the
-// softmax reduces vertically and needs no sum or maximum across lanes, and one product shape (broadcast rows of the
-// left operand, vector rows of the right one) serves all seven products of forward and backward.
+// Scores are stored transposed, keys down and queries across: a vector holds one key against VF_LANES queries, so the
+// softmax reduces vertically, without sums or maxima across lanes, and one product shape (broadcast rows of the left
+// operand, vector rows of the right one) serves all seven products of forward and backward.
 #ifndef LLMC_CPU_ATTENTION_BLOCK_H
 #define LLMC_CPU_ATTENTION_BLOCK_H
 
 #include "llmc/cpu/simd.h"
 
-// Queries and keys of a block. Three blocks of scores and operands at head size 64 fill a usual first-level cache.
+// Queries and keys of a block. Three blocks of scores and operands at head size 64 fill a typical L1 cache.
 #define BLOCK 64
 // A register tile: TILE_ROWS x TILE_VECTORS accumulators. TILE_ROWS divides VF_LANES (see block_query_range).
 #define TILE_ROWS (VF_LANES == 16 ? 8 : 4)
@@ -18,7 +18,7 @@
 // Columns of a tile.
 #define GROUP (TILE_VECTORS * VF_LANES)
 
-// The rows of one head inside a wider matrix: row r's elements start at element r*stride.
+// The rows of one head in a wider matrix: row r starts at element r*stride.
 typedef struct {
     void *data;
     DType dtype;
@@ -132,9 +132,9 @@ SIMD_INLINE void strip_multiply_add(float *c, const float *a, int64_t a_row, int
 
 // ---- the mask ----
 
-// Query i may see key j <=> low[i] <= j <= (prefix[j] ? high[i] : position[i]). low, high and position do not
-// decrease with i, so the keys that a run of queries may see lie in one interval given by its two ends, and likewise
-// the queries that may see a run of keys. The arrays are padded to whole blocks with copies of the last query.
+// Query i may attend to key j <=> low[i] <= j <= (prefix[j] ? high[i] : position[i]). low, high and position do not
+// decrease with i, so the keys allowed for consecutive queries form one interval given by the first and last query,
+// and likewise the queries of consecutive keys. The arrays are padded to whole blocks with copies of the last query.
 typedef struct {
     int32_t *low;
     int32_t *high;
@@ -171,21 +171,21 @@ static void key_spans_fill(KeySpans *spans, const int32_t *doc, const uint8_t *p
     spans->prefix = prefix;
 }
 
-// The keys of block j0 that some query of [i, i+count) may see.
+// The keys of block j0 that some query of [i, i+count) may attend to.
 SIMD_INLINE Range block_key_range(const KeySpans *spans, int64_t i, int64_t count, int64_t j0) {
     int64_t begin = min_i64(max_i64(spans->low[i] - j0, 0), BLOCK);
     int64_t end = min_i64(spans->high[i + count - 1] + 1 - j0, BLOCK);
     return (Range){begin, max_i64(begin, end)};
 }
 
-// The same for the vector of queries from i on, widened to whole strips.
+// The same for the vector of queries starting at i, widened to whole strips.
 SIMD_INLINE Range block_strip_range(const KeySpans *spans, int64_t i, int64_t j0) {
     Range range = block_key_range(spans, i, VF_LANES, j0);
     return (Range){range.begin / TILE_ROWS * TILE_ROWS, round_up(range.end, TILE_ROWS)};
 }
 
-// The first `count` queries of block i0 that may see some key of the strip [j, j+TILE_ROWS). The strip lies in the
-// block_strip_range of each of them, because the interval of a vector contains those of its queries.
+// Among the first `count` queries of block i0, those that may attend to some key of the strip [j, j+TILE_ROWS). The
+// strip is in the block_strip_range of each of them, because the interval of a vector contains those of its queries.
 SIMD_INLINE Range block_query_range(const KeySpans *spans, int64_t i0, int64_t count, int64_t j) {
     Range range = {0, count};
     while (range.begin < count && spans->high[i0 + range.begin] < j) ++range.begin;
@@ -193,8 +193,8 @@ SIMD_INLINE Range block_query_range(const KeySpans *spans, int64_t i0, int64_t c
     return range;
 }
 
-// scores(BLOCK keys, BLOCK queries) of the strip of keys from j and the vector of queries from i = -inf where the
-// mask forbids.
+// scores(BLOCK keys, BLOCK queries) = -inf where the mask forbids, in the strip of keys from j and the vector of
+// queries from i.
 static void mask_scores(float *scores, const KeySpans *spans, int64_t i, int64_t j) {
     if (j >= spans->low[i + VF_LANES - 1] && j + TILE_ROWS - 1 <= spans->position[i]) return;
     vi low, high, position;
@@ -203,7 +203,7 @@ static void mask_scores(float *scores, const KeySpans *spans, int64_t i, int64_t
     memcpy(&position, spans->position + i, sizeof position);
     for (int r = 0; r < TILE_ROWS; ++r) {
         int32_t key = (int32_t)j + r;
-        // Keys beyond the last one are beyond every position; prefix has no entry for them.
+        // Padding keys are after every position; prefix has no entry for them.
         bool ahead = spans->prefix != NULL && key <= spans->high[i + VF_LANES - 1] && spans->prefix[key];
         vi allowed = (low <= key) & ((ahead ? high : position) >= key);
         vf_store(scores + r * BLOCK, vf_select(allowed, vf_load(scores + r * BLOCK), vf_set(-INFINITY)));
@@ -211,7 +211,7 @@ static void mask_scores(float *scores, const KeySpans *spans, int64_t i, int64_t
 }
 
 // to(BLOCK keys, BLOCK queries) = keys(BLOCK, padded) . queries(head_size, BLOCK) for the first `count` queries of
-// block i0, as far as the mask reaches: vector by vector of queries its block_strip_range. The rest is left alone.
+// block i0, within the mask: for each vector of queries its block_strip_range. Other elements are unchanged.
 static void block_multiply(float *to, const float *keys, const float *queries, const KeySpans *spans, int64_t i0,
                            int64_t count, int64_t j0, int64_t head_size, int64_t padded) {
     for (int64_t column = 0; column < count; column += GROUP) {

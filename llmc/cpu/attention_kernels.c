@@ -1,8 +1,7 @@
 // attention_kernels.c: softmax attention without a (T,T) matrix, forward, backward and incremental decoding, after
-// FlashAttention-2 (Dao 2023): blocks of 64 queries x 64 keys live in the thread's scratch, an online softmax carries
+// FlashAttention-2 (Dao 2023): blocks of 64 queries x 64 keys are in the thread's scratch, an online softmax carries
 // the running maximum and sum from block to block, and the backward pass recomputes the probabilities from lse.
-// Blocks that the mask excludes are never visited, so the cost follows the mask. Called through the Backend table
-// only; knows nothing of models.
+// Blocks that the mask excludes are skipped, so the cost follows the mask. Must not know models.
 //
 // Determinism: every output element is produced by one thread, adding blocks in increasing order, whatever the number
 // of threads.
@@ -12,12 +11,12 @@
 #include "llmc/cpu/isa.h"
 #include "llmc/cpu/kernels.h"
 
-// Score of "nothing seen yet": finite, so that differences to it are never NaN.
+// The initial running maximum: finite, so that differences to it are never NaN.
 #define NO_SCORE (-1e30f)
-// Decoding fewer positions than this goes row by row: blocks would mostly compute padding.
+// Fewer positions than this are decoded row by row: blocks would mostly compute padding.
 #define DECODE_BLOCK_QUERIES 4
 
-// Where the heads of a call lie: query row b*queries + i, key and value row b*keys + j. Query i has position
+// Layout of the heads of a call: query row b*queries + i, key and value row b*keys + j. Query i has position
 // first + i.
 typedef struct {
     Tensor q, k, v;
@@ -26,7 +25,7 @@ typedef struct {
     AttentionArgs args;
 } AttentionInput;
 
-// A thread's memory for one call, cut from its scratch. `packed_*` name what k, v and spans hold now.
+// A thread's memory for one call, from its scratch. `packed_*`: the current contents of k, v and spans.
 typedef struct {
     int64_t padded;  // HS rounded up to whole vectors
     KeySpans spans;  // of batch row packed_batch
@@ -36,7 +35,7 @@ typedef struct {
     float *q, *q_transposed;  // (BLOCK, padded), (padded, BLOCK)
     float *scores;            // (BLOCK keys, BLOCK queries)
     float *out;               // (BLOCK, padded)
-    float *top, *sum, *rescale;  // (BLOCK) running maximum, running sum, what the last block scaled them with
+    float *top, *sum, *rescale;  // (BLOCK) running maximum, running sum, the last block's scale factor
     float *lse, *dot;            // (BLOCK) backward: log of the denominator; rowsum(dout * out)
     float *dout, *dout_transposed, *dscores, *dq, *dk, *dv;  // backward: shaped like their namesakes
 } Work;
@@ -88,7 +87,7 @@ static void work_open(Work *work, Backend *be, const AttentionInput *in, bool ba
     work_cut(work, cpu_scratch(be, omp_get_thread_num(), bytes), in, backward);
 }
 
-// Brings the spans of batch row b and its key/value head into the work memory, unless they are there already.
+// Packs the spans of batch row b and its key/value head into the work memory, unless they are already there.
 static void work_load_head(Work *work, const AttentionInput *in, int64_t b, int64_t kv_head) {
     const AttentionArgs *args = &in->args;
     if (work->packed_batch != b) {
@@ -110,8 +109,8 @@ static void work_load_head(Work *work, const AttentionInput *in, int64_t b, int6
 
 // ---- forward ----
 
-// The online softmax of the vector of queries i0 + column: scores become exp(score - new maximum); top, sum and
-// rescale follow.
+// The online softmax of the vector of queries i0 + column: scores = exp(score - new maximum); updates top, sum and
+// rescale.
 static void softmax_update(Work *work, int64_t i0, int64_t column, int64_t j0) {
     Range keys = block_strip_range(&work->spans, i0 + column, j0);
     float *scores = work->scores + column;
@@ -132,7 +131,7 @@ static void softmax_update(Work *work, int64_t i0, int64_t column, int64_t j0) {
     vf_store(work->rescale + column, rescale);
 }
 
-// One block of keys against the block of queries from i0 on: out = out * rescale + P V.
+// One block of keys against the block of queries at i0: out = out * rescale + P V.
 static void forward_block(Work *work, int64_t i0, int64_t queries, int64_t j0, int64_t head_size) {
     int64_t padded = work->padded;
     block_multiply(work->scores, work->k + j0 * padded, work->q_transposed, &work->spans, i0, queries, j0, head_size,
@@ -152,7 +151,7 @@ static void forward_block(Work *work, int64_t i0, int64_t queries, int64_t j0, i
     }
 }
 
-// One block of queries of one head, from i0 on: out rows and, where lse is given, its log denominators.
+// One block of queries of one head, at i0: out rows and, if lse is set, their log denominators.
 static void forward_queries(Work *work, HeadRows out, float *lse, HeadRows q, int64_t i0, const AttentionInput *in) {
     int64_t head_size = in->args.HS;
     int64_t queries = min_i64(in->queries - i0, BLOCK);
@@ -173,8 +172,8 @@ static void forward_queries(Work *work, HeadRows out, float *lse, HeadRows q, in
     unpack_rows(out, i0, work->out, work->rescale, queries, head_size, work->padded);
 }
 
-// Work items are blocks of queries. Neighbouring items share a key/value head; a thread takes whole heads when there
-// are plenty, so that it packs each only once.
+// Work items are blocks of queries. Neighbouring items share a key/value head; if there are many heads, a thread
+// takes whole heads, so that each is packed only once.
 static void forward_run(Backend *be, Tensor out, Tensor lse, const AttentionInput *in) {
     const AttentionArgs *args = &in->args;
     int64_t blocks = div_up(in->queries, BLOCK);
@@ -213,7 +212,7 @@ static void softmax_backward(Work *work, int64_t i0, int64_t column, int64_t j0,
     }
 }
 
-// One block of keys against the block of queries from i0 on: adds to dq, dk and dv.
+// One block of keys against the block of queries at i0: dq, dk and dv +=.
 static void backward_block(Work *work, int64_t i0, int64_t queries, int64_t j0, const AttentionArgs *args) {
     int64_t padded = work->padded;
     const float *k = work->k + j0 * padded, *v = work->v + j0 * padded;
@@ -239,7 +238,7 @@ static void backward_block(Work *work, int64_t i0, int64_t queries, int64_t j0, 
 
 // dot = rowsum(dout * out) for the block of queries in work->dout.
 static void backward_dot(Work *work, HeadRows out, int64_t i0, int64_t queries, int64_t head_size) {
-    // work->dq is free until the block's products start.
+    // work->dq is unused until the block's products start.
     float *rows = work->dq;
     pack_rows(rows, out, i0, queries, BLOCK, head_size, work->padded);
     for (int64_t i = 0; i < BLOCK; ++i) {

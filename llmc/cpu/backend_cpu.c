@@ -1,5 +1,5 @@
 // backend_cpu.c: opens the CPU backend: detects the instruction set and fills the function table from the kernel
-// files compiled for it and from cpu_memory.c. Called once by main and by tests.
+// files compiled for it and from cpu_memory.c.
 #include <omp.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -46,7 +46,7 @@ static bool cpu_supports(const char *isa) {
     return strcmp(isa, "generic") == 0;
 }
 
-// Operations are done when they return: every point has passed, and a transfer is a copy.
+// Operations are synchronous: every ticket has passed, and a transfer is a copy.
 static void *cpu_host_alloc(Backend *be, size_t bytes, Error *err) { return cpu_alloc(be, bytes, err); }
 static void cpu_host_free(Backend *be, void *pointer) { cpu_free(be, pointer, 0); }
 static Ticket cpu_mark(Backend *be) {
@@ -83,7 +83,7 @@ static double cpu_elapsed_ms(Backend *be, Ticket from, Ticket to) {
     (void)to;
     return -1;
 }
-// Calls cost nothing here that a replay would save.
+// No replay: calls have no launch cost here.
 static bool cpu_sequence_begin(Backend *be, uint64_t key) {
     (void)be;
     (void)key;
@@ -104,9 +104,9 @@ static bool cpu_synchronize(Backend *be, Error *err) {
     return true;
 }
 
-// A thread's scratch serves one operation at a time, so the neediest decides: matmul's packed panels (fixed blocks of
-// gemm_kernels.c), attention's packed keys, values and their gradients (attention_kernels.c), or the first thread's
-// partial sums (partials.h).
+// A thread's scratch serves one operation at a time, so the largest need decides: matmul's packed panels (fixed
+// blocks of gemm_kernels.c), attention's packed keys, values and their gradients (attention_kernels.c), or the first
+// thread's partial sums (partials.h).
 static size_t cpu_plan_workspace(const Backend *be, WorkspaceShape shape) {
     const size_t gemm = (size_t)4 << 20;
     int64_t keys = round_up(shape.seq_len, 64), padded = round_up(shape.head_size, 16);
@@ -143,7 +143,7 @@ Backend *backend_cpu_open(int threads, const char *isa, Error *err) {
         if ((any || strcmp(isa, ISA_LEVELS[i].name) == 0) && cpu_supports(ISA_LEVELS[i].name))
             chosen = &ISA_LEVELS[i];
     if (chosen == NULL) {
-        error_set(err, "cpu_isa=%s: this CPU does not have it, or the name is none of auto, generic, avx2, avx512, "
+        error_set(err, "cpu_isa=%s: expected an instruction set that this CPU has, of auto, generic, avx2, avx512, "
                        "avx512bf16", isa);
         return NULL;
     }

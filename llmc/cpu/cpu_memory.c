@@ -18,8 +18,8 @@ typedef struct {
     CpuScratch scratch[CPU_MAX_THREADS];
 } CpuState;
 
-// Large blocks are whole huge pages and ask for them: first touch and TLB misses cost more than many kernels
-// otherwise. Small ones keep their exact size, so that a memory checker sees the first byte past the end.
+// Large blocks are whole huge pages (madvise): otherwise first touch and TLB misses cost more than many kernels.
+// Small blocks keep their exact size, so that a memory checker detects an access to the first byte past the end.
 void *cpu_alloc(Backend *be, size_t bytes, Error *err) {
     (void)be;
     bool huge = bytes >= CPU_HUGE_PAGE_BYTES;
@@ -39,8 +39,8 @@ void cpu_free(Backend *be, void *pointer, size_t bytes) {
     (void)bytes;
     free(pointer);
 }
-// Each thread gets one contiguous share: the C library's large-block versions, which do not read what they overwrite,
-// are only used for large blocks.
+// Each thread gets one contiguous share: the C library uses its non-temporal versions, which do not read what they
+// overwrite, for large blocks only.
 #define CPU_SHARE_BYTES ((size_t)4 << 20)
 static int cpu_shares(const Backend *be, size_t bytes) { return bytes >= CPU_SHARE_BYTES ? be->threads : 1; }
 static size_t cpu_share_start(size_t bytes, int share, int shares) {

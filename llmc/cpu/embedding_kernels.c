@@ -1,5 +1,5 @@
-// embedding_kernels.c: token and position rows in, gradients back to the tables. Ids are checked here, where they
-// turn into addresses.
+// embedding_kernels.c: look-up of token and position rows, and the gradients of the tables. Ids are checked here,
+// before they become addresses.
 #include "llmc/cpu/isa.h"
 #include "llmc/cpu/kernels.h"
 #include "llmc/cpu/simd.h"
@@ -51,8 +51,8 @@ SIMD_INLINE void add_rows(float *table, const void *dout, const int32_t *ids, in
     }
 }
 
-// Threads share out the channels, not the rows: every element is summed by one thread in the order of the rows, so
-// tokens that occur many times need no atomics and the result is the same for any number of threads.
+// Threads divide the channels, not the rows: one thread sums every element in the order of the rows, so repeated
+// tokens need no atomics and the result does not depend on the number of threads.
 #define CHANNEL_BLOCK 64
 static void embedding_backward(Backend *be, Tensor dwte, Tensor dwpe, Tensor dout, Tensor tokens, Tensor positions) {
     op_check_embedding("dout", dout, tokens, positions, "dwte", dwte, "dwpe", dwpe, DTYPE_F32);

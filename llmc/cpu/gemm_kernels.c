@@ -1,7 +1,7 @@
 // gemm_kernels.c: matrix multiplication on the CPU: blocking for the caches and division among threads around the
-// packing of gemm_pack.h and the micro-kernels of gemm_micro.h. Called through Backend.matmul only.
+// packing of gemm_pack.h and the micro-kernels of gemm_micro.h. Must not know models.
 //
-// out(M,N) is cut into one region per thread; threads share nothing and never wait for each other until the end. In a
+// out(M,N) is divided into one region per thread; threads share nothing and synchronize only at the end. In a
 // region (after Goto & van de Geijn, "Anatomy of high-performance matrix multiplication"; the figures are fp32,
 // AVX-512, K = 768):
 //
@@ -12,11 +12,12 @@
 //           for each panel of TILE_ROWS rows:
 //               multiply, then the epilogue         8 * 48 sums in registers
 //
-// A micro-kernel takes 24 cycles a word, for which it reads 192 bytes of b and 32 bytes of a: 8 bytes a cycle from
-// L2, 1.3 from where a is. That is a third of what L2 gives and a tenth of L3. Packing by itself runs at about one
-// element a cycle from memory, a multiply-add at sixteen: it would cost 16/256 for b and 16/N for a. So all of it but
-// a region's first block and panel is done by the micro-kernels, aside (GemmAside): each fetches or packs, a step at a
-// time, a chunk of what comes next. An epilogue's memory is fetched at the start of its tile.
+// A micro-kernel takes 24 cycles per word, in which it reads 192 bytes of b and 32 bytes of a: 8 bytes a cycle from
+// L2 and 1.3 from a's cache level, a third of L2's bandwidth and a tenth of L3's. Separate packing runs at about one
+// element a cycle from memory, a multiply-add at sixteen: it would cost 16/256 for b and 16/N for a. So the
+// micro-kernels do all packing except a region's first block and panel, in idle slots (GemmAside): each prefetches or
+// packs, one step at a time, a chunk of the next block or panel. An epilogue's memory is prefetched at the start of
+// its tile.
 #include <omp.h>
 
 #include "llmc/cpu/gemm_micro.h"
@@ -25,7 +26,7 @@
 
 #define BLOCK_WORDS 768
 #define ROW_BLOCK (32 * TILE_ROWS)
-#define COL_BLOCK (21 * TILE_COLS)  // bounds the memory of sums that wait for the next block of K
+#define COL_BLOCK (21 * TILE_COLS)  // bounds the memory of partial sums between blocks of K
 // Up to this many rows of a, a linear layer is bound by reading its weight: rows_dot reads it in place, once.
 #define FEW_ROWS 12
 // Below this many multiply-adds, starting threads costs more than it saves.
@@ -50,7 +51,7 @@ typedef struct {
     float *partial;  // of its first sum
 } GemmBlock;
 
-// Chunks of a (for a block) or of b (for a panel) to be packed, in order; `done` of them are.
+// Chunks of a (for a block) or of b (for a panel) to pack, in order; `done` of them are packed.
 typedef struct {
     const GemmSource *source;
     int64_t row, rows, k, elems, steps;
@@ -76,7 +77,7 @@ static void tile_multiply_any(float *tile, const float *a, const GemmPacking *b,
 #undef MULTIPLY
 }
 
-// ---- packing, ahead of time or aside of tiles ----
+// ---- packing, ahead of time or beside tiles ----
 
 static GemmPacking packing_of_a(const Gemm *g, const GemmBlock *block, float *panels) {
     const int64_t words = block->steps * STEP_WORDS;
@@ -85,7 +86,7 @@ static GemmPacking packing_of_a(const Gemm *g, const GemmBlock *block, float *pa
                          .first = {panels, TILE_ROWS, TILE_ROWS * words},
                          .next_chunk = VF_LANES * words};
 }
-// The panel of TILE_COLS columns from `col` of the block on.
+// The panel of TILE_COLS columns at `col` of the block.
 static GemmPacking packing_of_b(const Gemm *g, const GemmBlock *block, int64_t col, float *panel) {
     const int64_t cols = min_i64(TILE_COLS, block->r.cols - col);
     return (GemmPacking){.source = &g->b, .row = block->r.col + col, .rows = cols, .k = block->k,
@@ -97,7 +98,7 @@ static GemmChunk packing_chunk(const GemmPacking *p, int64_t index) {
     chunk.to += index * p->next_chunk;
     return chunk;
 }
-// Packs what is left.
+// Packs the remaining chunks.
 static void packing_finish(GemmPacking *p, DType dtype) {
     for (; p->done * VF_LANES < p->rows; ++p->done) {
         const int64_t first = p->done * VF_LANES;
@@ -105,15 +106,15 @@ static void packing_finish(GemmPacking *p, DType dtype) {
     }
 }
 
-// Tiles that it takes to fetch a chunk at two lines a step.
+// Number of tiles needed to prefetch a chunk at two lines a step.
 static int64_t fetch_tiles(const GemmPacking *p, DType dtype) {
     return p->source->k_contiguous ? max_i64(VF_LANES / (2 * FETCH_TURN), 1) : STEP_WORDS * word_elems(dtype) / 2;
 }
-// How many chunks can be packed aside of tiles of `steps` steps: whole ones, of just as many whole squares.
+// Number of chunks that tiles of `steps` steps can pack: whole chunks, with exactly that many whole squares.
 static int64_t chunks_aside(const GemmPacking *p, int64_t steps, DType dtype) {
     return p->steps == steps && p->elems == steps * STEP_WORDS * word_elems(dtype) ? p->rows / VF_LANES : 0;
 }
-// What a tile does for p: `fetches` tiles fetch a chunk, then one packs it. The last tile ends a chunk.
+// The packing work of a tile for p: `fetches` tiles prefetch a chunk, then one packs it. The last tile ends a chunk.
 static GemmAside packing_aside(const GemmPacking *p, int64_t tile, int64_t fetches, DType dtype) {
     const GemmSource *source = p->source;
     const int64_t chunk = tile / (fetches + 1), fetch = tile % (fetches + 1);
@@ -125,7 +126,8 @@ static GemmAside packing_aside(const GemmPacking *p, int64_t tile, int64_t fetch
         aside.chunk = packing_chunk(p, chunk);
         return aside;
     }
-    // Rows contiguous along K: a turn fetches one line of 2 * FETCH_TURN rows each. Else a tile fetches whole rows.
+    // Rows contiguous along K: a turn prefetches one line of each of 2 * FETCH_TURN rows. Else a tile prefetches whole
+    // rows.
     const int64_t rows = source->k_contiguous ? 2 * FETCH_TURN : 2 * p->steps;
     aside.kind = ASIDE_FETCH;
     aside.from += fetch * rows * aside.ld_bytes;
@@ -135,8 +137,8 @@ static GemmAside packing_aside(const GemmPacking *p, int64_t tile, int64_t fetch
 
 // ---- blocks ----
 
-// All tiles of one packed panel of b, at column `col` of the block. Meanwhile the panel b_next and, in the tiles that
-// leaves, a_next are packed as far as possible; `a_tile` counts those tiles.
+// All tiles of one packed panel of b, at column `col` of the block. They also pack the panel b_next and, in the
+// remaining tiles, a_next as far as possible; `a_tile` counts those tiles.
 static void panel_multiply(const Gemm *g, const GemmBlock *block, int64_t col, int64_t partial_ld,
                            const GemmPacking *a, const GemmPacking *b, GemmPacking *a_next, GemmPacking *b_next,
                            int64_t *a_tile) {
@@ -167,8 +169,8 @@ static void panel_multiply(const Gemm *g, const GemmBlock *block, int64_t col, i
     a_next->done = *a_tile / (a_fetches + 1);
 }
 
-// How a region is cut into blocks, innermost along K, and where they find their memory. Sums that wait for the next
-// block of K do so in the output if it is fp32, else in scratch.
+// Divides a region into blocks, innermost along K, and assigns their memory. Between blocks of K, partial sums are in
+// the output if it is fp32, else in scratch.
 typedef struct {
     GemmRegion r;
     int64_t row_block, col_block, k_blocks, count;
@@ -216,7 +218,7 @@ static void gemm_region(const Gemm *g, GemmRegion region, Backend *be) {
     GemmPacking a = packing_of_a(g, &block, plan.a_panels[0]), b = packing_of_b(g, &block, 0, plan.b_panels[0]);
     packing_finish(&a, g->dtype);
     packing_finish(&b, g->dtype);
-    int64_t panels = 1;  // of b so far: they take turns in two buffers
+    int64_t panels = 1;  // of b so far: they alternate between two buffers
     for (int64_t index = 0; index < plan.count; ++index) {
         const bool last = index + 1 == plan.count;
         const GemmBlock next = last ? (GemmBlock){.elems = 0} : plan_block(g, &plan, index + 1);
@@ -267,8 +269,8 @@ static void part_of(int64_t *first, int64_t *count, int64_t total, int64_t unit,
     *count = min_i64(units * (index + 1) / parts * unit, total) - *first;
 }
 
-// How many parts the rows are cut into; the columns are cut into parts / that. The largest region decides: its
-// multiply-adds, the packing of its first rows of a, which stands alone, and that of b, which nearly hides.
+// The number of parts of the rows; the columns get parts / that. Minimizes the largest region's cost: its
+// multiply-adds, the packing of its first rows of a, which is not overlapped, and that of b, which mostly is.
 static int split_rows(const Gemm *g, int parts) {
     int best = 1;
     int64_t best_cost = INT64_MAX;
@@ -333,7 +335,7 @@ static void gemm_matmul(Backend *be, Tensor out, Tensor a, Tensor b, MatmulArgs 
     g.epilogue = (GemmEpilogue){.out = out.data, .pre = args.pre.data, .add = args.add.data, .bias = args.bias.data,
                                 .dtype = out.dtype, .bias_dtype = a.dtype, .ld = N, .alpha = args.alpha,
                                 .beta = args.beta, .act = args.act, .act_grad = args.act_grad};
-    // Blocks of K of equal size, which depends on K alone: so does the order of every sum.
+    // Blocks of K of equal size, which depends on K alone; so does the order of every sum.
     const int64_t words = max_i64(div_up(K, word_elems(g.dtype)), 1);
     g.block_k = round_up(div_up(words, div_up(words, BLOCK_WORDS)), VF_LANES) * word_elems(g.dtype);
     gemm_run(be, &g);

@@ -1,6 +1,5 @@
 // gemm_micro.h: the innermost loops of matrix multiplication: products of packed panels, dot products of rows for
-// few-row inputs, and the epilogue that turns a tile of sums into output. Only gemm_kernels.c includes it. It knows
-// nothing of blocking or threads.
+// few-row inputs, and the epilogue that turns a tile of sums into output. Must not know blocking or threads.
 #ifndef LLMC_CPU_GEMM_MICRO_H
 #define LLMC_CPU_GEMM_MICRO_H
 
@@ -23,16 +22,16 @@ SIMD_INLINE vf word_multiply_add(vf sum, vf a, vf b, const DType dtype) {
     (void)dtype;
     return sum + a * b;
 }
-// A word is copied as an integer: as a float, a pair could look like a signalling NaN.
+// A word is copied as an integer: as a float, a pair could be a signalling NaN.
 SIMD_INLINE vf word_broadcast(const float *from) {
     int32_t bits;
     memcpy(&bits, from, sizeof bits);
     return (vf)(bits - (vi){0});
 }
 
-// What a micro-kernel does besides, once per STEP_WORDS words, while its multiply-adds keep their units busy and
-// leave those of loads, stores and shuffles idle: nothing, fetch lines into L2 that will be packed soon, or pack a
-// chunk of rows: a tile of as many steps as the chunk has packs all of it.
+// Side work of a micro-kernel, once per STEP_WORDS words, in load, store and shuffle slots that the multiply-adds
+// leave idle: none, prefetch lines that will be packed soon into L2, or pack a chunk of rows; a tile with as many
+// steps as the chunk packs all of it.
 #define STEP_WORDS 4
 typedef enum { ASIDE_NONE, ASIDE_FETCH, ASIDE_TRANSPOSE, ASIDE_COPY } GemmAsideKind;
 typedef struct {
@@ -40,7 +39,7 @@ typedef struct {
     const char *from;
     int64_t ld_bytes;
     // ASIDE_FETCH: two lines a step, ld_bytes apart; next_bytes is added every FETCH_TURN steps.
-    // ASIDE_TRANSPOSE (a source contiguous along K), ASIDE_COPY: next_bytes leads from a square to the next.
+    // ASIDE_TRANSPOSE (a source contiguous along K), ASIDE_COPY: next_bytes is the distance from a square to the next.
     int64_t next_bytes;
     GemmChunk chunk;
 } GemmAside;
@@ -61,7 +60,7 @@ SIMD_INLINE void aside_step(GemmAside *aside, int64_t step, const GemmAsideKind 
 }
 
 // tile(TILE_ROWS, vectors * VF_LANES) = sum over steps of a panel of TILE_ROWS rows and one of that many columns.
-// Each sum is one chain in order of K, wherever its tile lies: results do not depend on how work is divided.
+// Each sum is one chain in the order of K in every tile: results do not depend on how work is divided.
 SIMD_INLINE void tile_multiply(float *tile, const float *a, const float *b, int64_t steps, GemmAside aside,
                                const int vectors, const GemmAsideKind kind, const DType dtype) {
     vf sum[TILE_ROWS][TILE_VECTORS];
@@ -92,7 +91,7 @@ SIMD_INLINE void tile_multiply(float *tile, const float *a, const float *b, int6
         for (int j = 0; j < vectors; ++j) vf_store(tile + (i * vectors + j) * VF_LANES, sum[i][j]);
 }
 
-// VF_LANES words along K; if not `whole`, only `elems` elements of them are there.
+// VF_LANES words along K; if not `whole`, only the first `elems` elements exist.
 SIMD_INLINE vf load_some_words(const char *from, int64_t elems, const bool whole, const DType dtype) {
     if (whole) return load_words(from, dtype);
     char padded[sizeof(vf)] = {0};
@@ -111,7 +110,7 @@ SIMD_INLINE void rows_dot_step(vf sum[VF_LANES], const char *const a[VF_LANES], 
 #pragma GCC unroll 16
     for (int n = 0; n < columns; ++n) {
         vf column = load_some_words(b[n] + at_bytes, elems, whole, dtype);
-        __builtin_prefetch(b[n] + at_bytes + next_bytes, 0, 3);  // what the rows of b after these will need
+        __builtin_prefetch(b[n] + at_bytes + next_bytes, 0, 3);  // for the next rows of b
 #pragma GCC unroll 16
         for (int m = 0; m < row_count; ++m)
             sum[m * columns + n] = word_multiply_add(sum[m * columns + n], row[m], column, dtype);
@@ -119,7 +118,7 @@ SIMD_INLINE void rows_dot_step(vf sum[VF_LANES], const char *const a[VF_LANES], 
 }
 
 // tile[m * tile_ld + n] = a[a_row + m] . b[b_row + n] for row_count rows of a and VF_LANES / row_count rows of b,
-// both contiguous along K. Of b, only `b_rows` rows are there: the last one stands in for more. b is read once, from
+// both contiguous along K. b has only `b_rows` rows: the last one is used for the missing ones. b is read once, from
 // memory: meant for few rows of a.
 SIMD_INLINE void rows_dot(float *tile, int64_t tile_ld, const GemmSource *a, int64_t a_row, const GemmSource *b,
                           int64_t b_row, int64_t b_rows, int64_t elems, const int row_count, const DType dtype) {
@@ -149,7 +148,7 @@ SIMD_INLINE void rows_dot(float *tile, int64_t tile_ld, const GemmSource *a, int
         memcpy(tile + m * tile_ld, (const float *)&total + m * columns, (size_t)columns * sizeof(float));
 }
 
-// What happens to sums on their way to the output; see MatmulArgs.
+// The epilogue's operands; see MatmulArgs.
 typedef struct {
     void *out, *pre;
     const void *add, *bias;  // NULL: absent
@@ -160,7 +159,8 @@ typedef struct {
     Activation act, act_grad;
 } GemmEpilogue;
 
-// Where a tile lies and which of the blocks along K it ends. Between blocks, sums wait as fp32 in `partial`.
+// A tile's position, and whether it is in the first or last block along K. Between blocks, sums are kept in fp32 in
+// `partial`.
 typedef struct {
     int64_t row, col, rows, cols;
     float *partial;  // of the tile's first element
@@ -168,7 +168,7 @@ typedef struct {
     bool first_block, last_block;
 } GemmTile;
 
-// Fetches what tile_finish will read or write, while the tile is still to be multiplied.
+// Prefetches what tile_finish will read or write, before the tile is multiplied.
 SIMD_INLINE void tile_prefetch(const GemmEpilogue *e, const GemmTile *t) {
     const int64_t bytes = elem_bytes(e->dtype), row_bytes = t->cols * bytes;
     for (int64_t i = 0; i < t->rows; ++i) {
@@ -208,7 +208,7 @@ SIMD_INLINE void store_some(void *base, int64_t index, vf v, DType dtype, int64_
         vf_store_part_as(base, index, v, dtype, count);
 }
 
-// The epilogue of `count` neighbours of row i, from column j of the tile on, when all blocks of K are summed.
+// The epilogue of `count` elements of row i, from column j of the tile, after all blocks of K are summed.
 SIMD_INLINE void epilogue_vector(const GemmEpilogue *e, const GemmTile *t, vf sum, int64_t i, int64_t j,
                                  int64_t count, const DType dtype) {
     const int64_t at = (t->row + i) * e->ld + t->col + j;
@@ -227,8 +227,8 @@ SIMD_INLINE void epilogue_vector(const GemmEpilogue *e, const GemmTile *t, vf su
     store_some(e->out, at, acc, dtype, count);
 }
 
-// to(rows, cols) = alpha * tile + beta * from; from may be to, or NULL. Without branches in the loop over a full
-// tile: where K is short, this decides how long the multiply-add units stand idle between two tiles.
+// to(rows, cols) = alpha * tile + beta * from; from may be to, or NULL. No branches in the loop over a full
+// tile: if K is small, they would decide how long the multiply-add units are idle between two tiles.
 SIMD_INLINE void tile_add(void *to, int64_t to_ld, const void *from, int64_t from_ld, const float *tile,
                           int64_t tile_ld, int64_t rows, int64_t cols, float alpha, float beta, const DType to_dtype,
                           const DType from_dtype) {

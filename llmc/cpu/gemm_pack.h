@@ -1,10 +1,10 @@
-// gemm_pack.h: copies parts of a matrix into panels that the micro-kernels of gemm_micro.h read front to back. Only
-// the gemm files include it. It knows of memory layouts and number formats, not of blocking, threads or epilogues.
+// gemm_pack.h: copies parts of a matrix into panels that the micro-kernels of gemm_micro.h read sequentially. Must
+// not know blocking, threads or epilogues.
 //
 // A panel holds some rows of op(a), or columns of op(b) ("rows" here too), in units of 32-bit words: word 0 along K
-// of all its rows, then word 1 of all its rows, ... A word is one fp32, or two neighbours along K as bf16 where the
+// of all its rows, then word 1 of all its rows, ... A word is one fp32, or two neighbours along K as bf16 if the
 // CPU has dot products of such pairs. Panels are filled by squares of VF_LANES rows and words, a square in VF_QUADS
-// steps; what the matrix lacks of a square is zero.
+// steps; elements of a square outside the matrix are zero.
 #ifndef LLMC_CPU_GEMM_PACK_H
 #define LLMC_CPU_GEMM_PACK_H
 
@@ -38,7 +38,7 @@ SIMD_INLINE vf load_words(const char *from, const DType dtype) {
     memcpy(&words, from, sizeof words);
     return words;
 }
-// One word along K of VF_LANES rows that are neighbours in memory; its second half lies next_bytes further on.
+// One word along K of VF_LANES rows that are adjacent in memory; its second half is next_bytes further.
 SIMD_INLINE vf load_row_words(const char *from, int64_t next_bytes, const DType dtype) {
     if (dtype == DTYPE_F32 || !BF16_PAIRS) return load_words(from, dtype);
     vh first, second;
@@ -88,17 +88,17 @@ SIMD_INLINE void store_quads(float *to, int64_t stride, vf v) {
 #undef STORE_QUAD
 }
 
-// Where squares go: row r and word w to to[w * stride + r / PART_ROWS * next_part + r % PART_ROWS]. In a panel of
-// PART_ROWS rows, as those of a are, the next part is another panel; in a wider one it follows directly.
+// Destination of squares: row r and word w go to to[w * stride + r / PART_ROWS * next_part + r % PART_ROWS]. In a
+// panel of PART_ROWS rows, such as those of a, the next part is another panel; in a wider one it follows directly.
 #define PART_ROWS (VF_LANES == 4 ? 4 : VF_LANES / 2)
 typedef struct {
     float *to;
     int64_t stride, next_part;
 } GemmChunk;
 
-// One of the VF_QUADS steps of a square whose first element is at `from`. Of a source that is contiguous along K, it
-// is all words of four rows: lines are read whole, since lines of many rows at once would fall into one set of the
-// L1 cache if ld is a power of two. Of another, it is four words of all rows.
+// One of the VF_QUADS steps of a square whose first element is at `from`. If the source is contiguous along K, a step
+// is all words of four rows: whole lines are read, because lines of many rows at once would map to one set of the L1
+// cache if ld is a power of two. Otherwise a step is four words of all rows.
 SIMD_INLINE void pack_step(GemmChunk chunk, const char *from, int64_t ld_bytes, int64_t step, const bool k_contiguous,
                            const DType dtype) {
     if (k_contiguous) {
@@ -143,7 +143,7 @@ static void pack_square(GemmChunk chunk, const char *from, int64_t ld_bytes, boo
     if (!k_contiguous && dtype == DTYPE_BF16) pack_square_as(chunk, from, ld_bytes, false, DTYPE_BF16);
 }
 
-// A chunk: rows [row, row + rows), of which VF_LANES count, and `elems` elements from k on.
+// A chunk: rows [row, row + rows), padded to VF_LANES, and `elems` elements from k.
 static void pack_chunk(GemmChunk chunk, const GemmSource *source, int64_t row, int64_t rows, int64_t k, int64_t elems,
                        DType dtype) {
     const int64_t square_elems = VF_LANES * word_elems(dtype), bytes = elem_bytes(dtype);
@@ -152,7 +152,7 @@ static void pack_chunk(GemmChunk chunk, const GemmSource *source, int64_t row, i
         if (rows >= VF_LANES && done + square_elems <= elems) {
             pack_square(chunk, from, source->ld * bytes, source->k_contiguous, dtype);
         } else {
-            // The matrix ends in this square: what is there is copied among zeros first.
+            // The matrix ends in this square: its elements are copied into zeros first.
             char padded[2 * VF_LANES * VF_LANES * sizeof(float)] = {0};
             const int64_t there_rows = min_i64(rows, VF_LANES), there_elems = min_i64(elems - done, square_elems);
             const int64_t lines = source->k_contiguous ? there_rows : there_elems;

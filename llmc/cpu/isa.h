@@ -1,6 +1,6 @@
 // isa.h: one source, several instruction sets. Every file llmc/cpu/*_kernels.c is compiled once per level with
-// -DISA=<level> and that level's -m flags; its functions are named through ISA_NAME so that the copies do not
-// collide, and backend_cpu.c picks one level's table at run time.
+// -DISA=<level> and that level's -m flags; ISA_NAME gives the copies' functions distinct names, and backend_cpu.c
+// selects one level's table at run time.
 #ifndef LLMC_CPU_ISA_H
 #define LLMC_CPU_ISA_H
 

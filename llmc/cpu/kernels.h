@@ -1,6 +1,7 @@
-// kernels.h: the kernel files of the CPU backend, one row each. Each llmc/cpu/<name>_kernels.c defines
-// void ISA_NAME(<name>_register)(Backend *be), which sets the function pointers that it implements; the file is
-// compiled once per instruction-set level (isa.h) and backend_cpu.c calls the set of the level it chose.
+// kernels.h: llmc/cpu is the CPU backend: kernels in C over vector extensions, for several instruction sets. This
+// table lists its kernel files. Each <name>_kernels.c is compiled once per level (isa.h) and defines void
+// ISA_NAME(<name>_register)(Backend *be), which sets the function pointers that it implements; backend_cpu.c calls
+// those of one level. Must not know models, training or ranks.
 #ifndef LLMC_CPU_KERNELS_H
 #define LLMC_CPU_KERNELS_H
 
@@ -32,7 +33,7 @@ CPU_KERNEL_FILES(CPU_DECLARE_REGISTER, avx512bf16)
 // Scratch memory of the calling thread, at least `bytes`, 64-byte aligned, kept between calls and counted by
 // cpu_scratch_bytes(). The first step of a run grows it; later steps reuse it. Contents are not kept.
 void *cpu_scratch(Backend *be, int thread, size_t bytes);
-// What the scratch of all threads takes now.
+// Current scratch size of all threads.
 size_t cpu_scratch_bytes(const Backend *be);
 
 #endif

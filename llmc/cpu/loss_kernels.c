@@ -4,7 +4,7 @@
 #include "llmc/cpu/kernels.h"
 #include "llmc/cpu/simd.h"
 
-// Logits as the softmax sees them.
+// Logits as input of the softmax.
 SIMD_INLINE vf cap_logit(vf x, float cap) {
     if (cap > 0) x = cap * vf_tanh(x * (1.0f / cap));
     return x;
@@ -18,17 +18,17 @@ SIMD_INLINE void store_zeros(void *row, int64_t first, int64_t end, DType dtype)
     memset((char *)row + to_size(first) * each, 0, to_size(end - first) * each);
 }
 
-// A row is worked through in blocks that fit in L1. The softmax's sum is kept relative to the largest logit so far;
-// where the gradient can, it takes up the exponentials again that the block left in place of its logits.
+// A row is processed in blocks that fit in L1. The softmax's sum is relative to the largest logit so far; if
+// possible, the gradient reuses the exponentials that the block stored in place of its logits.
 #define ROW_MAX_BLOCKS 256
 #define ROW_MIN_BLOCK 2048
 typedef struct {
     int64_t block;              // elements, a multiple of VF_LANES
-    float top[ROW_MAX_BLOCKS];  // what a block's exponentials are relative to: the largest logit so far
+    float top[ROW_MAX_BLOCKS];  // the maximum that a block's exponentials are relative to
     float max, sum;             // of the whole row
 } RowSoftmax;
 
-// NaN is passed over here; the exponentials that follow bring it to the sum.
+// Ignores NaN; the exponentials that follow carry it into the sum.
 SIMD_INLINE float block_max(const void *row, int64_t first, int64_t end, float cap, DType dtype) {
     vf best[2] = {vf_set(-INFINITY), vf_set(-INFINITY)};
     int64_t v = first;
@@ -95,7 +95,8 @@ SIMD_INLINE void row_gradient(void *row, const RowSoftmax *s, int64_t V, float s
     }
 }
 
-// scale is the row's weight times the loss scale; cap is args.softcap, a constant 0 where there is none, so that the compiler drops it.
+// scale is the row's weight times the loss scale; cap is args.softcap, a constant 0 if there is none, so that the
+// compiler removes it.
 SIMD_INLINE float cross_entropy_row(void *row, int64_t Vp, int64_t target, float scale, CrossEntropyArgs args,
                                     float cap, DType dtype) {
     // bf16 exponentials would be rounded twice, and the soft-cap's derivative needs the logits.
@@ -105,12 +106,12 @@ SIMD_INLINE float cross_entropy_row(void *row, int64_t Vp, int64_t target, float
     row_softmax(&s, row, args.V, cap, keep, dtype);
     if (args.want_grad) {
         row_gradient(row, &s, args.V, scale, cap, keep, dtype);
-        // The target's element again from its logit: subtracting from the stored probability would round twice.
+        // Recompute the target's element from its logit: subtracting from the stored probability would round twice.
         vf d = logit_gradient(at_target, s.max, scale / s.sum, scale, cap);
         vf_store_some(row, target, d, 1, dtype);
         store_zeros(row, args.V, Vp, dtype);
     }
-    // Logits may be large and their difference small: in double.
+    // Logits may be large and their difference small: use double.
     return (float)(log((double)s.sum) + (double)s.max - (double)cap_logit(at_target, cap)[0]);
 }
 static float cross_entropy_any(void *row, int64_t Vp, int64_t target, float scale, CrossEntropyArgs args,

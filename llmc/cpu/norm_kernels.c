@@ -1,5 +1,5 @@
 // norm_kernels.c: LayerNorm and RMSNorm over the last dimension, forward and backward, one row at a time so that a
-// row is read from memory once. Reached through backend.h; knows nothing of models.
+// row is read from memory once. Must not know models.
 #include "llmc/cpu/isa.h"
 #include "llmc/cpu/partials.h"
 
@@ -26,8 +26,8 @@ SIMD_INLINE float row_sum(const void *x, int64_t base, int64_t C, float shift, b
     return total;
 }
 
-// The variance is taken around the mean in a second pass over the row, which is in L1 by then: E[x^2] - mean^2 would
-// cancel. adds and dtype are constants where it is called: a row without a residual has no branch for it.
+// The variance is taken around the mean in a second pass over the row, then in L1: E[x^2] - mean^2 would cancel.
+// adds and dtype are compile-time constants at each call: without a residual there is no branch for it.
 SIMD_INLINE void norm_forward_row(Tensor out, float *mean_out, float *rstd_out, Tensor x, Tensor weight, Tensor bias,
                                   NormArgs args, int64_t row, bool adds, DType dtype) {
     int64_t C = x.dim[1], base = row * C;
@@ -60,7 +60,7 @@ static void norm_forward(Backend *be, Tensor out, Tensor mean, Tensor rstd, Tens
     op_check_norm_forward(out, mean, rstd, x, weight, bias, &args);
     int64_t N = x.dim[0];
     (void)be;
-    // Two loops, so that a compiler makes the same of the one without a residual whatever the other needs.
+    // Two loops, so that the residual does not change the code compiled for the loop without one.
     if (tensor_is_none(args.residual)) {
 #pragma omp parallel for schedule(static) num_threads(be->threads) if (tensor_elems(x) > CPU_PARALLEL_ELEMS)
         for (int64_t row = 0; row < N; ++row) norm_forward_any(out, mean, rstd, x, weight, bias, args, row, false);
@@ -71,7 +71,7 @@ static void norm_forward(Backend *be, Tensor out, Tensor mean, Tensor rstd, Tens
 }
 
 // With xhat = (x - mean) rstd and g = dout weight: dx = rstd (g - avg(g) - xhat avg(g xhat)); RMSNorm has no avg(g).
-// dweight += dout xhat and dbias += dout go to the chunk's partial row [dweight(C) | dbias(C)].
+// dweight += dout xhat and dbias += dout, in the chunk's partial row [dweight(C) | dbias(C)].
 SIMD_INLINE void norm_backward_row(Tensor dx, float *partial, Tensor dout, Tensor x, Tensor weight, float mean,
                                    float rstd, NormKind kind, bool want_bias, bool accumulate, int64_t row,
                                    DType dtype) {

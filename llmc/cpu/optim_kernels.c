@@ -1,5 +1,6 @@
-// optim_kernels.c: gradient norm and clipping, AdamW, and Muon's elementwise steps (matmul makes its products).
-// Every update is one pass over memory: at 124M parameters these operations run at the speed of memory.
+// optim_kernels.c: gradient norm and clipping, AdamW, and Muon's elementwise steps (matmul computes its products).
+// Every update is one pass over memory: at 124M parameters these operations are memory-bound. Must not know models or
+// ranks.
 #include "llmc/cpu/isa.h"
 #include "llmc/cpu/kernels.h"
 #include "llmc/cpu/simd.h"
@@ -21,7 +22,7 @@ SIMD_INLINE void add_squares(vd sum[2], vf v) {
         sum[k] += wide * wide;
     }
 }
-// Four places of the range at once: one stream of loads alone does not fill the memory's bandwidth.
+// Four parts of the range at once: a single stream of loads does not saturate memory bandwidth.
 #define STREAMS 4
 SIMD_INLINE double sum_squares_range(const void *x, int64_t first, int64_t end, DType dtype) {
     vd sum[STREAMS][2] = {{{0}}};
@@ -97,7 +98,7 @@ static void frobenius_normalize(Backend *be, Tensor x, float eps) {
 }
 
 // ---- updates ----
-// What is the same for all tensors of a call.
+// Values common to all tensors of a call.
 typedef struct {
     const OptimTensor *tensors;
     int64_t count;
@@ -114,7 +115,7 @@ typedef void UpdateBody(const Update *update, int64_t tensor, int64_t first, int
 #define UPDATE_BLOCK_ELEMS 4096
 #define UPDATE_PARALLEL_BLOCKS (CPU_PARALLEL_ELEMS / UPDATE_BLOCK_ELEMS)
 
-// One parallel region for all tensors: part p takes an equal share of the blocks, wherever tensors begin and end.
+// One parallel region for all tensors: part p takes an equal share of the blocks, across tensor boundaries.
 static void update_all(Backend *be, const Update *update, UpdateBody *body) {
     int64_t blocks = 0, parts = be->threads;
     for (int64_t i = 0; i < update->count; ++i) blocks += div_up(update->tensors[i].elems, UPDATE_BLOCK_ELEMS);
@@ -131,7 +132,7 @@ static void update_all(Backend *be, const Update *update, UpdateBody *body) {
     }
 }
 
-// Random bits are made for this many elements at a time, in a loop that the compiler turns into vectors.
+// Random bits are generated for this many elements at a time, in a loop that the compiler vectorizes.
 #define ROUNDING_ELEMS 512
 #define ROUNDING_BLOCKS (ROUNDING_ELEMS / ROUNDING_BLOCK_ELEMS + 1)
 typedef struct {
@@ -160,7 +161,7 @@ SIMD_INLINE vf value_load(const OptimTensor *p, int64_t i, int64_t left) {
     return p->master != NULL ? vf_load_some(p->master, i, left, DTYPE_F32)
                              : vf_load_some(p->weight, i, left, DTYPE_BF16);
 }
-// random16: of element i; used without a master.
+// random16: of element i; used only without a master.
 SIMD_INLINE void value_store(const OptimTensor *p, int64_t i, vf w, int64_t left, const uint16_t *random16) {
     if (p->master == NULL) {
         store_stochastic(p->weight + i, w, random16, left);

@@ -1,6 +1,6 @@
-// partials.h: sums over the rows of a matrix (parameter gradients), the same to the bit for any number of threads:
-// rows are cut into chunks whose number depends on the row count alone, each chunk sums its rows in order into its
-// own partial row, and the partial rows are added in order. Used by the norm, reduce and rope kernels.
+// partials.h: sums over the rows of a matrix (parameter gradients), bit-identical for any number of threads: rows are
+// divided into chunks whose number depends on the row count alone, each chunk sums its rows in order into its own
+// partial row, and the partial rows are added in order.
 #ifndef LLMC_CPU_PARTIALS_H
 #define LLMC_CPU_PARTIALS_H
 

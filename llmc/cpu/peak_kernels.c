@@ -1,5 +1,5 @@
-// peak_kernels.c: the multiply-add rate that matmuls are measured against: independent accumulators in registers,
-// nothing loaded. Called once at start-up; knows nothing of what it will be compared with.
+// peak_kernels.c: measures the peak multiply-add rate, the reference for matmuls: independent accumulators in
+// registers, no loads.
 #include <stdio.h>
 
 #include <omp.h>
@@ -57,8 +57,8 @@ static float peak_bf16_burst(void) {
 }
 #endif
 
-// Every thread times its own bursts while the others run theirs and keeps its best: a neighbour's interference only
-// ever slows, and a barrier between bursts would measure the scheduler.
+// Every thread times its own bursts while the others run theirs and keeps the best: interference can only slow a
+// burst down, and a barrier between bursts would measure the scheduler.
 static double measure_peak(Backend *be, DType dtype) {
     double flops_each = (double)PEAK_CHAINS * PEAK_INNER * VF_LANES * 2;
     float (*burst)(void) = peak_fp32_burst;

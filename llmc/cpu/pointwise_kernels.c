@@ -1,5 +1,5 @@
-// pointwise_kernels.c: operations on one element at a time: activations, residual adds, casts, the logit soft-cap.
-// All but SwiGLU see tensors as flat arrays cut into blocks.
+// pointwise_kernels.c: elementwise operations: activations, residual adds, casts, the logit soft-cap. All but SwiGLU
+// treat tensors as flat arrays divided into blocks.
 #include "llmc/cpu/isa.h"
 #include "llmc/cpu/kernels.h"
 #include "llmc/cpu/simd.h"
@@ -64,7 +64,12 @@ static void backward_any(void *dpre, const void *dout, const void *pre, int64_t 
     if (kind == ACT_RELU2 && dtype == DTYPE_BF16) backward_block(dpre, dout, pre, first, end, ACT_RELU2, DTYPE_BF16);
 }
 
+static void check_kind(Activation kind) {
+    CHECK(kind == ACT_GELU || kind == ACT_RELU2 || kind == ACT_SWIGLU, "no kernel for activation %d", (int)kind);
+}
+
 static void activation_forward(Backend *be, Tensor out, Tensor pre, Activation kind) {
+    check_kind(kind);
     op_check_activation(out, pre, kind);
     int64_t elems = tensor_elems(out), rows = out.dim[0];
     (void)be;
@@ -84,6 +89,7 @@ static void activation_forward(Backend *be, Tensor out, Tensor pre, Activation k
 }
 
 static void activation_backward(Backend *be, Tensor dpre, Tensor dout, Tensor pre, Activation kind) {
+    check_kind(kind);
     op_check_activation_backward(dpre, dout, pre, kind);
     int64_t elems = tensor_elems(dout), rows = dout.dim[0];
     (void)be;

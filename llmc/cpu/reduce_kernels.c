@@ -21,7 +21,7 @@ static void bias_backward(Backend *be, Tensor dbias, Tensor dout, bool accumulat
 #pragma omp parallel for schedule(static) num_threads(be->threads) if (N * C > CPU_PARALLEL_ELEMS)
     for (int64_t chunk = 0; chunk < chunks; ++chunk) {
         int64_t end = partials_first_row(N, chunk + 1);
-        // Four rows at a time: the partial row goes through L1 a quarter as often.
+        // Four rows at a time: the partial row is loaded and stored a quarter as often.
         for (int64_t row = partials_first_row(N, chunk); row < end; row += 4) {
             if (dout.dtype == DTYPE_F32)
                 add_rows(partials + chunk * C, dout.data, row, min_i64(4, end - row), C, DTYPE_F32);
@@ -32,7 +32,7 @@ static void bias_backward(Backend *be, Tensor dbias, Tensor dout, bool accumulat
     partials_sum(be, dbias.data, partials, N, C, 0, C, accumulate);
 }
 
-// One number a row: too little work for threads.
+// One number per row: too little work for threads.
 static void weighted_sum(Backend *be, Tensor out, Tensor nll, Tensor weights, bool accumulate) {
     (void)be;
     int64_t N = tensor_elems(nll);
@@ -44,7 +44,7 @@ static void weighted_sum(Backend *be, Tensor out, Tensor nll, Tensor weights, bo
 }
 
 // ---- hashes ----
-// Half as many lanes of 64 bits as a vector has of 32.
+// A vector has half as many 64-bit lanes as 32-bit lanes.
 #define HASH_LANES (VF_LANES / 2)
 #define HASH_CHUNK_ELEMS ((int64_t)1 << 16)
 typedef uint64_t vq __attribute__((vector_size(VF_LANES * 4), may_alias));

@@ -1,5 +1,5 @@
-// rope_kernels.c: what happens to the q and k heads between their projection and attention: RMS norm of each head
-// (QK-norm, optional), then rotary position embedding (Su et al., "RoFormer"; optional). v heads pass through.
+// rope_kernels.c: the q and k heads between their projection and attention: RMS norm of each head (QK-norm,
+// optional), then rotary position embedding (Su et al., "RoFormer"; optional). v heads are copied unchanged.
 #include "llmc/cpu/isa.h"
 #include "llmc/cpu/partials.h"
 
@@ -12,7 +12,7 @@ static void check_positions(Tensor positions, const QkArgs *args) {
               position[i], (long long)P - 1);
 }
 
-// (a, b) -> (a cos - b sin, b cos + a sin) on the pairs (i, i + HS/2); direction -1 turns back (the transpose).
+// (a, b) -> (a cos - b sin, b cos + a sin) on the pairs (i, i + HS/2); direction -1 is the inverse (the transpose).
 SIMD_INLINE void rotate_head(void *out, const void *in, const float *cos, const float *sin, float direction,
                              int64_t HS, DType out_dtype, DType in_dtype) {
     int64_t half = HS / 2;
@@ -72,14 +72,14 @@ SIMD_INLINE void qk_forward_row(Tensor out, Tensor rstd, Tensor in, int64_t posi
     }
 }
 
-// The v heads of a row, when it is not in place.
+// Copies the v heads of a row, if not in place.
 static void copy_v(Tensor out, Tensor in, int64_t row, const QkArgs *args) {
     int64_t at = row * in.dim[1] + (args->NH + args->NKV) * args->HS;
     size_t bytes = to_size(args->NKV * args->HS) * dtype_bytes(in.dtype);
     if (out.data != in.data)
         memcpy((void *)(uintptr_t)head_at(out.data, at, in.dtype), head_at(in.data, at, in.dtype), bytes);
 }
-// With neither norm nor rotation.
+// Neither norm nor rotation.
 static bool qk_copies(Backend *be, Tensor out, Tensor in, const QkArgs *args) {
     if (args->use_rope || !tensor_is_none(args->q_weight)) return false;
     if (out.data != in.data) be->copy(be, out.data, in.data, tensor_bytes(in));

@@ -1,9 +1,10 @@
-// simd.h: the vector type that the CPU kernels are written in: `vf`, VF_LANES floats wide, by GCC/Clang vector
+// simd.h: the vector type of the CPU kernels: `vf`, VF_LANES floats wide, by GCC/Clang vector
 // extensions, so that the same source compiles to AVX-512, AVX2, SSE or NEON. Only loads of bf16, exponentials
 // and horizontal sums need more than operators.
 //
-// Accuracy, checked by tests/cpu/test_simd.c and, at every level, tests/backend/test_ops_*.c: vf_exp is within 1.5e-7 relative up
-// to 88.72, underflows gradually below -87 and overflows to infinity; vf_tanh is within 4e-7 relative. Both keep NaN.
+// Accuracy, checked by tests/cpu/test_simd.c and, at every level, tests/backend/test_ops_*.c: vf_exp is within 1.5e-7
+// relative up to 88.72, underflows gradually below -87 and overflows to infinity; vf_tanh is within 4e-7 relative.
+// Both keep NaN.
 #ifndef LLMC_CPU_SIMD_H
 #define LLMC_CPU_SIMD_H
 
@@ -155,7 +156,7 @@ SIMD_INLINE vf vf_exp(vf x) {
 #if defined(__AVX512F__)
     return (vf)_mm512_scalef_ps((__m512)p, (__m512)n);
 #else
-    // 2^n in two halves: n goes beyond what one exponent field holds, at both ends.
+    // 2^n in two factors: n exceeds the range of one exponent field at both ends.
     vi whole = (vi)shifted - 0x4b400000, half = whole >> 1;
     return p * (vf)((half + 127) << 23) * (vf)((whole - half + 127) << 23);
 #endif
@@ -187,7 +188,7 @@ SIMD_INLINE vf vf_gelu_derivative(vf x) {
     return s + x * s * (1.0f - s) * (2.0f * GELU_SCALE) * (1.0f + 3.0f * GELU_CUBE * x * x);
 }
 
-// Activation rows of either dtype: one kernel body serves both through these two.
+// Loads and stores of activation rows: one kernel body serves both dtypes through these two.
 SIMD_INLINE vf vf_load_as(const void *base, int64_t index, DType dtype) {
     return dtype == DTYPE_F32 ? vf_load((const float *)base + index) : vf_load_bf16((const uint16_t *)base + index);
 }

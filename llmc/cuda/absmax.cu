@@ -1,10 +1,10 @@
-// absmax.cu: see absmax.h: the table of records, and the kernel for tensors whose writer recorded nothing.
+// absmax.cu: see absmax.h: the table of records, and the kernel for tensors without a record.
 #include "llmc/cuda/absmax.h"
 
 #define ABSMAX_THREADS 256
-#define ABSMAX_PACKS 4  // in flight a thread
+#define ABSMAX_PACKS 4  // in flight per thread
 
-// elems bf16 values, whole packs of W. Bound by memory: 2 bytes an element, read once.
+// elems bf16 values, whole packs of W. Memory-bound: 2 bytes per element, read once.
 template <int W>
 __global__ void __launch_bounds__(ABSMAX_THREADS) absmax_kernel(uint32_t *slot, const uint16_t *x, int64_t packs) {
     const int64_t first = (int64_t)blockIdx.x * ABSMAX_THREADS * ABSMAX_PACKS + threadIdx.x;
@@ -46,7 +46,7 @@ uint32_t *absmax_begin(Backend *be, Tensor out) {
     for (int i = 1; i < ABSMAX_RECORDS; ++i)
         if (absmax->record[i].valid_at < absmax->record[oldest].valid_at) oldest = i;
     uint32_t *slot = absmax->slots + oldest;
-    // Not valid before absmax_end, and not the oldest meanwhile.
+    // Not valid before absmax_end, and until then not the oldest.
     absmax->record[oldest] = {NULL, 0, now(be)};
     cuda_ok(be, cudaMemsetAsync(slot, 0, sizeof *slot, cuda_stream(be)), "cudaMemsetAsync");
     return slot;
@@ -68,7 +68,7 @@ void absmax_keep(Backend *be, Tensor t, const uint32_t *slot) {
     Absmax *absmax = absmax_state(be);
     if (slot == NULL) return;
     AbsmaxRecord *record = &absmax->record[slot - absmax->slots];
-    // Unless the slot went to another tensor meanwhile.
+    // Unless the slot was reused for another tensor.
     if (record->data == t.data && record->elems == tensor_elems(t)) record->valid_at = now(be);
 }
 

@@ -1,17 +1,16 @@
-// absmax.h: the largest magnitude of a tensor, which is what scales it before it is rounded to 8 bits: recorded by
-// the kernel that writes the tensor while the values are in registers, so that fp8 products need not read it once
-// more.
+// absmax.h: the largest magnitude of a tensor, which gives its scale for rounding to 8 bits. The kernel that writes
+// the tensor records it while the values are in registers, so that fp8 products do not read the tensor once more.
 //
-//     uint32_t *most = absmax_begin(be, out);      // NULL while no product of this run is asked for fp8
-//     GPU_LAUNCH(be, some_kernel, ..., most);       // whose threads end with absmax_record<T>(most, ...)
+//     uint32_t *most = absmax_begin(be, out);      // NULL until the first fp8 product of this run
+//     GPU_LAUNCH(be, some_kernel, ..., most);       // its threads end with absmax_record<T>(most, ...)
 //     absmax_end(be, out, most);
 //
-// Magnitudes are compared as the integers that their bits are: the order is that of the values, NaN is above
-// infinity, and a maximum does not depend on who comes first.
+// Magnitudes are compared as integers, by their bits: the order is that of the values, NaN is above infinity, and a
+// maximum does not depend on the order of the threads.
 //
-// A record holds until the compute stream is handed out again (cuda_stream): whoever takes the stream may write
-// anything. An operation that knows better says so (absmax_keep). So nobody who does not know of records can make one
-// stale, and inside a captured sequence only what was recorded inside it is used.
+// A record is valid until the next call of cuda_stream, since the caller may then write to any memory. An operation
+// that did not write to the tensor extends the record (absmax_keep). So code that does not use records cannot leave a
+// stale one, and a captured sequence uses only records made inside it.
 #ifndef LLMC_CUDA_ABSMAX_H
 #define LLMC_CUDA_ABSMAX_H
 
@@ -27,18 +26,18 @@ typedef struct {
 } AbsmaxRecord;
 
 typedef struct Absmax {
-    bool wanted;      // some product was asked for fp8
-    uint32_t *slots;  // on the device, one a record
+    bool wanted;      // there was an fp8 product
+    uint32_t *slots;  // on the device, one per record
     AbsmaxRecord record[ABSMAX_RECORDS];
 } Absmax;
 
-// A cleared slot for out, which is about to be written; NULL while nobody wants it, or once the backend has failed.
+// A cleared slot for out, to be called before out is written; NULL before the first fp8 product or after a failure.
 uint32_t *absmax_begin(Backend *be, Tensor out);
-// Everything that the operation does has been issued, and the slot will hold out's largest magnitude.
+// Call after the operation's last launch: the slot will hold out's largest magnitude.
 void absmax_end(Backend *be, Tensor out, const uint32_t *slot);
 // The slot of t's largest magnitude as bits of an fp32, or NULL.
 const uint32_t *absmax_find(const Backend *be, Tensor t);
-// What was found before this operation still holds after it: it has not written to t.
+// Extends a slot found before this operation, which has not written to t.
 void absmax_keep(Backend *be, Tensor t, const uint32_t *slot);
 // From the record, or by a kernel that reads t.
 const uint32_t *absmax_of(Backend *be, Tensor t);
@@ -52,10 +51,10 @@ static __device__ __forceinline__ uint32_t absmax_add(uint32_t most, float x) {
     const uint32_t bits = __float_as_uint(x) & 0x7fffffffu;
     return bits > most ? bits : most;
 }
-// What each lane has found, of fp32 values that were rounded to T when they were stored: the largest of the rounded
-// is the largest rounded. All lanes of the warp call it; slot may be NULL. Most warps only look: atomics on one
-// address are done one after the other. What they see may be old, hence smaller, which costs an atomic and nothing
-// else.
+// Records the maximum of all lanes' `most`, of fp32 values rounded to T when stored: the largest rounded value is the
+// rounded largest value. All lanes of the warp call it; slot may be NULL. Atomics on one address are serialized, so a
+// warp first reads the slot, and most stop there. The value read may be old, hence smaller, which only costs an
+// unnecessary atomic.
 template <class T>
 __device__ __forceinline__ void absmax_record(uint32_t *slot, uint32_t most) {
     if (slot == NULL) return;

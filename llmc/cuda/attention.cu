@@ -1,5 +1,5 @@
 // attention.cu: the attention entries of the function table: checks of the operands, the choice between cuDNN and the
-// own kernels, and the own kernels' problem (attention_tile.h). Knows no tiles.
+// own kernels, and the own kernels' problem (attention_tile.h). Must not know tiles.
 #include <stdio.h>
 #include <stdlib.h>
 
@@ -8,13 +8,13 @@
 #include "llmc/cuda/workspace.h"
 #include "llmc/backend/op_check.h"
 
-// Decoding fewer positions than this goes row by row: tiles would mostly compute padding.
+// Fewer positions than this are decoded row by row: tiles would mostly compute padding.
 #define DECODE_TILE_QUERIES 16
-// Of a grid's second and third dimension.
+// Limit of a grid's second and third dimension.
 #define GRID_LIMIT 65535
 
 typedef struct {
-    CudnnAttention *cudnn;  // NULL: never asked
+    CudnnAttention *cudnn;  // NULL: not opened yet
     Error refusal;          // why the own kernels served last
 } AttentionState;
 
@@ -26,7 +26,7 @@ static const char *head_at(const void *rows, DType dtype, int64_t column) {
     return (const char *)rows + to_size(column) * dtype_bytes(dtype);
 }
 
-// What forward and backward passes have in common; false: the backend has failed.
+// The part common to forward and backward passes; false: the backend has failed.
 static bool problem_make(AttentionProblem *p, Backend *be, Tensor out, Tensor lse, Tensor qkv,
                          const AttentionArgs *args, const int32_t *wanted) {
     if (args->HS > ATTENTION_LARGEST_HS) {
@@ -82,10 +82,10 @@ static void attention_backward_own(Backend *be, Tensor dqkv, Tensor dout, Tensor
 
 // ---- the choice ----
 
-// cuDNN has refused, or is not there. False: it was demanded, and the backend has failed.
+// cuDNN is absent or refuses the call. False: attention=cudnn was requested, so the backend has failed.
 static bool choose_own(Backend *be, const Error *why) {
     if (strcmp(cuda_state(be)->attention_wanted, "cudnn") == 0)
-        return cuda_fail(be, "attention=cudnn is wanted", why->message);
+        return cuda_fail(be, "attention=cudnn was requested", why->message);
     snprintf(be->attention_choice, sizeof be->attention_choice, "own kernels (%.130s)", why->message);
     return true;
 }
@@ -123,7 +123,7 @@ static void attention_backward(Backend *be, Tensor dqkv, Tensor dout, Tensor qkv
     }
 }
 
-// Decoding is always the own kernels': cuDNN has nothing to gain at a handful of positions.
+// Decoding always uses the own kernels: cuDNN has no advantage for a few positions.
 static void attention_decode(Backend *be, Tensor out, Tensor k_cache, Tensor v_cache, Tensor qkv, int64_t start,
                              AttentionArgs args) {
     op_check_attention_decode(out, k_cache, v_cache, qkv, start, &args);
@@ -152,11 +152,11 @@ void attention_register_cuda(Backend *be) {
     AttentionState *state = (AttentionState *)xcalloc(1, sizeof *state);
     cuda_state(be)->attention = state;
     const char *wanted = cuda_state(be)->attention_wanted;
-    // The contract of backend.h is a fixed order of every sum, so cuDNN may serve in its deterministic mode only.
+    // backend.h requires a fixed order of every sum, so cuDNN is used in its deterministic mode only.
     if (strcmp(wanted, "own") == 0) error_set(&state->refusal, "attention=own");
     else state->cudnn = cudnn_attention_open(be, true, &state->refusal);
     if (strcmp(wanted, "cudnn") == 0 && state->cudnn == NULL)
-        cuda_fail(be, "attention=cudnn is wanted", state->refusal.message);
+        cuda_fail(be, "attention=cudnn was requested", state->refusal.message);
 }
 
 void attention_close_cuda(Backend *be) {

@@ -1,21 +1,21 @@
 // attention_backward.cu: the gradient of attention (FlashAttention-2, Dao 2023), deterministic and without a
 // workspace beyond rowsum(dout * out): the probabilities P are recomputed from lse, once in a kernel that keeps a
 // tile of keys and sums dK and dV over the queries (and over the query heads that share them, in order), once in a
-// kernel that keeps a tile of queries and sums dQ over the keys. Called by attention.cu; knows nothing of tensors.
+// kernel that keeps a tile of queries and sums dQ over the keys. Must not know tensors.
 //
 //     P = exp(scale QK^T - lse)   dP = dO V^T   dS = P (dP - rowsum(dO O))
 //     dV = P^T dO                 dQ = scale dS K                dK = scale dS^T Q
 //
-// That is seven products of 2*HS FLOPs for each visible pair, where one kernel needs five: there dQ is summed over
-// blocks by float atomics, whose order differs from run to run, or through an fp32 copy of dQ in memory that blocks
-// take turns at. The two products more buy bits that do not change and no memory. As in the forward pass mma.sync
-// bounds the rate, and shared memory nearly does: the left operand is read again for each tile that streams by.
+// These are seven products of 2*HS FLOPs for each visible pair. A single kernel needs five, but sums dQ over blocks
+// by float atomics, whose order differs between runs, or through an fp32 copy of dQ in memory that blocks update in
+// turn. The two additional products buy reproducible bits and no memory. As in the forward pass the bound is
+// mma.sync, closely followed by shared memory: the left operand is read again for each streamed tile.
 #include "llmc/cuda/attention_tile.h"
 
 #define DOT_THREADS 256
 #define DOT_LANES 8
 
-// dot (B,NH,T) = rowsum(dout * out): eight lanes a row of one head, neighbouring groups at neighbouring positions.
+// dot (B,NH,T) = rowsum(dout * out): eight lanes per row of one head, neighbouring groups at neighbouring positions.
 // Memory-bound: reads dout and out once. `positions` is T.
 template <class T, int W>
 __global__ void __launch_bounds__(DOT_THREADS)
@@ -38,7 +38,7 @@ __global__ void __launch_bounds__(DOT_THREADS)
 
 // ---- dK and dV ----
 
-// exp(scale * score - lse): the difference first, which is small where the probability counts, then the power.
+// exp(scale * score - lse): first the difference, which is small where the probability is large, then the power.
 static __device__ __forceinline__ float probability(float score, float scale, float lse) {
     return ptx_exp2(fmaf(score, scale, -lse) * ATTENTION_LOG2E);
 }
@@ -64,7 +64,7 @@ __device__ __forceinline__ void softmax_backward_columns(float (&scores)[M][N8][
 }
 
 // Grid (tiles of keys * parts of the head's columns, NKV, B); the longest tiles of a causal mask come first. Queries
-// and their dout stream past; queries have two buffers because they are used last.
+// and their dout are streamed; queries have two buffers because they are used last.
 template <class T, int HSP>
 __global__ void __launch_bounds__(AttentionTile<T, HSP>::THREADS) attention_dkv_kernel(AttentionProblem p) {
     using Tile = AttentionTile<T, HSP>;
@@ -114,7 +114,7 @@ __global__ void __launch_bounds__(AttentionTile<T, HSP>::THREADS) attention_dkv_
         const float *lse_tile = statistics + buffer * 2 * QUERIES, *dot_tile = lse_tile + QUERIES;
         bool masked = i0 < range.full_begin || i0 + QUERIES > range.full_end;
         int column = i0 + 2 * c;
-        // The next tile of queries, of the next head behind the last one.
+        // The next tile of queries; after the last one, the first of the next head.
         i0 += QUERIES;
         if (i0 >= range.end) {
             i0 = range.begin;
@@ -130,7 +130,7 @@ __global__ void __launch_bounds__(AttentionTile<T, HSP>::THREADS) attention_dkv_
         if (masked) tile_mask<ROWS>(scores, spans + warp_row + g, column, 0);
         tile_zero(dscores);
         tile_multiply_nt<HSP, STRIDE>(dscores, v_tile + warp_row * STRIDE, dout_tile, p.HS);
-        // Rows beyond the last query are zeros throughout, statistics included, and add nothing.
+        // Rows beyond the last query are all zero, statistics included, and add nothing.
         softmax_backward_columns(scores, dscores, lse_tile, dot_tile, p.scale);
         tile_multiply_nn<STRIDE>(dv, scores, dout_tile + column0, passed);
         __syncthreads();

@@ -1,5 +1,5 @@
-// attention_cudnn.cu: see attention_cudnn.h. Builds where cudnn.h is found; elsewhere, and in the emulator, opening
-// says that cuDNN is absent. The graphs themselves are made in cudnn_sdpa.cu.
+// attention_cudnn.cu: see attention_cudnn.h. Without cudnn.h, and in the emulator, opening reports that cuDNN is
+// absent. cudnn_sdpa.cu builds the graphs.
 #include "llmc/cuda/attention_cudnn.h"
 
 #include <math.h>
@@ -13,18 +13,19 @@
 
 #define DOCUMENT_THREADS 1024
 
-// cuDNN counts ragged offsets in elements of the tensor that they belong to: a document's first row times the row's
-// elements (so do TransformerEngine and PyTorch). If a cuDNN were to count tokens, this is the one place to change.
+// cuDNN counts ragged offsets in elements of their tensor: a document's first row times the elements of a row (as in
+// TransformerEngine and PyTorch). If a cuDNN version counts tokens instead, only this must change.
 static __device__ __forceinline__ int64_t document_offset(int64_t first_row, int64_t row_elems) {
     return first_row * row_elems;
 }
 
 struct DocumentRows {
-    int64_t qkv_elems, out_elems, stats_elems;  // of one row
+    int64_t qkv_elems, out_elems, stats_elems;  // per row
 };
 
-// One block. Each thread looks at one stretch of doc twice: to count the documents that begin in it and, knowing how
-// many began before, to write where. Bound by the latency of reading 4 bytes a token through one SM, a few us.
+// One block. Each thread reads its part of doc twice: to count the documents that begin in it and, given the number
+// that begin before it, to write their offsets. Bound by the latency of reading 4 bytes per token through one SM, a
+// few us.
 static __global__ void __launch_bounds__(DOCUMENT_THREADS)
     documents_kernel(DocumentTables tables, const int32_t *doc, int64_t B, int64_t T, int64_t places,
                      DocumentRows rows) {
@@ -37,7 +38,7 @@ static __global__ void __launch_bounds__(DOCUMENT_THREADS)
     for (int64_t i = begin, t = begin % T; i < end; ++i, t = t + 1 == T ? 0 : t + 1)
         count += t == 0 || doc[i] != doc[i - 1];
 
-    int32_t scan = count;  // of this lane and those before
+    int32_t scan = count;  // of this lane and all lower ones
     for (int distance = 1; distance < WARP; distance *= 2) {
         int32_t other = __shfl_up_sync(FULL_MASK, scan, distance);
         if (lane >= distance) scan += other;
@@ -82,7 +83,7 @@ void cudnn_attention_documents(Backend *be, DocumentTables tables, Tensor doc, i
 #define LSE_TILE 32
 #define LSE_ROWS 8
 
-// A transposition of rows x columns matrices, one for each z. Moves 8 bytes an element, a fraction of attention's.
+// Transposes matrices of rows x columns, one per z. Moves 8 bytes per element, a fraction of attention's traffic.
 static __global__ void __launch_bounds__(LSE_TILE *LSE_ROWS)
     lse_transpose_kernel(float *to, const float *from, int64_t rows, int64_t columns) {
     SHARED_ARRAY(float, tile, LSE_TILE * (LSE_TILE + 1));
@@ -109,17 +110,17 @@ void cudnn_attention_unpack_lse(Backend *be, float *lse, const float *packed, At
     lse_transpose(be, lse, packed, args.B, args.T, args.NH);
 }
 
-// TOKAMAK_FAKE_CUDNN: tests/cudnn gives the emulator a cuDNN that computes graphs node by node.
+// TOKAMAK_FAKE_CUDNN: tests/gpu/cudnn has a cuDNN for the emulator that computes graphs node by node.
 #if CUDNN_SDPA_BUILT && (!defined(TOKAMAK_EMU) || defined(TOKAMAK_FAKE_CUDNN))
 
 // ---- plans ----
 
-// What was decided for a shape.
+// The decision for a shape.
 typedef struct {
     SdpaShape asked;  // the whole call
-    SdpaShape slice;  // what one execution takes
+    SdpaShape slice;  // the part that one execution computes
     bool refused;
-    Error text;  // who serves, or why cuDNN does not
+    Error text;  // description of the plan, or why cuDNN refuses
     SdpaPlan plan;
 } Choice;
 
@@ -130,7 +131,7 @@ struct CudnnAttention {
     int32_t *unserved;  // device memory
     Choice **choices;
     int64_t choice_count;
-    const Choice *last;  // that served
+    const Choice *last;  // the last one used
 };
 
 CudnnAttention *cudnn_attention_open(Backend *be, bool deterministic, Error *why) {
@@ -174,7 +175,7 @@ static bool same_shape(SdpaShape a, SdpaShape b) {
            a.HS == b.HS && a.window == b.window && a.ragged == b.ragged && a.backward == b.backward;
 }
 
-// Decides for a shape: the slice that keeps to the workspace limit, then an engine.
+// Decides for a shape: a slice within the workspace limit, then an engine.
 static void choice_make(Choice *choice, CudnnAttention *cudnn) {
     SdpaShape s = cudnn_slice(choice->asked);
     choice->slice = s;
@@ -190,7 +191,7 @@ static void choice_make(Choice *choice, CudnnAttention *cudnn) {
         return;
     }
     if (choice->plan.workspace_bytes > cudnn_engine_bytes(s)) {
-        error_set(&choice->text, "cuDNN refuses: its engine wants a workspace of %lld MiB, %lld MiB were planned",
+        error_set(&choice->text, "cuDNN refuses: its engine needs a workspace of %lld MiB, the plan has %lld MiB",
                   (long long)(choice->plan.workspace_bytes >> 20), (long long)(cudnn_engine_bytes(s) >> 20));
         cudnn_sdpa_free(&choice->plan);
         return;
@@ -205,7 +206,7 @@ static void choice_make(Choice *choice, CudnnAttention *cudnn) {
               !s.backward ? "" : s.deterministic ? "; backward in a fixed order" : "; backward in no fixed order");
 }
 
-// The kept choice for a call, made now if it is the first of its kind. NULL: refused, why is filled.
+// The cached choice for a call, made now for a new shape. NULL: refused, why is filled.
 static const Choice *choice_of(CudnnAttention *cudnn, Tensor qkv, AttentionArgs args, bool backward, Error *why) {
     if (qkv.dtype != DTYPE_BF16) {
         error_set(why, "cuDNN serves bf16 only");
@@ -284,17 +285,17 @@ static void binding_execute(Backend *be, const CudnnAttention *cudnn, const Choi
     if (status == CUDNN_STATUS_SUCCESS)
         status = api->set(pack, CUDNN_ATTR_VARIANT_PACK_WORKSPACE, CUDNN_TYPE_VOID_PTR, 1, &b->workspace);
     if (status == CUDNN_STATUS_SUCCESS) status = api->finalize(pack);
-    (void)cuda_stream(be);  // the library holds it; taking it says that work is issued
+    (void)cuda_stream(be);  // the library has the stream; the call ends records (absmax.h)
     if (status == CUDNN_STATUS_SUCCESS) status = api->execute(cudnn->device.handle, choice->plan.plan, pack);
     if (status != CUDNN_STATUS_SUCCESS) {
         char text[512];
         cudnn_api_error(api, status, text, sizeof text);
-        cuda_fail(be, "attention by cuDNN", text);
+        cuda_fail(be, "cuDNN attention", text);
     }
     if (pack != NULL) api->drop(pack);
 }
 
-// Divides the scratch block of a call: every part on 256 bytes.
+// Divides the scratch block of a call into parts aligned to 256 bytes.
 typedef struct {
     char *next, *end;
 } Scratch;
@@ -313,7 +314,7 @@ static void *scratch_take(Scratch *scratch, int64_t bytes) {
     return taken;
 }
 
-// The parts that both directions take from the scratch; packed statistics only where documents are ragged.
+// The scratch parts of both directions; packed statistics only if documents are ragged.
 static void binding_scratch(Backend *be, CudnnAttention *cudnn, Binding *b, Scratch *scratch, const Choice *choice,
                             AttentionArgs args, const int32_t **unserved) {
     SdpaShape s = choice->slice;
@@ -335,7 +336,7 @@ static void binding_scratch(Backend *be, CudnnAttention *cudnn, Binding *b, Scra
     *unserved = cudnn->unserved;
 }
 
-// The operands from row `first` and key/value head `head` on.
+// The operands, starting at row `first` and key/value head `head`.
 static void binding_slice(Binding *b, const SdpaShape *s, Tensor qkv, Tensor out, Tensor lse, int64_t first,
                           int64_t head) {
     int64_t group = s->row_NH / s->row_NKV, HS = s->HS;
@@ -357,10 +358,10 @@ static void check_operands(Tensor qkv, Tensor out, Tensor lse, AttentionArgs arg
           (long long)tensor_elems(lse));
     CHECK(rows <= INT32_MAX, "%lld rows", (long long)rows);
 }
-// The graphs promise operands on 16 bytes.
+// The graphs declare operands as aligned to 16 bytes.
 static bool operands_aligned(const Tensor *operands, int count, Error *why) {
     for (int i = 0; i < count; ++i)
-        if (!gpu_aligned(operands[i].data)) return error_set(why, "cuDNN refuses: operands that are not on 16 bytes");
+        if (!gpu_aligned(operands[i].data)) return error_set(why, "cuDNN refuses: operands not aligned to 16 bytes");
     return true;
 }
 
@@ -410,7 +411,7 @@ bool cudnn_attention_backward(CudnnAttention *cudnn, Backend *be, Tensor dqkv, T
     for (int64_t first = 0; first < args.B * args.T; first += s->tokens) {
         for (int64_t head = 0; head < args.NKV; head += s->NKV) {
             binding_slice(&b, s, qkv, out, lse, first, head);
-            // A gradient lies where its operand does.
+            // A gradient is at its operand's offset.
             b.pointer[SDPA_DQ] = (char *)dqkv.data + ((char *)b.pointer[SDPA_Q] - (char *)qkv.data);
             b.pointer[SDPA_DK] = (char *)dqkv.data + ((char *)b.pointer[SDPA_K] - (char *)qkv.data);
             b.pointer[SDPA_DV] = (char *)dqkv.data + ((char *)b.pointer[SDPA_V] - (char *)qkv.data);
@@ -426,7 +427,7 @@ bool cudnn_attention_backward(CudnnAttention *cudnn, Backend *be, Tensor dqkv, T
 CudnnAttention *cudnn_attention_open(Backend *be, bool deterministic, Error *why) {
     (void)be, (void)deterministic;
 #ifdef TOKAMAK_EMU
-    error_set(why, "there is no cuDNN in the emulator");
+    error_set(why, "the emulator has no cuDNN");
 #else
     error_set(why, "this program was built without cuDNN: cudnn.h was not found");
 #endif

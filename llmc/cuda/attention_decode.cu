@@ -1,9 +1,9 @@
 // attention_decode.cu: attention of a few new positions against a cache of keys and values, and appending to the
-// cache. Called by attention.cu for sampling; many positions at once, as of a prompt, take attention_forward.cu's
-// tiles instead. Knows nothing of tensors.
+// cache, for sampling. Many positions at once, such as a prompt, use attention_forward.cu's tiles instead. Must not
+// know tensors.
 //
-// A block is one head of one position: it walks over its keys 256 at a time with an online softmax. The bytes of K
-// and V bound it (2*keys*HS elements a head), or, with one sequence and few heads, the latency of that walk.
+// A block computes one head of one position: it processes 256 keys at a time with an online softmax. Bound by the
+// bytes of K and V (2*keys*HS elements per head) or, with one sequence and few heads, by the latency of this loop.
 #include "llmc/cuda/attention_tile.h"
 
 #define DECODE_THREADS 256
@@ -21,7 +21,7 @@ __device__ __forceinline__ float decode_dot(const float *q, const T *k, int HS) 
     return sum;
 }
 
-// Grid (NH, queries). For the scores a thread has a key; for the output it has W columns and every parts-th key.
+// Grid (NH, queries). A thread computes one key's score, then W columns of the output over every parts-th key.
 template <class T, int W>
 __global__ void __launch_bounds__(DECODE_THREADS) attention_decode_kernel(AttentionProblem p) {
     SHARED_ARRAY(float, q, ATTENTION_LARGEST_HS);

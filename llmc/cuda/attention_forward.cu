@@ -1,16 +1,16 @@
 // attention_forward.cu: softmax attention without a (T,T) matrix, after FlashAttention-2 (Dao 2023): a block keeps a
-// tile of queries, tiles of keys and values stream past it, and an online softmax in powers of two carries each row's
-// maximum and sum from tile to tile. Tiles that the mask excludes are never visited. Called by attention.cu for
-// training and for decoding many positions; knows nothing of tensors.
+// tile of queries, streams tiles of keys and values, and an online softmax in powers of two carries each row's
+// maximum and sum from tile to tile. Tiles that the mask excludes are skipped. Used in training and for decoding many
+// positions. Must not know tensors.
 //
 // Bounds: two products of 2*HS FLOPs for each visible pair of positions, 4 B NH T^2/2 HS in all when causal; K and V
 // stay in the L2 cache while the neighbouring blocks of their head run. mma.sync reaches an A100's full dense rate,
-// but only 60-65 % of what wgmma reaches on Hopper: there cuDNN's kernels are the faster ones.
+// but only 60-65 % of wgmma's rate on Hopper: there cuDNN's kernels are faster.
 #include "llmc/cuda/attention_tile.h"
 
-// The online softmax of one tile: scores become 2^(factor*score - maximum); top, sum and the sums of the output
-// follow. `factor` is scale*log2(e); top holds maxima of the scaled scores as they were rounded, so that old and new
-// powers differ by exactly their quotient; sum is over this lane's columns only.
+// The online softmax of one tile: scores = 2^(factor*score - maximum); updates top, sum and the sums of the output.
+// `factor` is scale*log2(e); top holds maxima of the rounded scaled scores, so that old and new powers differ by
+// exactly their quotient; sum is over this lane's columns only.
 template <int M, int N8, int H8>
 __device__ __forceinline__ void softmax_update(float (&scores)[M][N8][4], float (&out)[M][H8][4], float (&top)[M][2],
                                                float (&sum)[M][2], float factor) {
@@ -25,7 +25,7 @@ __device__ __forceinline__ void softmax_update(float (&scores)[M][N8][4], float 
             most = fmaxf(most, __shfl_xor_sync(FULL_MASK, most, 1));
             most = fmaxf(most, __shfl_xor_sync(FULL_MASK, most, 2));
             most = fmaxf(top[m][upper], most * factor);
-            // A row that has seen no key yet keeps -inf, and all its powers are 0.
+            // A row without any visible key so far keeps -inf, and all its powers are 0.
             float origin = most == -INFINITY ? 0.0f : most;
             float rescale = ptx_exp2(top[m][upper] - origin);
             top[m][upper] = most;
@@ -45,7 +45,7 @@ __device__ __forceinline__ void softmax_update(float (&scores)[M][N8][4], float 
         }
 }
 
-// The log denominators of a lane's rows; sum becomes 1/sum, what the outputs are multiplied with.
+// Writes the log denominators of a lane's rows; sum becomes 1/sum, the factor of the outputs.
 template <int M>
 __device__ __forceinline__ void softmax_finish(float *lse, float (&sum)[M][2], const float (&top)[M][2], int rows) {
     int lane = (int)threadIdx.x % WARP, g = lane / 4;
@@ -99,7 +99,7 @@ __global__ void __launch_bounds__(AttentionTile<T, HSP>::THREADS) attention_forw
             top[m][upper] = -INFINITY;
             sum[m][upper] = 0.0f;
         }
-    // K is loaded while V is used and the other way round.
+    // K is loaded while V is used, and the reverse.
     for (int j0 = range.begin; j0 < range.end; j0 += KEYS) {
         ptx_copy_wait();
         __syncthreads();

@@ -1,6 +1,6 @@
-// attention_tile.h: what the attention kernels of attention_forward.cu and attention_backward.cu share: the problem,
-// the sizes of tiles, moving tiles between global and shared memory, the two small matrix products, and the mask with
-// the intervals that follow from it. Knows nothing of tensors.
+// attention_tile.h: shared by the kernels of attention_forward.cu and attention_backward.cu: the problem, tile sizes,
+// moving tiles between global and shared memory, the two small matrix products, and the mask with the intervals that
+// follow from it. Must not know tensors.
 //
 // The products have one form of operands for both dtypes, that of mma.sync (ptx.h): a warp owns 16*M rows; of its
 // sums [M][N8][4] a lane 4g + c holds rows 16m + g (elements 0, 1) and 16m + g + 8 (2, 3), columns 8n + 2c, 8n + 2c
@@ -22,7 +22,7 @@ typedef struct {
     DType dtype;
     const void *q, *k, *v;
     void *out;   // (B*queries, NH*HS)
-    float *lse;  // (B,NH,queries); NULL: not wanted
+    float *lse;  // (B,NH,queries); NULL: not written
     int q_stride, kv_stride, out_stride;
     int B, NH, NKV, HS, queries, keys, first;
     int group;  // NH / NKV
@@ -31,7 +31,7 @@ typedef struct {
     const int32_t *doc;     // (B,keys) or NULL
     const uint8_t *prefix;  // (B,keys) or NULL
     bool aligned;           // rows of all heads start on 16 bytes
-    const int32_t *wanted;  // device memory: nothing is done where it holds 0; NULL: always done
+    const int32_t *wanted;  // device memory: the kernels do nothing if it holds 0; NULL: always run
     // backward
     const void *dout;
     float *dot;          // (B,NH,queries): rowsum(dout * out)
@@ -53,16 +53,16 @@ void attention_append_run(Backend *be, const AttentionAppend *append);
 // One query row at a time; p.B = 1, a causal mask.
 void attention_decode_run(Backend *be, const AttentionProblem *problem);
 
-// Sizes for head sizes up to HSP, of which a kernel has one instance each: `M` sixteens of rows a warp keeps (more of
-// them read the streamed operand less often from shared memory, whose bandwidth bounds mma.sync), how many keys or
-// queries are streamed at a time. Chosen so that sums stay in registers, two blocks fit into an sm_80 where HSP <=
-// 128 (forward), and every kernel fits into the 99 KiB of sm_89.
+// Sizes for head sizes up to HSP, one kernel instance each: a warp keeps 16*`M` rows (more rows read the streamed
+// operand less often from shared memory, whose bandwidth bounds mma.sync), and the number of keys or queries streamed
+// at a time. Chosen so that sums stay in registers, two blocks fit into an sm_80 if HSP <= 128 (forward), and every
+// kernel fits into the 99 KiB of sm_89.
 template <class T, int HSP>
 struct AttentionTile {
     static constexpr bool HALF = sizeof(T) == 2;
     static constexpr int WARPS = HALF || HSP < 256 ? 4 : 2;
     static constexpr int THREADS = WARPS * WARP;
-    // Rows are 16 bytes apart from a multiple of 32: the eight rows of a matrix lie in different banks.
+    // Rows are 16 bytes apart from a multiple of 32: the eight rows of a matrix are in different banks.
     static constexpr int STRIDE = HSP + PACK<T>;
     static constexpr int FORWARD_M = HALF && HSP <= 128 ? 2 : 1;
     static constexpr int FORWARD_KEYS = HALF ? (HSP <= 96 ? 64 : 32) : (HSP <= 128 ? 32 : 8);
@@ -72,7 +72,7 @@ struct AttentionTile {
     static constexpr int DKV_QUERIES = HALF ? (HSP <= 128 ? 32 : 16) : (HSP <= 64 ? 32 : HSP <= 128 ? 16 : 8);
     // Blocks that share a tile of keys, each with its part of the head's columns of dK and dV.
     static constexpr int DKV_SPLITS = HSP <= 128 ? 1 : 2;
-    // Of shared memory, where fp32 products pass their left operand; see tile_multiply_nn.
+    // Shared memory for the left operand of fp32 products; see tile_multiply_nn.
     static __host__ __device__ constexpr int passed_elems(int rows, int columns) {
         return HALF ? 0 : rows * (columns + 4);
     }
@@ -103,7 +103,7 @@ static __device__ __forceinline__ bool attention_is_wanted(const int32_t *wanted
 
 // ---- tiles in shared memory ----
 
-// Heads whose rows do not start on 16 bytes go element by element. Rare: not unrolled, to take few registers.
+// Heads whose rows do not start on 16 bytes are copied element by element. Rare: not unrolled, to use few registers.
 template <int STRIDE, class T>
 __device__ __forceinline__ void tile_load_elements(T *tile, const T *from, int stride, int tile_rows, int rows,
                                                    int HS) {
@@ -125,9 +125,9 @@ __device__ __forceinline__ void tile_store_elements(T *to, int stride, const T *
     }
 }
 
-// tile(ROWS, STRIDE) = `rows` rows of HS elements from `from` on; the rest of the ROWS x HSP tile is 0. Asynchronous:
-// visible behind ptx_copy_wait and a barrier. A thread copies one column of 16 bytes. Not unrolled: the compiler
-// would keep an offset for each row in registers, which the sums need.
+// tile(ROWS, STRIDE) = `rows` rows of HS elements starting at `from`; the rest of the ROWS x HSP tile is 0.
+// Asynchronous: visible after ptx_copy_wait and a barrier. A thread copies one column of 16 bytes. Not unrolled: the
+// compiler would keep an offset for each row in registers, which the sums need.
 template <int ROWS, int HSP, int THREADS, class T>
 __device__ __forceinline__ void tile_load(T *tile, const T *from, int stride, int rows, int HS, bool aligned) {
     constexpr int STRIDE = HSP + PACK<T>, CHUNKS = HSP / PACK<T>;
@@ -147,8 +147,8 @@ __device__ __forceinline__ void tile_load(T *tile, const T *from, int stride, in
         ptx_copy16(to + r * STRIDE, next, row + r < rows);
 }
 
-// A warp's rows of `to` (16*M, as far as `rows`; `columns` wide) = sums * factor. `tile` are 16*M rows of shared
-// memory that only this warp uses, to turn fragments into rows.
+// A warp's rows of `to` (16*M, at most `rows`; `columns` wide) = sums * factor. `tile` is 16*M rows of shared memory
+// private to this warp, to convert fragments into rows.
 template <int STRIDE, int M, int N8, class T>
 __device__ __forceinline__ void tile_store(T *to, int stride, T *tile, const float (&sum)[M][N8][4],
                                            const float (&factor)[M][2], int rows, int columns, bool aligned) {
@@ -250,14 +250,14 @@ __device__ __forceinline__ void tile_multiply_nt(float (&sum)[M][N8][4], const f
 }
 
 // sum(16*M, 8*H8) += p(16*M, 8*N8) b(8*N8, 8*H8): p in fragments, rounded to T, b in shared memory. fp32 passes p
-// through `passed`, 16*M rows of 8*N8 + 4 elements that only this warp uses.
+// through `passed`, 16*M rows of 8*N8 + 4 elements private to this warp.
 template <int STRIDE, int M, int N8, int H8>
 __device__ __forceinline__ void tile_multiply_nn(float (&sum)[M][H8][4], const float (&p)[M][N8][4], const bf16 *b,
                                                  bf16 *) {
     int lane = (int)threadIdx.x % WARP;
 #pragma unroll
     for (int k = 0; k < N8; k += 2) {
-        // Sums' fragments of two neighbouring eights of columns are a left operand's of sixteen.
+        // Two neighbouring sum fragments of 8 columns form one left-operand fragment of 16 columns.
         uint32_t left[M][4];
 #pragma unroll
         for (int m = 0; m < M; ++m)
@@ -312,13 +312,13 @@ __device__ __forceinline__ void tile_multiply_nn(float (&sum)[M][H8][4], const f
 }
 
 // ---- the mask ----
-// Each row of a block sees one interval of columns, and in the forward direction flagged (prefix) columns of a longer
-// one: column j is allowed <=> low <= j < high, or high <= j < ahead and j is flagged. The three lie in shared
-// memory, 3*ROWS integers, in this order. Queries are meant by their positions.
+// Each row of a block may use one interval of columns and, in the forward direction, flagged (prefix) columns of a
+// longer one: column j is allowed <=> low <= j < high, or high <= j < ahead and j is flagged. The three bounds are in
+// shared memory, 3*ROWS integers, in this order. Queries are identified by their positions.
 
 typedef struct {
     const int32_t *doc;     // of one batch row
-    const uint8_t *prefix;  // likewise
+    const uint8_t *prefix;  // of one batch row
     int end;                // keys, and the position after the last query
     int window;             // at most end
 } AttentionMask;
@@ -346,7 +346,7 @@ static __device__ __forceinline__ int mask_doc_end(const AttentionMask &mask, in
     return mask.doc == NULL ? mask.end : mask_search(mask.doc, position, mask.end, (int64_t)mask.doc[position] + 1);
 }
 
-// Tiles of columns to visit lie in [begin, end); those within [full_begin, full_end) need no mask.
+// Tiles of columns to process are in [begin, end); those within [full_begin, full_end) need no mask.
 typedef struct {
     int begin, end, full_begin, full_end;
 } AttentionRange;
@@ -364,7 +364,7 @@ __device__ __forceinline__ AttentionRange mask_query_rows(int *spans, const Atte
     __syncthreads();
     AttentionRange range = {spans[0], i0 + rows, spans[rows - 1], i0 + 1};
     if (mask.prefix != NULL) {
-        int last = i0 + rows - 1;  // the last flagged key that some row sees
+        int last = i0 + rows - 1;  // the last flagged key allowed for some row
         for (int j = i0 + rows + (int)threadIdx.x % WARP; j < spans[2 * ROWS + rows - 1]; j += WARP)
             if (mask.prefix[j]) last = j;
         for (int distance = WARP / 2; distance > 0; distance /= 2)
@@ -374,7 +374,7 @@ __device__ __forceinline__ AttentionRange mask_query_rows(int *spans, const Atte
     return range;
 }
 
-// Rows are the keys j0 .. j0+rows-1, columns the queries. A flagged key is seen from its document's first query on.
+// Rows are the keys j0 .. j0+rows-1, columns the queries. A flagged key is visible from its document's first query.
 template <int ROWS>
 __device__ __forceinline__ AttentionRange mask_key_rows(int *spans, const AttentionMask &mask, int j0, int rows) {
     int row = (int)threadIdx.x, j = j0 + row;
@@ -394,7 +394,7 @@ __device__ __forceinline__ AttentionRange mask_key_rows(int *spans, const Attent
     return range;
 }
 
-// Which of this lane's columns, from key column0 on, are flagged: bit 2n + x. first_key is the batch row's first one.
+// The flagged ones among this lane's columns, from key column0: bit 2n + x. first_key is the batch row's first key.
 template <int N8>
 __device__ __forceinline__ unsigned mask_flags(const AttentionProblem &p, int first_key, int column0) {
     unsigned flags = 0;

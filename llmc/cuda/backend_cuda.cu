@@ -1,6 +1,6 @@
-// backend_cuda.cu: opens the CUDA backend: finds and checks the GPU, makes the streams, fills the function table from
-// the operation files, and owns memory, scratch, tickets and the first failure. The plug-in's one exported function is
-// at the end; the program calls it through dlopen (llmc/run/device.c).
+// backend_cuda.cu: opens the CUDA backend: finds and checks the GPU, creates the streams, fills the function table
+// from the operation files, and owns memory, scratch, tickets and the first failure. The plug-in's one exported
+// function, which the program finds by dlopen, is at the end.
 #include "llmc/cuda/backend_cuda.h"
 
 #include <stdio.h>
@@ -20,7 +20,7 @@ bool cuda_ok(Backend *be, cudaError_t status, const char *what) {
     if (status == cudaSuccess) return true;
     char text[512];
     snprintf(text, sizeof text, "%s (%s)", cudaGetErrorString(status), cudaGetErrorName(status));
-    cudaGetLastError();  // an error that is not sticky would be reported again by the next call
+    cudaGetLastError();  // clears an error that is not sticky, which the next call would report again
     return cuda_fail(be, what, text);
 }
 static bool return_failure(Backend *be, Error *err) {
@@ -45,7 +45,7 @@ static void *cuda_alloc(Backend *be, size_t bytes, Error *err) {
               (double)cuda_memory_free(be) / 1048576.0, cudaGetErrorString(status));
     return NULL;
 }
-// cudaFree waits for everything that may still use the block.
+// cudaFree waits for all work that may still use the block.
 static void cuda_free(Backend *be, void *pointer, size_t bytes) {
     (void)bytes;
     if (pointer != NULL) cuda_ok(be, cudaFree(pointer), "cudaFree");
@@ -78,7 +78,7 @@ static void cuda_upload(Backend *be, void *device, const void *host, size_t byte
 static void cuda_download(Backend *be, void *host, const void *device, size_t bytes) {
     copy_on_compute(be, host, device, bytes, cudaMemcpyDeviceToHost);
     wait_for_compute(be);
-    // Nobody may compute with what did not arrive: NaN in any floating-point type.
+    // Data that did not arrive must not be used: NaN in every floating-point type.
     if (cuda_failed(be)) memset(host, 0xff, bytes);
 }
 static void cuda_copy(Backend *be, void *to, const void *from, size_t bytes) {
@@ -108,7 +108,7 @@ void *cuda_scratch(Backend *be, size_t bytes) {
 // ---- tickets: points on the streams, events in a ring ----
 
 static cudaEvent_t event_of(Backend *be, Ticket ticket) { return cuda_state(be)->events[ticket % CUDA_TICKETS]; }
-// Its place in the ring went to a later ticket, which waited for it.
+// Its place in the ring was reused by a later ticket, which waited for it.
 static bool is_long_past(Backend *be, Ticket ticket) {
     return ticket <= 0 || ticket <= cuda_state(be)->next_ticket - CUDA_TICKETS;
 }
@@ -124,7 +124,7 @@ static Ticket record_on(Backend *be, cudaStream_t stream) {
 static Ticket cuda_mark(Backend *be) { return record_on(be, cuda_stream(be)); }
 
 static void cuda_after(Backend *be, Ticket ticket) {
-    CHECK(!sequence_is_capturing(be), "waiting for ticket %lld inside of a captured sequence", (long long)ticket);
+    CHECK(!sequence_is_capturing(be), "waiting for ticket %lld inside a captured sequence", (long long)ticket);
     if (!cuda_failed(be) && !is_long_past(be, ticket))
         cuda_ok(be, cudaStreamWaitEvent(cuda_stream(be), event_of(be, ticket), 0), "cudaStreamWaitEvent");
 }
@@ -140,9 +140,9 @@ static Ticket cuda_upload_after(Backend *be, void *device, const void *host, siz
 }
 static Ticket cuda_download_begin(Backend *be, const DownloadPiece *pieces, int64_t count) {
     CudaState *state = cuda_state(be);
-    CHECK(!sequence_is_capturing(be), "a download inside of a captured sequence, %lld pieces", (long long)count);
+    CHECK(!sequence_is_capturing(be), "a download inside a captured sequence, %lld pieces", (long long)count);
     if (cuda_failed(be)) return 0;
-    // One event for all downloads: a wait keeps to the record that it found.
+    // One event for all downloads: a wait refers to the latest record at the time of its call.
     cuda_ok(be, cudaEventRecord(state->issued, cuda_stream(be)), "cudaEventRecord");
     cuda_ok(be, cudaStreamWaitEvent(state->downloads, state->issued, 0), "cudaStreamWaitEvent");
     for (int64_t i = 0; i < count && !cuda_failed(be); ++i)
@@ -203,7 +203,7 @@ static void cuda_close(Backend *be) {
     free(be);
 }
 
-// The GPU that options name, or an error that says what is wrong with driver, device or both.
+// Selects the GPU named by the options, or reports what is wrong with the driver or the device.
 static bool find_device(int *index, const BackendOptions *options, cudaDeviceProp *properties, Error *err) {
     int count = 0, driver = 0, runtime = 0;
     cudaError_t status = cudaGetDeviceCount(&count);
@@ -219,12 +219,12 @@ static bool find_device(int *index, const BackendOptions *options, cudaDevicePro
                          visible != NULL ? "; CUDA_VISIBLE_DEVICES is \"" : "", visible != NULL ? visible : "",
                          visible != NULL ? "\"" : "");
     if (status != cudaSuccess)
-        return error_set(err, "the NVIDIA driver does not answer: %s (%s)", cudaGetErrorString(status),
+        return error_set(err, "the NVIDIA driver reports an error: %s (%s)", cudaGetErrorString(status),
                          cudaGetErrorName(status));
-    // Launchers may show each process one GPU of its own.
+    // Launchers may make one GPU visible to each process.
     *index = count == 1 ? 0 : options->device_index;
     if (*index < 0 || *index >= count)
-        return error_set(err, "GPU %d is wanted (one for each rank of a host), but %d are visible", *index, count);
+        return error_set(err, "GPU %d is needed (one for each rank of a host), but %d are visible", *index, count);
     status = cudaSetDevice(*index);
     if (status == cudaSuccess) status = cudaGetDeviceProperties(properties, *index);
     if (status != cudaSuccess)
@@ -236,7 +236,7 @@ static bool find_device(int *index, const BackendOptions *options, cudaDevicePro
     return true;
 }
 
-// Streams, events and the libraries, whose own memory is measured on the way.
+// Creates streams and events and opens the libraries, whose device memory is measured.
 static bool open_state(Backend *be, const BackendOptions *options, int index, const cudaDeviceProp *properties,
                        Error *err) {
     CudaState *state = cuda_state(be);
@@ -289,7 +289,7 @@ extern "C" __attribute__((visibility("default"))) Backend *backend_plugin_entry(
                                                                                 Error *err);
 extern "C" Backend *backend_plugin_entry(const BackendOptions *options, Error *err) {
     if (options->abi != BACKEND_ABI || options->backend_bytes != sizeof(Backend)) {
-        error_set(err, "the plug-in was built from other sources than this program (interface %d of %zu bytes, expected "
+        error_set(err, "the plug-in does not match this program (found interface %d of %zu bytes, expected "
                        "%d of %zu): run `make` again", BACKEND_ABI, sizeof(Backend), options->abi,
                   options->backend_bytes);
         return NULL;

@@ -1,12 +1,12 @@
-// comm_nccl.cu: a group of ranks over NCCL, behind comm.h: collectives on a stream of their own, beside the
-// computation. Opened through Backend.comm_open; knows nothing of models or of who owns what and why.
+// comm_nccl.cu: a group of ranks over NCCL, behind comm.h: collectives on a separate stream, beside the computation.
+// Opened by Backend.comm_open. Must not know models or what the segments mean.
 //
-// An operation waits on the device for what the computation issued before it, and the computation waits on the device
-// for the operation where wait says so: the host waits for neither. Sums are NCCL's own (ncclReduceScatter,
-// ncclReduce, ncclAllReduce: the same bits in every run of the same ranks on the same machines), or, for CommSum.tree
-// and wire bf16, contributions travel by ncclSend and ncclRecv and are added here (comm_sum.cu).
+// An operation waits on the device for the computation issued before it, and the computation waits on the device for
+// the operation where wait is called: the host waits for neither. Sums are NCCL's own (ncclReduceScatter, ncclReduce,
+// ncclAllReduce: the same bits in every run of the same ranks on the same machines) or, for CommSum.tree and wire
+// bf16, contributions are sent by ncclSend and ncclRecv and added here (comm_sum.cu).
 //
-// A failure of NCCL is the backend's failure, so that whoever waits for the device gets it.
+// A failure of NCCL becomes the backend's failure, which wait and synchronize return.
 #include "llmc/cuda/comm_nccl.h"
 
 #include <pthread.h>
@@ -19,7 +19,7 @@
 
 #if NCCL_BUILT
 
-// Operations under way at most; issuing one more waits for the oldest.
+// Most operations in flight; issuing one more waits for the oldest.
 #define COMM_OPERATIONS 128
 #define BEGUN 0
 #define DONE 1
@@ -27,7 +27,7 @@
 typedef struct {
     int64_t sequence;
     char what[sizeof(((ControlStatus *)0)->what)];
-    cudaEvent_t ready;                   // on the compute stream: what the operation reads is there
+    cudaEvent_t ready;                   // on the compute stream: the operation's inputs are complete
     cudaEvent_t begin, end;              // on the group's stream
     cudaEvent_t stall_begin, stall_end;  // on the compute stream, around the first wait for it
     bool waited_for, busy_counted, stall_counted;
@@ -38,7 +38,7 @@ typedef struct {
     ncclComm_t nccl;
     cudaStream_t stream;
     // [BEGUN], [DONE]: numbers of the latest operations, written by the device into host memory, so that status needs
-    // neither CUDA nor its locks, which the thread that waits for the device may hold.
+    // neither CUDA nor its locks, which a thread waiting for the device may hold.
     volatile int64_t *reached;
     unsigned char *scratch;
     size_t scratch_bytes;
@@ -47,8 +47,8 @@ typedef struct {
     CommOperation ring[COMM_OPERATIONS];  // operation s is ring[s % COMM_OPERATIONS]
     int64_t issued;
     CommStats stats;
-    pthread_mutex_t mutex;  // of what status reads: issued, sequence and what of the ring, seen
-    int64_t seen;           // the begun operation that status saw last, and since when
+    pthread_mutex_t mutex;  // protects the fields read by status: issued, seen, the ring's `sequence` and `what`
+    int64_t seen;           // the operation in progress at the last status call, and since when
     double seen_seconds;
 } NcclGroup;
 
@@ -59,13 +59,13 @@ static CommOperation *operation_of(NcclGroup *group, int64_t sequence) {
 
 // ---- failures ----
 
-// Keeps NCCL's words as the backend's failure.
+// Keeps NCCL's message as the backend's failure.
 static bool nccl_ok(Comm *comm, ncclResult_t result, const char *call) {
     if (result == ncclSuccess) return true;
     NcclGroup *group = group_of(comm);
     char what[256], text[512];
     const char *last = group->api.last_error(group->nccl);
-    if (last == NULL || last[0] == '\0') last = "NCCL_DEBUG=WARN says more";
+    if (last == NULL || last[0] == '\0') last = "NCCL_DEBUG=WARN shows more";
     snprintf(what, sizeof what, "%s on rank %d of %d", call, comm->rank, comm->world);
     if (group->issued > 0)
         snprintf(what, sizeof what, "%s for \"%s\" #%lld on rank %d of %d", call,
@@ -73,7 +73,7 @@ static bool nccl_ok(Comm *comm, ncclResult_t result, const char *call) {
     snprintf(text, sizeof text, "%s (%s)", group->api.error_string(result), last);
     return cuda_fail(comm->be, what, text);
 }
-// Whether nothing has failed, here or, as far as NCCL knows, on the way.
+// Whether nothing has failed: no error here and no asynchronous error of NCCL.
 static bool is_alive(Comm *comm) {
     if (cuda_failed(comm->be)) return false;
     ncclResult_t later = ncclSuccess;
@@ -82,9 +82,9 @@ static bool is_alive(Comm *comm) {
            (later == ncclInProgress || nccl_ok(comm, later, "a collective"));
 }
 
-// ---- operations: where they begin and end ----
+// ---- operations: begin, end and wait ----
 
-// Adds what is known of a passed operation to the statistics.
+// Adds a passed operation's times to the statistics.
 static void count_operation(Comm *comm, CommOperation *operation) {
     CommStats *stats = &group_of(comm)->stats;
     float ms = 0;
@@ -95,14 +95,14 @@ static void count_operation(Comm *comm, CommOperation *operation) {
     }
     if (!operation->waited_for || operation->stall_counted) return;
     cudaError_t status = cudaEventElapsedTime(&ms, operation->stall_begin, operation->stall_end);
-    if (status == cudaErrorNotReady) return;  // the computation has not come to the wait
+    if (status == cudaErrorNotReady) return;  // the computation has not reached the wait
     if (!cuda_ok(comm->be, status, "cudaEventElapsedTime")) return;
     stats->exposed_seconds += 1e-3 * (double)ms;
     operation->stall_counted = true;
 }
 
-// Makes room for operation `sequence`: the one before in its place has passed, and, so that status finds the name of
-// the latest that was begun, the one behind that too.
+// Makes room for operation `sequence`: waits for the earlier one in its place and for the one after that, so that
+// status finds the name of the latest operation that began.
 static void make_room(Comm *comm, int64_t sequence) {
     NcclGroup *group = group_of(comm);
     if (sequence > COMM_OPERATIONS - 1)
@@ -113,10 +113,10 @@ static void make_room(Comm *comm, int64_t sequence) {
     if (!cuda_failed(comm->be)) count_operation(comm, place);
 }
 
-// Returns false when there is nothing to do any more.
+// Returns false after a failure: nothing is issued any more.
 static bool operation_begin(Comm *comm, const char *what) {
     NcclGroup *group = group_of(comm);
-    CHECK(!sequence_is_capturing(comm->be), "collective \"%s\" inside of a captured sequence", what);
+    CHECK(!sequence_is_capturing(comm->be), "collective \"%s\" inside a captured sequence", what);
     if (!is_alive(comm)) return false;
     int64_t sequence = group->issued + 1;
     make_room(comm, sequence);
@@ -132,7 +132,7 @@ static bool operation_begin(Comm *comm, const char *what) {
            cuda_ok(comm->be, comm_mark(&group->reached[BEGUN], sequence, group->stream), "comm_mark_kernel") &&
            cuda_ok(comm->be, cudaEventRecord(operation->begin, group->stream), "cudaEventRecord");
 }
-// bytes: that this rank sends.
+// bytes: sent by this rank.
 static CommEvent operation_end(Comm *comm, int64_t bytes) {
     NcclGroup *group = group_of(comm);
     if (cuda_failed(comm->be)) return 0;
@@ -147,8 +147,8 @@ static CommEvent operation_end(Comm *comm, int64_t bytes) {
 static void nccl_wait(Comm *comm, CommEvent event) {
     NcclGroup *group = group_of(comm);
     CHECK(event >= 0 && event <= group->issued, "event %lld of %lld", (long long)event, (long long)group->issued);
-    CHECK(!sequence_is_capturing(comm->be), "waiting for a collective inside of a captured sequence");
-    // Its place was taken: operation_begin saw it pass.
+    CHECK(!sequence_is_capturing(comm->be), "waiting for a collective inside a captured sequence");
+    // Its place was reused after operation_begin had waited for it.
     if (event == 0 || event <= group->issued - COMM_OPERATIONS || !is_alive(comm)) return;
     CommOperation *operation = operation_of(group, event);
     cudaStream_t compute = cuda_stream(comm->be);
@@ -159,7 +159,7 @@ static void nccl_wait(Comm *comm, CommEvent event) {
     operation->waited_for = true;
 }
 
-// Asks again and again, so that a failure of NCCL, which its kernels wait out for ever, ends the wait.
+// Polls, so that a failure of NCCL, whose kernels then never end, ends the wait.
 static bool nccl_synchronize(Comm *comm, Error *err) {
     NcclGroup *group = group_of(comm);
     const struct timespec pause = {0, 20000};
@@ -178,11 +178,11 @@ static bool nccl_synchronize(Comm *comm, Error *err) {
 
 static void nccl_stats(Comm *comm, CommStats *out) {
     NcclGroup *group = group_of(comm);
-    // Behind the end event of an operation comes the mark that it is done.
+    // The mark that an operation is done follows its end event.
     int64_t done = group->reached[DONE], oldest = max_i64(1, group->issued - COMM_OPERATIONS + 1);
     for (int64_t s = oldest; s <= done && !cuda_failed(comm->be); ++s) count_operation(comm, operation_of(group, s));
     *out = group->stats;
-    // What a wait costs when there is nothing to wait for counts too, but nothing is hidden less than not at all.
+    // The cost of a wait for nothing counts too, but the hidden time is never negative.
     if (out->exposed_seconds > out->busy_seconds) out->exposed_seconds = out->busy_seconds;
 }
 
@@ -191,7 +191,7 @@ static void nccl_status(Comm *comm, ControlStatus *out) {
     memset(out, 0, sizeof *out);
     out->waiting_seconds = -1;
     pthread_mutex_lock(&group->mutex);
-    // Done first: a later operation may begin in between, and then is in progress.
+    // Read DONE first: an operation that begins in between is then reported as in progress.
     int64_t done = group->reached[DONE], begun = group->reached[BEGUN];
     if (begun > 0) {
         const CommOperation *operation = operation_of(group, begun);
@@ -208,7 +208,7 @@ static void nccl_status(Comm *comm, ControlStatus *out) {
 
 // ---- segments ----
 
-// Neighbours with one owner travel as one. Returns the next run of segments at *at, false behind the last.
+// Adjacent segments of one owner are sent as one. Returns the next run of segments at *at, false after the last.
 static bool next_run(const CommSegment *segments, int count, int *at, CommSegment *run) {
     if (*at >= count) return false;
     *run = segments[(*at)++];
@@ -217,8 +217,8 @@ static bool next_run(const CommSegment *segments, int count, int *at, CommSegmen
     return true;
 }
 
-// What NCCL's own collectives serve: one run a rank, in the order of the ranks, without gaps, of `chunk` elements
-// each from `first` on; the last rank may have `rest` elements more.
+// The layout that NCCL's own collectives support: one run per rank, in the order of the ranks, without gaps, of
+// `chunk` elements each, starting at `first`; the last rank may have `rest` elements more.
 typedef struct {
     int64_t first, chunk, rest;
 } EvenSplit;
@@ -238,8 +238,8 @@ static bool is_even_split(const CommSegment *segments, int count, int world, Eve
     return owner == world;
 }
 
-// What all_reduce divides among the ranks: as ncclAllGather wants it, the last segment longer; few elements so that
-// no rank has many.
+// The division of all_reduce among the ranks: as ncclAllGather requires, with a longer last segment; for few
+// elements, balanced.
 static int even_segments(CommSegment *out, int world, int64_t elems) {
     if (elems < 256 * world) return comm_segments_even(out, world, elems);
     int64_t chunk = elems / world / COMM_STRIDE_MULTIPLE * COMM_STRIDE_MULTIPLE;
@@ -263,7 +263,7 @@ static unsigned char *element(void *data, DType dtype, int64_t index) {
 
 // ---- sums by NCCL ----
 
-// packed: this rank's segments one behind the other; NULL: sums go where the segments are.
+// packed: this rank's segments, contiguous; NULL: sums are written to the segments themselves.
 static void library_reduce_scatter(Comm *comm, float *packed, float *in, const CommSegment *segments, int count) {
     NcclGroup *group = group_of(comm);
     const NcclApi *nccl = &group->api;
@@ -328,9 +328,9 @@ static void library_all_gather(Comm *comm, Tensor x, const CommSegment *segments
     nccl_ok(comm, nccl->group_end(), "ncclGroupEnd");
 }
 
-// ---- sums by exchange: every rank sends each other rank its contribution to what that one owns ----
+// ---- sums by exchange: every rank sends every other rank its contribution to the segments of that rank ----
 
-// Divides the scratch block: what is sent (only where it is rounded first), then the others' contributions.
+// Divides the scratch block: data to send (only if rounded first), then the contributions of the other ranks.
 static unsigned char *exchange_scratch(const Comm *comm, const char *what, CommContributions *from, int64_t elems,
                                        int64_t own) {
     NcclGroup *group = group_of(comm);
@@ -343,7 +343,7 @@ static unsigned char *exchange_scratch(const Comm *comm, const char *what, CommC
     return group->scratch;
 }
 
-// Sends and receives; from->own is set to where this rank's contribution to the whole buffer is.
+// Sends and receives; from->own points to this rank's contribution to the whole buffer.
 static void exchange(Comm *comm, CommContributions *from, void *send, const CommSegment *segments, int count) {
     NcclGroup *group = group_of(comm);
     const NcclApi *nccl = &group->api;
@@ -374,7 +374,7 @@ static void exchange(Comm *comm, CommContributions *from, void *send, const Comm
     nccl_ok(comm, nccl->group_end(), "ncclGroupEnd");
 }
 
-// packed as in library_reduce_scatter; in fp32 or fp64, and so are the sums. Returns the bytes that this rank sends.
+// packed as in library_reduce_scatter; fp32 or fp64, as the sums. Returns the bytes sent by this rank.
 static int64_t exchange_reduce_scatter(Comm *comm, const char *what, void *packed, Tensor in,
                                        const CommSegment *segments, int count, int64_t own, CommSum how) {
     NcclGroup *group = group_of(comm);
@@ -409,7 +409,7 @@ static int64_t exchange_reduce_scatter(Comm *comm, const char *what, void *packe
 // ---- comm.h ----
 
 static void check_sum(Tensor x, CommSum how) {
-    CHECK(how.wire == DTYPE_F32 || (how.wire == DTYPE_BF16 && x.dtype == DTYPE_F32), "%s travels as %s",
+    CHECK(how.wire == DTYPE_F32 || (how.wire == DTYPE_BF16 && x.dtype == DTYPE_F32), "%s is sent as %s",
           dtype_name(x.dtype), dtype_name(how.wire));
 }
 
@@ -426,7 +426,7 @@ static CommEvent nccl_reduce_scatter(Comm *comm, const char *what, Tensor out, T
     check_sum(in, how);
     if (!operation_begin(comm, what)) return 0;
     void *packed = in_place ? NULL : out.data;
-    // One rank has nothing to ask NCCL for where it adds.
+    // A single rank that adds needs no NCCL call.
     if (how.tree || how.wire == DTYPE_BF16 || (how.accumulate && comm->world == 1))
         return operation_end(comm, exchange_reduce_scatter(comm, what, packed, in, segments, count, own, how));
     if (how.accumulate) {
@@ -499,7 +499,7 @@ static void nccl_close(Comm *comm) {
     NcclGroup *group = group_of(comm);
     Backend *be = comm->be;
     if (group->stream != NULL) nccl_synchronize(comm, NULL);
-    // After a failure the others may never come: nothing may wait for them.
+    // After a failure the other ranks may never join: nothing may wait for them.
     if (group->nccl != NULL && cuda_failed(be)) group->api.abort(group->nccl);
     else if (group->nccl != NULL) nccl_ok(comm, group->api.destroy(group->nccl), "ncclCommDestroy");
     for (int i = 0; i < COMM_OPERATIONS; ++i) {
@@ -516,14 +516,14 @@ static void nccl_close(Comm *comm) {
     free(comm);
 }
 
-// What rank 0 tells the others: how to find it, or why it cannot be found.
+// Sent by rank 0 to the others: NCCL's id, or why there is none.
 typedef struct {
     ncclUniqueId id;
     int version;
     char failure[512];
 } Invitation;
 
-// A failure of rank 0 alone must not leave the others waiting in NCCL.
+// If rank 0 alone fails, the others must not wait in NCCL.
 static bool agree_on_id(Comm *comm, Control *control, ncclUniqueId *id, Error *err) {
     const NcclApi *nccl = &group_of(comm)->api;
     Invitation invitation;
@@ -572,7 +572,7 @@ static void open_stream(Comm *comm) {
     else be->zero(be, group->token, sizeof(int32_t));
 }
 
-// NCCL's buffers count as memory of libraries, like those that were there when the backend was opened.
+// NCCL's buffers count as library memory, like that of the libraries opened with the backend.
 static void init_rank(Comm *comm, ncclUniqueId id) {
     NcclGroup *group = group_of(comm);
     size_t before = 0, after = 0, total = 0;

@@ -1,5 +1,5 @@
-// comm_nccl.h: what the files of the NCCL group share: NCCL's functions, opened at run time (nccl_api.cu), and the
-// kernels that round and add contributions (comm_sum.cu). comm_nccl.cu puts them together behind comm.h.
+// comm_nccl.h: shared by the files of the NCCL group: NCCL's functions, opened at run time (nccl_api.cu), and the
+// kernels that round and add contributions (comm_sum.cu). comm_nccl.cu uses both to implement comm.h.
 #ifndef LLMC_CUDA_COMM_NCCL_H
 #define LLMC_CUDA_COMM_NCCL_H
 
@@ -13,7 +13,7 @@
 #endif
 
 #if NCCL_BUILT
-// NCCL 2.13 is the first with ncclGetLastError, which says what went wrong.
+// NCCL 2.13 is the first with ncclGetLastError, whose text error messages need.
 #define NCCL_OLDEST NCCL_VERSION(2, 13, 4)
 
 typedef struct {
@@ -38,8 +38,9 @@ typedef struct {
     decltype(&ncclRecv) recv;
 } NcclApi;
 
-// Opens libnccl.so.2: beside the plug-in, where NCCL was when the plug-in was built, where the loader looks. Errors:
-// not there (what was tried), too old, a function is missing. It stays loaded: it has threads and exit handlers.
+// Opens libnccl.so.2: beside the plug-in, in NCCL's directory at build time, or on the loader's path. Errors: not
+// found (the message lists what was tried), too old, a function is missing. It stays loaded: it has threads and exit
+// handlers.
 bool nccl_api_open(NcclApi *api, Error *err);
 // "2.28.9"
 void nccl_version_text(int version, char *text, size_t bytes);
@@ -50,8 +51,8 @@ void nccl_version_text(int version, char *text, size_t bytes);
 // out (elems) = in rounded to bf16.
 cudaError_t comm_round(bf16 *out, const float *in, int64_t elems, cudaStream_t stream);
 
-// Where the contributions of all ranks to the same elements are: own is this rank's; those of the others, in the
-// order of their ranks, are `stride` elements apart in received.
+// The contributions of all ranks to the same elements: own is this rank's; those of the others are in received, in
+// the order of their ranks, `stride` elements apart.
 typedef struct {
     const void *own, *received;
     int64_t stride;
@@ -60,10 +61,10 @@ typedef struct {
 } CommContributions;
 #define COMM_STRIDE_MULTIPLE 8  // elements; keeps packs of 16 bytes aligned
 // out (elems) {=, += if accumulate} the sum in the fixed binary tree over ranks, ((0+1)+(2+3))+...; a rank without a
-// partner goes up a level as it is. out may be `own` (= only, and of the same dtype).
+// partner moves up a level unchanged. out may be `own` (= only, and of the same dtype).
 cudaError_t comm_sum(void *out, CommContributions from, int64_t elems, bool accumulate, cudaStream_t stream);
 
-// *word = value, as one more piece of work of the stream. word: host memory that the device reaches.
+// *word = value, issued on the stream. word: host memory mapped for the device.
 cudaError_t comm_mark(volatile int64_t *word, int64_t value, cudaStream_t stream);
 
 #endif

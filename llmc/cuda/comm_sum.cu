@@ -1,12 +1,12 @@
-// comm_sum.cu: the kernels of the NCCL group: rounding what travels as bf16, and adding what the ranks sent in the
-// one binary tree that comm.h promises, which NCCL's own reductions do not. Launched by comm_nccl.cu on its own
-// stream.
+// comm_sum.cu: the kernels of the NCCL group: rounding data that is sent as bf16, and adding the ranks' contributions
+// in the fixed binary tree of comm.h, which NCCL's own reductions do not provide. comm_nccl.cu launches them on its
+// own stream.
 //
-// All are bound by memory; nothing of it is used again soon.
+// All are memory-bound; their data is not reused soon.
 #include "llmc/cuda/comm_nccl.h"
 
 #define COMM_THREADS 256
-// Contributions of W elements that a thread has on their way at a time: the lowest levels of the tree, in registers.
+// Contributions of W elements that a thread loads at a time: the lowest levels of the tree, in registers.
 template <int W>
 constexpr int COMM_LEAVES = W == 8 ? 4 : 8;
 // Levels above them.
@@ -16,7 +16,7 @@ constexpr int COMM_LEAVES = W == 8 ? 4 : 8;
 static __device__ __forceinline__ int64_t comm_pack(void) { return (int64_t)blockIdx.x * COMM_THREADS + threadIdx.x; }
 static dim3 comm_grid(int64_t packs) { return dim3((unsigned)div_up(packs, COMM_THREADS)); }
 
-// ---- rounding: reads 4, writes 2 bytes an element ----
+// ---- rounding: reads 4, writes 2 bytes per element ----
 
 template <int W>
 static __global__ void __launch_bounds__(COMM_THREADS) comm_round_kernel(bf16 *out, const float *in, int64_t packs) {
@@ -34,14 +34,14 @@ cudaError_t comm_round(bf16 *out, const float *in, int64_t elems, cudaStream_t s
     return gpu_launch((comm_round_kernel<1>), comm_grid(elems), dim3(COMM_THREADS), 0, stream, out, in, elems);
 }
 
-// ---- the sum: (world + 1) * 4 bytes an element in fp32 ----
+// ---- the sum: (world + 1) * 4 bytes per element in fp32 ----
 
 static __device__ __forceinline__ float comm_widen(float x) { return x; }
 static __device__ __forceinline__ float comm_widen(bf16 x) { return __bfloat162float(x); }
 static __device__ __forceinline__ double comm_widen(double x) { return x; }
 
-// Contributions first .. first + LEAVES - 1, as far as there are any, summed in v[0]. Loads come before sums, so that
-// all are on their way together.
+// Sums the existing ones of the contributions first .. first + LEAVES - 1 in v[0]. All loads are issued before the
+// sums.
 template <class S, class T, int W, int LEAVES>
 static __device__ __forceinline__ void comm_sum_leaves(S (&v)[LEAVES][W], const T *own, const T *received,
                                                        int64_t stride, int rank, int world, int first) {
@@ -130,7 +130,7 @@ cudaError_t comm_sum(void *out, CommContributions from, int64_t elems, bool accu
     return sum_any<double, double>(out, from, elems, accumulate, stream);
 }
 
-// ---- where the stream is ----
+// ---- progress of the stream ----
 
 static __global__ void comm_mark_kernel(volatile int64_t *word, int64_t value) { *word = value; }
 

@@ -1,6 +1,6 @@
-// cudnn_sdpa.cu: see cudnn_sdpa.h. The graphs are the ones that cuDNN's fused attention engines recognize: which
-// nodes, in which order, with which of the tensors virtual and which in memory is theirs to say (the composition is
-// that of NVIDIA's cudnn-frontend library, scaled_dot_product_flash_attention). Host code only.
+// cudnn_sdpa.cu: see cudnn_sdpa.h. The graphs are those that cuDNN's fused attention engines recognize; the engines
+// prescribe the nodes, their order and which tensors are virtual (the composition follows
+// scaled_dot_product_flash_attention of NVIDIA's cudnn-frontend library). Host code only.
 #include "llmc/base/plugin.h"
 #include "llmc/cuda/cudnn_sdpa.h"
 
@@ -25,7 +25,7 @@ void cudnn_api_error(const CudnnApi *api, cudnnStatus_t status, char *text, size
 bool cudnn_api_open(CudnnApi *api, Error *err) {
     memset(api, 0, sizeof *api);
     api->library = dlopen("libcudnn.so.9", RTLD_NOW | RTLD_LOCAL);
-    if (api->library == NULL) return error_set(err, "cuDNN 9 is not there: %s", dlerror());
+    if (api->library == NULL) return error_set(err, "cuDNN 9 was not found: %s", dlerror());
     const LibrarySymbol wanted[] = {
         {"cudnnGetVersion", &api->get_version},
         {"cudnnCreate", &api->create},
@@ -48,7 +48,7 @@ bool cudnn_api_open(CudnnApi *api, Error *err) {
     if (api->version < CUDNN_SDPA_OLDEST) {
         size_t found = api->version;
         cudnn_api_close(api);
-        return error_set(err, "cuDNN %zu.%zu.%zu is too old: attention wants 9.10.2 or newer", found / 10000,
+        return error_set(err, "cuDNN %zu.%zu.%zu is too old: attention needs 9.10.2 or newer", found / 10000,
                          found / 100 % 100, found % 100);
     }
     return true;
@@ -60,7 +60,7 @@ void cudnn_api_close(CudnnApi *api) {
 }
 
 // ---- descriptors ----
-// A graph owns everything that it makes; the first failure is kept and what follows does nothing.
+// A graph owns the descriptors that it creates; the first failure is kept and later calls do nothing.
 
 #define GRAPH_DESCRIPTORS 320
 #define GRAPH_OPERATIONS 48
@@ -75,7 +75,7 @@ struct SdpaGraph {
     int operation_count;
     int64_t next_virtual_uid;
     cudnnStatus_t status;
-    const char *where;  // what failed
+    const char *where;  // the failed call
     char text[512];
 };
 typedef struct SdpaGraph Graph;
@@ -138,7 +138,7 @@ static Layout layout(int64_t d0, int64_t d1, int64_t d2, int64_t d3, int64_t s0,
 static Layout layout_packed(int64_t d0, int64_t d1, int64_t d2, int64_t d3) {
     return layout(d0, d1, d2, d3, d1 * d2 * d3, d2 * d3, d3, 1);
 }
-// Last two dimensions swapped: the same memory read as the transposed matrix.
+// Last two dimensions swapped: the same memory as the transposed matrix.
 static Layout layout_transposed(Layout l) {
     return layout(l.dim[0], l.dim[1], l.dim[3], l.dim[2], l.stride[0], l.stride[1], l.stride[3], l.stride[2]);
 }
@@ -196,7 +196,7 @@ static Desc graph_pointwise_into(Graph *g, Desc y, cudnnPointwiseMode_t mode, cu
     graph_add(g, operation, "pointwise operation");
     return y;
 }
-// The common case: fp32 in, a new fp32 value out.
+// The common case: fp32 input, a new fp32 output.
 static Desc graph_pointwise(Graph *g, cudnnPointwiseMode_t mode, Layout l, Desc x, Desc b) {
     return graph_pointwise_into(g, graph_virtual(g, CUDNN_DATA_FLOAT, l), mode, CUDNN_DATA_FLOAT, x, b, NULL, 0);
 }
@@ -237,7 +237,7 @@ static Desc graph_matmul_into(Graph *g, Desc c, Desc a, Desc b, Sizes sizes) {
     return c;
 }
 
-// The same elements with other dimensions and strides: how the graphs say "transposed".
+// The same elements with other dimensions and strides: how the graphs express a transpose.
 static Desc graph_reshape_into(Graph *g, Desc y, Desc x) {
     Desc operation = graph_make(g, CUDNN_BACKEND_OPERATION_RESHAPE_DESCRIPTOR);
     graph_set_desc(g, operation, CUDNN_ATTR_OPERATION_RESHAPE_XDESC, x);
@@ -248,7 +248,7 @@ static Desc graph_reshape_into(Graph *g, Desc y, Desc x) {
 
 // ---- attention ----
 
-// What both directions read: the layouts of a shape, the scores' scalars and the sequence lengths.
+// Inputs of both directions: the layouts of a shape, the scores' scalars and the sequence lengths.
 typedef struct {
     Layout q, kv, out, stats, scores;
     Desc offsets_qkv, offsets_out, offsets_stats;  // ragged, else NULL
@@ -292,7 +292,7 @@ static Desc sdpa_select(Graph *g, const Sdpa *a, Desc scores, Desc keep) {
     return graph_pointwise_into(g, graph_virtual(g, CUDNN_DATA_FLOAT, a->scores), CUDNN_POINTWISE_BINARY_SELECT,
                                 CUDNN_DATA_FLOAT, scores, a->minus_infinity, keep, 0);
 }
-// Rows and columns beyond an entry's length are no scores.
+// Masks rows and columns beyond an entry's length.
 static Desc sdpa_mask_lengths(Graph *g, const Sdpa *a, Desc scores) {
     if (a->lengths_q == NULL) return scores;
     Desc row = sdpa_index(g, a, scores, 2, CUDNN_DATA_INT32);
@@ -396,7 +396,7 @@ static void sdpa_backward(Graph *g) {
     ds = graph_pointwise(g, CUDNN_POINTWISE_MUL, a.scores, ds, a.scale);
     sdpa_kv_gradient(g, &a, SDPA_DK, ds, q);
 
-    // dQ = ds k; unless in a fixed order, its parts are added up in fp32 in memory and then rounded
+    // dQ = ds k; without a fixed order its parts are added in fp32 in memory and then rounded
     Sizes sizes = {a.lengths_q, NULL, a.lengths_kv};
     Desc k = graph_tensor(g, CUDNN_DATA_BFLOAT16, a.kv, g->next_virtual_uid++, true, false, a.offsets_qkv);
     graph_reshape_into(g, k, kt);
@@ -410,7 +410,7 @@ static void sdpa_backward(Graph *g) {
     graph_pointwise_into(g, dq, CUDNN_POINTWISE_IDENTITY, CUDNN_DATA_FLOAT, dq_sum, NULL, NULL, 0);
 }
 
-// Why a shape is not even worth asking for, or NULL: what cuDNN computes wrongly, or accepts but was not made for.
+// Why a shape is refused without asking cuDNN: shapes that it computes wrongly or is not made for. NULL: not refused.
 static const char *sdpa_unfit(const CudnnApi *api, SdpaDevice device, const SdpaShape *s) {
     int major = device.compute_capability / 10;
     if (s->HS % 8 != 0) return "heads are not a multiple of 8 wide";
@@ -419,7 +419,7 @@ static const char *sdpa_unfit(const CudnnApi *api, SdpaDevice device, const Sdpa
         return "before 9.16 sequences must be a multiple of 128 tokens";
     if (s->ragged && major != 9 && major != 10) return "documents need a GPU like the H100 or B200";
     if (s->ragged && s->backward && s->HS % 16 != 0) return "documents need heads that are a multiple of 16 wide";
-    // cuDNN would keep dK and dV of each query head, in rows a group of heads as wide as qkv's.
+    // cuDNN would keep dK and dV of each query head, in rows wider than qkv's by the group size.
     if (s->ragged && s->backward && s->NH != s->NKV) return "documents, backward, with shared key/value heads";
     return NULL;
 }
@@ -428,7 +428,7 @@ static const char *sdpa_unfit(const CudnnApi *api, SdpaDevice device, const Sdpa
 
 #define MAX_ENGINES 16
 
-// True when an engine's notes do not call it nondeterministic.
+// True if an engine's notes do not include nondeterminism.
 static bool engine_is_deterministic(Graph *g, Desc engine) {
     cudnnBackendNumericalNote_t notes[CUDNN_NUMERICAL_NOTE_TYPE_COUNT];
     int64_t count = 0;
@@ -439,7 +439,7 @@ static bool engine_is_deterministic(Graph *g, Desc engine) {
     return true;
 }
 
-// What cuDNN proposes for the graph, best first: a configuration is an engine with its settings.
+// cuDNN's proposals for the graph, best first: a configuration is an engine with its settings.
 static int64_t graph_engines(Graph *g, Desc operation_graph, Desc device, Desc configs[MAX_ENGINES]) {
     const cudnnBackendHeurMode_t mode = CUDNN_HEUR_MODE_A;
     Desc heuristics = graph_make(g, CUDNN_BACKEND_ENGINEHEUR_DESCRIPTOR);
@@ -460,8 +460,8 @@ bool cudnn_sdpa_stores_scores(const CudnnApi *api, SdpaDevice device) {
     return device.compute_capability / 10 != 10 || api->version < 91800;
 }
 
-// B200: the backward engine that its heuristics propose only for unordered sums also has an ordered mode, which is
-// chosen by its settings (as NVIDIA's frontend does). NULL where cuDNN does not know it.
+// B200: the heuristics propose its backward engine only for unordered sums; the settings also select an ordered mode
+// (as in NVIDIA's frontend). NULL if this cuDNN has no such engine.
 static Desc graph_ordered_config(Graph *g, SdpaDevice device, Desc operation_graph) {
     static const int64_t SETTINGS_918[][2] = {{CUDNN_KNOB_TYPE_KERNEL_CFG, 31}, {CUDNN_KNOB_TYPE_STAGES, 2}};
     static const int64_t SETTINGS_923[][2] = {
@@ -494,8 +494,7 @@ static Desc graph_ordered_config(Graph *g, SdpaDevice device, Desc operation_gra
     return known ? config : NULL;
 }
 
-// Tries one configuration. Fills the plan and returns true if cuDNN supports it; otherwise the graph keeps the
-// reason.
+// Tries one configuration. Fills the plan and returns true if cuDNN supports it; otherwise the graph keeps the reason.
 static bool graph_try(Graph *g, SdpaDevice device, Desc config) {
     SdpaPlan *out = g->plan;
     Desc engine = graph_make(g, CUDNN_BACKEND_ENGINE_DESCRIPTOR);

@@ -1,7 +1,7 @@
-// cudnn_sdpa.h: attention as cuDNN operation graphs, through cuDNN's C backend interface opened at run time: a shape
-// and a mask in, an engine that cuDNN supports (or its refusal) out, then an executable plan. Called by
-// attention_cudnn.cu for training and by tests/gpu/cudnn/graphs.cpp, which checks the very same graphs against device
-// descriptions on a machine without a GPU. Knows nothing of backends, tensors in memory or streams.
+// cudnn_sdpa.h: attention as cuDNN operation graphs, through cuDNN's C backend interface opened at run time: for a
+// shape and a mask it finds an engine that cuDNN supports (or reports the refusal), then makes an executable plan.
+// tests/gpu/cudnn/graphs.cpp checks the same graphs against device descriptions on a machine without a GPU. Must not
+// know backends, tensors in memory or streams.
 #ifndef LLMC_CUDA_CUDNN_SDPA_H
 #define LLMC_CUDA_CUDNN_SDPA_H
 
@@ -16,7 +16,7 @@
 #if CUDNN_SDPA_BUILT
 #include <cudnn.h>
 
-// cuDNN's functions, found in libcudnn.so.9 when it is opened.
+// cuDNN's functions, from libcudnn.so.9.
 typedef struct {
     void *library;
     size_t version;  // 91900 is 9.19.0
@@ -39,10 +39,10 @@ typedef struct {
 
 bool cudnn_api_open(CudnnApi *api, Error *err);
 void cudnn_api_close(CudnnApi *api);
-// "cuDNN: text of the status (what it last complained about)".
+// "cuDNN: text of the status (its last error message)".
 void cudnn_api_error(const CudnnApi *api, cudnnStatus_t status, char *text, size_t bytes);
 
-// The graph's tensors: what the caller binds to memory. Lengths, offsets and scalars are tensors too.
+// The graph's tensors, which the caller binds to memory. Lengths, offsets and scalars are tensors too.
 typedef enum {
     SDPA_Q = 1,
     SDPA_K,
@@ -67,8 +67,8 @@ typedef enum {
     SDPA_UID_COUNT
 } SdpaUid;
 
-// The GPU that plans are for. With a handle they can be executed; without one, `description` (a finalized
-// CUDNN_BACKEND_DEVICEPROP_DESCRIPTOR) stands for the GPU and only the support is checked.
+// The target GPU of plans. With a handle they can be executed; without one, `description` (a finalized
+// CUDNN_BACKEND_DEVICEPROP_DESCRIPTOR) describes the GPU and only support is checked.
 typedef struct {
     cudnnHandle_t handle;
     cudnnBackendDescriptor_t description;
@@ -77,17 +77,17 @@ typedef struct {
 
 typedef struct {
     cudnnBackendDescriptor_t plan;  // NULL without a handle
-    struct SdpaGraph *graph;        // what the plan is made of, kept as long as it
-    int64_t workspace_bytes;        // what the engine itself wants
-    int64_t engine;                 // cuDNN's number of it
-    bool bound[SDPA_UID_COUNT];     // which tensors the graph has
+    struct SdpaGraph *graph;        // the plan's graph, with the plan's lifetime
+    int64_t workspace_bytes;        // of the engine itself
+    int64_t engine;                 // cuDNN's engine number
+    bool bound[SDPA_UID_COUNT];     // the tensors that the graph has
 } SdpaPlan;
 
 // Whether this GPU's deterministic backward engine stores score gradients: SdpaShape.stores_scores.
 bool cudnn_sdpa_stores_scores(const CudnnApi *api, SdpaDevice device);
 
-// The first engine in cuDNN's order of preference that it supports, as a plan. False: cuDNN refuses this shape, err
-// says why. Knows of no workspace limit.
+// Makes a plan of the first supported engine in cuDNN's order of preference. False: cuDNN refuses this shape, err
+// holds the reason. Ignores the workspace limit.
 bool cudnn_sdpa_build(SdpaPlan *plan, const CudnnApi *api, SdpaDevice device, const SdpaShape *shape, Error *err);
 void cudnn_sdpa_free(SdpaPlan *plan);
 

@@ -1,5 +1,5 @@
-// device_info.cu: what the GPU can do at best, from its data sheet or measured, and how it fares while it works, from
-// NVML, which is opened at run time and may be absent. Called by backend_cuda.cu.
+// device_info.cu: the GPU's peak rates, from its data sheet or measured, and its telemetry, from NVML, which is
+// opened at run time and may be absent. Must not know operations.
 #include "llmc/base/plugin.h"
 #include "llmc/cuda/backend_cuda.h"
 
@@ -12,8 +12,8 @@
 // ---- peaks ----
 
 // Dense rates (vendors' headline figures are often with 2:4 sparsity, twice these) in TFLOP/s: bf16 inputs with fp32
-// accumulation on tensor cores, and fp32 on the ordinary cores, which is what exact fp32 matmuls use. From NVIDIA's data
-// sheets of each product. The first row whose words all stand in the device's name counts.
+// accumulation on tensor cores, and fp32 on the ordinary cores, which exact fp32 matmuls use. From NVIDIA's data
+// sheet of each product. The first row whose words are all in the device's name applies.
 typedef struct {
     const char *words;  // separated by spaces
     double bf16_tflops, fp32_tflops;
@@ -62,7 +62,7 @@ static const GpuPeak *find_peak(const char *name) {
     return NULL;
 }
 
-// Of a square product, the fastest of a few; the size grows until it takes long enough to be timed.
+// Measures a square product, the fastest of a few runs; the size grows until it takes long enough to time.
 #define PEAK_LONG_ENOUGH_MS 5.0
 #define PEAK_LARGEST 8192
 static double measured_peak(Backend *be, DType dtype) {
@@ -106,7 +106,7 @@ double cuda_measure_peak(Backend *be, DType dtype) {
     return (dtype == DTYPE_F32 ? known->fp32_tflops : known->bf16_tflops) * 1e12;
 }
 
-// ---- NVML (nvml.h is not part of the toolkit's headers that building needs: these are its stable C interface) ----
+// ---- NVML (building does not require nvml.h: these declarations are its stable C interface) ----
 
 typedef struct nvmlDevice *NvmlDevice;
 typedef struct {

@@ -1,6 +1,6 @@
-// embedding.cu: token and position rows in, gradients back to the tables. Reached through backend.h; knows nothing of
-// models. An id outside of its table never turns into an address: its row becomes NaN in the forward, so that the
-// loss says so, and is left out in the backward.
+// embedding.cu: look-up of token and position rows, and the gradients of the tables. Must not know models. An id
+// outside its table never becomes an address: its row is NaN in the forward pass, so that the loss becomes NaN, and
+// is skipped in the backward pass.
 #include "llmc/cuda/backend_cuda.h"
 #include "llmc/cuda/workspace.h"
 #include "llmc/backend/op_check.h"
@@ -8,7 +8,7 @@
 // ---- forward ----
 #define EMBEDDING_WARPS 8
 
-// A warp a row. Bound: wte's (and wpe's) rows read, out written: 2 (3) * N*C elements; frequent rows come from L2.
+// One warp per row. Bound: wte's (and wpe's) rows read, out written: 2 (3) * N*C elements; frequent rows come from L2.
 template <class T, int W>
 static __global__ void __launch_bounds__(EMBEDDING_WARPS *WARP)
     embedding_forward_kernel(T *__restrict__ out, const int32_t *__restrict__ tokens,
@@ -53,11 +53,10 @@ static void embedding_forward(Backend *be, Tensor out, Tensor tokens, Tensor pos
 }
 
 // ---- backward: the order of the rows ----
-// Rows of one id must be added in increasing i, without atomics. Each row's key is (id << 32 | i): no two are equal,
-// so that any sort gives the one order wanted. The sort merges ever longer runs: each key finds its place in the
-// merged run by itself, counting by bisection the keys of the neighbouring run that are smaller. Runs up to
-// EMBEDDING_SORT keys grow in shared memory, longer ones in L2: log2(N / EMBEDDING_SORT) passes over 8*N bytes,
-// microseconds each.
+// Rows of one id must be added in increasing i, without atomics. Each row's key is (id << 32 | i): all keys are
+// distinct, so any sort gives the required order. This is a merge sort: each key computes its position in the merged
+// run independently, by bisection: the number of smaller keys in the neighbouring run. Runs up to EMBEDDING_SORT keys
+// are sorted in shared memory, longer ones in L2: log2(N / EMBEDDING_SORT) passes over 8*N bytes, microseconds each.
 #define EMBEDDING_SORT 2048
 #define EMBEDDING_SORT_THREADS 1024
 #define EMBEDDING_NO_ID 0xffffffffu  // sorts last
@@ -74,7 +73,7 @@ static __device__ __forceinline__ int lower_bound(const uint64_t *keys, int low,
     }
     return low;
 }
-// Where keys[i] goes when the sorted runs of `run` keys are merged by twos.
+// The position of keys[i] after merging pairs of sorted runs of `run` keys.
 static __device__ __forceinline__ int merged_index(const uint64_t *keys, int i, int run, int count) {
     int own = i / run * run, other = (i / run ^ 1) * run;
     int low = min(other, count), high = min(other + run, count);
@@ -109,16 +108,16 @@ static __global__ void __launch_bounds__(256)
 }
 
 // ---- backward: the sums ----
-// The sorted rows are cut into tiles of EMBEDDING_TILE; a warp adds up 32*W columns of a tile, in order. What belongs
-// to an id that begins in the tile is added to the table right away: the tile is the only one. What continues an id
-// of earlier tiles is kept as the tile's carry, and a second kernel adds an id's carries in the tiles' order. A
-// frequent token is thus summed by as many warps as it has tiles. Bound: dout read once, each table row that occurs
-// read and written in fp32, and one row in EMBEDDING_TILE of carries.
+// The sorted rows are divided into tiles of EMBEDDING_TILE; a warp sums 32*W columns of a tile, in order. The sum of
+// an id that begins in the tile is added to the table immediately: no other tile does that for this id. The sum of an
+// id that continues from earlier tiles is stored as the tile's carry, and a second kernel adds an id's carries in the
+// order of the tiles. So a frequent token is summed by as many warps as it has tiles. Bound: dout read once, each
+// occurring table row read and written in fp32, and one carry row per EMBEDDING_TILE rows.
 #define EMBEDDING_ADD_WARPS 4
-#define EMBEDDING_FLIGHT 4  // rows on their way
+#define EMBEDDING_FLIGHT 4  // rows in flight
 
-// Which columns of which tile this lane has. The column chunks of a tile lie side by side: blocks that run together
-// read whole rows of dout.
+// The tile and columns of this lane. The column chunks of a tile are adjacent blocks: blocks that run together read
+// whole rows of dout.
 struct EmbeddingPlace {
     int tile, column;
 };
@@ -176,7 +175,7 @@ static __global__ void __launch_bounds__(EMBEDDING_ADD_WARPS *WARP)
     else if (id != EMBEDDING_NO_ID) floats_add<W>(table + (int64_t)id * C + place.column, sum);
 }
 
-// The warp of the first tile that continues an id adds up the carries of all that do.
+// The warp of the first tile that continues an id adds the carries of all such tiles.
 template <int W>
 static __global__ void __launch_bounds__(EMBEDDING_ADD_WARPS *WARP)
     embedding_carry_kernel(float *table, const float *__restrict__ carry, const uint64_t *__restrict__ keys, int N,

@@ -1,10 +1,10 @@
 // gpu.h: the prelude of every .cu file: the CUDA headers, kernel launches, shared memory, packs of 16 bytes and the
 // reductions that all kernels share. Under nvcc it is CUDA; under a host C++ compiler the same source runs on the
-// emulator (dev/emu), which supplies what a device has and a host has not. Knows nothing of backends or models.
+// emulator (dev/emu), which supplies the device's features. Must not know backends or models.
 //
-// What keeps a .cu file running on both:
+// Rules that keep a .cu file working on both:
 //   * kernels are launched through gpu_launch (GPU_LAUNCH in backend_cuda.h), never with <<<>>>;
-//   * shared memory is declared with SHARED_ARRAY or SHARED_DYNAMIC, at the top of the kernel, outside of any branch;
+//   * shared memory is declared with SHARED_ARRAY or SHARED_DYNAMIC, at the top of the kernel, outside any branch;
 //   * PTX is written in ptx.h only, each instruction beside its meaning in C;
 //   * every lane named in a warp operation's mask takes part in it; no kernel relies on lanes running in lockstep.
 #ifndef LLMC_CUDA_GPU_H
@@ -26,9 +26,9 @@
     extern __shared__ __align__(128) unsigned char gpu_dynamic_shared[]; \
     type *name = reinterpret_cast<type *>(gpu_dynamic_shared)
 
-// Runs kernel(args...) on grid x block threads with smem_bytes of dynamic shared memory, behind what `stream` holds.
-// Arguments are converted to the kernel's parameter types. Returns the launch's status; what fails later is reported
-// by whoever waits.
+// Launches kernel(args...) on grid x block threads with smem_bytes of dynamic shared memory, in the order of
+// `stream`. Arguments are converted to the kernel's parameter types. Returns the launch's status; later failures are
+// reported by synchronizing calls.
 template <class... Params, class... Args>
 static inline cudaError_t gpu_launch(void (*kernel)(Params...), dim3 grid, dim3 block, size_t smem_bytes,
                                      cudaStream_t stream, Args... args) {
@@ -63,7 +63,7 @@ __host__ __device__ __forceinline__ float from_float<float>(float x) { return x;
 template <>
 __host__ __device__ __forceinline__ bf16 from_float<bf16>(float x) { return __float2bfloat16_rn(x); }
 
-// ---- packs: W elements moved by one instruction, 16 bytes where alignment allows, else one by one ----
+// ---- packs: W elements moved by one instruction, 16 bytes if alignment allows, else one by one ----
 // A kernel is a template over W: PACK<T> where every row starts on 16 bytes (width % PACK<T> == 0 and gpu_aligned
 // pointers), 1 otherwise, so that any shape works and the shapes of real models are fast.
 template <class T>
@@ -81,7 +81,7 @@ template <class T, int W>
 __device__ __forceinline__ void pack_store(T *to, const Pack<T, W> &pack) {
     *reinterpret_cast<Pack<T, W> *>(to) = pack;
 }
-// The same for what is not used again soon: it leaves the caches first.
+// The same for data that is not reused soon: it is evicted from the caches first.
 template <class T, int W>
 __device__ __forceinline__ Pack<T, W> pack_load_once(const T *from) {
 #if defined(__CUDACC__)
@@ -164,7 +164,7 @@ __device__ __forceinline__ void floats_store(float *to, const float (&from)[W]) 
 static inline bool gpu_aligned(const void *pointer) { return ((uintptr_t)pointer & 15) == 0; }
 
 // ---- reductions in a fixed order: the same bits in every run ----
-// Every lane gets the result.
+// Every lane receives the result.
 static __device__ __forceinline__ float warp_sum(float x) {
     for (int distance = WARP / 2; distance > 0; distance /= 2) x += __shfl_xor_sync(FULL_MASK, x, distance);
     return x;
@@ -178,8 +178,8 @@ static __device__ __forceinline__ float warp_max(float x) {
         x = fmaxf(x, __shfl_xor_sync(FULL_MASK, x, distance));
     return x;
 }
-// Over a block of whole warps, at most 1024 threads; every thread gets the result. `partial` is shared memory of 32
-// elements, free again when the function returns.
+// Over a block of whole warps, at most 1024 threads; every thread receives the result. `partial` is shared memory of
+// 32 elements, reusable after the function returns.
 template <class T>
 __device__ __forceinline__ T block_sum(T x, T *partial) {
     int lane = (int)threadIdx.x % WARP, warp = (int)threadIdx.x / WARP, warps = (int)blockDim.x / WARP;

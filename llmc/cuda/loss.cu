@@ -1,11 +1,11 @@
 // loss.cu: softmax cross-entropy with its gradient in place. The logits are the largest tensor of a step: a row is
-// read from memory once and written once. Reached through backend.h; knows nothing of models.
+// read from memory once and written once. Must not know models.
 #include "llmc/cuda/backend_cuda.h"
 #include "llmc/cuda/ptx.h"
 #include "llmc/backend/op_check.h"
 
 #define LOSS_MAX_THREADS 1024
-#define LOSS_PACKS 4  // of a thread on their way in the first pass
+#define LOSS_PACKS 4  // in flight per thread in the first pass
 // Up to this size of a row, two blocks share an SM's memory and one reads while the other writes.
 #define LOSS_HALF_SM_BYTES ((size_t)112 << 10)
 // Shared memory that a block uses besides the row.
@@ -24,8 +24,8 @@ template <>
 __device__ __forceinline__ float exp_shifted<bf16>(float x, float shift) {
     return ptx_exp2(fmaf(x, LOG2_E, -shift * LOG2_E));
 }
-// A logit as the softmax sees it: capped to (-cap, cap), or as it is for cap 0. In bf16 an absolute error of 2^-23
-// cap does: tanh(u) = 1 - 2 / (1 + exp(2u)).
+// A logit as input of the softmax: capped to (-cap, cap), or unchanged for cap 0. For bf16 an absolute error of
+// 2^-23 cap is accurate enough: tanh(u) = 1 - 2 / (1 + exp(2u)).
 template <class T, bool CAPPED>
 static __device__ __forceinline__ float capped_logit(float x, float cap) {
     if (!CAPPED) return x;
@@ -37,7 +37,7 @@ static __device__ __forceinline__ float capped_logit(float x, float cap) {
 struct OnlineSoftmax {
     float top, sum;
 };
-// Takes up W logits; NaN is passed over in top, the exponentials bring it to the sum.
+// Adds W logits; top ignores NaN, the exponentials carry it into the sum.
 template <class T, int W>
 static __device__ __forceinline__ void softmax_take(OnlineSoftmax *s, const float (&x)[W]) {
     float most = x[0];
@@ -52,7 +52,7 @@ static __device__ __forceinline__ void softmax_take(OnlineSoftmax *s, const floa
     for (int i = 0; i < W; ++i) s->sum += exp_shifted<T>(x[i], shift);
 }
 
-// What the threads of a block know of their row.
+// A block's row.
 template <class T, int W>
 struct LossRow {
     T *logits;
@@ -61,7 +61,7 @@ struct LossRow {
     float cap;
 };
 
-// The thread's share of the softmax's sum; what fits of the row is kept.
+// The thread's share of the softmax's sum; the part of the row that fits is cached.
 template <class T, int W, bool CAPPED>
 static __device__ __forceinline__ OnlineSoftmax loss_row_read(const LossRow<T, W> &r) {
     int threads = (int)blockDim.x, live = (r.V + W - 1) / W;
@@ -80,7 +80,7 @@ static __device__ __forceinline__ OnlineSoftmax loss_row_read(const LossRow<T, W
             pack_to_floats<W>(v, x[k]);
 #pragma unroll
             for (int i = 0; i < W; ++i) v[i] = capped_logit<T, CAPPED>(v[i], r.cap);
-            if ((p + 1) * W > r.V)  // the padding behind the vocabulary
+            if ((p + 1) * W > r.V)  // the padding after the vocabulary
 #pragma unroll
                 for (int i = 0; i < W; ++i) v[i] = p * W + i < r.V ? v[i] : -INFINITY;
             softmax_take<T, W>(&s, v);
@@ -118,11 +118,11 @@ static __device__ __forceinline__ void loss_row_write(const LossRow<T, W> &r, On
     }
 }
 
-// A block a row. The first pass reads it, keeps as much of it as fits in shared memory and sums the softmax online;
-// the second writes the gradient. What does not fit is read again, mostly from L2. Bound: 2*N*Vp elements, read and
-// written once; without a gradient half of it. About 16 instructions an element (bf16, no cap), under half of what
-// fits beside that. loss_scale is NULL where no gradient is wanted. A target outside of the vocabulary makes its row
-// NaN.
+// One block per row. The first pass reads the row, keeps as much of it as fits in shared memory and sums the softmax
+// online; the second writes the gradient. The part that does not fit is read again, mostly from L2. Bound: 2*N*Vp
+// elements, read and written once; half of it without a gradient. About 16 instructions per element (bf16, no cap),
+// less than half of what memory speed allows. loss_scale is NULL if no gradient is needed. A target outside the
+// vocabulary makes its row NaN.
 template <class T, int W, bool CAPPED>
 static __global__ void __launch_bounds__(LOSS_MAX_THREADS)
     cross_entropy_kernel(float *nll, T *logits, const int32_t *__restrict__ targets,
@@ -147,7 +147,7 @@ static __global__ void __launch_bounds__(LOSS_MAX_THREADS)
     float top = block_max(s.top, partial);
     if (s.top > -INFINITY) s.sum *= exp_shifted<T>(s.top, top);
     s = {top, block_sum(s.sum, partial)};
-    // Logits may be large and their difference small: in double.
+    // Logits may be large and their difference small: use double.
     if (threadIdx.x == 0) nll[row] = bad ? NAN : (float)(log((double)s.sum) + (double)s.top - (double)at_target);
     if (loss_scale != NULL) loss_row_write<T, W, CAPPED>(r, s, bad ? NAN : weight * *loss_scale);
 }
@@ -161,7 +161,7 @@ template <class T, int W, bool CAPPED>
 static void cross_entropy_launch(Backend *be, const LossCall *c) {
     int64_t N = c->logits.dim[0], Vp = c->logits.dim[1], packs = Vp / W;
     size_t row_bytes = to_size(packs) * sizeof(Pack<T, W>), cached_bytes = 0;
-    // The number of threads, hence the sum's order, depends on the row alone; what is cached does not change results.
+    // The number of threads, hence the sum's order, depends on the row alone; caching does not change results.
     int64_t most = row_bytes <= LOSS_HALF_SM_BYTES ? LOSS_MAX_THREADS / 2 : LOSS_MAX_THREADS;
     int64_t threads = min_i64(most, round_up(packs, WARP));
     if (c->args.want_grad) {

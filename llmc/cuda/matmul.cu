@@ -1,23 +1,23 @@
 // matmul.cu: Backend.matmul on cuBLASLt. A product becomes a MatmulCall, whose plan (descriptors and a measured
-// algorithm, matmul_tune.cu) is looked up by its key, so that a training step creates and asks nothing: it sets a few
-// pointers and launches. Called through the backend's table only.
+// algorithm, matmul_tune.cu) is looked up by its key, so that a training step creates and queries nothing: it sets a
+// few pointers and launches. Must not know models.
 //
-// out(M,N) row-major is out^T column-major: the library is given b as its A and a as its B; its rows are our columns.
+// out(M,N) row-major is out^T column-major: the library's A is b and its B is a; its rows are our columns.
 //
-// Who does what besides alpha*sum + beta*add (add is the library's C: out itself or, for a residual, another tensor):
+// Work besides alpha*sum + beta*add (add is the library's C: out itself or, for a residual, another tensor):
 //   bias            the library (BIAS), if the bias has out's dtype and there is no act_grad; else our kernel
 //   ACT_GELU        the library (GELU, GELU_AUX for a saved pre, with BIAS or without), if there is no add and rows
 //                   of pre start on 16 bytes; else our kernel. The library's GELU is the tanh form, like ours
 //   act_grad GELU   the library (DGELU), if there is neither add nor bias and rows of pre start on 16 bytes; else our
 //                   kernel
 //   ACT_RELU2       our kernel: the library has no square
-//   sums            the library (BGRADB), if they are overwritten, out is fp32 and nothing else is asked; else
+//   sums            the library (BGRADB), if they are overwritten, out is fp32 and there is no other epilogue; else
 //                   bias_backward: the library cannot add to them
 //   K = 0           our kernel alone
-// What the library could do is measured against our kernel, and combinations that it refuses go to ours. Our kernel
-// reads what the library has rounded to out's dtype: one rounding more than the library's epilogue.
+// The library's epilogue is timed against our kernel; combinations that the library refuses use ours. Our kernel
+// reads the library's output rounded to out's dtype: one rounding more than the library's epilogue.
 //
-// fp8: inputs are rounded first (matmul_fp8.cu), then all this holds but for sums, which are taken of what a was.
+// fp8: inputs are rounded first (matmul_fp8.cu), then the same applies, except that sums use the unrounded a.
 //
 // A batch of products is one strided call. fp32 products are fp32 throughout (no TF32); bf16 ones sum in fp32.
 #include "llmc/cuda/matmul.h"
@@ -31,8 +31,8 @@
 #define FINISH_THREADS 256
 
 // acc = from + beta*add + bias; pre_out = acc; out = act(acc) or acc * act_grad'(pre_in). Absent operands are NULL.
-// from may be out or pre_out, add may be out. most: where out's largest magnitude is recorded, or NULL. A thread has
-// one pack, of W elements of one row. Bound by memory: it reads and writes each tensor once.
+// from may be out or pre_out, add may be out. most: the record of out's largest magnitude, or NULL. A thread has one
+// pack, of W elements of one row. Memory-bound: it reads and writes each tensor once.
 template <class T, class TB, int W>
 __global__ void __launch_bounds__(FINISH_THREADS)
     matmul_finish_kernel(T *out, T *pre_out, uint32_t *most, const T *from, const T *add, const TB *bias,
@@ -90,7 +90,7 @@ static void finish_typed(Backend *be, const MatmulCall *call, const void *from, 
                    args->act_grad);
     absmax_end(be, call->out, most);
 }
-// `done`: FUSE_ bits of what `from` holds already.
+// `done`: FUSE_ bits already applied to `from`.
 static void matmul_finish(Backend *be, const MatmulCall *call, const void *from, const void *add, unsigned done) {
     MatmulArgs args = call->args;
     const void *bias = done & FUSE_BIAS ? NULL : args.bias.data;
@@ -101,7 +101,7 @@ static void matmul_finish(Backend *be, const MatmulCall *call, const void *from,
     else finish_typed<float, bf16>(be, call, from, add, bias, &args);
 }
 
-// ---- what a call asks for ----
+// ---- what a call requires ----
 
 unsigned matmul_wanted(const MatmulCall *call) {
     const MatmulArgs *args = &call->args;
@@ -116,7 +116,7 @@ unsigned matmul_fusable(const MatmulCall *call) {
     const MatmulArgs *args = &call->args;
     const unsigned wanted = matmul_wanted(call);
     const bool add = !tensor_is_none(args->add), bias = wanted & FUSE_BIAS;
-    // The library wants the rows of its auxiliary matrix to be multiples of 8 elements.
+    // The library requires rows of its auxiliary matrix that are multiples of 8 elements.
     const bool pre_rows = tensor_is_none(args->pre) || (call->N % 8 == 0 && gpu_aligned(args->pre.data));
     unsigned fusable = 0;
     if (bias && args->bias.dtype == call->out.dtype && args->act_grad == ACT_NONE) fusable |= FUSE_BIAS;
@@ -128,7 +128,7 @@ unsigned matmul_fusable(const MatmulCall *call) {
 
 static int64_t alignment_of(const void *pointer) {
     const uintptr_t low = (uintptr_t)pointer & (~(uintptr_t)pointer + 1);
-    return low == 0 || low > 16 ? 16 : (int64_t)low;  // no kernel of the library asks for more than 16 bytes
+    return low == 0 || low > 16 ? 16 : (int64_t)low;  // no kernel of the library needs more than 16 bytes
 }
 
 MatmulKey matmul_key(const MatmulCall *call) {
@@ -191,9 +191,9 @@ cublasStatus_t matmul_issue(Backend *be, const MatmulPlan *plan, const MatmulCal
     if (left & FUSE_SUMS) be->bias_backward(be, args->sums, call->rows, args->accumulate_sums);
     void *workspace = call->workspace;
     if (workspace == NULL && plan->workspace_bytes > 0) workspace = cuda_scratch(be, plan->workspace_bytes);
-    if (cuda_failed(be)) return CUBLAS_STATUS_SUCCESS;  // kept already
+    if (cuda_failed(be)) return CUBLAS_STATUS_SUCCESS;  // the failure is already kept
 
-    // An activation of ours saves what the library wrote: it goes to pre at once.
+    // If our kernel applies the activation, the library's output is the pre-activation: write it to pre directly.
     const bool through_pre = left & FUSE_ACT && args->act != ACT_NONE && !tensor_is_none(args->pre);
     void *to = through_pre ? args->pre.data : call->out.data;
     const void *add = tensor_is_none(args->add) ? to : args->add.data;

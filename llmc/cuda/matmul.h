@@ -1,6 +1,6 @@
-// matmul.h: what the files of matrix multiplication share: one product as the library sees it (MatmulCall), how it is
-// done (MatmulPlan), and what is kept between calls (MatmulState). matmul.cu issues products, matmul_tune.cu makes
-// plans by measuring, matmul_cache.cu remembers what was measured.
+// matmul.h: shared by the files of matrix multiplication: one product in the library's terms (MatmulCall), how it is
+// computed (MatmulPlan), and the state between calls (MatmulState). matmul.cu issues products, matmul_tune.cu makes
+// plans by timing, matmul_cache.cu stores the results. Must not know models.
 #ifndef LLMC_CUDA_MATMUL_H
 #define LLMC_CUDA_MATMUL_H
 
@@ -9,12 +9,12 @@
 #include "llmc/cuda/absmax.h"
 #include "llmc/cuda/workspace.h"
 
-// What the library's epilogue can do besides alpha*sum + beta*add. What a plan leaves out, a kernel of ours does.
+// Parts of the library's epilogue besides alpha*sum + beta*add. A kernel of ours computes the parts not in the plan.
 #define FUSE_BIAS 1u  // bias is added
 #define FUSE_ACT 2u   // act (saving pre) or act_grad
 #define FUSE_SUMS 4u  // the bias gradient
 
-// Everything that decides how a product is done. Numbers only, so that a key is compared, hashed and printed as one.
+// Everything that determines a product's plan. Numbers only, so that a key is easy to compare, hash and print.
 enum {
     KEY_M, KEY_N, KEY_K, KEY_BATCH,
     KEY_TRANS_A, KEY_TRANS_B,
@@ -31,17 +31,17 @@ typedef struct {
     int64_t v[KEY_COUNT];
 } MatmulKey;
 
-// One product with its operands. a and b are what the library multiplies: the caller's, or rounded to 8 bits.
+// One product with its operands. a and b are the library's inputs: the caller's, or rounded to 8 bits.
 typedef struct {
     int64_t M, N, K, batch;
     const void *a, *b;
     cudaDataType_t type_a, type_b;
     bool trans_a, trans_b;
     bool fast_sums;
-    // fp8, on the device: what a and b are multiplied with, and the records of the caller's (absmax.h).
+    // fp8, on the device: the scales of a and b, and the records of the caller's inputs (absmax.h).
     const float *unscale_a, *unscale_b;
     const uint32_t *most_a, *most_b;
-    void *workspace;  // of the library, behind what else is in the scratch block; NULL: there is nothing else
+    void *workspace;  // of the library, in the scratch block after other data; NULL: no other data
     Tensor out;
     Tensor rows;      // what args.sums sums over
     MatmulArgs args;
@@ -54,10 +54,10 @@ typedef struct {
     cublasLtMatmulDesc_t desc;  // NULL: an empty slot of the table
     cublasLtMatrixLayout_t layout_a, layout_b, layout_out;
     cublasLtMatmulAlgo_t algo;
-    size_t workspace_bytes;  // that the algorithm uses
+    size_t workspace_bytes;  // of the algorithm
 } MatmulPlan;
 
-// What measuring decided for a key: this is what the cache file holds.
+// The result of timing a key, as stored in the cache file.
 typedef struct {
     MatmulKey key;
     unsigned fused;
@@ -66,12 +66,12 @@ typedef struct {
 } MatmulChoice;
 
 typedef struct {
-    char *path;  // NULL: choices are not kept beyond the process
-    uint64_t seed;  // of the GPU's and the library's name: lines of others do not pass their check
+    char *path;  // NULL: choices are not stored
+    uint64_t seed;  // from the names of the GPU and the library: lines of other machines fail the check
     MatmulChoice *choices;
     int64_t count;
-    int64_t damaged;  // lines ignored when the file was read first
-    bool open_end;    // the file's last line lacks its end
+    int64_t damaged;  // lines ignored when the file was first read
+    bool open_end;    // the file's last line is incomplete
 } MatmulCache;
 
 typedef struct MatmulState {
@@ -94,28 +94,28 @@ static inline uint64_t matmul_hash(const void *bytes, size_t count, uint64_t has
 // True for success; otherwise keeps the library's text as the backend's failure.
 bool matmul_ok(Backend *be, cublasStatus_t status, const char *what);
 MatmulKey matmul_key(const MatmulCall *call);
-// FUSE_ bits that the call asks for, and those of them that the library documents for it.
+// FUSE_ bits that the call requires, and those of them that the library supports according to its documentation.
 unsigned matmul_wanted(const MatmulCall *call);
 unsigned matmul_fusable(const MatmulCall *call);
-// Sets what differs between calls of one key: the operands' addresses that a descriptor holds.
+// Sets what differs between calls of one key: the operand addresses in the descriptor.
 cublasStatus_t matmul_set_pointers(const MatmulPlan *plan, const MatmulCall *call);
-// Issues the product and what the plan's epilogue leaves to our kernels. With a plan from matmul_plan this cannot be
-// refused; while measuring, an algorithm may be, and then nothing was computed.
+// Issues the product and our kernels for the rest of the epilogue. A plan from matmul_plan cannot be refused; during
+// timing an algorithm may be, and then nothing was computed.
 cublasStatus_t matmul_issue(Backend *be, const MatmulPlan *plan, const MatmulCall *call);
 
-// matmul_fp8.cu: rounds a and b, has the sums taken of a, and makes the call one of 8-bit inputs. The call lasts
-// until the scratch block is asked for again.
+// matmul_fp8.cu: rounds a and b, issues the sums of a, and changes the call to 8-bit inputs. The call is valid until
+// the next cuda_scratch.
 void matmul_fp8_round(Backend *be, MatmulCall *call, Tensor a, Tensor b);
 
-// matmul_tune.cu: the plan of this call's key, made and measured if it is the first of its kind. NULL once the
-// backend has failed. Valid until the next call.
+// matmul_tune.cu: the plan of this call's key, made by timing for a new key. NULL after a failure of the backend.
+// Valid until the next call.
 const MatmulPlan *matmul_plan(Backend *be, const MatmulCall *call);
 void matmul_plan_free(MatmulPlan *plan);
 
 // matmul_cache.cu
 void matmul_cache_open(MatmulCache *cache, const char *dir, const char *gpu_name, size_t library_version);
 const MatmulChoice *matmul_cache_find(const MatmulCache *cache, const MatmulKey *key);
-// Adds the choice and returns the one that counts: the first of its key in the file, maybe another process's.
+// Adds the choice and returns the valid one: the first of its key in the file, possibly from another process.
 const MatmulChoice *matmul_cache_add(MatmulCache *cache, const MatmulChoice *choice);
 void matmul_cache_close(MatmulCache *cache);
 

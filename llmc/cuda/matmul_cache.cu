@@ -1,13 +1,13 @@
-// matmul_cache.cu: the file that remembers which algorithm was measured to be the fastest, so that the next run, and
-// the rest of a run that was killed, compute the same bits and measure nothing. Used by matmul_tune.cu only.
+// matmul_cache.cu: the file of the fastest measured algorithms, so that the next run and a resumed run compute the
+// same bits and measure nothing.
 //
 //     <cache_dir>/matmul-<GPU>-<library version>.txt
-//     one line a choice: the key's numbers, FUSE_ bits, the algorithm's 8 words, microseconds, a hash of all this
+//     one line per choice: the key's numbers, FUSE_ bits, the algorithm's 8 words, microseconds, a hash of all this
 //
-// A line is added by one write as soon as it is known, so that nothing is lost with a killed process; of several
-// lines for one key the first counts, for the process that wrote a later one too. The hash begins with the GPU's and
-// the library's names: lines that are damaged, torn or of another machine are ignored, and what they said is measured
-// again.
+// A line is appended by one write as soon as it is known, so that a killed process loses nothing; of several lines
+// for one key the first is valid, also for the process that wrote a later one. The hash begins with the names of the
+// GPU and the library: lines that are damaged, incomplete or from another machine are ignored, and their keys are
+// measured again.
 #include <ctype.h>
 #include <errno.h>
 #include <fcntl.h>
@@ -36,7 +36,7 @@ static size_t print_choice(char line[LINE_BYTES], const MatmulChoice *choice) {
     return used;
 }
 
-// The hash is right, so the rest is what print_choice printed.
+// The hash is right, so print_choice wrote the rest.
 static void parse_choice(MatmulChoice *choice, const char *line) {
     memset(choice, 0, sizeof *choice);
     char *at = (char *)line;
@@ -64,7 +64,7 @@ static void keep_first(MatmulCache *cache, const MatmulChoice *choice) {
     cache->choices[cache->count++] = *choice;
 }
 
-// Reads the file again; a file that is not there holds nothing. Choices of the file replace those in memory.
+// Reads the file again; a missing file is empty. Choices from the file replace those in memory.
 static void read_file(MatmulCache *cache) {
     char *text = NULL;
     size_t bytes = 0;
@@ -72,7 +72,7 @@ static void read_file(MatmulCache *cache) {
     cache->open_end = false;
     if (!file_exists(cache->path)) return;
     if (!file_read_all(cache->path, MOST_FILE_BYTES, &text, &bytes, &err)) {
-        fprintf(stderr, "%s; algorithms of matrix multiplications are measured again\n", err.message);
+        fprintf(stderr, "%s; matmul algorithms will be measured again\n", err.message);
         return;
     }
     cache->count = 0;
@@ -93,7 +93,7 @@ static void read_file(MatmulCache *cache) {
     cache->open_end = bytes > 0 && text[bytes - 1] != '\n' && text[bytes - 1] != '\0';
     free(text);
     if (damaged > cache->damaged)
-        fprintf(stderr, "%s: %lld damaged or foreign lines are ignored; what they held is measured again\n",
+        fprintf(stderr, "%s: %lld damaged or foreign lines are ignored; their algorithms will be measured again\n",
                 cache->path, (long long)damaged);
     cache->damaged = damaged;
 }
@@ -116,7 +116,7 @@ void matmul_cache_close(MatmulCache *cache) {
     memset(cache, 0, sizeof *cache);
 }
 
-// Appends text as one piece. The directory is made when there is something to keep.
+// Appends text by one write. The directory is created before the first line.
 static bool append(MatmulCache *cache, const char *text, size_t bytes, Error *err) {
     char *dir = xstrdup(cache->path);
     *strrchr(dir, '/') = '\0';
@@ -124,10 +124,10 @@ static bool append(MatmulCache *cache, const char *text, size_t bytes, Error *er
     free(dir);
     if (!made) return false;
     const int file = open(cache->path, O_WRONLY | O_APPEND | O_CREAT | O_CLOEXEC, 0644);
-    if (file < 0) return error_set(err, "%s: cannot be written: %s", cache->path, strerror(errno));
+    if (file < 0) return error_set(err, "%s: cannot write: %s", cache->path, strerror(errno));
     const ssize_t written = write(file, text, bytes);
     const bool failed = written != (ssize_t)bytes || fdatasync(file) != 0;
-    if (failed) error_set(err, "%s: cannot be written: %s", cache->path, written < 0 ? strerror(errno) : "disk full");
+    if (failed) error_set(err, "%s: cannot write: %s", cache->path, written < 0 ? strerror(errno) : "disk full");
     close(file);
     return !failed;
 }
@@ -136,7 +136,7 @@ const MatmulChoice *matmul_cache_add(MatmulCache *cache, const MatmulChoice *cho
     if (cache->path != NULL) {
         char line[LINE_BYTES + 2];
         size_t start = 0, used;
-        if (cache->open_end) line[start++] = '\n';  // ends a torn line
+        if (cache->open_end) line[start++] = '\n';  // ends an incomplete line
         used = start + print_choice(line + start, choice);
         used += (size_t)snprintf(line + used, sizeof line - used, "%016llx\n",
                                  (unsigned long long)matmul_hash(line + start, used - start, cache->seed));
@@ -144,9 +144,9 @@ const MatmulChoice *matmul_cache_add(MatmulCache *cache, const MatmulChoice *cho
         if (append(cache, line, used, &err)) {
             read_file(cache);
         } else {
-            fprintf(stderr, "%s; a run that goes on from this one's checkpoints may differ in last bits\n",
+            fprintf(stderr, "%s; a run resumed from this run's checkpoints may differ in the last bits\n",
                     err.message);
-            free(cache->path);  // said once
+            free(cache->path);  // warn once
             cache->path = NULL;
         }
     }

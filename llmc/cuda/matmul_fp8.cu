@@ -1,10 +1,10 @@
-// matmul_fp8.cu: the inputs of a product as 8-bit floats. Each is scaled by its own largest magnitude, taken just
-// before (absmax.h), so that this becomes the format's largest number; the library multiplies the sums with what
-// undoes both scales. Nothing of this goes through the host. Called by matmul.cu.
+// matmul_fp8.cu: the inputs of a product as 8-bit floats. Each is scaled by its own current largest magnitude
+// (absmax.h), so that this becomes the format's largest number; the library multiplies the sums with the inverse of
+// both scales. All of it stays on the device.
 //
-// The library wants both inputs with K contiguous ("TN") and rows of whole 16 bytes: inputs that lie otherwise are
-// transposed on the way, K is filled up with zeros. The rounded inputs live in the scratch block for one product:
-// keeping them longer would save a third of this file's work and cost memory for every one of them.
+// The library requires both inputs with K contiguous ("TN") and rows of whole 16 bytes: other inputs are transposed
+// while they are rounded, and K is padded with zeros. The rounded inputs are in the scratch block for one product
+// only: keeping them longer would save a third of this file's work and cost memory for each of them.
 //
 //     scratch: unscale_a, unscale_b | a in 8 bits | b in 8 bits | the library's workspace
 #include <cuda_fp8.h>
@@ -21,8 +21,8 @@
 static __device__ __forceinline__ float largest_of(__nv_fp8_interpretation_t format) {
     return format == __NV_E4M3 ? 448.0f : 57344.0f;
 }
-// Of a tensor whose largest magnitude has these bits. All zero: any scale does. An infinity scales everything to zero
-// and back to NaN; a NaN stays one where it is. The bound keeps 1/scale a normal number.
+// The scale of a tensor whose largest magnitude has these bits. All zero: any scale works. An infinity scales
+// everything to zero and back to NaN; NaN elements stay NaN. The bound keeps 1/scale a normal number.
 static __device__ __forceinline__ float scale_for(uint32_t most, __nv_fp8_interpretation_t format) {
     const float value = __uint_as_float(most);
     return value > 0.0f ? fminf(largest_of(format) / value, 0x1p100f) : 1.0f;
@@ -38,7 +38,7 @@ static __device__ __forceinline__ uint32_t round_four(const float x[4], float sc
            (uint32_t)__nv_cvt_float2_to_fp8x2(high, __NV_SATFINITE, format) << 16;
 }
 
-// to(rows, ld) = x(rows, cols), zeros behind. A thread has FP8_PACK elements of a row. Bound by memory: 3 bytes an
+// to(rows, ld) = x(rows, cols), padded with zeros. A thread has FP8_PACK elements of a row. Memory-bound: 3 bytes per
 // element. W: x is read in packs of W.
 template <__nv_fp8_interpretation_t FORMAT, int W>
 __global__ void __launch_bounds__(FP8_THREADS)
@@ -49,7 +49,7 @@ __global__ void __launch_bounds__(FP8_THREADS)
     if (pack == 0) *unscale = 1.0f / scale;
     if (pack >= packs) return;
     int64_t at = pack * FP8_PACK, here = FP8_PACK;
-    if (cols != ld) {  // the divisions would be half of the work
+    if (cols != ld) {  // the divisions would be half the work
         const int64_t row = at / ld, col = at % ld;
         at = row * cols + col;
         here = cols - col;
@@ -71,8 +71,8 @@ __global__ void __launch_bounds__(FP8_THREADS)
     pack_store<uint32_t, 4>((uint32_t *)(to + pack * FP8_PACK), out);
 }
 
-// to(cols, ld) = transpose of x(rows, cols), zeros behind. A block has a tile of TILE_ROWS x TILE_COLS of x, which it
-// reads along rows of x and writes along rows of `to`. Bound by memory: 3 bytes an element.
+// to(cols, ld) = transpose of x(rows, cols), padded with zeros. A block has a tile of TILE_ROWS x TILE_COLS of x,
+// which it reads along rows of x and writes along rows of `to`. Memory-bound: 3 bytes per element.
 template <__nv_fp8_interpretation_t FORMAT, int W>
 __global__ void __launch_bounds__(FP8_THREADS)
     fp8_transpose_kernel(uint8_t *to, float *unscale, const bf16 *x, const uint32_t *most, int64_t rows, int64_t cols,
@@ -82,7 +82,7 @@ __global__ void __launch_bounds__(FP8_THREADS)
     const float scale = scale_for(*most, FORMAT);
     if (blockIdx.x == 0 && blockIdx.y == 0 && threadIdx.x == 0) *unscale = 1.0f / scale;
 
-    // A thread reads packs of four neighbouring rows, so that it has whole words of the transpose.
+    // A thread reads packs of four neighbouring rows, which give whole words of the transpose.
     constexpr int COL_PACKS = TILE_COLS / W;
     for (int i = (int)threadIdx.x; i < COL_PACKS * (TILE_ROWS / 4); i += FP8_THREADS) {
         const int tile_col = i % COL_PACKS * W, tile_row = i / COL_PACKS * 4;
@@ -114,7 +114,7 @@ __global__ void __launch_bounds__(FP8_THREADS)
     }
 }
 
-// x (rows, cols), or its transpose, with the last dimension filled up to ld.
+// x (rows, cols), or its transpose, with the last dimension padded to ld.
 template <__nv_fp8_interpretation_t FORMAT>
 static void round_input(Backend *be, uint8_t *to, float *unscale, Tensor input, const uint32_t *most, bool transpose,
                         int64_t ld) {
@@ -149,7 +149,7 @@ void matmul_fp8_round(Backend *be, MatmulCall *call, Tensor a, Tensor b) {
     CHECK(call->N % FP8_PACK == 0, "matmul: fp8 with rows of %lld elements, expected a multiple of 16",
           (long long)call->N);
     absmax_state(be)->wanted = true;
-    // What follows writes to the bias gradient and to scratch only: records of a and b outlive it.
+    // The following work writes to the bias gradient and to scratch only: records of a and b stay valid.
     const uint32_t *most_a = absmax_find(be, a), *most_b = absmax_find(be, b);
     if (!tensor_is_none(call->args.sums)) be->bias_backward(be, call->args.sums, a, call->args.accumulate_sums);
     call->args.sums = TENSOR_NONE;
@@ -178,8 +178,8 @@ void matmul_fp8_round(Backend *be, MatmulCall *call, Tensor a, Tensor b) {
     call->trans_b = true;
     call->unscale_a = unscale;
     call->unscale_b = unscale + 1;
-    // Forward products may keep their sums in the tensor cores' shorter accumulators, which is what makes them fast;
-    // gradients, whose terms differ more in size, are moved to fp32 every few steps.
+    // Forward products may use the tensor cores' shorter accumulators, which are faster; sums of gradients, whose terms
+    // differ more in size, are moved to fp32 every few steps.
     call->fast_sums = !backward;
     call->workspace = b8 + b_bytes;
 }

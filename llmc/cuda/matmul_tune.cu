@@ -1,18 +1,18 @@
-// matmul_tune.cu: plans of products. The first product of a key gets its descriptors and its algorithm here, and they
-// are kept for the life of the backend; matmul.cu only looks them up.
+// matmul_tune.cu: plans of products. The first product of a key creates its descriptors and selects its algorithm,
+// both kept until the backend is closed; matmul.cu only looks them up.
 //
-// Which algorithm: if the cache file knows the key, what it says. Otherwise the library names its best candidates,
-// with its epilogue doing as much as it can and as little as it may (our kernels do the rest), and each is timed on
-// the operands themselves. An earlier one in that order is kept unless a later one is clearly faster. The choice is
-// written to the file before it is used, and what the file then says first counts: processes that measure at the same
-// time agree, and a run that is resumed, even after it was killed in its first step, computes the same bits. Without
-// a cache directory, where a choice could not be kept, nothing is timed: the library's first candidate is taken.
+// Which algorithm: the one in the cache file if the key is there. Otherwise the library names its best candidates,
+// with its epilogue doing as much as possible and as little as possible (our kernels do the rest), and each is timed
+// on the operands themselves. A later candidate replaces an earlier one only if it is clearly faster. The choice is
+// written to the file before use, and the first line of the key in the file is valid: concurrent processes agree, and
+// a resumed run, even one killed in its first step, computes the same bits. Without a cache directory a choice could
+// not be stored, so nothing is timed: the library's first candidate is used.
 //
-// All algorithms give the same bits each time: those that split K and add the parts up in the output, or round the
-// parts to its type, are excluded; partial sums in fp32 in the workspace, added in order, are allowed.
+// All allowed algorithms are reproducible: those that split K and add the parts in the output, or round the parts to
+// its type, are excluded; partial sums in fp32 in the workspace, added in order, are allowed.
 //
-// Timing disturbs nothing: outputs that the product overwrites are written by each candidate and then by the real
-// call; where it adds to out, the candidates write elsewhere.
+// Timing has no side effects: an output that is overwritten is written by each candidate and then by the real call;
+// if the product adds to out, the candidates write elsewhere.
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -20,10 +20,10 @@
 
 #include "llmc/cuda/matmul.h"
 
-#define CANDIDATES 8        // of the library, for each way to divide the work
-#define ROUTES 3            // ways to divide it
+#define CANDIDATES 8        // of the library, per route
+#define ROUTES 3            // ways to divide the epilogue between the library and our kernels
 #define ROUNDS 3            // of timing; a candidate's best time counts
-#define NO_CHANCE 1.3       // times the best so far: not timed again
+#define NO_CHANCE 1.3       // times the best so far: a slower candidate is not timed again
 #define ROUND_MICROSECONDS 1000.0
 #define MOST_RUNS 20        // of a candidate in a round
 #define CLEARLY_FASTER 0.97
@@ -71,7 +71,7 @@ static bool create_desc(Backend *be, MatmulPlan *plan, const MatmulCall *call) {
         status = SET_ATTRIBUTE(plan->desc, CUBLASLT_MATMUL_DESC_EPILOGUE_AUX_LD, pre_ld);
     if (status == CUBLAS_STATUS_SUCCESS && fast != 0)
         status = SET_ATTRIBUTE(plan->desc, CUBLASLT_MATMUL_DESC_FAST_ACCUM, fast);
-    // The heuristics look at the addresses' alignment.
+    // The heuristics use the addresses' alignment.
     if (status == CUBLAS_STATUS_SUCCESS) status = matmul_set_pointers(plan, call);
     return matmul_ok(be, status, "descriptor of a matrix multiplication (cuBLASLt)");
 }
@@ -121,7 +121,7 @@ static cublasStatus_t set_preferences(cublasLtMatmulPreference_t preference, con
     const uint32_t reductions = CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE;  // and none, which is always allowed
     // The library's C is add or, without one, out.
     const int64_t add = key->v[KEY_ADD] != 0 ? key->v[KEY_ALIGN_ADD] : key->v[KEY_ALIGN_OUT];
-    // An activation of ours has the library write to pre.
+    // If our kernel applies the activation, the library writes to pre.
     const int64_t to = min_i64(key->v[KEY_ALIGN_OUT], key->v[KEY_ALIGN_PRE]);
     cublasStatus_t status = cublasLtMatmulPreferenceSetAttribute(preference, CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES,
                                                                  &workspace, sizeof workspace);
@@ -139,7 +139,7 @@ static cublasStatus_t set_preferences(cublasLtMatmulPreference_t preference, con
     return status;
 }
 
-// Adds what the library names for this way to divide the work. A combination that it refuses adds nothing.
+// Adds the library's candidates for this route. A combination that it refuses adds none.
 static void contest_add_route(Backend *be, Contest *contest, const MatmulKey *key, const MatmulCall *call,
                               unsigned fused) {
     for (int i = 0; i < contest->route_count; ++i)
@@ -203,7 +203,7 @@ static void contest_run(Backend *be, Contest *contest, const MatmulCall *call) {
             plan.algo = candidate->algo;
             plan.workspace_bytes = candidate->workspace_bytes;
             double microseconds = 0;
-            // The first run loads the kernel and says how long a run takes.
+            // The first run loads the kernel and estimates the time of a run.
             if (!time_runs(be, &plan, call, 1, clock, &microseconds)) {
                 candidate->refused = true;
                 continue;
@@ -218,7 +218,7 @@ static void contest_run(Backend *be, Contest *contest, const MatmulCall *call) {
         if (clock[i] != NULL) cudaEventDestroy(clock[i]);
 }
 
-// Times the candidates on stand-ins for what must not be touched.
+// Times the candidates, with substitutes for operands that must not change.
 static void contest_measure(Backend *be, Contest *contest, const MatmulCall *call) {
     MatmulCall measured = *call;
     if (call->args.accumulate_sums) measured.args.sums = TENSOR_NONE;  // the same work for every candidate
@@ -228,8 +228,8 @@ static void contest_measure(Backend *be, Contest *contest, const MatmulCall *cal
         Error err = {""};
         measured.out.data = be->alloc(be, bytes, &err);
         if (measured.out.data == NULL) {
-            fprintf(stderr, "matmul: no %.1f MiB to time algorithms of %lld x %lld x %lld in: the library's first "
-                            "choice is taken\n", (double)bytes / 1048576.0, (long long)call->M, (long long)call->N,
+            fprintf(stderr, "matmul: cannot allocate %.1f MiB to time the algorithms of %lld x %lld x %lld: using the "
+"library's first choice\n", (double)bytes / 1048576.0, (long long)call->M, (long long)call->N,
                     (long long)call->K);
             return;
         }
@@ -250,12 +250,12 @@ static const Candidate *contest_winner(const Contest *contest) {
     return best;
 }
 
-// Measures a key that nobody knows. False: no algorithm, or the device failed; the failure is kept.
+// Measures a new key. False: no algorithm, or the device failed; the failure is kept.
 static bool choose(Backend *be, MatmulChoice *choice, const MatmulKey *key, const MatmulCall *call) {
     Contest *contest = (Contest *)xcalloc(1, sizeof *contest);
     const unsigned most = matmul_fusable(call);
     contest_add_route(be, contest, key, call, most);
-    // Adding a bias costs the library nothing; the rest is worth a comparison.
+    // The bias is free in the library's epilogue; the other parts are compared.
     contest_add_route(be, contest, key, call, most & FUSE_BIAS);
     if (contest->count == 0) contest_add_route(be, contest, key, call, 0);
     if (contest->count > 1 && matmul_state(be)->cache.path != NULL && !cuda_failed(be))
@@ -302,11 +302,10 @@ static void keep_plan(MatmulState *state, const MatmulPlan *plan) {
     ++state->count;
 }
 
-// The plan that carries out a choice. False if the library does not take its algorithm, which it may have from a
-// file.
+// The plan of a choice. False if the library rejects its algorithm, which may come from a file.
 static bool realize(Backend *be, MatmulPlan *plan, const MatmulChoice *choice, const MatmulCall *call) {
     memset(plan, 0, sizeof *plan);
-    // What a file says must still be something that the call may do.
+    // An algorithm from a file must still be valid for this call.
     if ((choice->fused & ~matmul_fusable(call)) != 0) return false;
     if (plan_create(be, plan, &choice->key, call, choice->fused)) {
         plan->algo = choice->algo;
@@ -336,7 +335,7 @@ const MatmulPlan *matmul_plan(Backend *be, const MatmulCall *call) {
     const MatmulChoice *choice = matmul_cache_find(&state->cache, &key);
     bool ready = choice != NULL && realize(be, &plan, choice, call);
     if (choice != NULL && !ready && !cuda_failed(be))
-        fprintf(stderr, "%s: the library does not take its algorithm for %lld x %lld x %lld: measured again\n",
+        fprintf(stderr, "%s: the library rejects the stored algorithm for %lld x %lld x %lld: measuring again\n",
                 state->cache.path, (long long)call->M, (long long)call->N, (long long)call->K);
     if (!ready) {
         MatmulChoice measured;

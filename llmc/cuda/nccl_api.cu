@@ -1,5 +1,5 @@
-// nccl_api.cu: NCCL, opened at run time: the plug-in starts without it, and a process that needs no other ranks never
-// loads its 200 MB. Host code only.
+// nccl_api.cu: opens NCCL at run time: the plug-in starts without it, and a process with one rank never loads its
+// 200 MB. Host code only.
 #include "llmc/base/plugin.h"
 #include "llmc/cuda/comm_nccl.h"
 
@@ -20,8 +20,8 @@ void nccl_version_text(int version, char *text, size_t bytes) {
     snprintf(text, bytes, "%d.%d.%d", version / 10000, version / 100 % 100, version % 100);
 }
 
-// A library that lies beside the plug-in, else by the loader's rules, which include the directories that the plug-in
-// was linked with. NULL: err says what was tried.
+// Opens a library beside the plug-in, else by the loader's rules, which include the directories that the plug-in was
+// linked with. NULL: err lists what was tried.
 static void *open_library(Error *err) {
     Dl_info here;
     char beside[4200] = "";
@@ -65,7 +65,7 @@ bool nccl_api_open(NcclApi *api, Error *err) {
     // The version first: an old library lacks functions.
     if (!library_symbols(api->library, NCCL_LIBRARY, wanted, 1, NULL) ||
         api->get_version(&api->version) != ncclSuccess)
-        return error_set(err, "%s does not say which version of NCCL it is", NCCL_LIBRARY);
+        return error_set(err, "%s: cannot read the version of NCCL", NCCL_LIBRARY);
     if (api->version < NCCL_OLDEST) {
         char found[32], oldest[32];
         nccl_version_text(api->version, found, sizeof found);

@@ -1,8 +1,7 @@
-// norm.cu: LayerNorm and RMSNorm over the last dimension, forward and backward. Reached through backend.h; knows
-// nothing of models.
+// norm.cu: LayerNorm and RMSNorm over the last dimension, forward and backward. Must not know models.
 //
-// A row belongs to row_threads threads (whole warps), which keep it in registers, PER packs each, so that it is read
-// from memory once. Rows wider than the registers hold are read again by the *_wide kernels, which take any shape.
+// row_threads threads (whole warps) process a row and keep it in registers, PER packs each, so that it is read from
+// memory once. Rows too wide for the registers are read again by the *_wide kernels, which work for any shape.
 #include "llmc/cuda/absmax.h"
 #include "llmc/cuda/partials.h"
 #include "llmc/backend/op_check.h"
@@ -11,7 +10,7 @@
 #define NORM_WIDE_THREADS 512
 
 // The sum of x over the threads of a row, which are `row_warps` neighbouring warps. `partial` (32 numbers, shared)
-// must not be used again before the block's next barrier: calls take turns between two of them.
+// must not be used again before the block's next barrier: calls alternate between two of them.
 static __device__ __forceinline__ float row_sum(float x, int row_warps, float *partial) {
     x = warp_sum(x);
     if (row_warps == 1) return x;
@@ -27,8 +26,8 @@ static __device__ __forceinline__ float row_sum(float x, int row_warps, float *p
 // ---- forward ----
 // The variance is taken around the mean in a second pass over the registers: E[x^2] - mean^2 would cancel. mean_out
 // is NULL for RMSNorm, bias may be NULL. ADDS: the residual, which may be out, is added. Bound: x (and residual) read
-// and out written once, 2 (3) * N*C elements; weight and bias come from L1. most: where out's largest magnitude is
-// recorded, or NULL.
+// and out written once, 2 (3) * N*C elements; weight and bias come from L1. most: the record of out's largest
+// magnitude, or NULL.
 template <class T, int W, int PER, bool ADDS>
 static __global__ void __launch_bounds__(NORM_MAX_THREADS)
     norm_forward_kernel(T *out, float *mean_out, float *rstd_out, const T *__restrict__ x,
@@ -37,7 +36,7 @@ static __global__ void __launch_bounds__(NORM_MAX_THREADS)
     SHARED_ARRAY(float, partial, 2 * WARP);
     int thread = (int)threadIdx.x % row_threads, row_warps = row_threads / WARP, packs = C / W;
     int64_t row = (int64_t)blockIdx.x * (blockDim.x / (unsigned)row_threads) + threadIdx.x / (unsigned)row_threads;
-    if (row >= N) return;  // a warp of its own: where rows span warps, a block has one row
+    if (row >= N) return;  // whole warps exit together: if a row spans warps, the block has one row
     x += row * C;
     out += row * C;
     if (ADDS) residual += row * C;
@@ -94,7 +93,7 @@ static __global__ void __launch_bounds__(NORM_MAX_THREADS)
     absmax_record<T>(most, largest);
 }
 
-// A block a row; x is read three times, from L2 after the first.
+// One block per row; x is read three times, from L2 after the first.
 template <class T, bool ADDS>
 static __global__ void __launch_bounds__(NORM_WIDE_THREADS, 1)
     norm_forward_wide_kernel(T *out, float *mean_out, float *rstd_out, const T *__restrict__ x,
@@ -137,7 +136,7 @@ static void norm_forward_launch(Backend *be, const NormForward *n, int row_threa
                (const T *)n->residual.data, most, N, to_i32(n->x.dim[1]), row_threads, n->eps);
     absmax_end(be, n->out, most);
 }
-// Few warps a row: more rows are under way at once, and up to 4 packs a lane no barrier is waited at.
+// Few warps per row: more rows are in flight at once, and up to 4 packs per lane need no barrier.
 template <class T, int W, bool ADDS>
 static bool norm_forward_any(Backend *be, const NormForward *n) {
     int64_t packs = n->x.dim[1] / W, row_threads = round_up(div_up(packs, 4), WARP);
@@ -172,8 +171,8 @@ static void norm_forward(Backend *be, Tensor out, Tensor mean, Tensor rstd, Tens
 // ---- backward ----
 // With xhat = (x - mean) rstd and g = dout weight: dx = rstd (g - avg(g) - xhat avg(g xhat)); RMSNorm has no avg(g).
 // dweight += dout xhat and dbias += dout.
-// What an SM runs at once, and the most of a block: registers for PER packs each. Three packs are for rows of three
-// packs a lane (C=768 in bf16), which then need neither barriers nor idle lanes.
+// Threads of an SM, and of a block at most: registers for PER packs each. Three packs are for rows of three packs per
+// lane (C=768 in bf16), which then need neither barriers nor idle lanes.
 template <int PER>
 constexpr int NORM_BACKWARD_THREADS = PER == 3 ? 384 : 512;
 
@@ -195,12 +194,12 @@ static __device__ __forceinline__ float2 row_sum2(float a, float b, int row_warp
     return sum;
 }
 
-// What a thread holds of one row.
+// A thread's part of one row.
 template <class T, int W, int PER>
 struct NormRow {
     Pack<T, W> x[PER], dout[PER];
 };
-// A row outside of the block's rows is all zero and adds nothing.
+// A row outside the block's rows is all zero and adds nothing.
 template <class T, int W, int PER>
 static __device__ __forceinline__ NormRow<T, W, PER> norm_row_load(const T *dout, const T *x, int row, int end, int C,
                                                                    int thread, int row_threads) {
@@ -216,8 +215,8 @@ static __device__ __forceinline__ NormRow<T, W, PER> norm_row_load(const T *dout
     return r;
 }
 
-// The threads of a block's row groups hold the same columns: adds them up into columns [at, at + W) of `out`.
-// `shared` is W numbers a thread. Every thread of the block takes part.
+// The threads of a block's row groups hold the same columns: sums them into columns [at, at + W) of `out`. `shared`
+// has W numbers per thread. Every thread of the block takes part.
 template <int W>
 static __device__ __forceinline__ void groups_sum(float *out, const float (&sum)[W], int at, int C, int row_threads,
                                                   float *shared) {
@@ -235,10 +234,10 @@ static __device__ __forceinline__ void groups_sum(float *out, const float (&sum)
     __syncthreads();
 }
 
-// The row groups of a block walk through its rows side by side; the next row is on its way while the current one is
-// summed, and the parameters' gradients stay in registers until the end. Bound: x and dout read, dx written (and read
-// first, to accumulate) once: 3 (4) * N*C elements; partial rows (C or 2*C floats, CUDA_ROW_BLOCKS of them) besides.
-// most: where dx's largest magnitude is recorded, or NULL.
+// The row groups of a block process its rows in parallel; the next row is loaded while the current one is summed, and
+// the parameters' gradients stay in registers until the end. Bound: x and dout read, dx written (and read first, to
+// accumulate) once: 3 (4) * N*C elements; plus partial rows (C or 2*C floats, CUDA_ROW_BLOCKS of them). most: the
+// record of dx's largest magnitude, or NULL.
 template <class T, int W, int PER>
 static __global__ void __launch_bounds__(NORM_BACKWARD_THREADS<PER>, 1)
     norm_backward_kernel(T *dx, float *partials, uint32_t *most, const T *__restrict__ dout, const T *__restrict__ x,
@@ -305,7 +304,7 @@ static __global__ void __launch_bounds__(NORM_BACKWARD_THREADS<PER>, 1)
     }
 }
 
-// A block a row at a time; x and dout are read twice and the partial row lives in L2.
+// A block processes one row at a time; x and dout are read twice and the partial row is in L2.
 template <class T>
 static __global__ void __launch_bounds__(NORM_WIDE_THREADS, 1)
     norm_backward_wide_kernel(T *dx, float *partials, const T *__restrict__ dout, const T *__restrict__ x,
@@ -339,7 +338,7 @@ typedef struct {
     bool accumulate_dx, accumulate_dw;
 } NormBackward;
 
-// Finishes with the second stage; blocks and the scratch's layout are the caller's.
+// Launches the kernel and the second stage; the caller sets blocks and the scratch's layout.
 static float *norm_partials(Backend *be, const NormBackward *n, int64_t blocks) {
     int64_t width = tensor_is_none(n->dbias) ? n->x.dim[1] : 2 * n->x.dim[1];
     return (float *)cuda_scratch(be, to_size(max_i64(blocks, 1) * width) * sizeof(float));
@@ -350,8 +349,8 @@ static void norm_finish(Backend *be, const NormBackward *n, const float *partial
                       partials, blocks, n->accumulate_dw);
 }
 
-// Row groups of a block: an SM runs two blocks of half the threads, which do not wait for each other's barriers,
-// unless that leaves more threads idle.
+// Row groups of a block: an SM runs two blocks of half the threads, with independent barriers, unless that leaves
+// more threads idle.
 static int norm_backward_groups(int threads, int row_threads) {
     int one = threads / row_threads, of_two = threads / 2 / row_threads;
     return 2 * of_two >= one ? of_two : one;

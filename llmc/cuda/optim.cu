@@ -1,7 +1,8 @@
-// optim.cu: gradient norm and clipping, AdamW, and Muon's elementwise steps; matmul makes Muon's products. Called once
-// a step. Nothing here waits for the host: norm, clip scale and "skip this step" stay on the device.
+// optim.cu: gradient norm and clipping, AdamW, and Muon's elementwise steps; matmul computes Muon's products. Nothing
+// waits for the host: norm, clip scale and the decision to skip a step stay on the device. Must not know models or
+// ranks.
 //
-// All of it is bound by memory, so bytes are the measure. Read + written per element: norm 4; AdamW 16 + 12 in fp32,
+// All is memory-bound. Bytes read + written per element: norm 4; AdamW 16 + 12 in fp32,
 // 16 + 14 with masters and bf16 copies, 14 + 10 with bf16 alone; Muon in bf16 8 + 6, then 4 + 2, then 6 + 6 with
 // masters or 4 + 2 without.
 #include "llmc/cuda/backend_cuda.h"
@@ -12,15 +13,15 @@
 #define THREADS 256
 
 // ---- sums of squares ----
-// In double, so that nothing overflows and the clip scale is that of the CPU: one conversion and one multiply-add an
-// element, which GPUs with 1/64 of their rate in double (Ada) just manage at the speed of memory. Two stages: the
-// number of blocks depends on the shape alone, hence so do the bits.
+// In double, so that nothing overflows and the clip scale equals the CPU's: one conversion and one multiply-add per
+// element, which GPUs with 1/64 of their rate in double (Ada) just manage at memory speed. Two stages: the number of
+// blocks, hence the bits of the sum, depends on the shape alone.
 static int sum_blocks(int64_t elems, int most) {
     return (int)min_i64(max_i64(div_up(elems, SUM_BLOCK_ELEMS), 1), most);
 }
 
-// partial[matrix * blocks + block] of `elems` elements each matrix, `blocks` blocks each matrix. A thread has the same
-// elements whether they may be moved together or not.
+// partial[matrix * blocks + block], `elems` elements and `blocks` blocks per matrix. A thread has the same elements
+// whether they are moved together or one by one.
 template <class T, bool PACKED>
 __global__ __launch_bounds__(THREADS) void sum_squares_kernel(double *partial, const T *x, int64_t elems,
                                                               int blocks) {
@@ -51,7 +52,7 @@ __global__ __launch_bounds__(THREADS) void sum_squares_kernel(double *partial, c
     double total = block_sum((sum[0] + sum[1]) + (sum[2] + sum[3]), warp_partial);
     if (threadIdx.x == 0) partial[blockIdx.x] = total;
 }
-// The second stage: of `blocks` partial sums, for every thread of a block.
+// The second stage: the sum of `blocks` partial sums, for every thread of a block.
 static __device__ __forceinline__ double sum_partials(const double *partial, int blocks, double *warp_partial) {
     double sum = 0;
     for (int i = (int)threadIdx.x; i < blocks; i += THREADS) sum += partial[i];
@@ -61,7 +62,7 @@ static __device__ __forceinline__ double sum_partials(const double *partial, int
 template <class T>
 static void sum_squares(Backend *be, double *partial, const T *x, int64_t matrices, int64_t elems, int blocks) {
     dim3 grid((unsigned)(matrices * blocks));
-    // Every matrix begins on 16 bytes.
+    // Every matrix is aligned to 16 bytes.
     bool packed = gpu_aligned(x) && (matrices == 1 || elems % PACK<T> == 0);
     if (packed) GPU_LAUNCH(be, (sum_squares_kernel<T, true>), grid, dim3(THREADS), 0, partial, x, elems, blocks);
     else GPU_LAUNCH(be, (sum_squares_kernel<T, false>), grid, dim3(THREADS), 0, partial, x, elems, blocks);
@@ -82,8 +83,8 @@ static void cuda_sum_squares(Backend *be, Tensor out, Tensor x) {
     GPU_LAUNCH(be, sum_squares_finish_kernel, dim3(1), dim3(THREADS), 0, (double *)out.data, partial, blocks);
 }
 
-// The sum of sums (count), added in order by one thread; the others bring the numbers near. `staged`: shared memory
-// of THREADS elements.
+// The sum of sums (count), added in order by one thread; the others load the numbers into `staged`, shared memory of
+// THREADS elements.
 static __device__ __forceinline__ double sum_in_order(const double *sums, int64_t count, double *staged) {
     double sum = 0;
     for (int64_t first = 0; first < count; first += THREADS) {
@@ -120,7 +121,7 @@ static void cuda_grad_clip(Backend *be, GradStats *stats, Tensor sums, Tensor lo
                (const double *)loss_sums.data, loss_sums.dim[0], args);
 }
 
-// x *= 1 / (norm + eps), NORMALIZE_ELEMS elements a block, matrix_blocks blocks a matrix.
+// x *= 1 / (norm + eps), NORMALIZE_ELEMS elements per block, matrix_blocks blocks per matrix.
 #define NORMALIZE_ELEMS 8192
 template <class T, int W>
 __global__ __launch_bounds__(THREADS) void frobenius_normalize_kernel(T *x, const double *partial, int64_t elems,
@@ -162,9 +163,9 @@ static void cuda_frobenius_normalize(Backend *be, Tensor x, float eps) {
 }
 
 // ---- lists of tensors ----
-// One launch updates many tensors: the list travels as a kernel parameter, so that no memory has to outlive the call,
-// and each block finds its tensor in it. 4 KiB of parameters is what every driver takes (more needs CUDA 12.1 on both
-// sides); a longer list takes another launch, each of which still moves tens of megabytes in a model of any size.
+// One launch updates many tensors: the list is a kernel parameter, so that no memory must outlive the call, and each
+// block finds its tensor in it. Every driver accepts 4 KiB of parameters (more needs CUDA 12.1 in driver and
+// toolkit); a longer list takes more launches, each of which still moves tens of megabytes in a model of any size.
 typedef struct {
     float *master;
     bf16 *weight;
@@ -183,8 +184,8 @@ typedef struct {
 } OptimRows;
 static_assert(sizeof(OptimRows) + 128 <= 4096, "the parameters of a kernel are at most 4 KiB");
 
-// A thread moves 4 elements at a time (16 bytes of fp32, 8 of bf16), a block BLOCK_ELEMS. With 1000 or more threads on
-// each SM and 4 loads of each on their way, over 50 KB are in flight: more than rate times latency of HBM3 (some 20).
+// A thread moves 4 elements at a time (16 bytes of fp32, 8 of bf16), a block BLOCK_ELEMS. With 1000 or more threads
+// on each SM and 4 loads each, over 50 KB are in flight: more than bandwidth times latency of HBM3 (about 20 KB).
 #define WIDTH 4
 #define BLOCK_ELEMS (4 * THREADS * WIDTH)
 
@@ -193,7 +194,7 @@ static bool is_packed(const OptimTensor *t, Tensor x) {
            ((uintptr_t)t->weight & 7) == 0 && t->first_elem % WIDTH == 0 &&
            (tensor_is_none(x) || (gpu_aligned(x.data) && t->elems % WIDTH == 0));
 }
-// The next rows of a list from *next on; returns their blocks, 0 at the end.
+// The next rows of a list, starting at *next; returns their blocks, 0 at the end.
 static int rows_next(OptimRows *rows, int64_t *next, const OptimTensor *tensors, int64_t count, Tensor x,
                      double correction) {
     int blocks = 0;
@@ -221,7 +222,7 @@ static int rows_next(OptimRows *rows, int64_t *next, const OptimTensor *tensors,
     return blocks;
 }
 
-// What a block works on.
+// A block's share of the work.
 static __device__ __forceinline__ const OptimRow &row_of_block(const OptimRows &rows) {
     int low = 0, high = (int)rows.count - 1;
     while (low < high) {
@@ -256,9 +257,9 @@ typedef struct {
     uint64_t seed, stream;
 } Rounding;
 
-// W elements from i on, rounded by the rule of rng_philox.h. W is 1, or 4 with first_elem a multiple of 4: then half
-// a block of random bits serves them. The neighbouring thread makes the same block for the other half: some 60 integer
-// instructions, of about 800 that an H100 has time for while it moves the 96 bytes of four elements.
+// W elements at i, rounded by the rule of rng_philox.h. W is 1, or 4 with first_elem a multiple of 4: then they use
+// half a block of random bits. The neighbouring thread computes the same block for the other half: about 60 integer
+// instructions, of about 800 that an H100 can execute while it moves the 96 bytes of four elements.
 template <int W>
 __device__ __forceinline__ void stochastic_store(const OptimRow &row, int64_t i, const Pack<float, W> &value,
                                                  Rounding rounding) {

@@ -1,14 +1,13 @@
 // partials.h: sums over the rows of a matrix (parameter gradients), the same bits in every run and on every GPU: the
-// rows are cut into at most CUDA_ROW_BLOCKS blocks, a number that depends on the shape alone; each block of threads
-// sums its rows into its own partial row in scratch memory, and cuda_partials_sum adds the partial rows in their
-// order. Used by norm.cu, rope.cu and reduce.cu.
+// rows are divided into at most CUDA_ROW_BLOCKS blocks, a number that depends on the shape alone; each block of threads
+// sums its rows into its own partial row in scratch memory, and cuda_partials_sum adds the partial rows in order.
 #ifndef LLMC_CUDA_PARTIALS_H
 #define LLMC_CUDA_PARTIALS_H
 
 #include "llmc/cuda/backend_cuda.h"
 #include "llmc/cuda/workspace.h"
 
-// Blocks for this many rows when each block handles `rows_each` of them at a time.
+// The number of blocks for `rows` rows if a block processes `rows_each` at a time.
 static inline int64_t partials_blocks(int64_t rows, int64_t rows_each) {
     return min_i64(CUDA_ROW_BLOCKS, div_up(rows, rows_each));
 }

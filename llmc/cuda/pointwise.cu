@@ -1,15 +1,14 @@
-// pointwise.cu: operations on one element at a time: activations, residual adds, casts, the logit soft-cap. Reached
-// through backend.h; knows nothing of models.
+// pointwise.cu: elementwise operations: activations, residual adds, casts, the logit soft-cap. Must not know models.
 //
-// All are bound by memory: the comments say what they move. A thread has several packs of 16 bytes on their way
-// before it stores the first; nothing is read after the same thread has stored there, so that outputs may be inputs.
+// All are memory-bound: the comments give the elements moved. A thread loads several packs of 16 bytes before it
+// stores the first, and reads nothing that it has stored, so that outputs may be inputs.
 #include "llmc/cuda/absmax.h"
 #include "llmc/cuda/activation.h"
 #include "llmc/cuda/backend_cuda.h"
 #include "llmc/backend/op_check.h"
 
 #define POINTWISE_THREADS 256
-#define POINTWISE_PACKS 4  // of a thread
+#define POINTWISE_PACKS 4  // per thread
 
 // The flat kernels: thread t of a block has its packs t, t + POINTWISE_THREADS, ... of W elements.
 static __device__ __forceinline__ int64_t pointwise_pack(int k) {
@@ -20,7 +19,7 @@ static dim3 pointwise_grid(int64_t packs) {
 }
 
 // ---- activations ----
-// most: where the largest magnitude of what is written is recorded, or NULL. pre read, out written: 2 * elems.
+// most: the record of the output's largest magnitude, or NULL. pre read, out written: 2 * elems.
 template <class T, int W, Activation KIND>
 static __global__ void __launch_bounds__(POINTWISE_THREADS)
     activation_forward_kernel(T *out, uint32_t *most, const T *pre, int64_t packs) {
@@ -71,8 +70,8 @@ static __global__ void __launch_bounds__(POINTWISE_THREADS)
     absmax_record<T>(most, largest);
 }
 
-// A pre-activation row is [gate(F) | up(F)]: out = gate sigmoid(gate) up. `blocks` blocks share a row, so that no
-// thread divides. Reads 2, writes 1 * N*F.
+// A pre-activation row is [gate(F) | up(F)]: out = gate sigmoid(gate) up. `blocks` blocks share a row, so that
+// threads need no division. Reads 2, writes 1 * N*F.
 template <class T, int W>
 static __global__ void __launch_bounds__(POINTWISE_THREADS)
     swiglu_forward_kernel(T *out, uint32_t *most, const T *pre, int64_t F, unsigned blocks) {
@@ -115,7 +114,7 @@ static __global__ void __launch_bounds__(POINTWISE_THREADS)
     absmax_record<T>(most, largest);
 }
 
-// What an activation call works on; dout is absent in the forward.
+// The operands of an activation call; the forward pass has no dout.
 typedef struct {
     Tensor out, dout, pre;
     Activation kind;
@@ -149,7 +148,8 @@ template <class T, int W>
 static void activation_kind(Backend *be, const ActivationCall *c) {
     if (c->kind == ACT_SWIGLU) swiglu_launch<T, W>(be, c);
     else if (c->kind == ACT_GELU) activation_launch<T, W, ACT_GELU>(be, c);
-    else activation_launch<T, W, ACT_RELU2>(be, c);
+    else if (c->kind == ACT_RELU2) activation_launch<T, W, ACT_RELU2>(be, c);
+    else CHECK(false, "no kernel for activation %d", (int)c->kind);
 }
 template <class T>
 static void activation_any(Backend *be, const ActivationCall *c) {
@@ -220,7 +220,7 @@ static void add(Backend *be, Tensor out, Tensor a, Tensor b) {
     else add_any<bf16>(be, out, a, b);
 }
 
-// W: elements of which the narrower side fills 8 bytes and the wider 16.
+// W elements are 8 bytes of the narrower type and 16 of the wider one.
 template <class To, class From, int W>
 static __global__ void __launch_bounds__(POINTWISE_THREADS) cast_kernel(To *out, const From *in, int64_t packs) {
     Pack<From, W> x[POINTWISE_PACKS];

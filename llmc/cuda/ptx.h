@@ -1,7 +1,6 @@
-// ptx.h: the instructions that CUDA C++ has no name for: asynchronous copies into shared memory, ldmatrix, mma.sync,
-// paired conversions and the fast power of two. The only file with PTX; each instruction stands beside its meaning in
-// C, which is what a host compiler (the emulator, dev/emu) runs. Used by the attention kernels; knows nothing of
-// them.
+// ptx.h: instructions without a CUDA C++ intrinsic: asynchronous copies into shared memory, ldmatrix, mma.sync,
+// paired conversions and the fast power of two. The only file with PTX; beside each instruction is its meaning in C,
+// which a host compiler uses (the emulator, dev/emu). Must not know the kernels that use them.
 //
 // Lanes of a warp are numbered 4g + c, g = 0..7, c = 0..3: a fragment holds two neighbouring columns 2c, 2c+1 of row
 // g.
@@ -11,8 +10,7 @@
 #include "llmc/cuda/gpu.h"
 
 // ---- asynchronous copies, global to shared memory; done when ptx_copy_wait returns ----
-// 16 bytes, both addresses aligned to them; zeros instead when !valid: `from` is then not read,
-// whatever it is.
+// 16 bytes, both addresses aligned to 16; zeros if !valid: `from` is then not read and may be any address.
 static __device__ __forceinline__ void ptx_copy16(void *shared, const void *from, bool valid) {
 #if defined(__CUDACC__)
     asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;\n" ::"r"((unsigned)__cvta_generic_to_shared(shared)),
@@ -31,7 +29,7 @@ static __device__ __forceinline__ void ptx_copy4(void *shared, const void *from,
     emu_async_copy(shared, from, 4, valid ? 4 : 0);
 #endif
 }
-// Waits for all copies that this thread began; a barrier makes those of other threads visible.
+// Waits for all copies issued by this thread; a barrier makes those of other threads visible.
 static __device__ __forceinline__ void ptx_copy_wait(void) {
 #if defined(__CUDACC__)
     asm volatile("cp.async.wait_all;\n" ::: "memory");
@@ -40,7 +38,7 @@ static __device__ __forceinline__ void ptx_copy_wait(void) {
 #endif
 }
 
-// ---- a load that may race with atomics on the same word: some value that it had ----
+// ---- a load that may race with atomics on the same word: returns some value that the word had ----
 static __device__ __forceinline__ uint32_t ptx_load_relaxed(const uint32_t *from) {
 #if defined(__CUDACC__)
     uint32_t value;
@@ -89,7 +87,7 @@ static __device__ __forceinline__ void ptx_ldmatrix(uint32_t (&to)[4], const bf1
                      : "r"(address)
                      : "memory");
 #else
-    // Each lane reads its own row, so that a bad address is that lane's.
+    // Each lane reads its own row, so that a bad address is reported for that lane.
     PtxLoad load;
     *(Pack<uint16_t, 8> *)load.row = *(const Pack<uint16_t, 8> *)(const void *)row;
     emu_warp_collective(&load, ptx_ldmatrix_run<TRANSPOSED>);

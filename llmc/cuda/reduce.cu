@@ -1,5 +1,5 @@
 // reduce.cu: sums over rows: bias gradients, the second stage of all parameter gradients (partials.h) and the
-// weighted loss; sums of hashes over elements. Reached through backend.h and partials.h; knows nothing of models.
+// weighted loss; sums of hashes over elements. Must not know models.
 #include "llmc/cuda/partials.h"
 #include "llmc/base/hash_element.h"
 #include "llmc/backend/op_check.h"
@@ -7,8 +7,8 @@
 // ---- second stage ----
 #define PARTIALS_WARPS 16
 
-// 32 columns a block; warp w adds the rows w, w + 16, ...; the warps' sums are added in order. The partial rows were
-// just written and lie in L2: a few microseconds.
+// 32 columns per block; warp w adds the rows w, w + 16, ...; the warps' sums are added in order. The partial rows were
+// just written and are in L2: a few microseconds.
 static __global__ void __launch_bounds__(PARTIALS_WARPS *WARP)
     partials_sum_kernel(float *a, float *b, const float *__restrict__ partials, int64_t a_width, int64_t width,
                         int blocks, bool accumulate) {
@@ -39,8 +39,8 @@ void cuda_partials_sum(Backend *be, float *a, int64_t a_width, float *b, int64_t
 
 // ---- bias gradients ----
 #define BIAS_WARPS 8
-#define BIAS_FLIGHT 4  // rows of a warp on their way
-// Rows that a block of threads is worth starting for.
+#define BIAS_FLIGHT 4  // rows in flight per warp
+// Fewest rows per block of threads.
 #define BIAS_MIN_ROWS 32
 
 // A warp reads W*32 neighbouring columns of every eighth row of the block's rows, several rows in flight. Bound: N*C
@@ -101,9 +101,9 @@ static void bias_backward(Backend *be, Tensor dbias, Tensor dout, bool accumulat
 
 // ---- weighted loss ----
 #define WEIGHTED_THREADS 256
-#define WEIGHTED_ELEMS (WEIGHTED_THREADS * 8)  // of a block at a time
+#define WEIGHTED_ELEMS (WEIGHTED_THREADS * 8)  // per block at a time
 
-// partials[block] = the block's share of sum(weights * nll). Bound: two reads of N floats, which is little.
+// partials[block] = the block's share of sum(weights * nll). Reads 2*N floats, which is little.
 static __global__ void __launch_bounds__(WEIGHTED_THREADS)
     weighted_sum_kernel(double *partials, const float *__restrict__ nll, const float *__restrict__ weights,
                         int64_t N) {
@@ -138,13 +138,13 @@ static void weighted_sum(Backend *be, Tensor out, Tensor nll, Tensor weights, bo
 // ---- hashes ----
 #define HASH_THREADS 256
 #define HASH_MAX_BLOCKS 2048
-#define HASH_FLIGHT 4  // packs that a thread has on their way
+#define HASH_FLIGHT 4  // packs in flight per thread
 
 static __device__ __forceinline__ uint32_t bits_of(float x) { return __float_as_uint(x); }
 static __device__ __forceinline__ uint32_t bits_of(bf16 x) { return __bfloat16_as_ushort(x); }
 
-// *out += the block's share. Sums mod 2^64 are the same in any order, so atomic ones are. Bound: one read; two 64-bit
-// products an element are about what a GPU has time for meanwhile.
+// *out += the block's share. Sums mod 2^64 are the same in any order, so atomics are safe. Bound: one read; two 64-bit
+// products per element take about the same time.
 template <class T, int W>
 __global__ void __launch_bounds__(HASH_THREADS)
     hash_sum_kernel(unsigned long long *out, const T *__restrict__ x, int64_t elems, uint64_t first_elem) {

@@ -1,23 +1,22 @@
-// rope.cu: what happens to the q and k heads between their projection and attention: RMS norm of each head (QK-norm,
-// optional), then rotary position embedding (Su et al., "RoFormer"; optional). v heads pass through. Reached through
-// backend.h; knows nothing of models.
+// rope.cu: the q and k heads between their projection and attention: RMS norm of each head (QK-norm, optional), then
+// rotary position embedding (Su et al., "RoFormer"; optional). v heads are copied unchanged. Must not know models.
 //
-// A head belongs to `lanes` neighbouring lanes, a power of two. A lane has PER pairs of packs: W elements of the
-// first half of the head and the W elements half a head further, which are rotated together. PER and W are (1, 16
-// bytes) for heads of real models and (16, one element) for all others.
+// `lanes` neighbouring lanes, a power of two, process a head. A lane has PER pairs of packs: W elements of the first
+// half of the head and the W elements half a head further, which are rotated together. PER and W are (1, 16 bytes)
+// for the head sizes of common models and (16, one element) for all others.
 #include "llmc/cuda/partials.h"
 #include "llmc/backend/op_check.h"
 
 #define QK_THREADS 256
 #define QK_SCALAR_PER (OP_MAX_HEAD_SIZE / 2 / WARP)
 
-// What both directions know of a call. Angles come from tables: no sines are computed.
+// A call, common to both directions. Angles come from tables: no sines are computed.
 typedef struct {
     int64_t N;
     int NH, NKV, HS;
     int first_half;          // elements of a head's first half; of an odd head size the larger half
-    int heads;               // of a row that are worked on: q and k, and v where it has to be copied
-    int lanes;               // of a head
+    int heads;               // per row: q and k, and v if it must be copied
+    int lanes;               // per head
     const float *cos, *sin;  // NULL: no rotation
     const int32_t *positions;
     int64_t P;
@@ -53,8 +52,8 @@ static __device__ __forceinline__ void head_store(T *x, const QkHead<W, PER> &h,
         if (i < s.HS - s.first_half) pack_store<T, W>(x + s.first_half + i, pack_from_floats<T, W>(h.b[k]));
     }
 }
-// (a, b) -> (a cos - b sin, b cos + a sin); direction -1 turns back (the transpose). A position outside of the tables
-// makes the head NaN instead of an address.
+// (a, b) -> (a cos - b sin, b cos + a sin); direction -1 is the inverse (the transpose). A position outside the tables
+// never becomes an address: it makes the head NaN.
 template <int W, int PER>
 static __device__ __forceinline__ void head_rotate(QkHead<W, PER> *h, const QkShape &s, int64_t row, float direction,
                                                    int lane) {
@@ -77,7 +76,7 @@ static __device__ __forceinline__ void head_rotate(QkHead<W, PER> *h, const QkSh
         }
     }
 }
-// Over the lanes of a head; every lane gets the sum. Every lane of the warp takes part.
+// Over the lanes of a head; every lane receives the sum. Every lane of the warp takes part.
 static __device__ __forceinline__ float head_sum(float x, int lanes) {
     for (int distance = lanes / 2; distance > 0; distance /= 2) x += __shfl_xor_sync(FULL_MASK, x, distance);
     return x;
@@ -123,14 +122,14 @@ static __global__ void __launch_bounds__(QK_THREADS)
 }
 
 // ---- backward through QK-norm ----
-// dy, the gradient turned back, is that of y = xhat weight, xhat = x rstd:
+// dy, the gradient rotated back, is that of y = xhat weight, xhat = x rstd:
 // dx = rstd (dy weight - xhat avg(dy weight xhat)), dweight += dy xhat.
 
-// Adds up the heads that the block's lanes have summed and writes them to `out` (HS). `shared`: 2*W floats a thread.
+// Adds the sums of the block's lanes over their heads and writes them to `out` (HS). `shared`: 2*W floats per thread.
 template <int W, int PER>
 static __device__ __forceinline__ void heads_sum(float *out, QkHead<W, PER> *sum, const QkShape &s, float *shared) {
     int lane = (int)threadIdx.x % WARP, warp = (int)threadIdx.x / WARP, warps = (int)blockDim.x / WARP;
-    int width = s.lanes * W;  // of one half in one turn
+    int width = s.lanes * W;  // of one half in one iteration
 #pragma unroll
     for (int k = 0; k < PER; ++k) {
         // The heads of a warp, then the warps.
@@ -157,9 +156,9 @@ static __device__ __forceinline__ void heads_sum(float *out, QkHead<W, PER> *sum
     }
 }
 
-// The q heads of the block's rows, then the k heads, then v where it has to be copied. A lane has the same columns of
-// every head that it meets, and sums their weights' gradients in registers. Bound: dout and in read, din written:
-// 3*N*(NH+NKV)*HS elements and v's copy.
+// The q heads of the block's rows, then the k heads, then v if it must be copied. A lane has the same columns of
+// every head that it processes, and sums the gradients of their weights in registers. Bound: dout and in read, din
+// written: 3*N*(NH+NKV)*HS elements and v's copy.
 template <class T, int W, int PER>
 static __global__ void __launch_bounds__(QK_THREADS, PER == 1 ? 2 : 1)
     qk_backward_kernel(T *din, float *partials, const T *dout, const T *__restrict__ in,
@@ -262,7 +261,7 @@ template <class T, int W, int PER>
 static void qk_backward_launch(Backend *be, const QkCall *c) {
     QkShape s = c->shape;
     s.lanes = qk_lanes(&s, W);
-    // As many rows as the q heads of which a block takes up at once.
+    // The number of rows whose q heads a block processes at once.
     int64_t blocks = partials_blocks(s.N, div_up(QK_THREADS / s.lanes, s.NH));
     float *partials = (float *)cuda_scratch(be, to_size(max_i64(blocks, 1) * 2 * s.HS) * sizeof(float));
     if (blocks > 0)
@@ -273,7 +272,7 @@ static void qk_backward_launch(Backend *be, const QkCall *c) {
                       c->accumulate_dw);
 }
 
-// Whether each half of a head is whole packs, few enough for one a lane.
+// Whether each half of a head is whole packs, at most one per lane.
 template <class T>
 static bool qk_vector(const QkCall *c) {
     int half_head = c->shape.HS / 2;
@@ -300,7 +299,7 @@ static void qk_backward_any(Backend *be, const QkCall *c) {
     else qk_backward_launch<T, 1, QK_SCALAR_PER>(be, c);
 }
 
-// With neither norm nor rotation.
+// Neither norm nor rotation.
 static bool qk_copies(Backend *be, Tensor out, Tensor in, const QkArgs *args) {
     if (args->use_rope || !tensor_is_none(args->q_weight)) return false;
     if (out.data != in.data && tensor_elems(in) > 0) be->copy(be, out.data, in.data, tensor_bytes(in));

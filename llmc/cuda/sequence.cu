@@ -1,11 +1,11 @@
-// sequence.cu: repeated sequences of operations as CUDA graphs. The first time a key is met its operations run one by
-// one, so that libraries measure and allocate what they want; the second time they are captured; from then on one
-// launch replays them all. Called through the seam by the model, which names what repeats.
+// sequence.cu: repeated sequences of operations as CUDA graphs. The first time a key occurs its operations run one by
+// one, so that libraries can measure and allocate; the second time they are captured; from then on one launch replays
+// them all. Must not know what the operations compute.
 #include "llmc/cuda/backend_cuda.h"
 
 #include <stdlib.h>
 
-// More kinds of passes than a run has: shapes of its phases times input sets, times the first and later micro-batches.
+// More than the sequences of a run: shapes of its phases times input sets, times first and later micro-batches.
 #define MAX_SEQUENCES 64
 
 typedef enum { SEQUENCE_SEEN, SEQUENCE_CAPTURING, SEQUENCE_CAPTURED } SequenceStage;
@@ -58,7 +58,7 @@ bool sequence_begin_cuda(Backend *be, uint64_t key) {
     if (!all->captures || cuda_failed(be)) return false;
     Sequence *sequence = find_sequence(be, key);
     if (sequence == NULL) {
-        // A run with more kinds of passes than places issues the others call by call.
+        // A run with more sequences than places issues the others call by call.
         if (all->count < MAX_SEQUENCES) all->entry[all->count++] = {key, SEQUENCE_SEEN, NULL};
         return false;
     }
@@ -67,7 +67,7 @@ bool sequence_begin_cuda(Backend *be, uint64_t key) {
         return true;
     }
     sequence->stage = SEQUENCE_CAPTURING;
-    // Thread-local: what other threads ask of the driver is none of this capture's business.
+    // Thread-local: calls of other threads do not affect this capture.
     cuda_ok(be, cudaStreamBeginCapture(cuda_stream(be), cudaStreamCaptureModeThreadLocal), "cudaStreamBeginCapture");
     return false;
 }
@@ -77,8 +77,8 @@ void sequence_end_cuda(Backend *be, uint64_t key) {
     if (sequence == NULL || sequence->stage != SEQUENCE_CAPTURING) return;
     sequence->stage = SEQUENCE_CAPTURED;
     cudaGraph_t graph = NULL;
-    // Also after a failure, so that the stream leaves its capture.
-    cuda_ok(be, cudaStreamEndCapture(cuda_stream(be), &graph), "capturing a CUDA graph (graphs=false does without)");
+    // Also after a failure, to end the stream's capture.
+    cuda_ok(be, cudaStreamEndCapture(cuda_stream(be), &graph), "capturing a CUDA graph (graphs=false disables graphs)");
     if (cuda_failed(be)) return;
     if (cuda_ok(be, cudaGraphInstantiate(&sequence->graph, graph, 0), "cudaGraphInstantiate"))
         cuda_ok(be, cudaGraphLaunch(sequence->graph, cuda_stream(be)), "cudaGraphLaunch");

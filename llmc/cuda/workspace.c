@@ -1,5 +1,5 @@
 // workspace.c: the plan of the CUDA backend's scratch memory; see workspace.h. Compiled into the plug-in and into the
-// program, which plans without one.
+// program, which plans without the plug-in.
 #include "llmc/cuda/workspace.h"
 
 #include "llmc/cuda/cudnn_workspace.h"

@@ -1,21 +1,21 @@
-// workspace.h: how much scratch memory (cuda_scratch) each room of the CUDA backend asks for at most, as plain
-// arithmetic on the bounds of a run, so that a plan can be made where there is no GPU. Each function stands beside the
-// code that asks; a run that asked for more than its plan would abort.
+// workspace.h: upper bounds of the scratch memory (cuda_scratch) of each file of the CUDA backend, as plain
+// arithmetic on the bounds of a run, so that a plan can be made without a GPU. A run that exceeds its plan aborts.
+// Must not know CUDA.
 #ifndef LLMC_CUDA_WORKSPACE_H
 #define LLMC_CUDA_WORKSPACE_H
 
 #include "llmc/backend/backend.h"
 
-// Column sums and the like are taken in two stages over a fixed number of row blocks, whatever the GPU: the order of
-// the sum, hence its bits, depends on the shape alone.
+// Column sums and similar sums have two stages over a fixed number of row blocks on every GPU: the order of the sum,
+// hence its bits, depends on the shape alone.
 #define CUDA_ROW_BLOCKS 256
 
-// The library's own recommendation for Hopper and Blackwell; it needs less on others.
+// cuBLASLt's recommendation for Hopper and Blackwell; other GPUs need less.
 #define WORKSPACE_MATMUL_BYTES ((size_t)32 << 20)
-// An fp8 product whose rounded inputs have `elems` elements together: they, their scales, and the library's.
+// An fp8 product whose rounded inputs have `elems` elements together: inputs, scales, and the library's workspace.
 static inline size_t workspace_fp8_bytes(int64_t elems) { return to_size(elems) + 3 * 256 + WORKSPACE_MATMUL_BYTES; }
 
-// optim.cu: partial sums of squares, in double, of the whole gradient and of each matrix that Muon lists: a block for
+// optim.cu: partial sums of squares, in double, of the whole gradient and of each of Muon's matrices: a block for
 // every SUM_BLOCK_ELEMS elements, up to these numbers.
 #define CUDA_NORM_BLOCKS 1024
 #define CUDA_MATRIX_BLOCKS 256

@@ -4,8 +4,8 @@
 #include <math.h>
 #include <stdlib.h>
 
-// What is summed over ranks: two counts (doubles below 2^53 are exact), then the loss of each batch by itself, which
-// is 0 on the ranks that did not have it.
+// The values summed over ranks: two counts (exact in doubles below 2^53), then the loss of each batch, which is 0 on
+// ranks that did not compute it.
 enum { SUM_TOKENS, SUM_TEXT_BYTES, SUM_BATCHES };
 
 static void add_batch(double *sums, int64_t k, const Batch *batch, const float *nll, const Tokenizer *tokenizer) {
@@ -17,8 +17,8 @@ static void add_batch(double *sums, int64_t k, const Batch *batch, const float *
     }
 }
 
-// Every rank runs the model as often as any other, for the model may be one that all of them hold together: who has
-// no batch left repeats the last one for nothing.
+// All ranks must run the model equally often, because its weights may be sharded over them: a rank without a batch left
+// computes the last one again and ignores the result.
 static bool run_batches(double *sums, Model *model, HeldOut *heldout, const Tokenizer *tokenizer, MeshAxis data,
                         Error *err) {
     int64_t batches = heldout_batches(heldout);
@@ -41,7 +41,7 @@ static bool run_batches(double *sums, Model *model, HeldOut *heldout, const Toke
 static bool combine(double *sums, int64_t batches, Control *control, Error *err) {
     CHECK(batches < INT32_MAX - SUM_BATCHES, "batches=%lld", (long long)batches);
     return control_reduce(control, "held-out loss", sums, SUM_BATCHES + (int)batches, NULL, 0) ||
-           error_set(err, "the held-out loss could not be combined over the ranks: the run is ending");
+           error_set(err, "the held-out loss could not be reduced over the ranks: the run is ending");
 }
 
 EvalResult eval_result(double nll, int64_t tokens, int64_t text_bytes) {

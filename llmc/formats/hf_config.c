@@ -1,5 +1,5 @@
-// hf_config.c: config.json of Hugging Face models, written and read; see hf.h. Reading is strict about every key that
-// changes what the model computes and silent about the rest (dropout, generation defaults, versions).
+// hf_config.c: writes and reads config.json of Hugging Face models; see hf.h. Reading is strict about every key that
+// changes what the model computes and ignores the others (dropout, generation defaults, versions).
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -26,7 +26,7 @@ const char *hf_architecture(const ModelConfig *config) {
         if (config->qk_norm) return "TokamakForCausalLM";
         if (config->qkv_bias && !config->proj_bias && !config->mlp_bias && config->NH * config->HS == config->C)
             return "Qwen2ForCausalLM";
-        // transformers refuses a Llama whose width does not divide into its heads; Mistral's only bias is none.
+        // transformers rejects a Llama whose width is not a multiple of its heads. Mistral has no biases.
         if (config->window == 0 && config->C % config->NH == 0) return "LlamaForCausalLM";
         if (!any_bias) return "MistralForCausalLM";
     }
@@ -51,7 +51,7 @@ HfLayout hf_layout(const ModelConfig *config) {
     const char *type = model_type_of(hf_architecture(config));
     HfLayout layout = {false, config->norm_bias, config->qkv_bias, config->proj_bias, config->mlp_bias};
     if (strcmp(type, "gpt2") == 0) layout = (HfLayout){true, true, true, true, true};
-    // One key, attention_bias, stands for all four projections.
+    // One key, attention_bias, sets the biases of all four projections.
     if (strcmp(type, "llama") == 0 || strcmp(type, "qwen3") == 0)
         layout.qkv_bias = layout.proj_bias = config->qkv_bias || config->proj_bias;
     return layout;
@@ -63,8 +63,8 @@ static void add_int(cJSON *root, const char *key, int64_t value) {
     cJSON_AddNumberToObject(root, key, (double)value);
 }
 
-// The shortest decimal that reads back to the same number (1e-05 rather than 9.9999997473787516e-06), and visibly no
-// integer: transformers 4 warns about a factor of 4 that should be 4.0.
+// The shortest decimal that reads back to the same number (1e-05, not 9.9999997473787516e-06), always with a point or
+// exponent: transformers 4 warns about a factor written as 4 instead of 4.0.
 static void add_real(cJSON *root, const char *key, double value, bool is_float) {
     char text[40];
     snprintf(text, sizeof text, "%.*g", is_float ? decimal_digits_f32((float)value) : decimal_digits(value), value);
@@ -170,7 +170,8 @@ char *hf_config_write(const ModelConfig *config, DType dtype, int64_t bos, int64
     add_id(root, "bos_token_id", bos);
     add_id(root, "eos_token_id", eos);
 
-    // Biases that this architecture has and the model has not are exported as zeros; this is how they are told apart.
+    // Biases that the architecture has and the model lacks are exported as zeros; this object marks them, so that they
+    // are not read back as biases.
     HfLayout layout = hf_layout(config);
     if (layout.norm_bias != config->norm_bias || layout.qkv_bias != config->qkv_bias ||
         layout.proj_bias != config->proj_bias || layout.mlp_bias != config->mlp_bias)
@@ -185,8 +186,8 @@ char *hf_config_write(const ModelConfig *config, DType dtype, int64_t bos, int64
 
 // ---- reading ----
 
-// What the readers below share: where they are, and whether anything was wrong so far. A key that is absent or null
-// takes the default; one of the wrong type is an error; only the first error is kept.
+// State of the readers below: the current object and the first error. An absent or null key gives the default; a wrong
+// type is an error.
 typedef struct {
     const cJSON *root;
     const char *path;
@@ -246,11 +247,11 @@ static int get_word(ConfigReader *r, const char *key, const Word *words) {
 static void require_text(ConfigReader *r, const char *key, const char *one, const char *other) {
     const char *found = get_text(r, key, one);
     if (strcmp(found, one) != 0 && strcmp(found, other) != 0)
-        reject(r, key, "expected '%s' or '%s', found '%s', which is not computed here", one, other, found);
+        reject(r, key, "expected '%s' or '%s', found '%s', which is not supported", one, other, found);
 }
 static void require_bool(ConfigReader *r, const char *key, bool value) {
     if (get_bool(r, key, value) != value)
-        reject(r, key, "only %s is computed here", value ? "true" : "false");
+        reject(r, key, "only %s is supported", value ? "true" : "false");
 }
 
 static void read_biases(ConfigReader *r, ModelConfig *out) {
@@ -278,12 +279,12 @@ static void read_gpt2(ConfigReader *r, ModelConfig *out) {
     require_bool(r, "add_cross_attention", false);
 }
 
-// transformers up to 4 has rope_theta and rope_scaling side by side; from 5 on both are in rope_parameters.
+// Up to version 4, transformers has the keys rope_theta and rope_scaling; from 5 on both are in rope_parameters.
 static void read_rope(ConfigReader *r, ModelConfig *out) {
     out->position = POSITION_ROPE;
     out->rope_theta = get_number(r, "rope_theta", 10000);
     if (get_number(r, "partial_rotary_factor", 1) != 1)
-        reject(r, "partial_rotary_factor", "only 1 is computed here");
+        reject(r, "partial_rotary_factor", "only 1 is supported");
     const char *key = get(r, "rope_parameters") != NULL ? "rope_parameters" : "rope_scaling";
     const cJSON *object = get(r, key);
     if (object == NULL) return;
@@ -295,7 +296,7 @@ static void read_rope(ConfigReader *r, ModelConfig *out) {
     const char *type = get_text(&inner, "rope_type", get_text(&inner, "type", "default"));
     out->rope_theta = get_number(&inner, "rope_theta", out->rope_theta);
     if (get_number(&inner, "partial_rotary_factor", 1) != 1)
-        reject(&inner, "partial_rotary_factor", "only 1 is computed here");
+        reject(&inner, "partial_rotary_factor", "only 1 is supported");
     if (strcmp(type, "llama3") == 0) {
         out->rope_scaling.factor = get_number(&inner, "factor", 0);
         out->rope_scaling.low_freq_factor = get_number(&inner, "low_freq_factor", 0);
@@ -303,7 +304,7 @@ static void read_rope(ConfigReader *r, ModelConfig *out) {
         out->rope_scaling.original_max_seq_len = get_int(&inner, "original_max_position_embeddings", REQUIRED);
         if (!(out->rope_scaling.factor >= 1)) reject(&inner, "factor", "expected 1 or more with rope_type llama3");
     } else if (strcmp(type, "default") != 0) {
-        reject(&inner, key, "expected rope_type 'default' or 'llama3', found '%s', which is not computed here", type);
+        reject(&inner, key, "expected rope_type 'default' or 'llama3', found '%s', which is not supported", type);
     }
     r->ok = inner.ok;
 }
@@ -316,7 +317,7 @@ static void read_sizes(ConfigReader *r, ModelConfig *out) {
     out->max_seq_len = get_int(r, "max_position_embeddings", REQUIRED);
 }
 
-// layer_types, where it is written, says for each layer what otherwise follows from the other keys.
+// layer_types, if present, gives the kind of attention of each layer and replaces what other keys imply.
 static int64_t read_layer_types(ConfigReader *r, const cJSON *types, int64_t layers, int64_t window) {
     int64_t sliding = 0, full = 0;
     for (const cJSON *item = types->child; item != NULL; item = item->next) {
@@ -325,18 +326,19 @@ static int64_t read_layer_types(ConfigReader *r, const cJSON *types, int64_t lay
         full += strcmp(text, "full_attention") == 0;
     }
     if (sliding == layers && full == 0) {
-        if (window == 0) reject(r, "sliding_window", "expected a window for layers of sliding attention");
+        if (window == 0) reject(r, "sliding_window", "expected a window, because layers have sliding attention");
         return window;
     }
     if (full != layers || sliding != 0 || cJSON_GetArraySize(types) != layers)
-        reject(r, "layer_types", "expected %lld layers, all of full or all of sliding attention", (long long)layers);
+        reject(r, "layer_types", "expected %lld layers, all full_attention or all sliding_attention",
+               (long long)layers);
     return 0;
 }
 
 static int64_t read_window(ConfigReader *r, const char *type, int64_t layers) {
     if (strcmp(type, "llama") == 0) return 0;
     bool qwen = strcmp(type, "mistral") != 0;
-    // Mistral's own default when the key is absent is 4096, null means none; Qwen has a switch.
+    // Mistral's default for an absent key is 4096, and null means none; Qwen has the switch use_sliding_window.
     int64_t window = json_find(r->root, "sliding_window") == NULL ? 4096 : get_int(r, "sliding_window", 0);
     if (qwen && !get_bool(r, "use_sliding_window", false)) window = 0;
     if (window < 0) reject(r, "sliding_window", "expected a positive number or null, found %lld", (long long)window);
@@ -345,7 +347,7 @@ static int64_t read_window(ConfigReader *r, const char *type, int64_t layers) {
     int64_t first = qwen ? get_int(r, "max_window_layers", 28) : 0;
     if (window == 0 || first >= layers) return 0;
     if (first > 0)
-        reject(r, "max_window_layers", "a window in some layers only (from layer %lld on) is not computed here",
+        reject(r, "max_window_layers", "a window in some layers only (from layer %lld on) is not supported",
                (long long)first);
     return window;
 }
@@ -375,7 +377,7 @@ static void read_tokamak(ConfigReader *r, ModelConfig *out) {
     out->NKV = get_int(r, "num_key_value_heads", REQUIRED);
     out->HS = get_int(r, "head_dim", REQUIRED);
     out->norm = (NormKind)get_word(r, "norm", NORM_WORDS);
-    out->norm_eps = (float)get_number(r, "norm_eps", 0);  // absent: refused by model_config_finish
+    out->norm_eps = (float)get_number(r, "norm_eps", 0);  // absent: an error of model_config_finish
     out->activation = (Activation)get_word(r, "activation", ACTIVATION_WORDS);
     out->qk_norm = get_bool(r, "qk_norm", false);
     out->window = get_int(r, "sliding_window", 0);
@@ -392,7 +394,7 @@ static bool read_fields(ConfigReader *r, ModelConfig *out) {
     for (size_t i = 0; i < ARCHITECTURE_COUNT; ++i) known = known || strcmp(ARCHITECTURES[i].model_type, type) == 0;
     if (!known) reject(r, "model_type", "expected gpt2, llama, mistral, qwen2, qwen3 or tokamak, found '%s'", type);
     if (get(r, "quantization_config") != NULL)
-        reject(r, "quantization_config", "quantized weights cannot be read; use the original model");
+        reject(r, "quantization_config", "quantized weights are not supported; use the original model");
     out->V = get_int(r, "vocab_size", REQUIRED);
     out->init_std = (float)get_number(r, "initializer_range", 0.02);
     if (strcmp(type, "gpt2") == 0) read_gpt2(r, out);

@@ -1,12 +1,11 @@
-// hf_map.c: from our parameter table to the tensor names of Hugging Face's GPT-2 and Llama families; see hf.h. The names
-// are columns of the table (PARAM_ROWS); here they are put together. Used by import and export alike, so that they
-// cannot disagree.
+// hf_map.c: maps the parameter table to the tensors of Hugging Face's GPT-2 and Llama families; see hf.h. The parts of
+// the names are columns of the table (PARAM_ROWS). Import and export use the same map, so they agree.
 #include <stdio.h>
 #include <stdlib.h>
 
 #include "llmc/formats/hf.h"
 
-// Row blocks that Llama keeps apart (q, k, v; gate, up) have a name each; GPT-2 keeps them fused in the order that we do.
+// Llama stores some row blocks (q, k, v; gate, up) as separate tensors; GPT-2 stores them fused, in the same order.
 static void format_name(HfTensor *out, const ParamSpec *spec, int part, bool gpt2) {
     const ParamRow *row = &PARAM_ROWS[spec->role];
     int names = 0;
@@ -18,7 +17,8 @@ static void format_name(HfTensor *out, const ParamSpec *spec, int part, bool gpt
     snprintf(out->name, sizeof out->name, "%s%s.%s", block, stem, row->bias ? "bias" : "weight");
 }
 
-// The tensors that `theirs`, a parameter as the other side has it, is there; ours: NULL when they are zeros to us.
+// Adds the Hugging Face tensors of one parameter. theirs: the parameter as that architecture has it; ours: the model's,
+// or NULL if the model lacks it (zeros).
 static void add_tensors(HfMap *map, const ParamSpec *ours, const ParamSpec *theirs, bool gpt2) {
     int parts = gpt2 ? 1 : theirs->part_count;
     int64_t row = 0;

@@ -1,6 +1,5 @@
-// model_bin.c: llm.c's model file: 256 int32 of header, then each kind of tensor over all layers, weights (out, in),
-// the embedding padded to Vp rows; fp32 (version 3) or bf16 (version 5) throughout. Little-endian, as all machines we
-// run on.
+// model_bin.c: llm.c's model file: a header of 256 int32, then each kind of tensor over all layers, weights (out, in),
+// the embedding padded to Vp rows; all fp32 (version 3) or bf16 (version 5). Little-endian, like all supported CPUs.
 #include "llmc/formats/model_bin.h"
 
 #include <errno.h>
@@ -16,7 +15,7 @@
 #define HEADER_INTS 256
 enum { H_MAGIC, H_VERSION, H_MAX_T, H_V, H_L, H_NH, H_C, H_VP, H_USED };
 
-// NULL: error.
+// NULL on error.
 static FILE *open_and_read_header(int32_t header[HEADER_INTS], const char *path, Error *err) {
     FILE *file = fopen(path, "rb");
     if (file == NULL) {
@@ -56,7 +55,7 @@ bool model_bin_read_config(ModelConfig *out, const char *path, Error *err) {
     return true;
 }
 
-// Which models the format can hold: everything that its header does not say must be as in GPT-2.
+// Whether the format can hold the model: everything that its header does not state must be as in GPT-2.
 static bool check_architecture(const ModelConfig *config, const char *path, Error *err) {
     bool fits = strcmp(hf_architecture(config), "GPT2LMHeadModel") == 0 && config->tied && config->norm_bias &&
                 config->qkv_bias && config->proj_bias && config->mlp_bias && config->F == 4 * config->C;
@@ -66,8 +65,8 @@ static bool check_architecture(const ModelConfig *config, const char *path, Erro
         hf_architecture(config));
 }
 
-// Where the tensor lies in the file, in elements after the header: kinds in the order of our table, which is llm.c's, of
-// each kind all layers.
+// Offset of the tensor in elements after the header. Kinds are in the order of the parameter table, which is llm.c's;
+// within a kind, all layers in order.
 static int64_t file_offset(const ParamTable *params, const ParamSpec *spec) {
     int64_t offset = 0;
     for (int i = 0; i < params->count; ++i) {
@@ -79,7 +78,7 @@ static int64_t file_offset(const ParamTable *params, const ParamSpec *spec) {
 
 static void widen_bf16(float *values, int64_t count) {
     const unsigned char *halves = (const unsigned char *)values;
-    for (int64_t i = count - 1; i >= 0; --i) {  // in place: from the end, so that no half is overwritten unread
+    for (int64_t i = count - 1; i >= 0; --i) {  // in place: from the end, before the bf16 values are overwritten
         uint16_t bits;
         memcpy(&bits, halves + 2 * i, sizeof bits);
         values[i] = bf16_to_f32(bits);
@@ -91,7 +90,7 @@ struct ModelBin {
     char *path;
     ModelConfig config;
     const ParamTable *params;
-    int width;  // bytes of an element
+    int width;  // bytes per element
 };
 
 static bool check_size(const ModelBin *bin, Error *err) {

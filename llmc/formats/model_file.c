@@ -1,5 +1,5 @@
-// model_file.c: the weights of Hugging Face directories, in and out, through the map of hf_map.c; see hf.h. Also
-// decides what a path is. Nothing is handed to the caller before every tensor of the file has been found in order.
+// model_file.c: reads and writes the weights of Hugging Face directories through the map of hf_map.c; see model_file.h.
+// Also detects the kind of a path. No value is passed to the caller before all tensors of the file are checked.
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -22,7 +22,7 @@ static const char *without_prefix(const char *name) {
     return name;
 }
 
-// Base models are saved without the prefix that models with a head put before the same names.
+// Base models (without a head) are saved without the prefix that models with a head have.
 static const SafeTensor *find_tensor(const SafeTensors *file, const char *name) {
     const SafeTensor *tensor = safetensors_find(file, name);
     return tensor != NULL ? tensor : safetensors_find(file, without_prefix(name));
@@ -43,7 +43,7 @@ static bool read_config_text(char **out, const char *dir, Error *err) {
     return ok;
 }
 
-// GPT-2's config.json has no word for missing biases; transformers takes absent ones for zeros.
+// GPT-2's config.json cannot state that biases are missing; transformers reads absent ones as zeros.
 static bool drop_absent_gpt2_biases(ModelConfig *config, const char *dir, Error *err) {
     SafeTensors *file;
     if (!safetensors_open(&file, dir, err)) return false;
@@ -70,7 +70,7 @@ bool model_file_read_config(ModelConfig *out, const char *path, Error *err) {
     return true;
 }
 
-// The names follow the file's own model_type: the config at hand may have been changed since (a soft-cap, a window).
+// The names follow the model_type of the file, because the run's config may differ (a soft cap, a window).
 static bool read_gpt2_names(bool *out, const char *dir, Error *err) {
     char *path = path_join(dir, CONFIG_FILE);
     cJSON *root = json_parse_file(path, MAX_CONFIG_BYTES, err);
@@ -88,7 +88,7 @@ typedef struct {
     const char *path;
     SafeTensors *file;
     HfMap map;
-    const SafeTensor **found;  // of each entry of the map; NULL: a bias of zeros that the file leaves out
+    const SafeTensor **found;  // of each entry of the map; NULL: a zero bias that the file omits
     bool *used;                // of each tensor of the file
 } Import;
 
@@ -127,7 +127,7 @@ static bool check_zeros(const Import *import, const SafeTensor *tensor, int64_t 
         float value;
         if (!safetensors_read_f32(tensor, i, 1, &value, err)) return false;
         if (!(value == 0))
-            return error_set(err, "%s: tensor '%s' holds values, but the model has no such bias", import->path,
+            return error_set(err, "%s: tensor '%s': expected zeros, because the model has no such bias", import->path,
                              tensor->name);
     }
     return true;
@@ -151,7 +151,7 @@ static bool ends_with(const char *text, const char *end) {
     return length >= end_length && strcmp(text + length - end_length, end) == 0;
 }
 
-// What older versions of transformers saved although it follows from the rest.
+// Tensors that older versions of transformers saved although they follow from the others.
 static bool is_harmless(const Import *import, const SafeTensor *tensor) {
     const char *name = tensor->name;
     if (ends_with(name, ".rotary_emb.inv_freq")) return true;
@@ -166,9 +166,9 @@ static bool check_leftovers(const Import *import, Error *err) {
         const SafeTensor *tensor = safetensors_at(import->file, i);
         if (import->used[i] || is_harmless(import, tensor)) continue;
         if (strcmp(tensor->name, "lm_head.weight") == 0)
-            return error_set(err, "%s: the config says that head and embedding are tied (tie_word_embeddings), but "
+            return error_set(err, "%s: head and embedding are tied in the config (tie_word_embeddings), but "
                              "'lm_head.weight' differs from the embedding", import->path);
-        return error_set(err, "%s: tensor '%s' has no place in this model", import->path, tensor->name);
+        return error_set(err, "%s: tensor '%s' does not belong to this model", import->path, tensor->name);
     }
     return true;
 }
@@ -202,7 +202,7 @@ static bool read_entry(const Import *import, int index, float *values, Error *er
 }
 
 struct ModelReader {
-    ModelBin *bin;  // llm.c's file; else:
+    ModelBin *bin;  // an llm.c file; NULL: a Hugging Face directory, with the fields below
     Import import;
     char *path;
     int *first;  // [params->count]: first entry of the map for a parameter
@@ -260,7 +260,7 @@ bool model_reader_read(ModelReader *reader, const ParamSpec *spec, float *values
     return true;
 }
 
-// How fresh weights would be drawn does not matter to weights that are there.
+// init_std is not compared: it does not affect weights that exist.
 bool model_file_same_architecture(const ModelConfig *a, const ModelConfig *theirs) {
     ModelConfig b = *theirs;
     b.init_std = a->init_std;
@@ -358,7 +358,8 @@ static int64_t map_elems(const HfMap *map) {
     return total;
 }
 
-// Entries [*first, end) of the map are the shard's; returns end. Elements are as good as bytes: there is one dtype.
+// Entries [*first, end) of the map belong to the shard; returns end. Counts elements instead of bytes, because there is
+// only one dtype.
 static int shard_entries(int *first, const HfMap *map, int shard, int shards) {
     int64_t total = map_elems(map), at = 0;
     int end = 0;
@@ -409,7 +410,7 @@ bool model_file_write_hf_shard(const char *dir, const ModelConfig *config, const
     export.chunk = xmalloc(to_size(SAFETENSORS_CHUNK_ELEMS) * sizeof *export.chunk);
     export.halves = xmalloc(to_size(SAFETENSORS_CHUNK_ELEMS) * sizeof *export.halves);
     char *name = hf_shard_name(WEIGHTS_STEM, shard, shards), *path = path_join(dir, name);
-    // transformers refuses a file that does not say which framework's layout it has.
+    // transformers rejects a file whose metadata lacks the framework.
     bool ok = safetensors_write(path, specs, count, "{\"format\":\"pt\"}", fetch_tensor, &export, err);
     free(path);
     free(name);

@@ -1,5 +1,4 @@
-// safetensors.c: see safetensors.h. A file is mapped, never copied: an entry's data points into the mapping. Called
-// by model import and export and by checkpoints; knows nothing of models.
+// safetensors.c: see safetensors.h. Files are mapped, not copied: SafeTensor.data points into the mapping.
 #include "llmc/formats/safetensors.h"
 
 #include <errno.h>
@@ -15,7 +14,7 @@
 #include "llmc/base/json.h"
 
 #define LENGTH_BYTES 8
-#define MAX_HEADER_BYTES 100000000  // the format's own bound
+#define MAX_HEADER_BYTES 100000000  // limit of the format
 #define MAX_INDEX_BYTES ((size_t)1 << 28)
 #define WEIGHTS_FILE "model.safetensors"
 #define INDEX_FILE "model.safetensors.index.json"
@@ -127,7 +126,7 @@ static int compare_names(const void *a, const void *b) {
     return strcmp(((const SafeTensor *)a)->name, ((const SafeTensor *)b)->name);
 }
 
-// The tensors must cover the data exactly once: a hole hides bytes, an overlap makes two tensors one.
+// The tensors must cover the data exactly, without gaps or overlaps, as the format requires.
 static bool check_coverage(SafeTensor *tensor, int count, const MappedFile *file, Error *err) {
     if (count > 0) qsort(tensor, (size_t)count, sizeof *tensor, compare_data);
     const unsigned char *expected = file->data;
@@ -136,7 +135,7 @@ static bool check_coverage(SafeTensor *tensor, int count, const MappedFile *file
             return error_set(err, "%s: tensor '%s' starts at byte %lld of the data, expected %lld (tensors %s)",
                              file->path, tensor[i].name, (long long)(tensor[i].data - file->data),
                              (long long)(expected - file->data),
-                             tensor[i].data < expected ? "overlap" : "leave a hole");
+                             tensor[i].data < expected ? "overlap" : "leave a gap");
         expected += tensor[i].bytes;
     }
     size_t covered = (size_t)(expected - file->data);
@@ -191,14 +190,14 @@ static bool open_file(SafeTensors *all, const char *path, Error *err) {
     return ok;
 }
 
-// ---- several files behind an index ----
+// ---- several files with an index ----
 
 static int compare_texts(const void *a, const void *b) {
     return strcmp(*(const char *const *)a, *(const char *const *)b);
 }
 
-// Opens every file that the weight map names, once, in name order. A name must be a plain file name: the index is
-// untrusted and must not reach outside of its directory.
+// Opens every file that the weight map names, once, in name order. The index is untrusted: only plain file names are
+// allowed, so that it cannot refer to files outside its directory.
 static bool open_indexed_files(SafeTensors *all, const cJSON *weight_map, const char *path, Error *err) {
     const char *slash = strrchr(path, '/');
     char *dir = slash == NULL ? xstrdup(".") : xasprintf("%.*s", (int)(slash - path + 1), path);
@@ -210,7 +209,7 @@ static bool open_indexed_files(SafeTensors *all, const cJSON *weight_map, const 
             ok = error_set(err, "%s: expected a file name for tensor '%s'", path, item->string);
         else if (item->valuestring[0] == '.' || item->valuestring[0] == '\0' ||
                  strchr(item->valuestring, '/') != NULL)
-            ok = error_set(err, "%s: tensor '%s': expected a plain file name beside the index, found '%s'", path,
+            ok = error_set(err, "%s: tensor '%s': expected the name of a file in this directory, found '%s'", path,
                            item->string, item->valuestring);
         else name[used++] = item->valuestring;
     }
@@ -226,7 +225,7 @@ static bool open_indexed_files(SafeTensors *all, const cJSON *weight_map, const 
     return ok;
 }
 
-// The index and the files must agree tensor by tensor.
+// Every tensor of the index must be in its file, and the files must have no other tensors.
 static bool check_index(const SafeTensors *all, const cJSON *weight_map, const char *path, Error *err) {
     int64_t named = cJSON_GetArraySize(weight_map);
     for (const cJSON *item = weight_map->child; item != NULL; item = item->next) {
@@ -246,7 +245,7 @@ static bool sort_and_check_names(SafeTensors *all, const char *path, Error *err)
     if (all->count > 0) qsort(all->tensor, (size_t)all->count, sizeof *all->tensor, compare_names);
     for (int i = 1; i < all->count; ++i)
         if (strcmp(all->tensor[i - 1].name, all->tensor[i].name) == 0)
-            return error_set(err, "%s: tensor '%s' is there twice", path, all->tensor[i].name);
+            return error_set(err, "%s: expected each tensor once, found '%s' twice", path, all->tensor[i].name);
     return true;
 }
 
@@ -417,7 +416,7 @@ static char *build_header(const SafeTensorSpec *specs, int count, const char *me
 void safetensors_release(const SafeTensor *tensor) {
     const uintptr_t page = 4096, first = (uintptr_t)tensor->data / page * page,
                     end = (uintptr_t)tensor->data + tensor->bytes;
-    // A private mapping of a file that nobody wrote to: its pages come back from the file.
+    // The mapping is private and was never written, so released pages are read from the file again.
     madvise((void *)first, end / page * page - first, MADV_DONTNEED);
 }
 

@@ -7,7 +7,7 @@
 struct HeldOut {
     ShardSet set;
     const RowFormat *format;
-    RowSource stream;  // of the set, as the format sees it
+    RowSource stream;  // the set as the format reads it
     int64_t B, T, rows;
     BatchBuffer buffer;
 };

@@ -1,4 +1,4 @@
-// heldout.h: the text of a source that is not trained on, as batches. Knows nothing of ranks: callers deal out batches.
+// heldout.h: the held-out text of a source, as batches. Must not know ranks: callers distribute the batches.
 #ifndef LLMC_HELDOUT_H
 #define LLMC_HELDOUT_H
 
@@ -7,10 +7,10 @@
 
 // Held-out text of one source, its rows in order, as its format makes them (row_format.h; seed 0). Plain: row k holds
 // tokens [k*T, k*T+T] of the stream; the last row is padded with weight 0, so that every token but the first is
-// predicted exactly once. The last batch is padded with rows of weight 0.
+// predicted exactly once. The last batch is padded with rows whose weights are 0.
 typedef struct HeldOut HeldOut;
-// max_tokens: how much text to use, in tokens behind the first; 0: all. vocab, eot and errors as loader_open (vocab 0
-// where no shard states one: ids are not checked); at least two tokens.
+// max_tokens: how much text to use, in tokens after the first; 0: all. vocab, eot and errors as in loader_open (with
+// vocab 0, and no shard that states one, ids are not checked). The text needs at least two tokens.
 bool heldout_open(HeldOut **out, const SourceConfig *source, int64_t B, int64_t T, int64_t max_tokens, int64_t vocab,
                   int32_t eot, Error *err);
 void heldout_close(HeldOut *heldout);

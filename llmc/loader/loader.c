@@ -1,5 +1,5 @@
 // loader.c: see loader.h. The caller's thread and the prefetch thread share one job: "fill this slot with this step".
-// Whoever does not hold the job does not touch its slot, so the mutex around the job is all the locking there is.
+// While the job runs, only the prefetch thread touches its slot, so one mutex around the job is enough.
 #include "llmc/loader/loader.h"
 
 #include <pthread.h>
@@ -15,13 +15,13 @@ typedef struct {
     bool used;  // has a weight in some phase; else the set is not open
     ShardSet set;
     const RowFormat *format;
-    RowSource stream;  // of the set, as the format sees it
+    RowSource stream;  // the set as the format reads it
 } Source;
 
 typedef struct {
     Mixture mixture;
-    int64_t rows[CONFIG_MAX_SOURCES];  // that each source has at the phase's T
-    unsigned parts;                    // BATCH_DOC, BATCH_PREFIX: what some source of the phase needs
+    int64_t rows[CONFIG_MAX_SOURCES];  // rows of each source at the phase's T
+    unsigned parts;                    // BATCH_DOC, BATCH_PREFIX: set if any source of the phase needs it
 } PhaseData;
 
 typedef struct {
@@ -38,7 +38,7 @@ typedef struct {
 } Job;
 
 struct Loader {
-    Schedule schedule;  // a copy: the caller may move the horizon of its own while the thread reads
+    Schedule schedule;  // a copy: the caller may move the horizon of its schedule while the thread reads this one
     uint64_t seed;
     int64_t vocab;
     int32_t eot;
@@ -46,7 +46,7 @@ struct Loader {
     int source_count;
     Source source[CONFIG_MAX_SOURCES];
     PhaseData phase[CONFIG_MAX_PHASES];
-    int32_t *buffer;  // [buffer_tokens] the thread's: the longest read of any row
+    int32_t *buffer;  // [buffer_tokens] used by the prefetch thread: the longest read of any row
     int64_t buffer_tokens;
     DataSkip skip[DATA_SKIPS_MAX];  // changed only while no job runs
     int skip_count;
@@ -139,7 +139,7 @@ static bool open_source(Source *source, const SourceConfig *config, Error *err) 
     return true;
 }
 
-// Opens the sources that some phase uses, and settles vocabulary and end-of-text id among them.
+// Opens the sources that some phase uses, and determines the vocabulary and the end-of-text id.
 static bool open_sources(Loader *loader, const RunConfig *config, Error *err) {
     loader->source_count = config->source_count;
     int64_t stated_vocab = 0;
@@ -169,7 +169,7 @@ static bool open_sources(Loader *loader, const RunConfig *config, Error *err) {
     return true;
 }
 
-// Counts the rows of each source in this phase: at least one, and together those of one step.
+// Counts the rows of each source in this phase: at least one of each, and those of one step in total.
 static bool count_phase_rows(Loader *loader, const RunConfig *config, const PhaseSpan *span, Error *err) {
     const PhaseConfig *phase = &config->phase[span->index];
     int64_t rows = 0, tokens = 0;
@@ -181,7 +181,7 @@ static bool count_phase_rows(Loader *loader, const RunConfig *config, const Phas
         int64_t longest = source->format->longest_read(span->T);
         if (source_rows < 1)
             return error_set(err, "source %s: expected at least seq_len + %lld = %lld tokens in %s, found %lld: lower "
-                             "seq_len or give it more text", config->source[s].name, (long long)(longest - span->T),
+                             "seq_len or add text", config->source[s].name, (long long)(longest - span->T),
                              (long long)longest, config->source[s].train, (long long)source_tokens);
         loader->phase[span->index].rows[s] = source_rows;
         loader->buffer_tokens = max_i64(loader->buffer_tokens, longest);
@@ -192,12 +192,12 @@ static bool count_phase_rows(Loader *loader, const RunConfig *config, const Phas
         return error_set(err, "phase %s: expected a source with a weight above 0, found none", phase->name);
     if (rows < span->rows_per_step)
         return error_set(err, "phase %s: expected sources of at least one step, %lld rows of %lld tokens, found %lld "
-                         "rows in %lld tokens: lower batch_tokens or give it more text", phase->name,
+                         "rows in %lld tokens: lower batch_tokens or add text", phase->name,
                          (long long)span->rows_per_step, (long long)span->T, (long long)rows, (long long)tokens);
     return true;
 }
 
-// What a batch with rows of this source carries besides tokens, targets and weights.
+// The optional arrays that a batch with rows of this source needs.
 static unsigned row_parts(const SourceConfig *source) {
     const RowFormat *format = row_format_find(source->format, NULL);
     bool prefix = format != NULL && format->makes_prefix;
@@ -245,7 +245,7 @@ size_t loader_plan_bytes(const Schedule *schedule) {
     return 2 * (batch_buffer_bytes(capacity) + to_size(capacity.batches) * sizeof(double));
 }
 
-// Signals belong to the main thread: Ctrl-C must interrupt the loop, not this thread's read.
+// All signals are blocked in the prefetch thread: Ctrl-C must interrupt the training loop, not a read here.
 static bool start_thread(Loader *loader, Error *err) {
     sigset_t all, before;
     sigfillset(&all);
@@ -259,7 +259,7 @@ bool loader_open(Loader **out, const RunConfig *config, const Schedule *schedule
                  MeshAxis data, Error *err) {
     CHECK(mesh_axis_is_valid(data) && config->source_count <= CONFIG_MAX_SOURCES, "rank=%d world=%d", data.rank, data.world);
     CHECK(schedule->phase[0].micro_batches == div_up(schedule->phase[0].lanes, data.world),
-          "the schedule is of another world than %d", data.world);
+          "the schedule was made for another world size than %d", data.world);
     Loader *loader = xcalloc(1, sizeof *loader);
     loader->schedule = *schedule;
     loader->seed = (uint64_t)config->seed;
@@ -283,7 +283,7 @@ bool loader_open(Loader **out, const RunConfig *config, const Schedule *schedule
         }
         ok = start_thread(loader, err);
     }
-    loader->schedule.config = NULL;  // not ours to keep
+    loader->schedule.config = NULL;  // owned by the caller
     if (!ok) {
         loader_close(loader);
         return false;
@@ -314,7 +314,7 @@ void loader_close(Loader *loader) {
 
 // ---- the caller's side ----
 
-// Both with the mutex held.
+// Both need the mutex held.
 static void submit(Loader *loader, int64_t step, int slot) {
     loader->job = (Job){.step = step, .slot = slot, .running = true};
     pthread_cond_broadcast(&loader->changed);
@@ -334,7 +334,7 @@ void loader_set_skips(Loader *loader, const DataSkip *skips, int count) {
     wait_idle(loader);
     for (int i = 0; i < count; ++i) loader->skip[i] = skips[i];
     loader->skip_count = count;
-    loader->job.step = -1;  // what was prepared may be other data
+    loader->job.step = -1;  // the prefetched step may hold other data
     pthread_mutex_unlock(&loader->mutex);
 }
 

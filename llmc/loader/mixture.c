@@ -1,5 +1,5 @@
-// mixture.c: see mixture.h. Counts are integers all the way: with doubles, a sample could be dealt twice or not at
-// all once n * weight is rounded.
+// mixture.c: see mixture.h. Counts are integers throughout: with doubles, rounding n * weight could give a sample to
+// two sources or to none.
 #include "llmc/loader/mixture.h"
 
 #include <math.h>
@@ -11,7 +11,7 @@
 void mixture_init(Mixture *mixture, int source_count, const double *weights, const int64_t *first_ordinal) {
     CHECK(source_count > 0 && source_count <= MIXTURE_MAX_SOURCES, "source_count=%d", source_count);
     *mixture = (Mixture){.source_count = source_count};
-    double left = 0;  // summed from the end, so that the last source with a weight gets exactly all that is left
+    double left = 0;  // summed from the end, so that the last source with a weight gets all remaining samples
     for (int s = source_count - 1; s >= 0; --s) {
         CHECK(weights[s] >= 0 && isfinite(weights[s]), "weight[%d]=%g", s, weights[s]);
         left += weights[s];
@@ -21,7 +21,7 @@ void mixture_init(Mixture *mixture, int source_count, const double *weights, con
     CHECK(left > 0 && isfinite(left), "the weights add up to %g", left);
 }
 
-// round(n * share), exactly. It grows by 0 or 1 when n grows by 1, because share <= 1: so do the leftovers.
+// round(n * share), exactly. When n grows by 1 it grows by 0 or 1, because share <= 1; so does the rest, n - share_of.
 static int64_t share_of(int64_t n, uint64_t share) {
     uint64_t high = (uint64_t)n >> 32, low = (uint64_t)n & (SHARE_ONE - 1);
     return (int64_t)(high * share + ((low * share + SHARE_ONE / 2) >> 32));
@@ -29,7 +29,7 @@ static int64_t share_of(int64_t n, uint64_t share) {
 
 MixturePick mixture_pick(const Mixture *mixture, int64_t sample) {
     CHECK(sample >= 0, "sample=%lld", (long long)sample);
-    int64_t n = sample;  // samples before this one that the sources so far left over
+    int64_t n = sample;  // earlier samples that were not given to the sources so far
     for (int s = 0; s < mixture->source_count; ++s) {
         int64_t taken = share_of(n, mixture->share[s]);
         if (share_of(n + 1, mixture->share[s]) != taken)

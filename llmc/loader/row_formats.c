@@ -1,5 +1,4 @@
-// row_formats.c: the table of row formats, and nothing else: a test program that defines its own table is linked with
-// that one instead.
+// row_formats.c: the table of row formats. It is a file of its own so that a test program can link another table.
 #include "llmc/loader/row_format.h"
 
 const RowFormat *const ROW_FORMATS[] = {

@@ -1,5 +1,5 @@
-// shard.c: see shard.h. Every read ends in shard_read, which widens to int32 and checks ids on the way, so that no
-// token reaches a model unchecked.
+// shard.c: see shard.h. All reads go through shard_read, which widens tokens to int32 and checks their ids, so no token
+// reaches a model unchecked.
 #include "llmc/loader/shard.h"
 
 #include <errno.h>
@@ -37,7 +37,7 @@ static bool pread_fully(int fd, void *out, size_t bytes, int64_t offset) {
     return true;
 }
 
-// Fills version, count, width, vocab and eot from a header; the size of the file is the caller's check.
+// Fills version, count, width, vocab and eot from a header; the caller checks the size of the file.
 static bool header_parse(Shard *shard, const int32_t *header, Error *err) {
     bool llama3 = header[0] == SHARD_MAGIC_LLAMA3;
     if (!llama3 && header[0] != SHARD_MAGIC)
@@ -68,7 +68,7 @@ static bool header_parse(Shard *shard, const int32_t *header, Error *err) {
                              header[5] - 1, header[6]);
     }
     if (shard->token_count < 0 || shard->token_count > (INT64_MAX - SHARD_HEADER_BYTES) / shard->bytes_per_token)
-        return error_set(err, "%s: expected a token count that is not negative and fits a file, found %lld",
+        return error_set(err, "%s: expected a token count >= 0 that a file can hold, found %lld",
                          shard->path, (long long)shard->token_count);
     return true;
 }
@@ -78,7 +78,7 @@ static bool check_open_file(Shard *shard, Error *err) {
     if (fstat(shard->fd, &info) != 0 || !S_ISREG(info.st_mode))
         return error_set(err, "%s: expected a regular file", shard->path);
     if (info.st_size < SHARD_HEADER_BYTES)
-        return error_set(err, "%s: expected a header of %d bytes, found a file of %lld: cut, or not a shard",
+        return error_set(err, "%s: expected a header of %d bytes, found a file of %lld: truncated, or not a shard",
                          shard->path, SHARD_HEADER_BYTES, (long long)info.st_size);
     int32_t header[HEADER_INTS];
     if (!pread_fully(shard->fd, header, sizeof header, 0))
@@ -93,7 +93,7 @@ static bool check_open_file(Shard *shard, Error *err) {
 }
 
 bool shard_open(Shard *shard, const char *path, Error *err) {
-    // O_NONBLOCK: a FIFO of that name must give an error, not a wait.
+    // O_NONBLOCK: a FIFO of this name must give an error, not block.
     int fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
     if (fd < 0) return error_set(err, "%s: cannot open: %s", path, strerror(errno));
     *shard = (Shard){.path = xstrdup(path), .fd = fd};
@@ -111,7 +111,7 @@ void shard_close(Shard *shard) {
 static bool read_error(const Shard *shard, int64_t offset, Error *err) {
     if (errno != 0)
         return error_set(err, "%s: cannot read at byte %lld: %s", shard->path, (long long)offset, strerror(errno));
-    return error_set(err, "%s: expected %lld tokens, found the end of the file after byte %lld: cut while in use",
+    return error_set(err, "%s: expected %lld tokens, found the end of the file after byte %lld: truncated while in use",
                      shard->path, (long long)shard->token_count, (long long)offset);
 }
 
@@ -168,7 +168,7 @@ static void allow_open_files(size_t count) {
     rlim_t wanted = (rlim_t)count + 256;
     if (getrlimit(RLIMIT_NOFILE, &limit) != 0 || limit.rlim_cur >= wanted + 1024) return;
     limit.rlim_cur = wanted + 1024 < limit.rlim_max ? wanted + 1024 : limit.rlim_max;
-    setrlimit(RLIMIT_NOFILE, &limit);  // when this fails, the failing open says so
+    setrlimit(RLIMIT_NOFILE, &limit);  // if this fails, the open that fails later reports it
 }
 
 static bool open_all(ShardSet *set, char *const *paths, int count, Error *err) {
@@ -194,7 +194,7 @@ bool shard_set_open(ShardSet *set, const char *pattern, Error *err) {
     int status = glob(pattern, GLOB_NOSORT, NULL, &found);
     if (status != 0 || found.gl_pathc == 0) {
         globfree(&found);
-        return error_set(err, "%s: expected at least one token shard, found no such file", pattern);
+        return error_set(err, "%s: expected at least one token shard, found no file of this name or pattern", pattern);
     }
     qsort(found.gl_pathv, found.gl_pathc, sizeof *found.gl_pathv, compare_names);
     int count = to_i32((int64_t)found.gl_pathc);
@@ -290,7 +290,7 @@ ShardWriter *shard_writer_open(const char *path, int version, int64_t vocab, int
     *writer = (ShardWriter){.path = xstrdup(path), .temporary_path = temporary_path, .fd = fd, .version = version,
                             .bytes_per_token = vocab <= 65536 ? 2 : 4, .vocab = vocab, .eot = eot,
                             .used_bytes = SHARD_HEADER_BYTES, .buffer = xcalloc(1, WRITER_BUFFER_BYTES)};
-    return writer;  // the buffer begins with the header, zero until finish knows the count
+    return writer;  // the buffer starts with a header of zeros; shard_writer_finish writes the real one
 }
 
 bool shard_writer_append(ShardWriter *writer, const int32_t *tokens, int64_t count, Error *err) {

@@ -1,5 +1,5 @@
-// logger.c: metrics.jsonl, the progress line and messages, and the calls of the TensorBoard writer; see logger.h.
-// Called by the training loop. Nothing here stops a run: what cannot be written is reported once.
+// logger.c: metrics.jsonl, the progress line, messages, and the calls of the TensorBoard writer; see logger.h. A write
+// error never stops a run; it is reported once.
 #include "llmc/log/logger.h"
 
 #include <errno.h>
@@ -20,12 +20,12 @@
 struct Logger {
     char *dir, *metrics_path;
     int metrics;  // file descriptor, O_APPEND
-    Text line;    // the record being made
+    Text line;    // the record being built
     EventWriter *events;
     bool failed;      // a write error has been reported
-    int64_t step;     // last step that was logged
-    bool terminal;    // live line, else plain lines
-    bool line_shown;  // the cursor stands behind a live line
+    int64_t step;     // last logged step
+    bool terminal;    // live line; false: plain lines
+    bool line_shown;  // the cursor is at the end of a live line
     double opened, last_line, last_flush;
     char val_source[64];
     double val_loss;  // NaN: none yet
@@ -36,7 +36,7 @@ struct Logger {
 static void report_failure(Logger *logger, const char *what) {
     if (logger->failed) return;
     logger->failed = true;
-    logger_message(logger, "warning: %s: cannot write %s: %s; training goes on", logger->dir, what, strerror(errno));
+    logger_message(logger, "warning: %s: cannot write %s: %s; training continues", logger->dir, what, strerror(errno));
 }
 
 static void metrics_write(Logger *logger) {
@@ -103,7 +103,7 @@ static void draw(Logger *logger) {
     Error err = {""};
     if (!logger_draw_curve(logger->metrics_path, path, &err)) {
         errno = 0;
-        if (!logger->failed) logger_message(logger, "warning: %s; training goes on", err.message);
+        if (!logger->failed) logger_message(logger, "warning: %s; training continues", err.message);
         logger->failed = true;
     }
     free(path);
@@ -131,15 +131,15 @@ void logger_close(Logger *logger) {
     free(logger);
 }
 
-// ---- for people ----
+// ---- human-readable output ----
 
 static int terminal_columns(void) {
     struct winsize size;
     return ioctl(STDERR_FILENO, TIOCGWINSZ, &size) == 0 && size.ws_col > 0 ? size.ws_col : 80;
 }
 
-// At most ten a second on a terminal. In a log: one a second during the first minute, then one per sixtieth of the
-// time so far, but one a minute at least. The last step is always shown.
+// On a terminal at most ten lines per second. In a log: one per second during the first minute, then one per sixtieth
+// of the time so far, but at least one per minute. The last step is always shown.
 static bool line_is_due(const Logger *logger, const StepRecord *record) {
     double now = now_seconds(), every = LINE_SECONDS;
     if (!logger->terminal) every = fmin(fmax((now - logger->opened) / 60, 1), 60);
@@ -236,7 +236,7 @@ static void put_eval_scalar(Logger *logger, const EvalRecord *record, const char
 void logger_eval(Logger *logger, const EvalRecord *record) {
     if (logger == NULL) return;
     logger->step = record->step;
-    // The line shows the mean where there is one, which comes after its sources.
+    // The mean, if there is one, is logged after the sources, so the progress line shows it.
     logger->val_loss = record->loss;
     metrics_begin(logger, record->step);
     text_putf(&logger->line, ",\"tokens\":%lld", (long long)record->tokens);

@@ -1,6 +1,5 @@
-// logger_svg.c: the loss-curve picture from a metrics.jsonl, as plain SVG without scripts or fonts of its own. Called
-// by the logger at flushes and by anybody who has the file. Training loss is drawn raw (pale) and smoothed, each
-// held-out source with markers.
+// logger_svg.c: draws the loss curve from a metrics.jsonl as plain SVG without scripts or embedded fonts. Training loss
+// is drawn raw (pale) and smoothed, each held-out source with markers.
 #include <cjson/cJSON.h>
 #include <errno.h>
 #include <math.h>
@@ -11,10 +10,10 @@
 #include "llmc/log/logger_text.h"
 
 enum { WIDTH = 960, HEIGHT = 540, LEFT = 70, RIGHT = 28, TOP = 64, BOTTOM = 58, MAX_SERIES = 33 };
-#define RAW_BUCKETS 800      // the raw curve is drawn as the span of each of so many pieces, if there are more points
+#define RAW_BUCKETS 800      // with more points than this, the raw curve shows the minimum and maximum of each bucket
 #define SMOOTH_SHARE 40      // the smoothed curve averages over a fortieth of the run
-#define WARM_SHARE 0.02      // the first part of the run does not decide how far up the axis goes
-#define WARM_MIN_POINTS 200  //   in a run of at least so many steps
+#define WARM_SHARE 0.02      // the first part of the run does not affect the upper end of the loss axis,
+#define WARM_MIN_POINTS 200  //   in a run of at least this many steps
 
 static const char *const COLORS[] = {"#d62728", "#2ca02c", "#9467bd", "#ff7f0e", "#17becf", "#8c564b", "#e377c2"};
 enum { COLOR_COUNT = sizeof COLORS / sizeof COLORS[0] };
@@ -110,8 +109,8 @@ static bool read_metrics(Curves *curves, const char *path, Error *err) {
     return ok ? true : error_set(err, "%s: cannot read", path);
 }
 
-// Mean over a window that is centred and, near the start, where the loss falls steeply, no wider than what lies
-// before.
+// Mean over a centred window. Near the start, where the loss falls steeply, the window is limited by the number of
+// points before it.
 static void smooth(Series *out, const Series *in) {
     double *sum = xmalloc(to_size(in->count + 1) * sizeof *sum);
     sum[0] = 0;
@@ -182,7 +181,7 @@ static void draw_axes(FILE *out, const Axis *x, const Axis *y) {
     fprintf(out, "</g>\n<path d=\"M%d %dV%dH%d\" fill=\"none\" stroke=\"#444\"/>\n", LEFT, TOP, HEIGHT - BOTTOM,
             WIDTH - RIGHT);
     fprintf(out, "<g fill=\"#222\" font-size=\"14\" text-anchor=\"middle\">\n");
-    fprintf(out, "<text x=\"%d\" y=\"%d\">tokens seen</text>\n", (LEFT + WIDTH - RIGHT) / 2, HEIGHT - 14);
+    fprintf(out, "<text x=\"%d\" y=\"%d\">training tokens</text>\n", (LEFT + WIDTH - RIGHT) / 2, HEIGHT - 14);
     fprintf(out, "<text transform=\"translate(20 %d) rotate(-90)\">loss (nats per token)</text>\n</g>\n",
             (TOP + HEIGHT - BOTTOM) / 2);
 }
@@ -191,7 +190,7 @@ static void draw_axes(FILE *out, const Axis *x, const Axis *y) {
 
 static void draw_line(FILE *out, const Series *series, const Axis *x, const Axis *y, const char *style) {
     if (series->count == 0) return;
-    // A point a pixel is enough.
+    // One point per pixel is enough.
     int64_t stride = series->count > 4 * WIDTH ? series->count / (2 * WIDTH) : 1;
     fprintf(out, "<path %s d=\"M", style);
     for (int64_t i = 0; i < series->count; i += stride) {
@@ -201,7 +200,7 @@ static void draw_line(FILE *out, const Series *series, const Axis *x, const Axis
     fprintf(out, "\"/>\n");
 }
 
-// From many points, the lowest and highest of each bucket: spikes stay visible.
+// Of many points, only the lowest and highest of each bucket are drawn: spikes stay visible.
 static void draw_raw(FILE *out, const Series *series, const Axis *x, const Axis *y) {
     Series spans = {0};
     for (int64_t b = 0; b < RAW_BUCKETS && series->count > 2 * RAW_BUCKETS; ++b) {

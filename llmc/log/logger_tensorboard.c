@@ -1,5 +1,5 @@
-// logger_tensorboard.c: see logger_tensorboard.h. The formats are small and frozen, so they are written by hand
-// instead of through protobuf and TensorFlow.
+// logger_tensorboard.c: see logger_tensorboard.h. The formats are small and stable, so they are encoded here without
+// protobuf or TensorFlow.
 #include "llmc/log/logger_tensorboard.h"
 
 #include <errno.h>
@@ -35,7 +35,7 @@ static void bytes_put_le(Bytes *bytes, uint64_t value, int count) {
     for (int i = 0; i < count; ++i) bytes_put(bytes, &(unsigned char){(unsigned char)(value >> (8 * i))}, 1);
 }
 
-// CRC-32C (Castagnoli), bit by bit: events are small and few.
+// CRC-32C (Castagnoli), bit by bit: fast enough, because events are small and few.
 uint32_t crc32c(const void *bytes, size_t count) {
     const unsigned char *p = bytes;
     uint32_t crc = 0xffffffffu;
@@ -110,7 +110,7 @@ static bool event_write(EventWriter *writer) {
 EventWriter *event_writer_open(const char *dir, int64_t first_step, Error *err) {
     char host[64] = "localhost";
     gethostname(host, sizeof host - 1);
-    // The time comes first in the name: readers take files in this order.
+    // The time comes first in the name because readers sort files by name.
     char *path = xasprintf("%s/events.out.tfevents.%010lld.%s.%ld", dir, (long long)time(NULL), host, (long)getpid());
     FILE *file = fopen(path, "ab");
     if (file == NULL) error_set(err, "%s: cannot create: %s", path, strerror(errno));
@@ -121,7 +121,7 @@ EventWriter *event_writer_open(const char *dir, int64_t first_step, Error *err) 
     event_start(writer, 0);
     put_string(&writer->event, 3, "brain.Event:2");
     event_write(writer);
-    // SessionLog { status = 1: START = 1 } makes readers drop what earlier files say of this step and later ones.
+    // SessionLog { status = 1: START = 1 } makes readers discard events of this and later steps in earlier files.
     event_start(writer, first_step);
     put_bytes(&writer->event, 7, "\x08\x01", 2);
     event_write(writer);

@@ -1,5 +1,5 @@
-// block.c: one block of the decoder, forward and backward, straight-line, and the products of its linear layers. Shapes
-// stand in the margin in the letters of model.h. Knows neither the sequence of blocks nor where tensors lie.
+// block.c: one block of the decoder, forward and backward, as straight-line code, and the products of its linear layers.
+// The margin gives shapes in the letters of model.h. Must not know: the sequence of blocks, the layout of memory.
 #include <math.h>
 
 #include "llmc/model/model_impl.h"
@@ -42,7 +42,7 @@ void norm_backward(Model *m, const Norm *norm, Tensor dx, Tensor dout, Tensor x,
 }
 
 // ---------------------------------------------------------------------------------------------------------------
-// Views for the batch at hand
+// Views for the current batch
 
 static Tensor rows_of(Tensor t, int64_t N) { return tensor_is_none(t) ? t : tensor_rows(t, 0, N); }
 
@@ -50,7 +50,7 @@ NormActs norm_acts_for(const NormActs *a, int64_t N) {
     return (NormActs){rows_of(a->out, N), rows_of(a->mean, N), rows_of(a->rstd, N)};
 }
 
-// Without QK-norm the rotation happens in place: what is before it and after it is one tensor.
+// Without QK-norm the rotation is in place: qkv_raw and qkv are one tensor.
 static BlockActs acts_for(const BlockActs *whole, int64_t N) {
     BlockActs a = {0};
     for (int i = 0; i < ACT_ROW_COUNT; ++i) {
@@ -61,7 +61,7 @@ static BlockActs acts_for(const BlockActs *whole, int64_t N) {
     return a;
 }
 
-// lse is stored (N,NH) for its size; attention sees it as (B,NH,T).
+// lse is allocated as (N,NH), like all activations; attention views it as (B,NH,T).
 static Tensor lse_view(const Model *m, Tensor lse) {
     return tensor_3d(lse.data, DTYPE_F32, m->B, m->config.NH, m->T);
 }
@@ -94,8 +94,8 @@ static QkArgs qk_args(const Model *m, const Block *b) {
 }
 
 // ---------------------------------------------------------------------------------------------------------------
-// The block. A norm of what attention or the feed-forward returns (sandwich norms) goes between the projection, which
-// then has no epilogue, and the residual: out = residual + norm(proj).
+// The block. Sandwich norms would go between a projection, which then has no epilogue, and the residual:
+// out = residual + norm(proj).
 
 void block_forward(Model *m, int64_t l, int64_t start) {
     Backend *be = m->be;
@@ -127,9 +127,9 @@ void block_forward(Model *m, int64_t l, int64_t start) {
     linear_forward(m, &b->mlp_proj, out, a.fc, (Epilogue){.add = a.mid});          // (N,C)   = (N,F) (C,F)^T + (N,C)
 }
 
-// The normalized inputs and the activation's output again, from what was kept. (The activation starts from the stored
-// pre-activation here and, inside the forward's product, from the unrounded one; on a GPU a library computes the latter.
-// So the last bit of an ungated activation may differ.)
+// Recomputes the normalized inputs and the activation's output from saved tensors. The last bit of an ungated activation
+// may differ: here its input is the stored pre-activation; in the forward pass, where it is fused into the product, its
+// input is not rounded, and on a GPU a library computes it.
 void block_recompute(Model *m, int64_t l) {
     const Block *b = &m->t.block[l];
     const int64_t N = m->B * m->T;
@@ -149,7 +149,7 @@ void block_backward(Model *m, int64_t l, bool accumulate) {
     const Tensor in = tensor_rows(m->h[l], 0, N), positions = tensor_rows(m->positions, 0, N);
     const Tensor dh = tensor_rows(m->dh, 0, N), dnorm = tensor_rows(m->dnorm, 0, N);
 
-    // feed-forward. dfc_pre of a gated layer replaces fc_pre, which nothing reads again.
+    // feed-forward. In a gated layer dfc_pre overwrites fc_pre, which is not read again.
     Tensor dfc = tensor_2d(m->dwide.data, dtype, N, c->F), dfc_pre = dfc;
     linear_backward_weight(m, &b->mlp_proj, dh, a.fc, accumulate);                 // (C,F)   = (N,C)^T (N,F)
     if (activation_is_gated(c->activation)) {

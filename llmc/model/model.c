@@ -1,5 +1,5 @@
-// model.c: whole passes: inputs to the device, the trunk (embedding, blocks, final norm), the loss, gradients, logits and
-// decoding. Single blocks are block.c's; where tensors lie is model_memory.c's. No backend's name appears here.
+// model.c: whole passes: upload of inputs, the trunk (embedding, blocks, final norm), loss, gradients, logits and
+// decoding. block.c has the single block, model_memory.c the layout of memory. Must not know: which backend it runs on.
 #include <stdio.h>
 #include <stdlib.h>
 
@@ -17,7 +17,7 @@ static void upload_positions(Model *m, int64_t N, int64_t T, int64_t start) {
     free(positions);
 }
 
-// Into the input set whose turn it is, in one transfer.
+// Sends the batch into the next input set (the two alternate), in one transfer.
 static void upload_batch(Model *m, const Batch *batch, double loss_scale) {
     Backend *be = m->be;
     int64_t N = batch->B * batch->T;
@@ -48,7 +48,7 @@ static void upload_batch(Model *m, const Batch *batch, double loss_scale) {
         memcpy(in->host + input_span(in, last) - tensor_bytes(last), parts[i].from, tensor_bytes(last));
     }
     in->sent = be->upload_after(be, in->loss_scale.data, in->host, input_span(in, last), in->used);
-    // Positions depend on the row length alone; they are sent once for the largest batch and stay.
+    // Positions depend only on the row length: they are sent once, for the largest batch.
     if (m->position_T != batch->T) {
         upload_positions(m, m->shape.max_rows, batch->T, 0);
         m->position_T = batch->T;
@@ -56,17 +56,18 @@ static void upload_batch(Model *m, const Batch *batch, double loss_scale) {
 }
 
 // ---------------------------------------------------------------------------------------------------------------
-// Repeated sequences, and what other ranks need to know of a pass
+// Captured sequences and hooks
 
-// Names what a pass over this batch consists of: passes of one key issue the same operations on the same tensors.
+// The key of a pass over this batch: passes with the same key issue the same operations on the same tensors. Keys belong
+// to the backend: the address of the input set distinguishes this model from others on the same backend.
 static uint64_t sequence_key(const Model *m, const char *pass, bool accumulate) {
     char text[128];
-    snprintf(text, sizeof text, "%s %lld %lld %d %d %d %d", pass, (long long)m->B, (long long)m->T, m->has_doc,
-             m->has_prefix, m->in == &m->inputs[0], accumulate);
+    snprintf(text, sizeof text, "%s %lld %lld %d %d %p %d %d", pass, (long long)m->B, (long long)m->T, m->has_doc,
+             m->has_prefix, m->in->loss_scale.data, accumulate, (int)m->objective.kind);
     return rng_hash(text);
 }
 
-// A pass is one sequence where nobody looks in between, else a sequence for each bucket's part of it.
+// Without hooks a pass is one sequence; with hooks it is one sequence for each bucket.
 static uint64_t part_key(const Model *m, const char *pass, int bucket, bool accumulate) {
     char text[64];
     snprintf(text, sizeof text, "%s bucket %d", pass, bucket);
@@ -131,13 +132,13 @@ void model_begin_step(Model *m) {
     m->be->zero(m->be, m->loss_sums.data, tensor_bytes(m->loss_sums));
 }
 
-// Whether this micro-batch adds to the gradients of the blocks, or of what is outside of them, that it finds.
+// Whether this micro-batch adds to the existing gradients of the blocks, or of the tensors outside them.
 static bool adds_to_blocks(const Model *m) {
     return !m->grads_fresh && !m->part.options.lanes && m->part.options.stage < 2;
 }
 static bool adds_outside(const Model *m) { return !m->grads_fresh && !m->part.options.lanes; }
 
-// Logits, loss and, in training, their gradient and the head's, chunk by chunk.
+// Logits and loss, chunk by chunk; in training also the gradients of the logits and of the head.
 static void loss_forward(Model *m, const Objective *objective, bool train) {
     int64_t N = m->B * m->T;
     CrossEntropyArgs args = {.V = m->config.V,
@@ -166,15 +167,16 @@ void model_forward(Model *m, const Batch *batch, double loss_scale, bool train) 
     m->replays = true;
     const char *pass = train ? "forward" : "evaluate";
     uint64_t key = sequence_key(m, pass, adds_outside(m));
+    const Objective held_out = OBJECTIVE_DEFAULT, *objective = train ? &m->objective : &held_out;
     if (m->hooks.context != NULL) {
         trunk_forward(m, -1);
         if (!part_begin(m, pass, last_bucket(m), adds_outside(m))) {
-            loss_forward(m, &m->objective, train);
+            loss_forward(m, objective, train);
             part_end(m, pass, last_bucket(m), adds_outside(m));
         }
     } else if (!be->sequence_begin(be, key)) {
         trunk_forward(m, -1);
-        loss_forward(m, &m->objective, train);
+        loss_forward(m, objective, train);
         be->sequence_end(be, key);
     }
     m->replays = false;
@@ -203,7 +205,7 @@ static void trunk_backward(Model *m) {
         need_weights(m, block_bucket(l), PASS_BACKWARD);
         begin_gradients(m, block_bucket(l));
         if (!part_begin(m, pass, block_bucket(l), adds_to_blocks(m))) {
-            // What the last block computed is still there.
+            // The last block's activations are still in the shared tensors.
             if (m->shape.recompute == RECOMPUTE_BLOCK && l < c->L - 1) block_forward(m, l, -1);
             if (m->shape.recompute == RECOMPUTE_NORM_ACT && l < c->L - 1) block_recompute(m, l);
             block_backward(m, l, adds_to_blocks(m));
@@ -212,7 +214,7 @@ static void trunk_backward(Model *m) {
         finish_gradients(m, block_bucket(l));
     }
     need_weights(m, first_bucket(), PASS_BACKWARD);
-    // The embedding's gradient only adds; where the head has not just overwritten it, it starts from zero.
+    // embedding_backward only adds. A tied head has just written dwte; otherwise it starts from zero.
     if (!accumulate && !c->tied) be->zero(be, m->t.wte.dw.data, tensor_bytes(m->t.wte.dw));
     if (!accumulate && !tensor_is_none(m->t.wpe.dw)) be->zero(be, m->t.wpe.dw.data, tensor_bytes(m->t.wpe.dw));
     be->embedding_backward(be, m->t.wte.dw, m->t.wpe.dw, dh, tensor_rows(m->in->tokens, 0, N),
@@ -234,7 +236,7 @@ void model_backward(Model *m) {
 }
 
 // ---------------------------------------------------------------------------------------------------------------
-// Logits for people who ask for them
+// Logits for callers
 
 static void download_logits(Model *m, Tensor logits, float *out) {
     Backend *be = m->be;

@@ -1,5 +1,6 @@
-// model_memory.c: where a model's tensors lie: weights, gradients, activations and inputs in the arena, tables, and
-// parameters in and out. Walks the rows of model_table.c; knows no single tensor of a block and no operation of a pass.
+// model_memory.c: the memory of a model: layout of weights, gradients, activations and inputs in the arena, RoPE tables,
+// reading and writing of parameters. It walks the rows of model_table.c.
+// Must not know: a single tensor of a block, the operations of a pass.
 #include <math.h>
 #include <stdlib.h>
 
@@ -10,7 +11,7 @@
 // ---------------------------------------------------------------------------------------------------------------
 // Layout
 
-// One array of a model's parameters: where each bucket of it begins (NULL while measuring).
+// An array with one element for each parameter element: the address of each of its buckets (NULL while measuring).
 typedef struct {
     unsigned char *const *bucket;
     DType dtype;
@@ -25,7 +26,7 @@ static Tensor spec_view(const Model *m, ParamArray array, const ParamSpec *spec)
 
 static Tensor *tensor_at(void *owner, size_t field) { return (Tensor *)(void *)((unsigned char *)owner + field); }
 
-// Fills the tensors of the passes from the table, where the table says. What the model lacks stays TENSOR_NONE.
+// Sets the tensors that the passes use, at the offsets that the table gives. Absent ones stay TENSOR_NONE.
 static void bind_params(Model *m, ParamArray array, bool gradients) {
     ModelTensors *t = &m->t;
     for (int i = 0; i < m->params.count; ++i) {
@@ -40,8 +41,8 @@ static void bind_params(Model *m, ParamArray array, bool gradients) {
     t->head.dw = t->wte.dw;
 }
 
-// Where each bucket of an array is: in one flat array, or (flat NULL) buckets outside the blocks have memory of their own
-// and blocks take turns in two buffers.
+// Sets the address of each bucket. Either all are in one flat array, or (in_buffers) the buckets outside the blocks have
+// their own memory and the blocks alternate between two buffers.
 static void place_buckets(const Model *m, unsigned char **bucket, void *flat, bool in_buffers, DType dtype,
                           const char *tag, Arena *arena) {
     const Partition *part = &m->part;
@@ -88,7 +89,7 @@ static void layout_grads(Model *m, Arena *arena) {
     bind_params(m, (ParamArray){m->bucket_grads, DTYPE_F32}, true);
 }
 
-// `first`: of each row the first block's tensor that has it, which later blocks share where the row says so.
+// first [ACT_ROW_COUNT]: for each row the tensor of the first block that has one; later blocks share it if the row says so.
 static void layout_block_acts(Model *m, int layer, Tensor *first, Arena *arena) {
     for (int i = 0; i < ACT_ROW_COUNT; ++i) {
         const ActRow *row = &ACT_ROWS[i];
@@ -132,7 +133,7 @@ static void layout_inputs(Model *m, Arena *arena) {
     const ModelConfig *c = &m->config;
     const char *tag = "inputs";
     int64_t N = m->shape.max_rows;
-    // Consecutive allocations: input_span relies on it.
+    // Contiguous allocations: input_span relies on this.
     for (int i = 0; i < 2; ++i) {
         InputSet *in = &m->inputs[i];
         in->loss_scale = arena_tensor(arena, tag, DTYPE_F32, 1, 1, 0, 0, 0);
@@ -158,8 +159,8 @@ static void layout_inputs(Model *m, Arena *arena) {
     }
 }
 
-// Frequency of pair i, with Llama-3.1's rescaling: long wavelengths are slowed by `factor`, short ones kept, between
-// them a linear blend (Hugging Face, modeling_rope_utils.py, "llama3").
+// Frequency of pair i, with Llama-3.1's rescaling: long wavelengths are divided by `factor`, short ones kept, and those
+// between interpolated linearly (Hugging Face, modeling_rope_utils.py, "llama3").
 static double rope_frequency(const ModelConfig *c, int64_t i) {
     double frequency = pow(c->rope_theta, -2.0 * (double)i / (double)c->HS);
     const RopeScaling *s = &c->rope_scaling;
@@ -226,7 +227,7 @@ void model_init(Model *m, const ModelConfig *config, const ModelShape *shape, Ba
     layout_inputs(m, arena);
     if (arena->backend == NULL) return;
     CHECK(be != NULL, "a model on a real arena needs a backend%s", "");
-    // The alignment gaps between tensors are part of the arrays that norms and updates walk: they stay zero.
+    // Norms and updates also walk the alignment gaps between tensors: these must stay zero.
     int64_t elems = m->weights != NULL ? m->params.total_elems : m->part.packed_elems;
     be->zero(be, m->weights != NULL ? m->weights : m->owned_weights, to_size(elems) * dtype_bytes(shape->dtype));
     if (m->master != NULL && shape->dtype == DTYPE_BF16)
@@ -306,7 +307,7 @@ void model_get_param(const Model *m, const ParamSpec *spec, int64_t first, int64
     int64_t within = spec->offset - m->part.bucket[bucket].first + first;
     m->be->download(m->be, values, m->bucket_weights[bucket] + to_size(within) * bytes, elems * bytes);
     if (m->shape.dtype == DTYPE_F32) return;
-    // Widened in place, from the end, so that no half is overwritten unread.
+    // Widened in place, from the end, so that no bf16 value is overwritten before it is read.
     for (size_t i = elems; i-- > 0;) {
         uint16_t half;
         memcpy(&half, (const unsigned char *)values + i * sizeof half, sizeof half);

@@ -1,6 +1,6 @@
-// model_table.c: the architecture as two tables: every parameter of the model (ParamRow of params.h) and every tensor that
-// a block's backward pass needs of its forward pass (ActRow of model_impl.h). A new tensor is a member of its struct in
-// model.h, one row here and its uses in block.c; layout, binding, files and counts follow from the row.
+// model_table.c: the architecture as two tables: all parameters (ParamRow of params.h), and all activations that a block's
+// backward pass reads (ActRow of model_impl.h). To add a tensor: a member of its struct in model.h, one row here, and its
+// uses in block.c. Layout, binding, files and counts follow from the row. Must not know: sizes in bytes, addresses.
 #include "llmc/model/model_impl.h"
 
 #include <stddef.h>
@@ -42,9 +42,9 @@ static bool has_head(const ModelConfig *c, int layer) {
 }
 
 // ---------------------------------------------------------------------------------------------------------------
-// Parameters, in the order in which a token meets them
+// Parameters, in the order of the forward pass
 
-// Matrices start as noise and decay; vectors start as ones or zeros and do not.
+// Matrices: random initial values and weight decay. Vectors: ones or zeros, no weight decay.
 #define MATRIX(kind) INIT_##kind, true
 #define VECTOR(kind) INIT_##kind, false
 #define WEIGHT(owner, part) .value = offsetof(owner, part.w), .grad = offsetof(owner, part.dw)

@@ -1,4 +1,4 @@
-// objective.c: one case a kind of objective; see objective.h. Knows logits and targets, not how they came about.
+// objective.c: one case for each kind of objective; see objective.h. Must not know: how logits and targets were made.
 #include "llmc/model/objective.h"
 
 void objective_loss(const Objective *objective, Backend *be, Tensor loss, Tensor logits, Tensor targets, Tensor weight,

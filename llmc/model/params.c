@@ -1,5 +1,5 @@
-// params.c: what follows from the rows of model_table.c: the table of a model's parameters, their initial values and
-// their number; see params.h. Knows neither single tensors nor the device.
+// params.c: builds the table of a model's parameters from the rows of model_table.c, computes initial values and counts;
+// see params.h. Must not know: single tensors, devices.
 #include "llmc/model/params.h"
 
 #include <math.h>
@@ -93,7 +93,7 @@ Tensor params_view(const ParamSpec *spec, void *base, DType dtype) {
                            : tensor_2d(data, dtype, spec->dim[0], spec->dim[1]);
 }
 
-// Two normals of one random block (Box-Muller's pair): at 124M elements the logarithms are what a start waits for.
+// Both normals of a Box-Muller pair from one random block: with 124M elements the logarithms dominate the time of a start.
 static void fill_normal(float *out, uint64_t tensor_seed, int64_t elems, double std) {
     const double TWO_PI = 6.283185307179586476925;
 #pragma omp parallel for schedule(static) if (elems > 65536)
@@ -143,7 +143,7 @@ void params_describe(const ModelConfig *config, char *out, size_t out_bytes) {
     double scaled = count / (count >= 1e9 ? 1e9 : count >= 1e6 ? 1e6 : 1e3);
     char kv[48] = "";
     if (config->NKV != config->NH) snprintf(kv, sizeof kv, " (%lld key/value)", (long long)config->NKV);
-    // An import may have found no biases where GPT-2 has some: nobody should have to guess.
+    // An imported GPT-2 may lack some biases: say so.
     bool gpt2 = strcmp(resemblance(config), "GPT-2-like") == 0;
     bool some_missing = !config->norm_bias || !config->qkv_bias || !config->proj_bias || !config->mlp_bias;
     char missing[64] = "";

@@ -1,7 +1,7 @@
-// params.h: the parameters as a table, twice. ParamRow is one tensor of the architecture, written down once in
-// model_table.c: its shape, initial values, when it exists, where the passes find it and what others call it. ParamSpec
-// is that row for one layer of one model, with its place in the flat arrays. Initialisation, binding, optimizer,
-// partition, checkpoint, import, export, counts and the memory plan all walk these; nothing refers to a tensor by number.
+// params.h: two tables of parameters. A ParamRow is one tensor of the architecture, defined once in model_table.c: shape,
+// initial values, when it exists, where the passes read it, its names in other formats. A ParamSpec is that row for one
+// layer of one model, with its offset in the flat arrays. Initialisation, binding, optimizer, partition, checkpoint,
+// import, export, counts and the memory plan walk these tables. Must not know: operations of the passes, files, ranks.
 #ifndef LLMC_PARAMS_H
 #define LLMC_PARAMS_H
 
@@ -24,7 +24,7 @@ typedef enum {
     PARAM_ROLE_COUNT
 } ParamRole;
 
-// The dimension letters of model.h. A dimension is made of parts, which other programs may keep as tensors of their own.
+// The dimension letters of model.h. A dimension consists of parts, which other programs may store as separate tensors.
 typedef enum {
     DIM_NONE,
     DIM_V,      // vocabulary: Vp rows in memory, V of them initialised, trained and exported
@@ -40,33 +40,34 @@ typedef enum {
 } ModelDim;
 #define PARAM_MAX_PARTS 3
 int64_t model_dim(const ModelConfig *config, ModelDim dim);
-// The sizes of its parts, of which there are `return value`; their sum is the dimension.
+// parts = the sizes of the dimension's parts, whose sum it is. Returns their number.
 int model_dim_parts(const ModelConfig *config, ModelDim dim, int64_t parts[PARAM_MAX_PARTS]);
 
 typedef enum {
     INIT_NORMAL,    // N(0, init_std)
-    INIT_RESIDUAL,  // N(0, init_std / sqrt(2 L)): 2 L projections write into the residual stream, whose variance at
-                    // init is so independent of depth (GPT-2)
+    INIT_RESIDUAL,  // N(0, init_std / sqrt(2 L)): 2 L projections add to the residual stream, whose initial variance so
+                    // does not depend on depth (GPT-2)
     INIT_ONES,
     INIT_ZEROS
 } ParamInit;
 
-// Before the blocks, in each block, behind them.
+// Before the blocks, in each block, after them.
 typedef enum { PLACE_FRONT, PLACE_BLOCK, PLACE_BACK } ParamPlace;
 
 typedef struct {
-    const char *name;  // "wte"; in blocks what follows "block.3.": "attn.qkv.weight"
+    const char *name;  // "wte"; in blocks the part after "block.3.": "attn.qkv.weight"
     ParamPlace place;
     ModelDim rows, cols;  // cols DIM_NONE: a vector
     ParamInit init;
     bool decay;           // weight decay applies
     bool (*when)(const ModelConfig *config, int layer);  // NULL: in every model and layer
-    // Where the passes find it, as offsets into Block (PLACE_BLOCK) or ModelTensors: its Tensor, its gradient's, and of
-    // weights whose products may take 8-bit inputs the flag (0: none).
+    // Offsets into Block (PLACE_BLOCK) or ModelTensors: of its Tensor, of its gradient's Tensor, and, if its products may
+    // take 8-bit inputs, of that flag (0: none).
     size_t value, grad, fp8;
-    bool bias;            // the bias of the row before it, whose names it has
-    // Names in Hugging Face's families, without ".weight" or ".bias"; in blocks what follows "transformer.h.3." and
-    // "model.layers.3.". Llama keeps the parts of `rows` apart, one name each; of fewer parts than names the last count.
+    bool bias;            // the bias of the row before it, with the same names
+    // Names in Hugging Face's families, without ".weight" or ".bias"; in blocks the part after "transformer.h.3." and
+    // "model.layers.3.". Llama stores the parts of `rows` separately, one name each; with fewer parts than names the last
+    // names are used.
     const char *gpt2;
     const char *llama[PARAM_MAX_PARTS];
 } ParamRow;
@@ -82,8 +83,8 @@ typedef struct {
     float init_std;       // of INIT_NORMAL and INIT_RESIDUAL
     int64_t real_rows;    // rows that are initialised, trained and exported: V of Vp; else dim[0]
     bool decay;           // weight decay applies (matrices and embeddings)
-    bool hidden_matrix;   // Muon takes it; embeddings, head, vectors stay with AdamW
-    int part_count;       // row blocks that are separate matrices elsewhere: q,k,v or gate,up; 1 otherwise
+    bool hidden_matrix;   // Muon updates it; AdamW updates embeddings, head and vectors
+    int part_count;       // row blocks that other programs store as separate matrices: q,k,v or gate,up; 1 otherwise
     int64_t part_rows[PARAM_MAX_PARTS];
     int64_t elems;
     int64_t offset;       // in elements, in the flat arrays; a multiple of PARAM_ALIGN_ELEMS
@@ -104,11 +105,11 @@ void params_free(ParamTable *table);
 const ParamSpec *params_find(const ParamTable *table, ParamRole role, int layer);
 // A view of this parameter inside a flat array of `dtype` at `base` (NULL while measuring).
 Tensor params_view(const ParamSpec *spec, void *base, DType dtype);
-// Writes initial fp32 values into out[elems]: f(seed, name, index), independent of device and of other tensors.
+// out (elems) fp32 = initial values: f(seed, name, index), independent of the device and of other tensors.
 void params_init_values(const ParamSpec *spec, uint64_t seed, float *out);
 
-// Parameters as people count them (V, not Vp, rows; a tied head once).
+// The number of parameters as usually reported: V, not Vp, rows; a tied head once.
 int64_t params_count(const ModelConfig *config);
-// One line for people: "GPT-2-like, 12 layers, 768 wide, 12 heads, vocabulary 50257: 124.4M parameters".
+// One human-readable line: "GPT-2-like, 12 layers, 768 wide, 12 heads, vocabulary 50257: 124.4M parameters".
 void params_describe(const ModelConfig *config, char *out, size_t out_bytes);
 #endif

@@ -6,8 +6,8 @@
 bool partition_check(const PartitionOptions *options, Error *err) {
     int world = options->data.world;
     if (!options->lanes || (world <= PARTITION_GRAINS && (world & (world - 1)) == 0)) return true;
-    return error_set(err, "deterministic=lanes: expected 1, 2, 4, 8 or %d ranks, found %d: its tree of sums has two "
-                          "branches everywhere; use deterministic=run with other numbers", PARTITION_GRAINS, world);
+    return error_set(err, "deterministic=lanes: expected 1, 2, 4, 8 or %d ranks, found %d: it sums in a full binary "
+                          "tree; use deterministic=run for other numbers of ranks", PARTITION_GRAINS, world);
 }
 
 static int64_t block_count(const ParamTable *params) {
@@ -25,7 +25,7 @@ int partition_bucket_of(const ParamTable *params, int param) {
     return bucket_index(&params->spec[param], block_count(params));
 }
 
-// The flat arrays hold the buckets one behind the other: a bucket ends where the next begins.
+// Buckets are contiguous in the flat arrays: a bucket ends where the next begins.
 static void lay_out_buckets(Partition *p, const ParamTable *params) {
     int64_t blocks = block_count(params);
     p->buckets = (int)blocks + 2;
@@ -35,7 +35,7 @@ static void lay_out_buckets(Partition *p, const ParamTable *params) {
     for (int i = 0; i < params->count; ++i) {
         const ParamSpec *spec = &params->spec[i];
         int index = bucket_index(spec, blocks);
-        CHECK(spec->offset == end && index >= previous, "%s lies at %lld, expected %lld", spec->name,
+        CHECK(spec->offset == end && index >= previous, "%s is at %lld, expected %lld", spec->name,
               (long long)spec->offset, (long long)end);
         Bucket *bucket = &p->bucket[index];
         if (bucket->elems == 0) bucket->first = spec->offset;
@@ -49,14 +49,14 @@ static void lay_out_buckets(Partition *p, const ParamTable *params) {
 
 static void add_segment(Bucket *bucket, int owner, int64_t first, int64_t count) {
     if (count == 0) return;
-    // Room doubles: thousands of ranks are planned for.
+    // The capacity doubles: plans have thousands of ranks.
     const size_t have = (size_t)bucket->segments;
     if ((have & (have - 1)) == 0)
         bucket->segment = xrealloc(bucket->segment, (have > 0 ? 2 * have : 1) * sizeof *bucket->segment);
     bucket->segment[bucket->segments++] = (CommSegment){owner, first, count};
 }
 
-// Equal lengths but for the last one.
+// Equal lengths, except the last.
 static void divide_evenly(Bucket *bucket, const PartitionOptions *options) {
     int count = options->lanes ? PARTITION_GRAINS : options->data.world;
     int64_t length = bucket->elems / PARAM_ALIGN_ELEMS / count * PARAM_ALIGN_ELEMS;
@@ -69,8 +69,8 @@ static void divide_evenly(Bucket *bucket, const PartitionOptions *options) {
 // ---------------------------------------------------------------------------------------------------------------
 // Muon: whole matrices
 
-// Multiply-adds of five Newton-Schulz iterations, and the elements that everything else walks over. Orthogonalizing
-// r x c costs about 2 side^2 (2 long + side) a time; reading and writing an element is worth some hundred of them.
+// Cost in multiply-adds: five Newton-Schulz iterations, about 2 side^2 (2 length + side) each, and 100 for each element,
+// about the cost of reading and writing it.
 static double update_cost(int64_t rows, int64_t cols) {
     double side = (double)min_i64(rows, cols), length = (double)max_i64(rows, cols);
     return 5 * 2 * side * side * (2 * length + side) + 100 * side * length;
@@ -80,7 +80,7 @@ typedef struct {
     Bucket *bucket;
     int segment;
     double cost;
-    int order;  // in the flat arrays: equal costs are dealt out in it, the same on every rank
+    int order;  // in the flat arrays; breaks ties between equal costs alike on every rank
 } MuonSegment;
 
 static int compare_costs(const void *a, const void *b) {
@@ -89,7 +89,7 @@ static int compare_costs(const void *a, const void *b) {
     return x->order - y->order;
 }
 
-// Segments of a block: its hidden matrices and the runs between them. Owners are set later.
+// Divides a block into segments: its hidden matrices and the elements between them. deal_out sets the owners.
 static void divide_block(Bucket *bucket, const ParamTable *params, MuonSegment *list, int *count) {
     int64_t run = 0;
     for (int i = 0; i < params->count; ++i) {
@@ -103,7 +103,7 @@ static void divide_block(Bucket *bucket, const ParamTable *params, MuonSegment *
         }
         for (int part = 0; part < spec->part_count; ++part) {
             int64_t rows = spec->part_rows[part], elems = rows * spec->dim[1];
-            // What fills the matrix up to its alignment goes with its last part.
+            // The alignment gap after the matrix belongs to its last part.
             if (part == spec->part_count - 1)
                 elems = round_up(spec->offset + spec->elems, PARAM_ALIGN_ELEMS) - bucket->first - first;
             list[*count] = (MuonSegment){bucket, bucket->segments, update_cost(rows, spec->dim[1]), *count};
@@ -120,7 +120,7 @@ static void divide_block(Bucket *bucket, const ParamTable *params, MuonSegment *
     }
 }
 
-// The dearest first, each to the rank that has the least so far: within 4/3 of the best (Graham 1969).
+// Segments in order of falling cost, each to the rank with the least load so far: within 4/3 of the optimum (Graham 1969).
 static void deal_out(MuonSegment *list, int count, int world) {
     double *load = xcalloc((size_t)world, sizeof *load);
     qsort(list, (size_t)count, sizeof *list, compare_costs);
@@ -155,7 +155,7 @@ static void add_piece(Partition *p, const ParamTable *params, int param, int par
     if (has_v) p->v_elems += round_up(count, PARAM_ALIGN_ELEMS);
 }
 
-// The parts of parameters within elements [first, end) of the flat arrays, which lie at `packed` in the packed ones.
+// Adds the parts of parameters within elements [first, end) of the flat arrays, which are at `packed` in the packed ones.
 static void add_pieces(Partition *p, const ParamTable *params, int64_t first, int64_t end, int64_t packed) {
     for (int i = 0; i < params->count; ++i) {
         const ParamSpec *spec = &params->spec[i];

@@ -1,7 +1,6 @@
-// comm_mpi.c: the plug-in libllmc_mpi.so: starts MPI, and groups of ranks whose tensors are in host memory (comm.h).
-// A group has one thread that carries out the operations in the order in which they were issued, beside the
-// computation; the CPU backend computes at once, so operands are ready when an operation is issued. Opened by
-// comm_mpi_open in comm.c.
+// comm_mpi.c: the plug-in libllmc_mpi.so: starts MPI and implements groups of ranks in host memory (comm.h). Each group has
+// one thread that runs the operations in the order in which they were issued, concurrently with the computation. The CPU
+// backend computes synchronously, so operands are ready when an operation is issued.
 #include <pthread.h>
 #include <signal.h>
 #include <stdio.h>
@@ -14,13 +13,13 @@
 
 #include "llmc/mpi/exchange.h"
 
-// Operations that may be issued before one is done; a caller that is further ahead waits.
+// Capacity of the queue of issued operations; a caller that is further ahead waits.
 #define RING 256
 
 struct CommMpi {
     int rank, world;
     int threads;        // MPI_THREAD_SERIALIZED or _MULTIPLE
-    int groups;         // open ones
+    int groups;         // open groups
     char library[96];   // "Open MPI v4.1.4"
 };
 
@@ -37,7 +36,7 @@ typedef struct {
 typedef struct {
     CommMpi *mpi;
     MPI_Comm mpi_comm;
-    Exchange exchange;  // the thread's
+    Exchange exchange;  // used by the group's thread only
     pthread_t thread;
     pthread_mutex_t mutex;  // for everything below; never held during a call of MPI
     pthread_cond_t issued_cond, done_cond;
@@ -45,10 +44,10 @@ typedef struct {
     Op ring[RING];
     // Numbers of operations; also their events and sequence numbers. Operation n is in ring[n % RING].
     int64_t issued, done;
-    bool running;           // done + 1 is being carried out
+    bool running;           // operation done + 1 is in progress
     double running_since;
     double busy_seconds, exposed_seconds;
-    int64_t bytes;          // sent by what is done
+    int64_t bytes;          // sent by completed operations
     bool failed;
     Error error;
 } Group;
@@ -86,8 +85,7 @@ static void announce(pthread_cond_t *cond) {
 
 static void *group_thread(void *context) {
     Group *group = context;
-    // Naps between polls are shorter than the 50 us by which the kernel may lengthen them; where it refuses, they are
-    // longer, nothing else.
+    // Naps between polls are shorter than the kernel's default timer slack of 50 us. If prctl fails, naps are longer.
     (void)prctl(PR_SET_TIMERSLACK, 1000UL, 0UL, 0UL, 0UL);
     lock(group);
     for (;;) {
@@ -116,7 +114,7 @@ static void *group_thread(void *context) {
     return NULL;
 }
 
-// Signals are for the thread that called, which knows what to do with them.
+// The new thread blocks all signals: the caller's thread handles them.
 static void start_thread(Group *group) {
     sigset_t all, before;
     sigfillset(&all);
@@ -225,7 +223,7 @@ static void mpi_close(Comm *comm) {
     unlock(group);
     int code = pthread_join(group->thread, NULL);
     CHECK(code == 0, "pthread_join: %s", strerror(code));
-    // After a failure requests may be under way for ever, and to free what they belong to could wait for them.
+    // After a failure requests may never complete, and freeing the communicator could wait for them.
     Error error;
     if (!group->failed && !mpi_ok(MPI_Comm_free(&group->mpi_comm), "MPI_Comm_free", &error))
         fprintf(stderr, "closing a group of ranks: %s\n", error.message);
@@ -244,11 +242,11 @@ static bool mpi_comm_open(Comm **out, CommMpi *mpi, Backend *be, const CommOptio
     CHECK(options->axis.rank == mpi->rank && options->axis.world == mpi->world, "rank %d of %d, but %d of %d in MPI",
           options->axis.rank, options->axis.world, mpi->rank, mpi->world);
     if (mpi->groups > 0 && mpi->threads < MPI_THREAD_MULTIPLE)
-        return error_set(err, "%s takes calls from one thread at a time: it can serve one group of ranks only",
+        return error_set(err, "%s allows calls from one thread at a time: only one group of ranks can be open",
                          mpi->library);
     Group *group = xcalloc(1, sizeof *group);
     group->mpi = mpi;
-    // A communicator of its own, so that messages of two groups never meet. It reports errors as MPI_COMM_WORLD does.
+    // A separate communicator, so that messages of two groups do not mix. It inherits MPI_COMM_WORLD's error handler.
     if (!mpi_ok(MPI_Comm_dup(MPI_COMM_WORLD, &group->mpi_comm), "MPI_Comm_dup", err) ||
         !exchange_open(&group->exchange, group->mpi_comm, options->scratch, options->scratch_bytes, err)) {
         free(group);
@@ -303,7 +301,7 @@ static CommMpi *mpi_start(Launch *launch, Error *err) {
         !library_name(mpi.library, sizeof mpi.library, err) || !local_rank(&launch->local_rank, err))
         return NULL;
     if (mpi.threads < MPI_THREAD_SERIALIZED) {
-        error_set(err, "%s can be called by the main thread only (MPI_THREAD_SERIALIZED is needed); use an MPI that "
+        error_set(err, "%s supports calls from the main thread only, expected MPI_THREAD_SERIALIZED; use an MPI that "
                        "was built with threads", mpi.library);
         return NULL;
     }
@@ -314,8 +312,8 @@ static CommMpi *mpi_start(Launch *launch, Error *err) {
     return out;
 }
 
-// MPI loses memory while it starts, and when it ends it unloads the code that allocated the rest. The leak checker is
-// to see our leaks only: it looks away during the start, and looks for them before the end instead of at exit.
+// MPI leaks memory in MPI_Init, and MPI_Finalize unloads code that other allocations belong to. To find only this
+// program's leaks, the leak checker is disabled during MPI_Init and runs before MPI_Finalize instead of at exit.
 static CommMpi *mpi_init(Launch *launch, Error *err) {
 #if defined(__SANITIZE_ADDRESS__)
     __lsan_disable();

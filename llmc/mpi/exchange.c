@@ -1,5 +1,5 @@
 // exchange.c: see exchange.h. Messages between two ranks arrive in the order in which they were sent, and both walk
-// the same segments in the same pieces, so pieces need no names: the n-th message is the n-th piece.
+// the same segments in the same pieces, so messages need no tags: the n-th message is the n-th piece.
 #include "llmc/mpi/exchange.h"
 
 #include <stdio.h>
@@ -8,21 +8,21 @@
 #include <time.h>
 
 #define TAG 1
-// What arrives where it belongs need not fit a cache.
+// Pieces received in place need not fit a cache.
 #define GATHER_PIECE_BYTES ((int64_t)1 << 20)
-// A thread that waits for messages asks for them so often in a row, then sleeps in between, longer and longer: the
-// cores are the computation's.
+// A thread that waits for messages polls SPIN_POLLS times, then sleeps between polls with growing naps, to leave the cores
+// to the computation.
 #define SPIN_POLLS 50
 #define NAP_MIN_NS 20000
 #define NAP_MAX_NS 100000
 
-// One direction-neutral description of an operation, for post and run.
+// An operation in progress.
 typedef struct {
-    const unsigned char *from;  // what this rank sends
-    unsigned char *to;          // where received pieces belong; NULL: they are added
+    const unsigned char *from;  // the buffer that this rank sends from
+    unsigned char *to;          // the buffer that pieces are received into; NULL: into slots, to be added
     int64_t elem_bytes;
-    bool narrow;                // fp32 elements travel as bf16
-    // Adding: `from` holds the own contribution; pieces are added in order, when all ranks' are there.
+    bool narrow;                // fp32 elements are sent as bf16
+    // Adding: `from` holds this rank's contribution; a piece is added, in order, when all ranks' parts of it have arrived.
     unsigned char *sum;
     DType dtype;
     bool in_place, accumulate;
@@ -44,7 +44,7 @@ bool exchange_open(Exchange *out, MPI_Comm comm, void *scratch, size_t bytes, Er
     if (!mpi_ok(MPI_Comm_rank(comm, &out->rank), "MPI_Comm_rank", err)) return false;
     if (!mpi_ok(MPI_Comm_size(comm, &out->world), "MPI_Comm_size", err)) return false;
     out->links = out->world - 1;
-    // The pieces of a sum must have one size everywhere.
+    // The pieces of a sum must have the same size on all ranks.
     int64_t mine = out->links == 0 ? COMM_PIECE_BYTES : (int64_t)bytes / (out->links * COMM_WINDOW) / 64 * 64;
     mine = min_i64(mine, COMM_PIECE_BYTES);
     int code = MPI_Allreduce(&mine, &out->slot_bytes, 1, MPI_INT64_T, MPI_MIN, comm);
@@ -78,7 +78,7 @@ static MPI_Request *receive_request(Exchange *x, int link, int slot) {
 static MPI_Request *send_request(Exchange *x, int link, int slot) {
     return &x->request[2 * COMM_WINDOW * link + COMM_WINDOW + slot];
 }
-// bf16 pieces are half as long: what arrives is in the first half of a slot, what leaves in the second.
+// bf16 pieces are half as long: the first half of a slot receives, the second half is sent.
 static unsigned char *slot_received(Exchange *x, int link, int slot) {
     return x->slot + (link * COMM_WINDOW + slot) * x->slot_bytes;
 }
@@ -126,7 +126,7 @@ static bool post_sends(Exchange *x, const Job *job, int i, Error *err) {
     }
 }
 
-// Adds the next piece, of which all other ranks' contributions are in the slots.
+// Adds the next piece; all other ranks' contributions to it are in the slots.
 static void add_piece(Exchange *x, Job *job) {
     int slot = (int)(job->added % COMM_WINDOW);
     const CommPiece *piece = &job->piece[slot];
@@ -144,12 +144,12 @@ static void add_piece(Exchange *x, Job *job) {
 static void nap(int idle_polls) {
     if (idle_polls < SPIN_POLLS) return;
     int64_t ns = min_i64(NAP_MAX_NS, NAP_MIN_NS + (int64_t)NAP_MIN_NS / 4 * (idle_polls - SPIN_POLLS));
-    // An interrupted nap is a shorter one.
+    // An interrupted nap may be shorter.
     struct timespec length = {.tv_sec = 0, .tv_nsec = (long)ns};
     nanosleep(&length, NULL);
 }
 
-// Asks MPI once; *completed: how many requests are done; -1: none is under way.
+// Polls MPI once; *completed: the number of requests completed; -1: none is active.
 static bool poll_requests(Exchange *x, Job *job, int *completed, Error *err) {
     int requests = x->links * 2 * COMM_WINDOW;
     int code = MPI_Testsome(requests, x->request, completed, x->completed, x->status);
@@ -164,7 +164,7 @@ static bool poll_requests(Exchange *x, Job *job, int *completed, Error *err) {
     return true;
 }
 
-// The links' cursors say what travels.
+// Runs a job; the links' cursors hold the pieces to send and receive.
 static bool run(Exchange *x, Job *job, Error *err) {
     int idle_polls = 0;
     for (;;) {
@@ -172,7 +172,7 @@ static bool run(Exchange *x, Job *job, Error *err) {
             if (!post_receives(x, job, i, err) || !post_sends(x, job, i, err)) return false;
         int completed = 0;
         if (!poll_requests(x, job, &completed, err)) return false;
-        // No request is under way, so no cursor has anything left.
+        // No request is active, so all cursors are at their end.
         if (completed < 0) return true;
         int64_t added = job->added;
         while (job->sum != NULL && job->arrived[job->added % COMM_WINDOW] == x->links) add_piece(x, job);
@@ -190,7 +190,7 @@ static void set_lanes(Exchange *x, const CommSegment *segments, int count, bool 
     }
 }
 
-// A group of one has nothing to wait for: its sums are its own contribution.
+// A group of one rank: its sums are its own contribution, without messages.
 static void add_alone(Exchange *x, Job *job, CommCursor own) {
     while (comm_cursor_next(&own, &job->piece[job->added % COMM_WINDOW])) add_piece(x, job);
 }
@@ -224,8 +224,7 @@ bool exchange_all_reduce(Exchange *x, Tensor t, CommSum how, Error *err) {
            exchange_all_gather(x, t, x->even, segments, err);
 }
 
-// Each rank gets its share from the root, then everybody's from everybody: no link carries more than twice the
-// tensor.
+// The root scatters equal shares, then the ranks all-gather them: no link carries more than twice the tensor.
 bool exchange_broadcast(Exchange *x, Tensor t, int root, Error *err) {
     int64_t elem_bytes = (int64_t)dtype_bytes(t.dtype), piece_elems = GATHER_PIECE_BYTES / elem_bytes;
     int segments = comm_segments_even(x->even, x->world, tensor_elems(t));

@@ -1,6 +1,6 @@
-// exchange.h: how the ranks of a group trade elements over MPI: every rank sends each other rank what that one should
-// have, in pieces, and receives likewise; reduce_scatter adds what arrives, the others receive it where it belongs.
-// Called by one thread of comm_mpi.c, which orders operations; knows nothing of queues, events or threads.
+// exchange.h: how the ranks of a group exchange elements over MPI: every rank sends each other rank its elements in pieces
+// and receives likewise. reduce_scatter adds the received pieces; the other operations receive in place. All calls come
+// from one thread (of comm_mpi.c). Must not know queues, events or threads.
 #ifndef LLMC_MPI_EXCHANGE_H
 #define LLMC_MPI_EXCHANGE_H
 
@@ -12,7 +12,7 @@
 typedef struct {
     int peer;
     CommCursor send, receive;
-    int64_t sent, received;  // pieces for which a request was made
+    int64_t sent, received;  // pieces whose request was posted
 } Link;
 
 typedef struct {
@@ -23,21 +23,21 @@ typedef struct {
     MPI_Request *request;       // (links, 2, COMM_WINDOW)
     MPI_Status *status;         // of the completed ones
     int *completed;
-    unsigned char *slot;        // (links, COMM_WINDOW, slot_bytes): pieces that arrived and are not added yet
-    int64_t slot_bytes;         // the same on every rank
+    unsigned char *slot;        // (links, COMM_WINDOW, slot_bytes): pieces received and not added yet
+    int64_t slot_bytes;         // equal on all ranks
     CommSegment *even;          // (world)
     CommTerm *term;             // (world)
     int64_t bytes_sent;
 } Exchange;
 
-// Everybody's MPI calls come here: false and the library's words unless code is MPI_SUCCESS.
+// Checks the result of an MPI call: false and the library's error message unless code is MPI_SUCCESS.
 bool mpi_ok(int code, const char *call, Error *err);
 
-// Collective. scratch (bytes) is the exchange's until close; its size may differ between ranks.
+// Collective. scratch (bytes) is used by the exchange until close; its size may differ between ranks.
 bool exchange_open(Exchange *out, MPI_Comm comm, void *scratch, size_t bytes, Error *err);
-void exchange_close(Exchange *x);  // not the communicator
+void exchange_close(Exchange *x);  // does not free the communicator
 
-// As comm.h says; they return when the tensors may be touched. After a failure nothing may follow but close.
+// The operations of comm.h; they block until done. After a failure only exchange_close may be called.
 bool exchange_reduce_scatter(Exchange *x, Tensor out, Tensor in, const CommSegment *segments, int count, CommSum how,
                              Error *err);
 bool exchange_all_gather(Exchange *x, Tensor t, const CommSegment *segments, int count, Error *err);

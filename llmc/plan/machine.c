@@ -7,8 +7,8 @@
 
 #define GIB 1073741824.0
 
-// GPUs: peaks, memory and links as NVIDIA publishes them (SXM boards, dense products); what of them is reached is
-// fitted or taken from NCCL's tests as docs/scaling.md says. cpu: measured there.
+// GPUs: peaks, memory and links as published by NVIDIA (SXM boards, dense products). The shares of them that are reached
+// are fitted or taken from NCCL's tests, see docs/scaling.md. cpu: measured, see there.
 #define NVIDIA_NODE                                                                                      \
     .kernel_seconds = 3e-6, .reserve_bytes = 3 * GIB, .per_node = 8, .node_latency_seconds = 2e-6,       \
     .network_latency_seconds = 6e-6, .collective_seconds = 14e-6, .interference = 0.1, .message_seconds = 10e-6
@@ -98,20 +98,20 @@ double machine_peak(const Machine *machine, DType dtype) {
 // ---------------------------------------------------------------------------------------------------------------
 // Collectives
 
-// Of a ring or tree, whose traffic between nodes all network links of a node share.
+// Bandwidth of a ring or tree: its traffic between nodes uses all network links of a node.
 static double ring_bandwidth(const Machine *m, int64_t world) {
     if (world <= m->per_node) return m->node_bytes_per_second;
     return fmin(m->node_bytes_per_second, (double)m->per_node * m->network_bytes_per_second);
 }
 
-// W - 1 hops, one of them for each further node between nodes.
+// W - 1 hops, of which n - 1 are between the n nodes.
 static double ring_seconds(const Machine *m, double bytes, int64_t world) {
     double nodes = (double)div_up(world, m->per_node), hops = (double)(world - 1);
     double latency = (hops - (nodes - 1)) * m->node_latency_seconds + (nodes - 1) * m->network_latency_seconds;
     return latency + bytes * hops / (double)world / ring_bandwidth(m, world);
 }
 
-// Up and down: a chain inside the node, a double binary tree between nodes, pipelined; NCCL reckons with 0.92 of the
+// Up and down: a chain inside the node, a double binary tree between nodes, pipelined; NCCL's model takes 0.92 of the
 // ring's bandwidth.
 static double tree_seconds(const Machine *m, double bytes, int64_t world) {
     double nodes = (double)div_up(world, m->per_node), local = (double)min_i64(world, m->per_node);
@@ -119,7 +119,7 @@ static double tree_seconds(const Machine *m, double bytes, int64_t world) {
     return 2 * (latency + bytes / (0.92 * ring_bandwidth(m, world)));
 }
 
-// Every rank to every other: what leaves a node goes through the rank's own link, unreduced.
+// Every rank sends to every other: traffic between nodes goes through the rank's own link, unreduced.
 static double exchange_seconds(const Machine *m, double bytes, int64_t world) {
     double local = (double)min_i64(world, m->per_node), share = bytes / (double)world;
     double away = (double)world - local;

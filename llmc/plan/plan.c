@@ -67,7 +67,7 @@ void plan_layout(Model *models, Optimizer *optimizer, Tensor *comm_scratch, cons
         if (i == 0) optimizer_init(optimizer, config, &models[0], arena);
     }
     const Model *model = &models[0];
-    // Of what travels in sums: buckets of gradients, and sums of squares and losses in fp64.
+    // The operands of sums over ranks: buckets of gradients; sums of squares and losses in fp64.
     const Partition *part = &model->part;
     int64_t numbers = 2 * max_i64(part->segments, model->shape.micro_batches);
     CommSum how = {.tree = part->options.lanes, .accumulate = part->options.stage >= 2, .wire = config->reduce_dtype};
@@ -76,9 +76,7 @@ void plan_layout(Model *models, Optimizer *optimizer, Tensor *comm_scratch, cons
     *comm_scratch = tensor_1d(bytes > 0 ? arena_alloc(arena, bytes, "communication") : NULL, DTYPE_U8, (int64_t)bytes);
 }
 
-// What operations will be asked for: the largest operands that a model's passes and its update were seen with in any
-// phase.
-static WorkspaceShape workspace_bounds(const RunConfig *config, const Schedule *schedule, const Model *m) {
+WorkspaceShape plan_workspace_bounds(const RunConfig *config, const Schedule *schedule, const Model *m) {
     WorkspaceShape bounds = {0};
     StepWork *work = xcalloc(1, sizeof *work);
     for (int i = 0; i < schedule->phase_count; ++i) {
@@ -88,7 +86,7 @@ static WorkspaceShape workspace_bounds(const RunConfig *config, const Schedule *
         if (seen) continue;
         WorkShape shape = {.arch = m->config, .shape = m->shape, .B = phase->B, .T = phase->T,
                            .optimizer = config->optimizer, .muon_steps = config->muon_steps};
-        shape.shape.loss_chunk_rows = m->shape.max_rows;  // one chunk: a batch of any size is counted at once
+        shape.shape.loss_chunk_rows = m->shape.max_rows;  // one chunk, so that counting is fast for a batch of any size
         step_work_count(work, &shape);
         work_bounds_join(&bounds, &work->counting.largest);
         step_work_free(work);
@@ -96,7 +94,7 @@ static WorkspaceShape workspace_bounds(const RunConfig *config, const Schedule *
     free(work);
     bounds.attention_library = config->dtype == DTYPE_BF16 && strcmp(config->attention, "own") != 0;
     bounds.chunk_rows = m->shape.loss_chunk_rows;
-    bounds.tensors = max_i64(1, m->part.pieces);  // an update may list them all
+    bounds.tensors = m->shape.training ? max_i64(1, m->part.pieces) : 1;  // an update may list all pieces
     bounds.widest = max_i64(bounds.widest, 2 * m->config.F);
     return bounds;
 }
@@ -111,7 +109,7 @@ void plan_compute(MemoryPlan *plan, const RunConfig *config, const Schedule *sch
     Tensor comm_scratch;
     plan_layout(models, &optimizer, &comm_scratch, &list, config, rank, NULL, &plan->arena);
     for (int i = 0; i < list.count; ++i) {
-        const WorkspaceShape bounds = workspace_bounds(config, schedule, &models[i]);
+        const WorkspaceShape bounds = plan_workspace_bounds(config, schedule, &models[i]);
         size_t bytes = be != NULL ? be->plan_workspace(be, bounds) : backend_cuda_plan_workspace(bounds);
         if (bytes > plan->workspace_bytes) plan->workspace_bytes = bytes;
         plan->transfer_bytes += model_staging_bytes(&models[i]);
@@ -120,8 +118,7 @@ void plan_compute(MemoryPlan *plan, const RunConfig *config, const Schedule *sch
     const Model *student = &models[0];
     plan->staging_bytes = model_file_staging_bytes(arch, &student->params);
     const SnapshotShape snapshot = {arch, &student->params, student->part.options, config->dtype,
-                                    {.muon = config->optimizer == OPTIMIZER_MUON,
-                                     .masters = config->dtype == DTYPE_BF16 && config->master_weights}};
+                                    state_kept_by(student)};
     plan->snapshot_bytes = config->async_save ? snapshot_plan_bytes(&snapshot) : 0;
     optimizer_free(&optimizer);
     for (int i = 0; i < list.count; ++i) model_free(&models[i]);
@@ -134,9 +131,9 @@ void plan_compute(MemoryPlan *plan, const RunConfig *config, const Schedule *sch
 }
 
 // ---------------------------------------------------------------------------------------------------------------
-// What would fit
+// Suggestions
 
-// The largest micro-batch that fits, halving; 0: not even one row does. Micro-batches of every phase shrink alike.
+// Rows of the largest micro-batch that fits, found by halving; 0: one row does not fit. All phases are halved together.
 static int64_t largest_rows(MemoryPlan *plan, const RunConfig *config, const Schedule *schedule, PlanRank rank,
                             const Backend *be, size_t available_bytes) {
     Schedule *smaller = xmalloc(sizeof *smaller);
@@ -148,7 +145,7 @@ static int64_t largest_rows(MemoryPlan *plan, const RunConfig *config, const Sch
         shrunk = false;
         for (int i = 0; i < smaller->phase_count; ++i) {
             PhaseSpan *phase = &smaller->phase[i];
-            // Only halves keep the tokens of a step a multiple of the micro-batch.
+            // Halving keeps the tokens of a step a multiple of the micro-batch.
             if (phase->B % 2 != 0) continue;
             phase->B /= 2;
             phase->lanes *= 2;
@@ -166,7 +163,7 @@ void plan_suggest(char *out, size_t out_bytes, const RunConfig *config, const Sc
     int found = 0;
     int64_t rows_before = 0;
     out[0] = '\0';
-    // Where the device's memory is the host's, the copy that checkpoints are written from is the first to go.
+    // If the device's memory is the host's, first suggest to save without the snapshot.
     MemoryPlan whole, without_copy;
     *other = *config;
     other->async_save = false;
@@ -176,7 +173,7 @@ void plan_suggest(char *out, size_t out_bytes, const RunConfig *config, const Sc
     if (copy_counts && without_copy.device_bytes <= available_bytes)
         found = snprintf(out, out_bytes, "async_save=false (%.1f MiB)",
                          (double)without_copy.device_bytes / 1048576.0) > 0;
-    // As it is, in bf16, and as a last resort without master weights; without the copy where that alone is not enough.
+    // The run's dtype, then bf16, then also without master weights; and without the snapshot if that alone does not suffice.
     for (int state = 0; state < 3; ++state)
         for (int level = (int)config->recompute; level <= (int)RECOMPUTE_BLOCK; ++level) {
             *other = *config;
@@ -188,7 +185,7 @@ void plan_suggest(char *out, size_t out_bytes, const RunConfig *config, const Sc
                 continue;
             MemoryPlan plan;
             int64_t rows = largest_rows(&plan, other, schedule, rank, be, available_bytes);
-            // Recomputing more is only worth it for a larger micro-batch.
+            // More recomputation is only worth it for a larger micro-batch.
             if (rows <= rows_before || found == 4) continue;
             rows_before = rows;
             char options[128] = "";
@@ -208,7 +205,7 @@ void plan_suggest(char *out, size_t out_bytes, const RunConfig *config, const Sc
                      (double)plan.device_bytes / 1048576.0);
         }
     free(other);
-    if (found == 0) snprintf(out, out_bytes, "a smaller model: not even one row at a time fits with recompute=block");
+    if (found == 0) snprintf(out, out_bytes, "a smaller model: one row does not fit, even with recompute=block");
 }
 
 // ---------------------------------------------------------------------------------------------------------------
@@ -232,12 +229,12 @@ void plan_print(FILE *out, const MemoryPlan *plan, const RunConfig *config, size
     print_row(out, "loader", plan->loader_bytes, plan->total_bytes);
     print_row(out, "batches in transfer", plan->transfer_bytes, plan->total_bytes);
     print_row(out, "checkpoint staging", plan->staging_bytes, plan->total_bytes);
-    print_row(out, "copy for checkpoints", plan->snapshot_bytes, plan->total_bytes);
+    print_row(out, "snapshot", plan->snapshot_bytes, plan->total_bytes);
     print_row(out, "program (estimate)", plan->program_bytes, plan->total_bytes);
     print_row(out, "total", plan->total_bytes, plan->total_bytes);
     if (available_bytes == 0) {
         if (plan->device_bytes != plan->total_bytes)
-            fprintf(out, "on the GPU %.1f MiB, and what its driver and libraries take\n",
+            fprintf(out, "on the GPU %.1f MiB, plus memory of the driver and libraries\n",
                     (double)plan->device_bytes / 1048576.0);
         return;
     }

@@ -1,5 +1,5 @@
-// scaling.c: see scaling.h. Bytes, seconds of the parts, and the step played through; scaling_print.c has the options
-// and the table.
+// scaling.c: see scaling.h. Bytes, seconds of the parts, and the simulation of a step; scaling_print.c has the options and
+// the table.
 #include "llmc/plan/scaling.h"
 
 #include <math.h>
@@ -29,24 +29,24 @@ void scaling_job_from_config(ScalingJob *out, const RunConfig *config) {
                         .context = 1};
 }
 
-// Everything that one prediction is made from.
+// The inputs of one prediction.
 typedef struct {
     const ScalingJob *job;
     ModelConfig arch;  // a rank's part of the model: tensor parallelism divides heads, feed-forward and vocabulary
-    Machine machine;   // as one rank sees it: ranks that share a processor each have a part of it
-    Machine group;     // as a group sees it that has every tensor-th rank
-    int64_t grad_world;       // of the data and context axes together: ranks among which gradients are added and state is sharded
+    Machine machine;   // one rank's part: ranks that share a processor divide it
+    Machine group;     // for a group of every tensor-th rank
+    int64_t grad_world;       // data and context axes: ranks over which gradients are summed and state is sharded
     int64_t B, micro_batches;
     double N;                 // tokens of a micro-batch on this rank
     double E;                 // bytes of an element of the run's dtype
     double tensor;            // ranks that share a block's matrices
-    StepWork work;            // of the rank that has most; does not move
+    StepWork work;            // of the fullest rank; must not be moved
     const Partition *part;    // that rank's
     double flops_per_token;   // by convention, of the whole model
-    double attention_factor;  // context parallelism: queries see keys of the whole row
+    double attention_factor;  // context parallelism: queries attend to keys of the whole row
 } Scene;
 
-// Every chunk is counted by itself: fewer, larger ones where a micro-batch is beyond any device.
+// Each chunk is counted separately; the limit keeps counting fast where a micro-batch is larger than any device.
 #define MOST_CHUNKS ((int64_t)1 << 16)
 static int64_t chunk_rows(const ScalingJob *job, int64_t Vp, int64_t N) {
     const int64_t rows = job->loss_chunk_rows > 0 ? min_i64(job->loss_chunk_rows, N)
@@ -59,7 +59,7 @@ static int64_t chunk_rows(const ScalingJob *job, int64_t Vp, int64_t N) {
 
 static double tag_bytes(const Scene *s, const char *tag) { return (double)arena_tag_bytes(&s->work.arena, tag); }
 
-// Tensor parallelism would divide the tokens of what is C wide, and gather them into two tensors around products.
+// Tensor parallelism would shard tensors of width C by tokens, and gather them into two tensors around products.
 static double activation_bytes(const Scene *s) {
     static const char *const TAGS[] = {"activations", "activation gradients"};
     ModelConfig narrow = s->arch;
@@ -96,8 +96,8 @@ static ScalingBytes count_bytes(const Scene *s) {
 static bool is_attention(CountedOp op) { return op == COUNT_ATTENTION_FORWARD || op == COUNT_ATTENTION_BACKWARD; }
 static bool is_norm(CountedOp op) { return op == COUNT_NORM_FORWARD || op == COUNT_NORM_BACKWARD; }
 
-// A product's inputs are read beside its multiplications; everything else follows one after the other. Tensor
-// parallelism would divide the tokens that a rank normalizes.
+// Reading a product's inputs overlaps with its multiplications; all other times are added. Tensor parallelism would shard
+// the tokens that a rank normalizes.
 static double work_seconds(const Scene *s, const Counts *counts) {
     const Machine *m = &s->machine;
     const double peak = machine_peak(m, s->job->dtype);
@@ -116,16 +116,16 @@ static double work_seconds(const Scene *s, const Counts *counts) {
     return seconds;
 }
 
-// Counted; and of lanes the partial sums: two are read, one is written, for each micro-batch but one.
+// The counted update, and the partial sums of lanes: two reads and one write for each micro-batch except one.
 static double update_seconds(const Scene *s) {
     double lanes = s->part->options.lanes ? 12 * (double)s->part->packed_elems * (double)(s->micro_batches - 1) : 0;
     return work_seconds(s, &s->work.update) + lanes / s->machine.memory_bytes_per_second;
 }
 
 // ---------------------------------------------------------------------------------------------------------------
-// The step, played through
+// Simulation of the step
 
-// Collectives inside the forward or backward pass of a block, or of what is outside of them.
+// Collectives inside the forward or backward pass of a block, or of the layers outside the blocks.
 typedef struct {
     double seconds, sent;
 } Exchanges;
@@ -136,9 +136,9 @@ static void trade_add(Exchanges *to, const Machine *m, CollectiveKind kind, doub
     to->sent += count * machine_collective_sent(kind, bytes, (int64_t)ranks);
 }
 
-// docs/scaling.md says where they would be. tensor: gathers before qkv_w and fc_w, reduce-scatters after attn_proj_w
-// and mlp_proj_w; backward the mirror image, and the gathered inputs again for the weights' gradients. context: keys
-// and values gathered; backward again, and their gradients reduced.
+// See docs/scaling.md. tensor: gathers before qkv_w and fc_w, reduce-scatters after attn_proj_w and mlp_proj_w; in the
+// backward pass the reverse, and gathers of the inputs again for the weights' gradients. context: keys and values are
+// gathered, in the backward pass again, and their gradients reduced.
 static Exchanges block_trade(const Scene *s, bool backward) {
     Exchanges e = {0, 0};
     double rows = s->E * s->N * (double)s->arch.C, context = (double)s->job->context;
@@ -149,7 +149,7 @@ static Exchanges block_trade(const Scene *s, bool backward) {
     if (backward) trade_add(&e, &s->group, COLLECTIVE_REDUCE_SCATTER, 1, kv, context);
     return e;
 }
-// The embedding's result or its gradient, the head's input or its gradient.
+// For the embedding's output or its gradient, the head's input or its gradient.
 static Exchanges outside_trade(const Scene *s) {
     Exchanges e = {0, 0};
     trade_add(&e, &s->machine, COLLECTIVE_ALL_GATHER, 1, s->E * s->N * (double)s->arch.C, s->tensor);
@@ -158,11 +158,11 @@ static Exchanges outside_trade(const Scene *s) {
 
 typedef struct {
     double now;        // of the computation
-    double comm_idle;  // when the collectives issued so far are through
+    double comm_idle;  // time at which the collectives issued so far are complete
     double comm_busy, sent, interference;
 } Clock;
 
-// Issued now, behind the others; returns when it is through.
+// Issues a collective now, after the ones issued before; returns the time at which it is complete.
 static double clock_issue(Clock *t, const Scene *s, CollectiveKind kind, double bytes) {
     double seconds = machine_collective_seconds(&s->group, kind, bytes, s->grad_world);
     t->comm_idle = fmax(t->comm_idle, t->now) + seconds;
@@ -170,20 +170,20 @@ static double clock_issue(Clock *t, const Scene *s, CollectiveKind kind, double 
     t->sent += machine_collective_sent(kind, bytes, s->grad_world);
     return t->comm_idle;
 }
-// Of the ranks that share a block or a row: the computation waits for it at once.
+// Collectives of the ranks that share a block or a row: the computation waits for them at once.
 static void clock_trade(Clock *t, const Exchanges *trade) {
     t->now += trade->seconds;
     t->comm_busy += trade->seconds;
     t->sent += trade->sent;
 }
 static void clock_wait(Clock *t, double event) { t->now = fmax(t->now, event); }
-// A computation, which collectives beside it slow down: of each of their seconds it gets the part that they leave.
+// A computation; overlapped collectives slow it down by the factor 1 - interference.
 static void clock_compute(Clock *t, double seconds) {
     double beside = fmax(t->comm_idle - t->now, 0), left = 1 - t->interference;
     t->now += beside * left <= seconds ? seconds + beside * t->interference : seconds / left;
 }
 
-// Of each bucket's part of a micro-batch's passes.
+// Seconds of each bucket's part of a micro-batch's passes.
 typedef struct {
     double *forward, *backward;  // [buckets]
     double sum;
@@ -200,20 +200,20 @@ static PassSeconds pass_seconds(const Scene *s) {
         p.sum += p.forward[b] + p.backward[b];
     }
     if (m->mfu <= 0) return p;
-    // Measured on one rank: the parts keep their proportions.
+    // Scale all parts to the measured total.
     double measured = s->N * s->flops_per_token / (m->mfu * machine_peak(m, s->job->dtype));
     for (int i = 0; i < 2 * buckets; ++i) p.forward[i] *= measured / p.sum;
     p.sum = measured;
     return p;
 }
 
-// One step: forward and backward pass of every micro-batch with the collectives of zero.c.
+// The simulation of a step: forward and backward pass of every micro-batch with the collectives of zero.c.
 typedef struct {
     const Scene *scene;
     PassSeconds seconds;
     CollectiveKind reduce;
     Exchanges forward_block, backward_block, outside;
-    double *gathered, *reduced;  // [buckets] when the last gather, the last reduction of each is through
+    double *gathered, *reduced;  // [buckets] times at which the last gather and reduction of each are complete
     Clock clock;
 } Play;
 
@@ -226,13 +226,13 @@ static void play_reduce(Play *p, int bucket) {
     const Scene *s = p->scene;
     double wire = s->job->reduce_dtype == DTYPE_BF16 ? 2 : 4, elems = (double)s->part->bucket[bucket].elems;
     p->reduced[bucket] = clock_issue(&p->clock, s, p->reduce, wire * elems);
-    // An exchange leaves sums with their owners; where all need them they are sent on, of lanes only the last ones.
+    // An exchange leaves sums with their owners; stage 0 then gathers them (with lanes once, after the last micro-batch).
     if (s->part->options.stage == 0 && p->reduce == COLLECTIVE_EXCHANGE && !s->part->options.lanes)
         p->reduced[bucket] = clock_issue(&p->clock, s, COLLECTIVE_ALL_GATHER, 4 * elems);
 }
 
-// A block's weights are on their way while the block before computes. The two blocks that a pass had last are still
-// in the buffers when the next pass begins.
+// A block's weights are gathered while the block before computes. The last two blocks of a pass are still in the buffers
+// when the next pass begins.
 static void play_forward(Play *p, bool first) {
     const Scene *s = p->scene;
     const int last = s->part->buckets - 1;
@@ -263,7 +263,7 @@ static void play_backward(Play *p, bool final) {
     for (int b = last - 1; b >= 1; --b) {
         if (stage == 3 && b > 1 && b - 1 < last - 2) play_gather(p, b - 1);
         clock_wait(&p->clock, p->gathered[b]);
-        // Two buffers of gradients take turns.
+        // Two buffers of gradients alternate.
         if (stage >= 2 && b + 2 < last) clock_wait(&p->clock, p->reduced[b + 2]);
         clock_compute(&p->clock, p->seconds.backward[b]);
         clock_trade(&p->clock, &p->backward_block);
@@ -278,20 +278,20 @@ static void play_step(Play *p) {
     const Scene *s = p->scene;
     const int stage = s->part->options.stage;
     const bool lanes = s->part->options.lanes;
-    // Weights that the update before has changed.
+    // Weights changed by the previous update.
     for (int b = 0; s->grad_world > 1 && (stage == 1 || stage == 2) && b < s->part->buckets; ++b) play_gather(p, b);
     for (int64_t k = 0; k < s->micro_batches; ++k) {
         play_forward(p, k == 0);
         play_backward(p, k == s->micro_batches - 1);
-        if (lanes) clock_wait(&p->clock, p->clock.comm_idle);  // the sums of a lane are added to others'
+        if (lanes) clock_wait(&p->clock, p->clock.comm_idle);  // a lane's sums are complete before they are added up
     }
     for (int b = 0; lanes && stage == 0 && b < s->part->buckets; ++b)
         clock_issue(&p->clock, s, COLLECTIVE_ALL_GATHER, 4 * (double)s->part->bucket[b].elems);
     clock_wait(&p->clock, p->clock.comm_idle);
 }
 
-// The sums of the losses, one a micro-batch, and of the squares of every rank's part of every bucket: each added in
-// the tree over ranks, then sent to all.
+// Sums over ranks in the fixed tree, then gathered: of losses, one for each micro-batch, and of squares, one for each
+// segment.
 static double agreement_seconds(const Scene *s, const Machine *machine, int64_t world) {
     double losses = 8 * (double)s->micro_batches, squares = 8 * (double)s->part->segments, seconds = 0;
     if (s->part->options.stage == 0) squares = 0;
@@ -306,8 +306,8 @@ static double agreement_seconds(const Scene *s, const Machine *machine, int64_t 
 
 // ---------------------------------------------------------------------------------------------------------------
 
-// The batch stays. Where there are more ranks than micro-batches these get fewer rows; where there are more than
-// rows, the batch grows to a row for each.
+// The batch stays as configured. With more ranks than micro-batches, micro-batches get fewer rows; with more ranks than
+// rows, the batch grows to one row for each rank.
 static void divide_batch(Scene *s, ScalingPrediction *out, int64_t replicas) {
     const ScalingJob *job = s->job;
     int64_t rows = max_i64(job->batch_tokens / job->T, replicas);
@@ -319,7 +319,7 @@ static void divide_batch(Scene *s, ScalingPrediction *out, int64_t replicas) {
     out->batch_tokens = rows * job->T;
 }
 
-// Ranks that are more than a node's processors share them; its memory they share in any case.
+// If a node has more ranks than processors, the ranks share these; they always share its memory.
 static Machine machine_of_rank(const Machine *machine, int64_t world) {
     Machine m = *machine;
     if (m.slots == 0) return m;
@@ -332,7 +332,7 @@ static Machine machine_of_rank(const Machine *machine, int64_t world) {
     return m;
 }
 
-// A rank's part of the model; key and value heads that are too few are on several ranks.
+// A rank's part of the model; with fewer key/value heads than ranks, several ranks have the same one.
 static ModelConfig part_of_model(const ModelConfig *arch, int64_t tensor) {
     ModelConfig part = *arch;
     part.NH /= tensor;
@@ -347,14 +347,14 @@ static bool check_parallel(const ScalingJob *job, const Machine *machine, int64_
     if (job->tensor > machine->per_node || job->arch.NH % job->tensor != 0 || job->arch.F % job->tensor != 0)
         return error_set(
             err,
-            "tensor: expected a divisor of %lld heads and of ffn %lld, at most the %lld ranks of a node, "
+            "tensor: expected a divisor of the %lld heads and of ffn=%lld, at most the %lld ranks of a node, "
             "found %lld",
             (long long)job->arch.NH, (long long)job->arch.F, (long long)machine->per_node, (long long)job->tensor);
     if (machine->per_node % job->tensor != 0 || job->T % job->context != 0 ||
         world % (job->tensor * job->context) != 0)
         return error_set(err,
-                         "world: expected a multiple of tensor %lld times context %lld, which divide the %lld ranks "
-                         "of a node and seq_len %lld, found %lld",
+                         "world: expected a multiple of tensor=%lld times context=%lld, where tensor divides the %lld "
+                         "ranks of a node and context divides seq_len=%lld, found %lld",
                          (long long)job->tensor, (long long)job->context, (long long)machine->per_node,
                          (long long)job->T, (long long)world);
     return true;
@@ -377,7 +377,7 @@ static void play(Play *p, const Scene *s) {
     free(p->seconds.forward);
 }
 
-// What the rank that has most is asked for.
+// The work of the fullest rank.
 static WorkShape work_shape(const Scene *s, const PartitionOptions *options) {
     const ScalingJob *job = s->job;
     const int64_t T = job->T / job->context, N = s->B * T;
@@ -409,7 +409,7 @@ static void count_work(Scene *s, const PartitionOptions *options) {
     s->attention_factor = 1;
     s->flops_per_token = work_flops_per_token(&s->job->arch, s->job->T);
     if (s->job->context == 1) return;
-    // Each of the ranks that share rows has an equal part of their attention.
+    // The ranks that share rows divide their attention equally.
     StepWork *whole = xcalloc(1, sizeof *whole);
     shape.T = s->job->T;
     shape.shape.max_rows = s->B * shape.T;
@@ -455,13 +455,13 @@ bool scaling_predict(ScalingPrediction *out, const ScalingJob *job, const Machin
     out->bytes = count_bytes(&s);
     out->fits = out->bytes.total + s.machine.reserve_bytes <= s.machine.memory_bytes;
     out->compute_seconds = (double)s.micro_batches * p.seconds.sum;
-    out->exposed_seconds = fmax(0, p.clock.now - out->compute_seconds);  // the same sum in another order
+    out->exposed_seconds = fmax(0, p.clock.now - out->compute_seconds);  // could round below 0: the sums differ in order
     out->comm_seconds = p.clock.comm_busy;
     out->comm_bytes = p.clock.sent;
     out->update_seconds = update_seconds(&s);
     out->agree_seconds = agreement_seconds(&s, machine, world);
     out->hub_seconds = machine_hub_seconds(machine, world);
-    // A GPU still computes the step before meanwhile.
+    // On a GPU the hub overlaps with the previous step's computation.
     if (machine->direct) out->agree_seconds += out->hub_seconds;
     else out->agree_seconds += fmax(0, out->hub_seconds - p.clock.now);
     out->step_seconds = p.clock.now + out->update_seconds + out->agree_seconds;

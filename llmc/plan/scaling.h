@@ -1,10 +1,10 @@
-// scaling.h: what a run would take on other ranks than there are: bytes of a rank and seconds of a step, predicted
-// from the model's shape, the partition of its parameters (partition.h) and the description of a machine (machine.h).
-// `train_gpt plan world=N` prints it. No devices, nothing allocated for training.
+// scaling.h: predicts a run on other machines: bytes of a rank and seconds of a step, from the model's shape, the partition
+// of its parameters (partition.h) and the description of a machine (machine.h). `train_gpt plan world=N` prints it.
+// Must not know: real devices, the training loop.
 //
-// Time: the operations of a step are counted (work.h); each costs its floating-point work at the share of the peak that
-// large ones reach, and its bytes at the memory's bandwidth, one after the other. The step is then played through: one line of computation, one of
-// collectives in the order in which zero.c issues them; what a computation waits for is exposed, the rest hidden.
+// Time: the operations of a step are counted (work.h). Each costs its FLOPs at the share of the peak that large operations
+// reach, plus its bytes at the memory's bandwidth. The step is then simulated with two streams, one of computation and one
+// of collectives in the order in which zero.c issues them. Time for which the computation waits is exposed, the rest hidden.
 #ifndef LLMC_SCALING_H
 #define LLMC_SCALING_H
 
@@ -13,7 +13,7 @@
 #include "llmc/config/config.h"
 #include "llmc/plan/machine.h"
 
-// What is trained, and how; of a run's first phase.
+// The model and how it is trained; the first phase of a run.
 typedef struct {
     ModelConfig arch;
     DType dtype;
@@ -24,16 +24,16 @@ typedef struct {
     int zero;
     bool lanes;
     DType reduce_dtype;
-    int64_t T, B;             // row length; rows of a micro-batch at most
+    int64_t T, B;             // row length; most rows of a micro-batch
     int64_t batch_tokens;     // of a step, over all ranks
-    int64_t loss_chunk_rows;  // as the config has it; 0: chosen as plan.h does
-    // On paper (docs/scaling.md); training has neither.
+    int64_t loss_chunk_rows;  // of the config; 0: chosen as in plan.h
+    // Only predicted (docs/scaling.md); training has neither.
     int64_t tensor;   // ranks of a node that share every block's matrices and the vocabulary
     int64_t context;  // ranks that share every row
 } ScalingJob;
 void scaling_job_from_config(ScalingJob *out, const RunConfig *config);
 
-// Of the rank that has most.
+// Bytes of the fullest rank.
 typedef struct {
     double weights, gathered, masters, gradients, moments, scratch, activations, logits, cache, total;
 } ScalingBytes;
@@ -42,39 +42,39 @@ typedef struct {
     int64_t world, nodes;  // of the launch: the product of the axes
     int64_t B, micro_batches, batch_tokens;  // at this world: B shrinks, then the batch grows to a row each
     ScalingBytes bytes;
-    bool fits;               // with what driver and libraries take
-    double compute_seconds;  // forward and backward passes of a step, nothing beside them
-    double exposed_seconds;  // that they last longer because of collectives
-    double comm_seconds;     // that collectives are in progress
-    double comm_bytes;       // that a rank sends
+    bool fits;               // including memory of driver and libraries
+    double compute_seconds;  // forward and backward passes of a step without communication
+    double exposed_seconds;  // time that collectives add to them
+    double comm_seconds;     // time in which collectives are in progress
+    double comm_bytes;       // sent by a rank
     double update_seconds;
-    double agree_seconds;    // losses, norm, and what of the hub's time is not hidden
-    double hub_seconds;      // in which rank 0's hub serves everybody's vote on a step
+    double agree_seconds;    // losses, norm, and the part of the hub's time that is not hidden
+    double hub_seconds;      // in which rank 0's hub serves all ranks' votes on a step
     double step_seconds;     // the sum of compute, exposed, update and agree
     double tokens_per_second, mfu;
 } ScalingPrediction;
 
-// world: of the launch. Errors: deterministic=lanes with a world that cannot have it; tensor or context that do not divide what they
-// should.
+// world: of the launch, up to SCALING_MAX_WORLD. Errors: deterministic=lanes with a world size that partition_check
+// rejects; tensor or context that does not divide the heads, rows or ranks.
 bool scaling_predict(ScalingPrediction *out, const ScalingJob *job, const Machine *machine, int64_t world,
                      Error *err);
 
 // ---- for `train_gpt plan` ----
 #define SCALING_MAX_WORLD 65536
 typedef struct {
-    int64_t world;   // of the launch; 0: not asked for
+    int64_t world;   // of the launch; 0: no prediction
     char gpu[16];    // "": h100
-    int64_t gpus_per_node;                        // 0, and 0 in what follows: as the machine has it
+    int64_t gpus_per_node;                        // 0, here and below: the machine's own figure
     double network_gbits, network_latency_us;     // of a rank and direction
     double node_gbytes, node_latency_us;
     double memory_gib, memory_gbytes, mfu;
     int64_t tensor, context;
 } ScalingOptions;
-// Takes "key=value" words of the options above out of argv. Errors name the key, expected and found.
+// Removes "key=value" words of these options from argv. Errors name the key, what was expected and what was found.
 bool scaling_take_options(ScalingOptions *out, int *argc, char **argv, Error *err);
 void scaling_options_help(FILE *out);
-// The machine as the options change it.
+// The machine, changed by the options.
 bool scaling_machine(Machine *out, const ScalingOptions *options, const RunConfig *config, Error *err);
-// A table for 1, 2, 4, ... world ranks, what it assumes, and the bytes of a rank at the end.
+// Prints the assumptions, a row for each of 1, 2, 4, ... world ranks, and the bytes of the fullest rank.
 bool scaling_print(FILE *out, const RunConfig *config, const ScalingOptions *options, Error *err);
 #endif

@@ -1,4 +1,4 @@
-// scaling_print.c: what `train_gpt plan world=N` reads and prints; see scaling.h.
+// scaling_print.c: the options and the printed table of `train_gpt plan world=N`; see scaling.h.
 #include <math.h>
 
 #include "llmc/base/option_table.h"
@@ -15,18 +15,18 @@ static const Option ROWS[] = {
      .help = "h100, h200, a100, b200, or cpu (default: h100; cpu where the device is one)"},
     {"gpus_per_node", FIELD(gpus_per_node), OPTION_WHOLE, 1, 1024, .help = "ranks of a node (default: 8)"},
     {"network_gbits", FIELD(network_gbits), OPTION_REAL, 0.001, 1e5,
-     .help = "Gb/s between nodes for each rank, as reached"},
-    {"network_latency_us", FIELD(network_latency_us), OPTION_REAL, 0.001, 1e6, .help = "of a hop between nodes"},
-    {"node_gbytes", FIELD(node_gbytes), OPTION_REAL, 0.001, 1e5, .help = "GB/s between ranks of a node, as reached"},
-    {"node_latency_us", FIELD(node_latency_us), OPTION_REAL, 0.001, 1e6, .help = "of a hop inside a node"},
-    {"memory_gib", FIELD(memory_gib), OPTION_REAL, 0.1, 1e6, .help = "of a device"},
-    {"memory_gbytes", FIELD(memory_gbytes), OPTION_REAL, 0.1, 1e6, .help = "GB/s of its memory, as reached"},
+     .help = "Gb/s between nodes for each rank, as measured"},
+    {"network_latency_us", FIELD(network_latency_us), OPTION_REAL, 0.001, 1e6, .help = "latency of a hop between nodes"},
+    {"node_gbytes", FIELD(node_gbytes), OPTION_REAL, 0.001, 1e5, .help = "GB/s between ranks of a node, as measured"},
+    {"node_latency_us", FIELD(node_latency_us), OPTION_REAL, 0.001, 1e6, .help = "latency of a hop inside a node"},
+    {"memory_gib", FIELD(memory_gib), OPTION_REAL, 0.1, 1e6, .help = "memory of a device"},
+    {"memory_gbytes", FIELD(memory_gbytes), OPTION_REAL, 0.1, 1e6, .help = "GB/s of that memory, as measured"},
     {"mfu", FIELD(mfu), OPTION_REAL, 0.001, 1,
-     .help = "measured on one rank, passes only: replaces the model of the computation"},
+     .help = "MFU of the passes, measured on one rank: replaces the model of the computation"},
     {"tensor", FIELD(tensor), OPTION_WHOLE, 1, 64,
-     .help = "on paper, training has it not: ranks that share every block's matrices"},
+     .help = "prediction only, not in training: ranks that share every block's matrices"},
     {"context", FIELD(context), OPTION_WHOLE, 1, 4096,
-     .help = "on paper, training has it not: ranks that share every row"},
+     .help = "prediction only, not in training: ranks that share every row"},
 };
 
 bool scaling_take_options(ScalingOptions *out, int *argc, char **argv, Error *err) {
@@ -40,7 +40,7 @@ bool scaling_take_options(ScalingOptions *out, int *argc, char **argv, Error *er
 }
 
 void scaling_options_help(FILE *out) {
-    fprintf(out, "Ranks elsewhere, for a plan only\n");
+    fprintf(out, "Prediction for other machines (plan only)\n");
     for (size_t i = 0; i < sizeof ROWS / sizeof ROWS[0]; ++i) option_print(out, &ROWS[i], OPTIONS_KEYS, NULL);
     fprintf(out, "\n");
 }
@@ -62,7 +62,7 @@ bool scaling_machine(Machine *out, const ScalingOptions *options, const RunConfi
 // ---------------------------------------------------------------------------------------------------------------
 // The table
 
-// "57.4k", or "989 T" with a space as separator: three digits.
+// Three digits and a unit: "57.4k", or "989 T" with a space as separator.
 static void format_count(char *out, size_t bytes, double value, const char *separator) {
     static const char *const UNITS[] = {"", "k", "M", "G", "T", "P"};
     int unit = 0;

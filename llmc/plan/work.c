@@ -4,7 +4,7 @@
 #include <math.h>
 #include <stdlib.h>
 
-// More than any model needs, however odd its sizes: an arena of addresses costs nothing.
+// More than any model needs: an arena of addresses takes no memory.
 #define ADDRESS_BYTES ((size_t)1 << 62)
 
 typedef struct {
@@ -12,16 +12,16 @@ typedef struct {
     Counts *forward, *backward;  // [buckets]
 } PassCounts;
 
-// What is issued next belongs to this bucket.
+// The operations issued next are counted for this bucket.
 static void count_into_bucket(void *context, int bucket, ModelPass pass) {
     PassCounts *counts = context;
     counts->counting->into = &(pass == PASS_FORWARD ? counts->forward : counts->backward)[bucket];
 }
 static void ignore_bucket(void *context, int bucket) { (void)context, (void)bucket; }
 
-// One micro-batch, forward and backward.
+// One micro-batch: forward and, in training, backward.
 static void count_passes(StepWork *work, const WorkShape *shape, Counts *forward, Counts *backward) {
-    // Never read: the counting backend takes no values.
+    // Never read: the counting backend reads no values.
     static const int32_t ids[1];
     static const float weights[1];
     PassCounts counts = {&work->counting, forward, backward};

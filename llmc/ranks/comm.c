@@ -1,5 +1,4 @@
-// comm.c: see comm.h. Opens groups of ranks and the MPI plug-in, and is the group of one rank, which has nobody to
-// talk to.
+// comm.c: see comm.h. Opens groups of ranks and the MPI plug-in; implements the group of one rank.
 #include "llmc/ranks/comm.h"
 
 #include <stdio.h>
@@ -9,8 +8,8 @@
 #include "llmc/ranks/comm_host.h"
 #include "llmc/base/plugin.h"
 
-// ---- none: one rank. What needs a copy is an ordinary operation of the backend, so there is nothing to wait for;
-// nothing travels, so nothing is rounded to the wire's dtype ----
+// ---- none: one rank. A copy is an ordinary operation of the backend, so there are no events to wait for; nothing is
+// sent, so nothing is rounded to the wire's dtype ----
 static CommEvent none_reduce_scatter(Comm *comm, const char *what, Tensor out, Tensor in, const CommSegment *segments,
                                      int count, CommSum how) {
     (void)what;
@@ -96,13 +95,14 @@ const char *comm_kind(const Backend *be, int world) {
 
 size_t comm_scratch_bytes(const char *kind, int world, int64_t elems, int64_t owned_elems, CommSum how) {
     if (strcmp(kind, "mpi") == 0) {
-        // Every other rank's pieces on the way, at least a page each: sums of a few numbers are not planned for.
+        // The pieces in flight from every other rank, at least a page each: the plan does not count sums of a few numbers.
         int64_t piece = round_up(min_i64(COMM_PIECE_BYTES, max_i64(4096, owned_elems * (int64_t)sizeof(float))), 64);
         return to_size((world - 1) * COMM_WINDOW * piece);
     }
     if (strcmp(kind, "nccl") == 0) {
-        // In bf16 what this rank sends; then the others' contributions to its own elements, or NCCL's sums that are
-        // to be added. all_reduce divides evenly; sums of a few numbers are not planned for: a page a rank.
+        // wire bf16: a copy of what this rank sends. Then the other ranks' contributions to its own elements, or NCCL's
+        // sums before they are added to out. all_reduce divides evenly. At least a page per rank: the plan does not count
+        // sums of a few numbers.
         int64_t sent = how.wire == DTYPE_BF16 ? round_up(2 * elems, 256) : 0;
         if (world == 1) return to_size(sent);
         int64_t most = round_up(max_i64(owned_elems, elems / world + 8 * world), 8);
@@ -125,13 +125,13 @@ bool comm_open(Comm **out, const char *kind, Backend *be, const CommOptions *opt
     }
     if (strcmp(kind, "mpi") == 0) {
         if (options->mpi == NULL || options->mpi->mpi == NULL)
-            return error_set(err, "%d ranks on CPUs talk to each other through MPI, but were not started by it: "
+            return error_set(err, "%d CPU ranks need MPI to communicate, but were not started by MPI: "
                              "start them with mpirun (or srun --mpi=pmix)", options->axis.world);
         return options->mpi->api->comm_open(out, options->mpi->mpi, be, options, err);
     }
     CHECK(strcmp(kind, "nccl") == 0, "kind=%s", kind);
     if (be->comm_open == NULL)
-        return error_set(err, "device %s has no NCCL: it serves groups of GPUs only", be->name);
+        return error_set(err, "device %s has no NCCL: NCCL groups need GPUs", be->name);
     return be->comm_open(out, be, options, err);
 }
 
@@ -145,13 +145,12 @@ bool comm_mpi_open(CommMpiPlugin *out, Launch *launch, Error *err) {
         free(path);
         return false;
     }
-    // Global: MPI libraries open parts of themselves, which expect to see the names of the rest.
+    // Global symbols: MPI libraries dlopen components that need the symbols of the rest.
     Error why = {""};
     void *symbol = plugin_entry(path, "comm_mpi_entry", true, &why);
     if (symbol == NULL) {
         error_set(err,
-                  "launch=mpi: cannot open %s: %s; the MPI that it was built with must be on the loader's path "
-                  "(LD_LIBRARY_PATH)",
+                  "launch=mpi: cannot open %s: %s; the MPI library that it was built with must be on LD_LIBRARY_PATH",
                   path, why.message);
         free(path);
         return false;
@@ -160,7 +159,7 @@ bool comm_mpi_open(CommMpiPlugin *out, Launch *launch, Error *err) {
     memcpy(&entry, &symbol, sizeof entry);
     const CommMpiApi *api = entry();
     if (api->abi != COMM_MPI_ABI) {
-        error_set(err, "launch=mpi: %s speaks version %d, this program version %d: run `make`", path, api->abi,
+        error_set(err, "launch=mpi: %s has interface version %d, this program expects %d: run `make`", path, api->abi,
                   COMM_MPI_ABI);
         free(path);
         return false;
@@ -168,7 +167,7 @@ bool comm_mpi_open(CommMpiPlugin *out, Launch *launch, Error *err) {
     free(path);
     CommMpi *mpi = api->init(launch, err);
     if (mpi == NULL) return error_prefix(err, "launch=mpi");
-    // The library stays open: MPI does not like to be unloaded.
+    // The library stays open: MPI libraries do not support unloading.
     *out = (CommMpiPlugin){api, mpi};
     return true;
 }

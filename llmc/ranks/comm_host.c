@@ -3,7 +3,7 @@
 
 #include "llmc/base/tree_sum.h"
 
-// Sums are made block by block, so that partial sums stay in the first-level cache.
+// Elements per block of a sum: partial sums stay in the L1 cache.
 #define SUM_BLOCK 1024
 
 CommCursor comm_cursor(const CommSegment *segments, int count, int owner, int64_t piece_elems) {
@@ -47,9 +47,8 @@ int comm_segments_even(CommSegment *out, int world, int64_t elems) {
     return count;
 }
 
-// Elements [first, first + n) of the sum of terms: where they are, which is `room` unless there is only one term that
-// needs no conversion. `room` may be these elements of a term: it is written last, element by element, which hinders
-// no vector.
+// Sums elements [first, first + n) of the terms and returns a pointer to the result: `room`, or the data of the only term
+// if it needs no conversion. `room` may alias these elements of a term: each is written after it was read.
 static const float *tree_f32(float *room, const CommTerm *terms, int count, int64_t first, int n) {
     if (count == 1) {
         if (terms->dtype == DTYPE_F32 && !terms->rounded) return (const float *)terms->data + first;

@@ -1,8 +1,8 @@
-// control.c: see control.h. A rank's side: the calls, and the thread that keeps the hub informed, hands results to
-// the waiting caller and ends the process. The hub's side is control_hub.c, the meeting control_meet.c.
+// control.c: see control.h. A rank's side: the calls, and the link's thread, which reports to the hub, passes results to
+// the waiting caller and ends the process. The hub is in control_hub.c, how ranks find it in control_meet.c.
 //
-// The thread that calls and the link's thread share the lock: whoever sends holds it. The process ends while it is
-// held, so that nobody prints anything more.
+// The caller's thread and the link's thread share the lock; sending requires it. The process exits with the lock held,
+// so that no other thread prints afterwards.
 #include "llmc/ranks/control.h"
 
 #include <errno.h>
@@ -21,8 +21,8 @@
 #include "llmc/ranks/control_hub.h"
 
 #define BEAT_SECONDS 0.5
-#define ABORT_SECONDS 2.0   // that control_abort waits for the hub
-#define STDERR_SECONDS 1.0  // that the last line waits for a reader
+#define ABORT_SECONDS 2.0   // control_abort waits for the hub
+#define STDERR_SECONDS 1.0  // the last line waits for room in a full pipe
 
 typedef struct {
     char host[LAUNCH_HOST_BYTES];
@@ -35,7 +35,7 @@ struct Control {
     RankName *names;  // (world)
     Hub *hub;         // rank 0
     pthread_t thread;
-    int wake;  // tells the thread that there is something to send, or to stop
+    int wake;  // eventfd: the thread must send something, or stop
     atomic_llong step;
 
     pthread_mutex_t probe_lock;
@@ -51,15 +51,15 @@ struct Control {
     struct {
         void *bytes;
         size_t count;
-    } result[2];     // where the waiting caller wants the result, in this order
-    bool leaving;    // this rank has called control_abort: its thread is silent from then on
-    bool abandoned;  // the hub has answered to that, or is gone
-    bool stop;       // the thread's work is done
+    } result[2];     // the waiting caller's buffers for the result, in this order
+    bool leaving;    // this rank has called control_abort: its thread prints nothing from then on
+    bool abandoned;  // the hub has acknowledged the abort, or is gone
+    bool stop;       // the thread must end
 };
 
 // ---- the end of the process ----
 
-// With the lock held, from the link's thread. Returns only when this rank is leaving of its own accord.
+// With the lock held, from the link's thread. Returns only when this rank has called control_abort.
 static void end_process(Control *control, const char *text) {
     if (control->leaving) {
         control->abandoned = true;
@@ -68,7 +68,7 @@ static void end_process(Control *control, const char *text) {
     }
     char line[CONTROL_TEXT_BYTES + 32];
     int bytes = snprintf(line, sizeof line, "rank %d: %s\n", control->launch_rank, text);
-    // One write, so that lines of several ranks do not mix; where it cannot be written nobody can be told.
+    // One write, so that lines of several ranks do not mix. If it fails, there is no other way to report.
     ssize_t wrote = 0;
     if (wait_for_socket(STDERR_FILENO, POLLOUT, STDERR_SECONDS) != 0) do
             wrote = write(STDERR_FILENO, line, (size_t)bytes);
@@ -84,7 +84,7 @@ static ControlStatus ask_probe(Control *control) {
     return status;
 }
 
-// Nothing comes from rank 0 any more: no hub is there to say so.
+// Rank 0 is lost, and with it the hub that would report this.
 static void end_without_hub(Control *control, const char *why) {
     char hub[128], text[CONTROL_TEXT_BYTES];
     control_describe_rank(control, 0, hub, sizeof hub);
@@ -93,10 +93,10 @@ static void end_without_hub(Control *control, const char *why) {
                .called = control->called > control->returned,
                .last_sequence = control->called,
                .tensors = ask_probe(control)};
-    me.tensors_since = me.tensors.waiting_seconds;  // only its sign counts
+    me.tensors_since = me.tensors.waiting_seconds;  // only its sign is used
     memcpy(me.last_what, control->what, sizeof me.last_what);
     watch_describe_hub(hub, &me, why, text, sizeof text);
-    // Should it only have been stopped, it will read this when it goes on.
+    // If rank 0 was only stopped, it reads this when it continues.
     if (!control->leaving) link_send(&control->link, FRAME_ABORT, &(Part){text, strlen(text)}, 1);
     end_process(control, text);
 }
@@ -121,11 +121,11 @@ static void take_result(Control *control, const Frame *frame) {
     CHECK(pthread_cond_broadcast(&control->answered) == 0, "pthread_cond_broadcast");
 }
 
-// With the lock held. > 0: the hub was heard; < 0: the connection is of no more use.
+// With the lock held. > 0: received something; 0: nothing; < 0: the connection is over.
 static int receive(Control *control) {
     int got = link_receive(&control->link), more;
     Frame frame;
-    // The meeting may have left frames behind, and the last words may have come with the end.
+    // Frames may be left from meet_join, and the last frames may have arrived together with the end of the connection.
     while ((more = link_next(&control->link, &frame)) > 0) {
         if (frame.type == FRAME_RESULT && !control->leaving) take_result(control, &frame);
         if (frame.type != FRAME_ABORT) continue;
@@ -136,19 +136,19 @@ static int receive(Control *control) {
     }
     if (got >= 0 && more >= 0) return got;
     if (!control->stop)
-        end_without_hub(control, "its connection closed (killed, crashed, or it left without a word)");
+        end_without_hub(control, "its connection closed (killed, crashed, or exited without goodbye)");
     return -1;
 }
 
 static void send_status(Control *control) {
     StatusFrame status = {.tensors = ask_probe(control)};
     CHECK(pthread_mutex_lock(&control->lock) == 0, "pthread_mutex_lock");
-    status.step = atomic_load(&control->step);  // not older than that of a call sent before
+    status.step = atomic_load(&control->step);  // under the lock: not older than the step of a call sent before
     link_send(&control->link, FRAME_STATUS, &(Part){&status, sizeof status}, 1);
     CHECK(pthread_mutex_unlock(&control->lock) == 0, "pthread_mutex_unlock");
 }
 
-// Sleeps until something comes, somebody wakes it or the time is over.
+// Sleeps until an event on the link, a wake-up or the end of `seconds`.
 static void sleep_on_link(Control *control, short events, double seconds) {
     struct pollfd ready[2] = {{control->link.fd, events, 0}, {control->wake, POLLIN, 0}};
     int count = poll(ready, 2, seconds > 0 ? (int)ceil(seconds * 1e3) : 0);
@@ -214,7 +214,7 @@ static bool call(Control *control, CallKind kind, const char *what, CallFrame fr
         for (int i = 0; i < parts; ++i) all[i + 1] = data[i];
         link_send(&control->link, FRAME_CALL, all, parts + 1);
         if (link_has_output(&control->link)) wake_thread(control);
-        // If the run ends meanwhile the process does, unless another thread of this rank ends it.
+        // If the run ends meanwhile, the process exits, unless another thread of this rank has called control_abort.
         while (control->returned < control->called && !control->leaving)
             CHECK(pthread_cond_wait(&control->answered, &control->lock) == 0, "pthread_cond_wait");
         on = control->returned == control->called;
@@ -326,7 +326,7 @@ static bool read_names(Control *control, const Frame *table) {
     return next == end;
 }
 
-// Rank 0: listens, starts the hub and says where it is.
+// Rank 0: listens, starts the hub and writes the launch's file with its place.
 static bool open_hub(Control *control, HubPlace *place, const Launch *launch, const ControlOptions *options,
                      Error *err) {
     bool by_file = options->share == NULL && launch->kind == LAUNCH_DIRECTORY;
@@ -345,7 +345,7 @@ static bool open_hub(Control *control, HubPlace *place, const Launch *launch, co
     return ok;
 }
 
-// Rank 0 tells where its hub is, or that there is none, which the others must not wait for.
+// Rank 0 shares the place of its hub, or its error, so that the other ranks do not wait for a hub.
 static bool share_place(HubPlace *place, bool opened, const Launch *launch, const ControlOptions *options,
                         Error *err) {
     char text[PLACE_TEXT_BYTES] = "";
@@ -361,7 +361,7 @@ static bool share_place(HubPlace *place, bool opened, const Launch *launch, cons
     if (launch->rank == 0) return opened;
     text[sizeof text - 1] = '\0';
     if (text[0] == '!') return error_set(err, "%s", text + 1);
-    return meet_read_place(place, text, err) || error_prefix(err, "what rank 0 shared");
+    return meet_read_place(place, text, err) || error_prefix(err, "the place of the hub shared by rank 0");
 }
 
 static bool start_thread(Control *control, Error *err) {
@@ -395,7 +395,7 @@ static bool connect_ranks(Control *control, const Launch *launch, const ControlO
     const Meeting meeting = {launch, known ? &place : NULL, options->timeout_seconds};
     Frame table;
     if (!meet_join(&control->link, &table, &meeting, err)) return false;
-    if (!read_names(control, &table)) return error_set(err, "rank 0 sent a table of ranks that cannot be read");
+    if (!read_names(control, &table)) return error_set(err, "rank 0 sent an invalid table of ranks");
     return start_thread(control, err);
 }
 
@@ -406,7 +406,7 @@ bool control_open(Control **out, const Launch *launch, const ControlOptions *opt
     *out = NULL;
     if (launch->world == 1) return true;
     CHECK(options->share != NULL || launch->kind == LAUNCH_TCP || launch->kind == LAUNCH_DIRECTORY,
-          "nothing says where %s ranks meet", launch_kind_name(launch->kind));
+          "no meeting place for %s ranks", launch_kind_name(launch->kind));
     Control *control = xcalloc(1, sizeof *control);
     control->launch_rank = launch->rank;
     control->launch_world = launch->world;

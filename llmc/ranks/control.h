@@ -1,19 +1,18 @@
-// control.h: what the ranks of a launch tell each other besides tensors: the few numbers that every step agrees on, who
-// is alive, and why the run ends. Rank and world are the launch's here, whatever axes its mesh has. Rank 0 keeps a hub
-// (a thread with one TCP connection to each rank, itself included); every rank has a thread that keeps the hub informed.
-// Tensors travel by comm.h, which knows nothing of this file; the hub learns through the probe what each rank's
-// collectives wait for.
+// control.h: the host-side connection of the ranks of a launch: small collectives (the few numbers that a step agrees on),
+// liveness, and the reason why a run ends. Rank and world are the launch's here, whatever axes its mesh has. Rank 0 runs a
+// hub (a thread with one TCP connection to each rank, its own included); every rank has a thread that reports to the hub.
+// Must not know tensors, which comm.h sends: a probe tells the hub which tensor collective a rank is waiting in.
 //
-// The hub watches. A rank ends the run for all when it
-//   * loses its connection without having said goodbye (killed, crashed): named at once;
-//   * says nothing for timeout_seconds (stopped, machine gone);
-//   * has not reached the collective that others have been waiting in for timeout_seconds (hung);
-//   * calls another collective than the others at the same place (a programmer's mistake, or mixed versions);
+// The hub ends the run for all ranks when one rank
+//   * loses its connection without a goodbye (killed, crashed): reported at once;
+//   * sends nothing for timeout_seconds (stopped, machine gone);
+//   * has not reached a collective in which other ranks have been waiting for timeout_seconds (hung);
+//   * calls a different collective than the other ranks at the same place (a programming error, or mixed versions);
 //   * calls control_abort.
-// Everybody then prints one line that names rank, host, pid, the collective and its sequence number, e.g.
+// Every rank then prints one line that names rank, host, pid, the collective and its sequence number, e.g.
 //   rank 0: rank 2 (node3, pid 4711) is missing from "reduce block.3" #1234 at step 57: silent for 30 s; ...
-// and the process exits with status 1 (_exit: nothing that could wait for the dead is run), so that the launcher can
-// start the run again.
+// and its process exits with status 1 (_exit: no code runs that could wait for a dead rank), so that the launcher can
+// restart the run.
 #ifndef LLMC_CONTROL_H
 #define LLMC_CONTROL_H
 
@@ -23,52 +22,51 @@
 extern "C" {
 #endif
 
-typedef struct Control Control;  // NULL for a single process: every function below then does what one rank would
+typedef struct Control Control;  // NULL for a single process: the functions below then work as for world 1
 
 typedef struct {
-    double timeout_seconds;  // of silence and of waiting; also of the first meeting
-    // Hands bytes of rank 0 to all, where the launcher has a means of its own (MPI); else NULL and the launch's
-    // address or directory is used.
+    double timeout_seconds;  // for silence and for waiting; also for the ranks to connect
+    // Broadcasts bytes of rank 0 to all ranks, if the launcher can (MPI); NULL: the launch's address or directory is used.
     bool (*share)(void *context, void *bytes, size_t count, Error *err);
     void *share_context;
 } ControlOptions;
 
-// Connects. launch->rank and world must be known by now. Rank 0 listens: at the launch's port, or anywhere and says
-// where through `share` or a file in the launch's directory. A connection counts only when it proves to belong to
-// this very start: the hub draws a nonce, which share, the file or the first hello hands over; a hub that is complete
-// refuses others and says since when it runs, a file whose hub does not answer with its nonce is stale and the
-// newcomer waits for a new one. Errors: who did not come within the time (ranks, and of those that came: hosts), two
-// processes of one rank, another WORLD_SIZE, a port in use.
+// Connects. launch->rank and world must be set. Rank 0 listens at the launch's port, or at any free port that it
+// announces through `share` or a file in the launch's directory. A nonce tells starts apart: the hub draws it, and
+// `share`, the file or the welcome passes it on. A hub whose ranks have all connected refuses further connections and
+// says since when it runs. A file whose hub does not answer with the file's nonce is stale; the rank waits for a new one.
+// Errors: ranks that did not connect in time (and the hosts of those that did), two processes with one rank, a
+// different WORLD_SIZE, a port in use.
 bool control_open(Control **out, const Launch *launch, const ControlOptions *options, Error *err);
-// Says goodbye and waits until all have, so that leaving is never taken for dying; a rank that does not say it within
-// timeout_seconds of another is missing, as from a collective. After control_abort: at once.
+// Says goodbye and waits until all ranks have, so that an exit is never taken for a crash. A rank that does not within
+// timeout_seconds of another is missing, as from a collective. After control_abort: returns at once.
 void control_close(Control *control);
 
 // Collectives on small data; every rank calls the same ones in the same order, from one thread. `what` names the call
-// in messages (at most 47 characters). When the run is ended by the watcher they do not return: the process exits
-// while they wait; false: this rank has called control_abort. World 1: true at once.
+// in messages (at most 47 characters). When the hub ends the run they do not return: the process exits while they
+// wait. False: this rank has called control_abort. World 1: true at once.
 //
-// In place: sum[i] over all ranks, combined in one fixed binary tree over ranks ((0+1)+(2+3))+..., so that the result
-// does not depend on who came first; max[i] over all ranks (not a number if any is). Every rank gets the same bits.
+// In place: sum[i] = sum over all ranks, in one fixed binary tree over ranks ((0+1)+(2+3))+..., so that the result does
+// not depend on the order of arrival; max[i] = maximum over all ranks (NaN if any is NaN). Every rank gets the same bits.
 bool control_reduce(Control *control, const char *what, double *sum, int sums, double *max, int maxes);
-// bytes of rank 0 to all.
+// bytes (count) = rank 0's.
 bool control_broadcast(Control *control, const char *what, void *bytes, size_t count);
-// all (world * count): what every rank brought, in rank order.
+// all (world * count) = `mine` (count) of every rank, in rank order.
 bool control_gather(Control *control, const char *what, void *all, const void *mine, size_t count);
 
-// For messages: the step that this rank is in.
+// The current step of this rank, for messages.
 void control_set_step(Control *control, int64_t step);
-// What the tensor collectives of this rank are doing; called from control's thread, a few times a second; it must not
-// block. NULL takes the probe away: no call of it is in progress any more when this returns.
+// The probe reports the state of this rank's tensor collectives. It is called from control's thread a few times a second
+// and must not block. NULL removes it: no call of it is in progress when this returns.
 typedef struct {
-    int64_t sequence;        // how many were begun; 0: none
+    int64_t sequence;        // number of collectives begun; 0: none
     char what[48];           // the one in progress or the last one
-    double waiting_seconds;  // how long that one has been in progress; < 0: none is
+    double waiting_seconds;  // how long the current one has been in progress; < 0: none is
 } ControlStatus;
 void control_set_probe(Control *control, void (*probe)(void *context, ControlStatus *out), void *context);
 
-// Tells everybody why this rank is leaving; they print it and exit with status 1. Returns when the hub has it (or
-// after two seconds); the caller then prints its own message and exits.
+// Ends the run for all ranks: they print this rank's reason and exit with status 1. Returns when the hub has received
+// it (or after two seconds); the caller then prints its own message and exits.
 void control_abort(Control *control, const char *why);
 
 // "rank 2 (node3, pid 4711)"

@@ -16,8 +16,8 @@
 #include <unistd.h>
 
 enum { EVENTS = 256, EXTRA_NEWCOMERS = 64, SPARE_DESCRIPTORS = 256 };
-#define HELLO_SECONDS 10.0  // a connection that says nothing is closed
-#define ENDING_SECONDS 0.7  // for the others to leave before rank 0 does
+#define HELLO_SECONDS 10.0  // a connection without a hello is then closed
+#define ENDING_SECONDS 0.7  // for the other ranks to exit before rank 0
 #define CLOSING_SECONDS 2.0
 
 // ---- sending ----
@@ -45,7 +45,7 @@ static void forget_file(Hub *hub) {
     free(hub->file);
     hub->file = NULL;
 }
-// The first cause is the one that everybody hears.
+// The first cause is reported to all ranks; later ones are ignored.
 static void end_run(Hub *hub) {
     if (hub->phase >= HUB_ENDING) return;
     forget_file(hub);
@@ -74,7 +74,7 @@ static void accept_newcomers(Hub *hub) {
         int fd = accept4(hub->listener, NULL, NULL, SOCK_NONBLOCK | SOCK_CLOEXEC);
         if (fd < 0 && (errno == EINTR || errno == ECONNABORTED)) continue;
         if (fd < 0 && (errno == EMFILE || errno == ENFILE || errno == ENOBUFS || errno == ENOMEM)) {
-            // Never while the ranks meet: hub_start has seen to it. Later only strangers come.
+            // Not while the ranks connect: hub_start has raised the limit. Later connections are not of this run.
             CHECK(epoll_ctl(hub->epoll, EPOLL_CTL_DEL, hub->listener, NULL) == 0, "epoll_ctl: %s", strerror(errno));
             return;
         }
@@ -130,8 +130,8 @@ static void start_running(Hub *hub) {
     free(table);
 }
 
-// The first frame of a connection: it becomes a rank's, or is refused and freed. What a hub of another start, or one
-// that is complete, refuses may try again: it may be a former run's that is about to end.
+// The first frame of a connection: the connection becomes a rank's, or is refused and freed. A hub of another start, or
+// one whose ranks are complete, may belong to an earlier run that is about to end, so the refused rank may try again.
 static void receive_hello(Hub *hub, Peer *peer, const Frame *frame) {
     HelloFrame hello;
     if (frame->type != FRAME_HELLO || frame->count != sizeof hello ||
@@ -147,15 +147,15 @@ static void receive_hello(Hub *hub, Peer *peer, const Frame *frame) {
     bool may_ask = !hub->nonce_is_known && memcmp(hello.nonce, UNKNOWN, sizeof UNKNOWN) == 0;
     if (hello.version != CONTROL_VERSION) {
         refuse(hub, peer, false,
-               "rank 0 on %s speaks version %d of the protocol, rank %d on %s version %u: start the "
+               "rank 0 on %s has version %d of the protocol, rank %d on %s has version %u: start the "
                "same build everywhere",
                hub->place.host, CONTROL_VERSION, hello.rank, hello.host, hello.version);
     } else if (!knows && !may_ask) {
-        refuse(hub, peer, true, "the hub there is another start's: of %s, pid %d, since %s", hub->place.host,
+        refuse(hub, peer, true, "the hub there belongs to another start: host %s, pid %d, since %s", hub->place.host,
                hub->place.pid, hub->place.started);
     } else if (hub->phase != HUB_MEETING) {
         refuse(hub, peer, true,
-               "the run there is complete: its %d ranks met after its start at %s (rank 0: %s, pid %d)", hub->world,
+               "the run there is complete: its %d ranks connected after its start at %s (rank 0: %s, pid %d)", hub->world,
                hub->place.started, hub->place.host, hub->place.pid);
     } else if (hello.world != hub->world || hello.rank < 0 || hello.rank >= hub->world) {
         refuse(hub, peer, false, "rank %d (%s, pid %d) was started as one of %d, rank 0 (%s, pid %d) as one of %d",
@@ -163,8 +163,8 @@ static void receive_hello(Hub *hub, Peer *peer, const Frame *frame) {
     } else if (hub->peer[hello.rank] != NULL) {
         const Peer *first = hub->peer[hello.rank];
         refuse(hub, peer, false,
-               "two processes are rank %d: pid %d on %s, and pid %d on %s (are two runs meeting in "
-               "the same place?)",
+               "two processes are rank %d: pid %d on %s, and pid %d on %s (do two runs use the same "
+               "address or directory?)",
                hello.rank, first->pid, first->host, hello.pid, hello.host);
     } else {
         forget_newcomer(hub, peer);
@@ -188,7 +188,7 @@ static size_t data_bytes(const CallFrame *call, int rank) {
     return call->kind == CALL_BROADCAST && rank == 0 ? call->count : 0;
 }
 
-// Row 0 becomes the sum and the maximum of all rows. The tree does not depend on anything but the number of ranks.
+// Row 0 becomes the sum and the maximum of all rows. The tree depends only on the number of ranks.
 static void reduce_rows(Hub *hub) {
     int64_t world = hub->world, sums = hub->call.sums, n = sums + hub->call.maxes;
     double *rows = (double *)(void *)hub->rows;
@@ -197,7 +197,7 @@ static void reduce_rows(Hub *hub) {
             double *a = rows + r * n;
             const double *b = rows + (r + stride) * n;
             for (int64_t i = 0; i < sums; ++i) a[i] += b[i];
-            for (int64_t i = sums; i < n; ++i)  // not a number stays
+            for (int64_t i = sums; i < n; ++i)  // NaN wins
                 if (b[i] > a[i] || isnan(b[i])) a[i] = isnan(a[i]) ? a[i] : b[i];
         }
 }
@@ -258,7 +258,7 @@ static void receive_status(Hub *hub, Peer *peer, const Frame *frame) {
     peer->step = status.step;
     bool waits = status.tensors.waiting_seconds >= 0;
     bool waited = peer->tensors_since >= 0 && peer->tensors.sequence == status.tensors.sequence;
-    // Counted by this clock: a rank's own also ran while the whole run was suspended.
+    // Counted by the hub's clock: a rank's own clock also ran while the whole run was suspended.
     if (!waits) peer->tensors_since = -1;
     else if (!waited) peer->tensors_since = hub->clock.now - fmin(status.tensors.waiting_seconds, hub->beat_seconds);
     peer->tensors = status.tensors;
@@ -273,7 +273,7 @@ static void lose_peer(Hub *hub, Peer *peer) {
         free_peer(peer);
         return;
     }
-    if (hub->phase == HUB_MEETING) {  // it may be started again
+    if (hub->phase == HUB_MEETING) {  // the rank may be restarted
         hub->peer[peer->rank] = NULL;
         --hub->come;
         free_peer(peer);
@@ -294,7 +294,7 @@ static void receive_from(Hub *hub, Peer *peer) {
     int more = 0;
     while (got > 0 && (more = link_next(&peer->link, &frame)) > 0) {
         if (peer->rank < 0) {
-            receive_hello(hub, peer, &frame);  // may free it; nothing may follow before the welcome
+            receive_hello(hub, peer, &frame);  // may free peer; a rank sends nothing else before the welcome
             return;
         }
         if (frame.type == FRAME_CALL) receive_call(hub, peer, &frame);
@@ -332,7 +332,7 @@ static void beat(Hub *hub) {
     if (over) end_run(hub);
 }
 
-// Whether the thread's work is done.
+// True: the thread can end.
 static bool advance_phase(Hub *hub) {
     if (hub->phase < HUB_CLOSING) return false;
     bool others = false, first = hub->peer[0] != NULL && hub->peer[0]->link.fd >= 0;
@@ -372,7 +372,7 @@ static void *hub_thread(void *context) {
             }
             if (events[i].events & ~(uint32_t)EPOLLOUT) receive_from(hub, peer);
         }
-        // What has come is heard before anybody is judged.
+        // Read all that has arrived before deciding that a rank is missing.
         if (ready < EVENTS && now_seconds() >= hub->next_beat) beat(hub);
     }
     return NULL;

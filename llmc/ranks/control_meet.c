@@ -21,11 +21,11 @@
 #include <unistd.h>
 
 #define PLACE_TITLE "tokamak hub 1"
-#define BUSY_PORT_SECONDS 10.0  // a former run may be about to end
+#define BUSY_PORT_SECONDS 10.0  // an earlier run may be about to end
 #define CONNECT_SECONDS 3.0     // for one address
 #define WELCOME_SECONDS 5.0
 
-// ---- rank 0: listening, and saying where ----
+// ---- rank 0: listening, and describing the place ----
 
 static int listen_at(int family, int port, int *bound_port) {
     int fd = socket(family, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
@@ -56,8 +56,7 @@ static void add_address(HubPlace *place, const char *address) {
         snprintf(place->address[place->addresses++], PLACE_ADDRESS_BYTES, "%s", address);
 }
 
-// The addresses of this host that others may reach, then its name (which may take long to look up where it means
-// nothing).
+// The addresses of this host that other hosts may reach, then its name (last: resolving an unknown name may take long).
 static void list_addresses(HubPlace *place) {
     struct ifaddrs *all = NULL;
     if (getifaddrs(&all) == 0) {
@@ -96,7 +95,7 @@ bool meet_listen(int *listener, HubPlace *place, const Launch *launch, bool any_
     double until = now_seconds() + fmin(timeout_seconds, BUSY_PORT_SECONDS);
     int port = any_port ? 0 : launch->port;
     for (;;) {
-        // Both families through one socket; a kernel without IPv6 has the other.
+        // One IPv6 socket accepts both families; a kernel without IPv6 gets an IPv4 socket.
         *listener = listen_at(AF_INET6, port, &place->port);
         if (*listener < 0 && errno != EADDRINUSE) *listener = listen_at(AF_INET, port, &place->port);
         if (*listener >= 0) break;
@@ -104,7 +103,7 @@ bool meet_listen(int *listener, HubPlace *place, const Launch *launch, bool any_
         if (reason != EADDRINUSE || now_seconds() > until)
             return error_set(
                 err, "rank 0 on %s cannot listen at port %d: %s%s", launch->host, port, strerror(reason),
-                reason == EADDRINUSE ? "; end what has it (a former run?) or choose another MASTER_PORT" : "");
+                reason == EADDRINUSE ? "; stop the process that uses it (an earlier run?) or set another MASTER_PORT" : "");
         usleep(100000);
     }
     list_addresses(place);
@@ -176,7 +175,7 @@ bool meet_read_place(HubPlace *place, const char *text, Error *err) {
         *value++ = '\0';
         if (!read_line(place, copy, value)) break;
     }
-    return error_set(err, "it does not say where a hub is (\"%s\" and so on is expected)", PLACE_TITLE);
+    return error_set(err, "expected the place of a hub (\"%s\" and further lines), found other text", PLACE_TITLE);
 }
 
 char *meet_file(const Launch *launch) {
@@ -195,7 +194,7 @@ static bool read_file(HubPlace *place, const char *path, Error *err) {
 
 void meet_remove_file(const char *path, const uint8_t nonce[CONTROL_NONCE_BYTES]) {
     HubPlace now;
-    // What cannot be removed is stale for everybody who finds it.
+    // If it cannot be removed, ranks that find it later detect that it is stale.
     if (read_file(&now, path, NULL) && memcmp(now.nonce, nonce, CONTROL_NONCE_BYTES) == 0) unlink(path);
 }
 
@@ -244,7 +243,7 @@ typedef enum { JOIN_DONE, JOIN_AGAIN, JOIN_FAILED } Join;
 static Join read_refusal(const Frame *frame, const HubPlace *place, const char *address, Error *err) {
     uint32_t again;
     if (frame->count < sizeof again) {
-        error_set(err, "%s port %d: something else answers there", address, place->port);
+        error_set(err, "%s port %d: another program answers there", address, place->port);
         return JOIN_AGAIN;
     }
     memcpy(&again, frame->bytes, sizeof again);
@@ -253,7 +252,7 @@ static Join read_refusal(const Frame *frame, const HubPlace *place, const char *
     return again != 0 ? JOIN_AGAIN : JOIN_FAILED;
 }
 
-// The first words with whatever listens there.
+// The handshake with the process that listens there.
 static Join greet(Link *link, const Meeting *meeting, const HubPlace *place, const char *address, Error *err) {
     const Launch *launch = meeting->launch;
     HelloFrame hello = {CONTROL_MAGIC, CONTROL_VERSION, launch->rank, launch->world, (int32_t)getpid(), {0}, {0}};
@@ -277,11 +276,11 @@ static Join greet(Link *link, const Meeting *meeting, const HubPlace *place, con
     }
     error_set(
         err, "%s port %d: %s", address, place->port,
-        got == 0 ? "connected, but it gives no answer" : "something else than a run of this program answers there");
+        got == 0 ? "connected, but there is no answer" : "another program answers there");
     return JOIN_AGAIN;
 }
 
-// Accepted: the hub now waits for the others, and says so twice a second.
+// After the welcome: the hub waits for the other ranks and sends a beat twice a second.
 static Join await_start(Link *link, Frame *start, const Meeting *meeting, Error *err) {
     for (;;) {
         int got = link_await(link, start, fmax(meeting->timeout_seconds, 2));
@@ -292,7 +291,8 @@ static Join await_start(Link *link, Frame *start, const Meeting *meeting, Error 
         }
         if (got == 1) continue;
         error_set(err,
-                  got == 0 ? "rank 0 stopped answering while the ranks met" : "rank 0 ended while the ranks met");
+                  got == 0 ? "rank 0 stopped answering before all ranks connected"
+                           : "rank 0 ended before all ranks connected");
         return JOIN_AGAIN;
     }
 }
@@ -302,7 +302,7 @@ static Join try_place(Link *link, Frame *start, const Meeting *meeting, const Hu
     bool here = meeting->launch->rank == 0 || strcmp(place->host, meeting->launch->host) == 0;
     for (int i = here ? -2 : 0; i < place->addresses; ++i) {
         const char *address = i == -2 ? "127.0.0.1" : i == -1 ? "::1" : place->address[i];
-        // What another address said is more to the point than that nothing listens at ::1.
+        // The error of another address is more useful than that nothing listens at ::1.
         Error connecting = {""};
         double left = fmax(0.1, until - now_seconds());
         int fd = connect_to(address, place->port, fmin(left, CONNECT_SECONDS), &connecting);
@@ -331,7 +331,7 @@ static bool find_place(HubPlace *place, const Meeting *meeting, const char *file
         add_address(place, launch->address);
         return true;
     }
-    // NFS remembers that a file is absent until the directory is looked at again, which opening it does.
+    // NFS caches that a file is absent; opening the directory refreshes the cache.
     DIR *directory = opendir(launch->directory);
     if (directory == NULL) return error_set(err, "%s: %s", launch->directory, strerror(errno));
     closedir(directory);

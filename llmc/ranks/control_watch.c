@@ -1,14 +1,14 @@
-// control_watch.c: whom the hub holds to be missing, and in which words everybody hears of it (control.h has the
-// rules). Reads the hub and changes nothing.
+// control_watch.c: decides which rank is missing and writes the message that all ranks print (rules: control.h). Reads the
+// hub and changes nothing.
 //
-// A rank waits in a control call (the hub knows exactly) or in a collective on tensors (as it last told). Both are
-// numbered, each on its own: a rank is missing from number s when others wait in s and it has not come to s.
+// A rank waits in a control call (known exactly) or in a tensor collective (as it last reported). Each kind has its own
+// sequence numbers: a rank is missing from number s when other ranks wait in s and it has not reached s.
 #include <stdio.h>
 #include <string.h>
 
 #include "llmc/ranks/control_hub.h"
 
-// Appends; what does not fit is cut off.
+// Appends to text, truncated to text_bytes.
 PRINTF_LIKE(3, 4) static void append(char *text, size_t text_bytes, const char *format, ...) {
     size_t used = strlen(text);
     va_list args;
@@ -25,13 +25,12 @@ void watch_name_peer(const Peer *peer, char *text, size_t text_bytes) {
 
 typedef struct {
     bool tensors;      // else: the current control call
-    int64_t sequence;  // 0: nobody waits
+    int64_t sequence;  // 0: no rank waits
     const char *what;
     double since;
 } Wait;
 
-// The earliest collective on tensors, of those that somebody has been waiting in since `latest` or before, that a
-// rank which has come to `come_to` has not come to.
+// The earliest tensor collective after number `come_to` in which some rank has been waiting since `latest` or earlier.
 static Wait find_tensor_wait(const Hub *hub, int64_t come_to, double latest) {
     Wait wait = {.tensors = true};
     for (int rank = 0; rank < hub->world; ++rank) {
@@ -50,7 +49,7 @@ static Wait control_wait(const Hub *hub, double latest) {
 }
 static bool waits_itself(const Peer *peer) { return peer->called || peer->tensors_since >= 0; }
 
-// What a rank is missing from since `latest` at the latest: of the two kinds the one that was waited for longer.
+// What a rank has been missing from since `latest` or earlier: of the two kinds, the one with the longer wait.
 static Wait find_missed(const Hub *hub, const Peer *peer, double latest) {
     Wait tensors = find_tensor_wait(hub, peer->tensors.sequence, latest);
     Wait control = peer->called ? (Wait){0} : control_wait(hub, latest);
@@ -58,13 +57,13 @@ static Wait find_missed(const Hub *hub, const Peer *peer, double latest) {
     return tensors.sequence == 0 || control.since <= tensors.since ? control : tensors;
 }
 
-// ---- words ----
+// ---- messages ----
 
 static void append_collective(char *text, size_t text_bytes, bool tensors, const char *what, int64_t sequence) {
     append(text, text_bytes, "\"%s\" #%lld (%s)", what, (long long)sequence, tensors ? "tensors" : "control");
 }
 
-// "; it was in ...": what the rank itself was last doing.
+// "; it was in ...": the rank's own last activity.
 static void append_activity(const Peer *peer, const char *it_was, char *text, size_t text_bytes) {
     bool in_tensors = peer->tensors_since >= 0, in = peer->called || in_tensors;
     bool control = in ? peer->called : peer->last_sequence > 0;
@@ -75,7 +74,7 @@ static void append_activity(const Peer *peer, const char *it_was, char *text, si
     if (tensors) append_collective(text, text_bytes, true, peer->tensors.what, peer->tensors.sequence);
 }
 
-// `why` in the middle: "silent for 30 s".
+// why: "silent for 30 s" and the like.
 static void describe(const Peer *peer, Wait missed, const char *why, char *text, size_t text_bytes) {
     watch_name_peer(peer, text, text_bytes);
     if (missed.sequence > 0) {
@@ -88,7 +87,7 @@ static void describe(const Peer *peer, Wait missed, const char *why, char *text,
     append_activity(peer, "it was", text, text_bytes);
 }
 
-// "; so are ranks 3, 5-9": ranks for which `counts` holds, but for one.
+// "; likewise rank 3, 5-9": ranks for which `counts` holds, except `but`.
 static void append_others(const Hub *hub, const Peer *but, bool (*counts)(const Hub *, const Peer *), char *text,
                           size_t text_bytes) {
     bool any = false;
@@ -108,7 +107,8 @@ static void append_others(const Hub *hub, const Peer *but, bool (*counts)(const 
 static bool is_silent(const Hub *hub, const Peer *peer) {
     return hub->clock.now - peer->heard >= hub->timeout_seconds;
 }
-// Missing although others have waited for the whole time; known from words that are newer than that time.
+// Missing although other ranks have waited for timeout_seconds. For tensors, the time counts back from the rank's own last
+// report: an old report does not prove that it has not arrived since.
 static bool is_hung(const Hub *hub, const Peer *peer) {
     double latest = hub->clock.now - hub->timeout_seconds;
     if (!peer->called && control_wait(hub, latest).sequence > 0) return true;
@@ -131,7 +131,7 @@ static bool find_silent(const Hub *hub, char *text, size_t text_bytes) {
     return true;
 }
 
-// Nobody can be missing unless somebody has waited for long, which spares the searches below.
+// No rank can be missing unless some rank has waited for long: a cheap test before the searches below.
 static bool anybody_waits_long(const Hub *hub) {
     double latest = hub->clock.now - hub->timeout_seconds;
     if (control_wait(hub, latest).sequence > 0) return true;
@@ -140,8 +140,8 @@ static bool anybody_waits_long(const Hub *hub) {
     return false;
 }
 
-// Of the missing ranks one that waits for nothing itself, since the others may only be waiting for it; of these the
-// one that is furthest behind.
+// Of the missing ranks, one that does not wait itself (the waiting ones may only be waiting for it); of these, the one
+// that is furthest behind.
 static bool find_hung(const Hub *hub, char *text, size_t text_bytes) {
     const Peer *found = NULL;
     for (int rank = 0; rank < hub->world; ++rank) {
@@ -154,13 +154,13 @@ static bool find_hung(const Hub *hub, char *text, size_t text_bytes) {
     if (found == NULL) return false;
     Wait missed = find_missed(hub, found, hub->clock.now - hub->timeout_seconds);
     char why[64];
-    snprintf(why, sizeof why, "others have waited in it for %.3g s", hub->clock.now - missed.since);
+    snprintf(why, sizeof why, "other ranks have waited in it for %.3g s", hub->clock.now - missed.since);
     describe(found, missed, why, text, text_bytes);
     if (!waits_itself(found)) append_others(hub, found, is_hung_and_free, text, text_bytes);
     return true;
 }
 
-// Everybody has come, as long ago, and it does not end: the network or its library hangs.
+// All ranks reached a collective timeout_seconds ago and it does not complete: the network or its library hangs.
 static bool find_stuck(const Hub *hub, char *text, size_t text_bytes) {
     const Peer *stuck = NULL;
     double latest = hub->clock.now - hub->timeout_seconds;
@@ -171,7 +171,7 @@ static bool find_stuck(const Hub *hub, char *text, size_t text_bytes) {
     }
     if (stuck == NULL || hub->least_since > latest) return false;
     watch_name_peer(stuck, text, text_bytes);
-    append(text, text_bytes, " does not get out of ");
+    append(text, text_bytes, " is stuck in ");
     append_collective(text, text_bytes, true, stuck->tensors.what, stuck->tensors.sequence);
     append(text, text_bytes,
            " at step %lld: it has waited for %.3g s, and no rank is missing from it (does the network "
@@ -187,7 +187,7 @@ bool watch_ranks(const Hub *hub, char *text, size_t text_bytes) {
 
 void watch_describe_lost(const Hub *hub, const Peer *peer, char *text, size_t text_bytes) {
     describe(peer, find_missed(hub, peer, hub->clock.now),
-             "its connection closed (killed, crashed, or it left without a word)", text, text_bytes);
+             "its connection closed (killed, crashed, or exited without goodbye)", text, text_bytes);
 }
 
 void watch_describe_hub(const char *hub, const Peer *me, const char *why, char *text, size_t text_bytes) {
@@ -223,7 +223,7 @@ void watch_describe_mismatch(const Hub *hub, const Peer *peer, const CallFrame *
     append(text, text_bytes, ": all ranks must call the same (different builds or options?)");
 }
 
-// ---- while the ranks meet ----
+// ---- while the ranks connect ----
 
 static void append_came(const Hub *hub, char *text, size_t text_bytes) {
     enum { NAMED = 8 };
@@ -235,13 +235,13 @@ static void append_came(const Hub *hub, char *text, size_t text_bytes) {
         append(text, text_bytes, "%s%s", named++ == 0 ? "" : ", ", name);
     }
     if (hub->come > named) append(text, text_bytes, " and %d more", hub->come - named);
-    append(text, text_bytes, hub->come == 0 ? "nobody came" : " came");
+    append(text, text_bytes, hub->come == 0 ? "none connected" : " connected");
 }
 
 bool watch_meeting(const Hub *hub, char *text, size_t text_bytes) {
     enum { RANGES = 16 };
     if (hub->clock.now < hub->timeout_seconds) return false;
-    snprintf(text, text_bytes, "%d of %d ranks did not come within %g s: ", hub->world - hub->come, hub->world,
+    snprintf(text, text_bytes, "%d of %d ranks did not connect within %g s: ", hub->world - hub->come, hub->world,
              hub->timeout_seconds);
     int ranges = 0;
     for (int rank = 0; rank < hub->world; ++rank) {

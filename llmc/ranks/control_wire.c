@@ -40,7 +40,7 @@ static void make_room(uint8_t **buffer, size_t *first, size_t *end, size_t *room
     }
 }
 
-// How many bytes went out; the link is marked when none ever will again.
+// The number of bytes sent; marks the link as broken when the connection has failed.
 static size_t send_now(Link *link, struct iovec *pieces, size_t count) {
     struct msghdr message = {.msg_iov = pieces, .msg_iovlen = count};
     for (;;) {
@@ -85,7 +85,7 @@ void link_flush(Link *link) {
 
 int link_receive(Link *link) {
     if (link->fd < 0) return -1;
-    // A frame whose length is known is given its room at once.
+    // If the frame's length is already known, make room for all of it at once.
     size_t wanted = FIRST_ROOM / 2;
     FrameHead head;
     if (link->in_end - link->in_first >= sizeof head) {

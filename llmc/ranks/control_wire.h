@@ -1,6 +1,6 @@
-// control_wire.h: frames over TCP for the control connections: what they hold, and a Link that sends and receives
-// them without ever blocking. Used by control.c (one link to the hub), control_hub.c (one link a rank) and
-// control_meet.c (the first words). Knows nothing of who is alive and of what the numbers mean.
+// control_wire.h: frames over TCP for the control connections: their contents, and a Link that sends and receives them
+// without blocking. A rank has one link to the hub, the hub one link per rank. Must not know liveness or the meaning of
+// the data.
 #ifndef LLMC_CONTROL_WIRE_H
 #define LLMC_CONTROL_WIRE_H
 
@@ -14,26 +14,26 @@
 // The longest data of one collective.
 #define CONTROL_DATA_BYTES ((size_t)1 << 30)
 
-// The first four bytes of each frame, so that nothing else is taken for one.
+// The first four bytes of each frame: a magic number too, so that other data is not taken for a frame.
 typedef enum {
     FRAME_HELLO = 0x4b4f5401,  // rank -> hub: HelloFrame, the first frame of a connection
     FRAME_STATUS,              // rank -> hub: StatusFrame, twice a second
     FRAME_CALL,                // rank -> hub: CallFrame, then the rank's data
-    FRAME_WELCOME,             // hub -> rank: WelcomeFrame, the answer to a hello that is accepted
-    FRAME_REFUSE,              // hub -> rank: uint32_t: 1: try again later; then text
-    FRAME_START,               // hub -> rank: everybody has come; the table of ranks
-    FRAME_BEAT,                // hub -> rank: nothing, twice a second
+    FRAME_WELCOME,             // hub -> rank: WelcomeFrame, accepts a hello
+    FRAME_REFUSE,              // hub -> rank: uint32_t: 1: try again later, 0: final; then text
+    FRAME_START,               // hub -> rank: all ranks have connected; the table of ranks
+    FRAME_BEAT,                // hub -> rank: empty, twice a second
     FRAME_RESULT,              // hub -> rank: int64_t sequence, then the data
     FRAME_ABORT,               // both: text: why the run ends
     FRAME_END
 } FrameType;
 
-// Every version of the protocol begins with these two as they are here.
+// These two are the same in every version of the protocol.
 typedef struct {
     char magic[16];
     uint32_t version;
     int32_t rank, world, pid;  // rank and world of the launch
-    uint8_t nonce[CONTROL_NONCE_BYTES];  // zeros: to be told
+    uint8_t nonce[CONTROL_NONCE_BYTES];  // zeros: not known to the rank
     char host[LAUNCH_HOST_BYTES];
 } HelloFrame;
 typedef struct {
@@ -48,7 +48,7 @@ typedef struct {
 } StatusFrame;
 
 typedef enum { CALL_REDUCE, CALL_BROADCAST, CALL_GATHER, CALL_CLOSE } CallKind;
-// Equal on all ranks but for step.
+// Equal on all ranks except for step.
 typedef struct {
     int64_t sequence;  // from 1
     int64_t step;
@@ -64,41 +64,41 @@ typedef struct {
     size_t count;
 } Part;
 
-// One connection. Reading is one thread's, sending is to be serialized by the owner; they do not disturb each other.
+// One connection. One thread reads; the owner must serialize sending; reading and sending may run concurrently.
 typedef struct {
     int fd;       // -1: closed
-    bool broken;  // sending failed: the other side is gone, which reading will find out
+    bool broken;  // sending failed: the peer is gone; link_receive will return < 0
     uint8_t *in, *out;
     size_t in_first, in_end, in_room;     // received and not yet consumed: [in_first, in_end)
-    size_t out_first, out_end, out_room;  // to be sent
-    size_t max_frame;                     // longer frames are foreign
+    size_t out_first, out_end, out_room;  // not yet sent: [out_first, out_end)
+    size_t max_frame;                     // a longer frame is not of this protocol
 } Link;
 
 typedef struct {
     FrameType type;
-    const uint8_t *bytes;  // inside the link; until the next link_receive; of any alignment
+    const uint8_t *bytes;  // inside the link, valid until the next link_receive; unaligned
     size_t count;
 } Frame;
 
 void link_init(Link *link, int fd, size_t max_frame);  // fd: a connected socket, non-blocking
 void link_free(Link *link);
-// Sends the parts as one frame, as much as goes out now; the rest is kept for link_flush.
+// Sends the parts as one frame: as much as the socket takes now; the rest is buffered for link_flush.
 void link_send(Link *link, FrameType type, const Part *parts, int count);
 void link_flush(Link *link);
 static inline bool link_has_output(const Link *link) { return link->out_first < link->out_end && !link->broken; }
-// Takes in what has come. > 0: something; 0: nothing now; < 0: the connection is over.
+// Reads what has arrived. > 0: something; 0: nothing now; < 0: the connection is over.
 int link_receive(Link *link);
-// Takes the next whole frame: 1, 0: not there yet, -1: what came is not of this protocol.
+// Takes the next complete frame: 1; 0: none yet; -1: the bytes are not of this protocol.
 int link_next(Link *link, Frame *out);
-// Waits for a frame for `seconds` at most (what was kept is sent meanwhile): 1, 0: nothing came, -1: the connection
-// is over or foreign.
+// Waits at most `seconds` for a frame (and flushes meanwhile): 1; 0: none arrived; -1: the connection is over or not of
+// this protocol.
 int link_await(Link *link, Frame *out, double seconds);
 
-// poll() of one descriptor; 0: nothing within the time. Signals do not end it early.
+// poll() of one descriptor: its revents; 0: timeout. Signals do not end it early.
 int wait_for_socket(int fd, short events, double seconds);
 
-// A clock that counts only the time in which its thread could run: a thread that wakes up at least every `most`
-// seconds advances it at each wake-up, and what a suspended machine or a stopped process slept is left out.
+// A clock that counts only the time in which its thread could run: the thread wakes up at least every `most` seconds
+// and advances the clock by at most that, so time in a suspended machine or a stopped process is not counted.
 typedef struct {
     double now;
     double real, most;

@@ -15,13 +15,13 @@ const char *launch_kind_name(LaunchKind kind) {
     return NAMES[kind];
 }
 
-// An empty variable counts as none.
+// NULL if the variable is not set or empty.
 static const char *variable(const char *name) {
     const char *value = getenv(name);
     return value != NULL && value[0] != '\0' ? value : NULL;
 }
 
-// A variable that must be a whole number in low..high if it is set; absent: *out is left as it is.
+// A variable that must be an integer in low..high if it is set; if not, *out keeps its value.
 static bool read_number(int *out, const char *name, int64_t low, int64_t high, const char *meaning, Error *err) {
     const char *text = variable(name);
     int64_t value;
@@ -33,7 +33,7 @@ static bool read_number(int *out, const char *name, int64_t low, int64_t high, c
     return true;
 }
 
-// How many processes an MPI launcher says it started; 0: none did; -1: one did and does not say.
+// The number of processes that an MPI launcher started; 0: no MPI launcher; -1: there is one, but its number is unknown.
 static bool read_mpi_size(int *out, Error *err) {
     static const char *const SIZES[] = {"OMPI_COMM_WORLD_SIZE", "PMI_SIZE"};
     static const char *const RANKS[] = {"OMPI_COMM_WORLD_RANK", "PMIX_RANK", "PMI_RANK"};
@@ -47,7 +47,7 @@ static bool read_mpi_size(int *out, Error *err) {
     return read_number(out, "SLURM_STEP_NUM_TASKS", 1, MAX_WORLD, "a number of tasks", err);
 }
 
-// The first that is set counts: the launcher of the ranks stands nearest to them.
+// The first variable that is set counts: the variables of the launcher in use come first.
 static bool read_local_rank(Launch *out, Error *err) {
     static const char *const OF_MPI[] = {"OMPI_COMM_WORLD_LOCAL_RANK", "MPI_LOCALRANKID", "SLURM_LOCALID",
                                          "LOCAL_RANK", NULL};
@@ -80,7 +80,7 @@ static bool read_address(Launch *out, Error *err) {
     snprintf(out->address, sizeof out->address, "%s", address);
     out->port = DEFAULT_PORT;
     if (!read_number(&out->port, "MASTER_PORT", 1, 65535, "a port", err)) return false;
-    // torchrun keeps MASTER_PORT itself then, and what its workers listen at must be another.
+    // Then torchrun itself listens at MASTER_PORT, and its workers need another port.
     const char *agent = variable("TORCHELASTIC_USE_AGENT_STORE");
     if (agent != NULL && strcmp(agent, "True") == 0) out->port += out->port < 65535 ? 1 : -1;
     return true;
@@ -98,7 +98,7 @@ static bool set_directory(Launch *out, const char *directory, Error *err) {
     return true;
 }
 
-// What auto means here.
+// launch=auto.
 static bool choose_kind(Launch *out, const char *directory, Error *err) {
     bool named = variable("RANK") != NULL || variable("WORLD_SIZE") != NULL;
     // torchrun's workers inherit the variables of an MPI launcher that started torchrun itself.
@@ -112,14 +112,14 @@ static bool choose_kind(Launch *out, const char *directory, Error *err) {
         if (!read_ranks(out, err)) return false;
         out->kind = out->world == 1 ? LAUNCH_SINGLE : directory[0] != '\0' ? LAUNCH_DIRECTORY : LAUNCH_TCP;
     } else {
-        // Only srun sets it, not sbatch. One task with an MPI of its own was started by mpirun inside the step.
+        // Only srun sets this variable, not sbatch. One task with MPI variables was started by mpirun inside the step.
         if (mpi_size == 0 && !read_number(&tasks, "SLURM_STEP_NUM_TASKS", 1, MAX_WORLD, "a number of tasks", err))
             return false;
         if (tasks > 1)
             return error_set(err,
-                             "SLURM_STEP_NUM_TASKS: srun started %d tasks that nothing connects; add --mpi=pmix to "
+                             "SLURM_STEP_NUM_TASKS: srun started %d tasks but nothing connects them; add --mpi=pmix to "
                              "srun, or run srun bash -c 'RANK=$SLURM_PROCID WORLD_SIZE=$SLURM_NTASKS train_gpt ...' "
-                             "with rendezvous= a shared directory, or say launch=single if each is a run of its own",
+                             "with rendezvous= a shared directory, or set launch=single if each task is a separate run",
                              tasks);
         out->kind = LAUNCH_SINGLE;
     }
@@ -153,7 +153,7 @@ bool launch_detect(Launch *out, const char *wanted, const char *rendezvous, Erro
     *out = (Launch){.kind = LAUNCH_SINGLE, .world = 1};
     const char *directory = rendezvous[0] != '\0' ? rendezvous : variable("TOKAMAK_RENDEZVOUS");
     if (directory == NULL) directory = "";
-    // A name that is cut off may lack its end; an unnamed host is only missed in messages.
+    // A truncated name may lack its '\0'. The name is used in messages and to find local ranks: "?" if there is none.
     if (gethostname(out->host, sizeof out->host - 1) != 0) snprintf(out->host, sizeof out->host, "?");
     out->host[sizeof out->host - 1] = '\0';
     if (!set_kind(out, wanted, directory, err)) return false;
@@ -167,7 +167,7 @@ bool launch_check_mpi(const Launch *launch, Error *err) {
     if (launch->kind != LAUNCH_MPI || launch->world != 1 || launch->started <= 1) return true;
     return error_set(
         err,
-        "MPI_Init: expected the %d processes that the launcher started, found 1: this MPI does not know the "
-        "launcher (with srun use --mpi=pmix, with mpirun the one of the same MPI)",
+        "MPI_Init: expected the %d processes that the launcher started, found 1: this MPI and the launcher do not match "
+        "(use srun --mpi=pmix, or the mpirun of this MPI)",
         launch->started);
 }

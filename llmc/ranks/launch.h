@@ -1,6 +1,6 @@
-// launch.h: how this process came to be one of several: started alone, by mpirun or srun (MPI), or by a launcher that
-// only sets RANK, WORLD_SIZE and where to meet (torchrun, a shell loop, srun without MPI). Reads the environment;
-// opens nothing. Called first by train_gpt; control.h then connects the ranks.
+// launch.h: how this process was started: alone, by mpirun or srun (MPI), or by a launcher that only sets RANK,
+// WORLD_SIZE and a meeting place (torchrun, a shell loop, srun without MPI). Reads the environment; opens no connections:
+// control.h connects the ranks afterwards. Must not know what the ranks compute.
 #ifndef LLMC_LAUNCH_H
 #define LLMC_LAUNCH_H
 
@@ -20,9 +20,9 @@ typedef enum {
 #define LAUNCH_HOST_BYTES 64
 typedef struct {
     LaunchKind kind;
-    int rank, world;    // of all processes of the launch. MPI: 0 and 0 until MPI_Init has been asked
-    int started;        // MPI: how many processes the launcher says it started; 0: it does not say
-    int local_rank;     // among the processes of this host (LOCAL_RANK, OMPI_COMM_WORLD_LOCAL_RANK, SLURM_LOCALID); 0
+    int rank, world;    // of all processes of the launch. MPI: 0 and 0 until MPI_Init
+    int started;        // MPI: number of processes according to the launcher; 0: unknown
+    int local_rank;     // on this host (LOCAL_RANK, OMPI_COMM_WORLD_LOCAL_RANK, SLURM_LOCALID); 0 if not set
     char host[LAUNCH_HOST_BYTES];
     char address[256];  // TCP: MASTER_ADDR
     int port;           // TCP: MASTER_PORT
@@ -30,12 +30,12 @@ typedef struct {
 } Launch;
 
 // wanted: "auto", or "single", "mpi", "tcp", "directory". rendezvous: the shared directory; "": $TOKAMAK_RENDEZVOUS.
-// auto: mpi where an MPI launcher's variables are set and it started more than one process, tcp or directory where
-// RANK and WORLD_SIZE are (directory when one is given, else tcp), else single. Errors name the variable, what was
-// expected and what was found: RANK outside 0..WORLD_SIZE-1, RANK without WORLD_SIZE, tcp without MASTER_ADDR, Slurm
-// tasks (SLURM_NTASKS > 1 in a step) that nothing connects: what to add to the command.
+// auto: mpi if the variables of an MPI launcher are set and it started more than one process; tcp or directory if RANK
+// and WORLD_SIZE are set (directory if one is given, else tcp); else single. Errors name the variable, what was
+// expected and what was found: RANK outside 0..WORLD_SIZE-1, RANK without WORLD_SIZE, tcp without MASTER_ADDR, several
+// Slurm tasks in a step without a way to connect them (with what to add to the command).
 bool launch_detect(Launch *out, const char *wanted, const char *rendezvous, Error *err);
-// After MPI_Init: error if the launcher started several processes and MPI takes each for the only one.
+// After MPI_Init: error if the launcher started several processes and MPI reports a world of 1.
 bool launch_check_mpi(const Launch *launch, Error *err);
 const char *launch_kind_name(LaunchKind kind);
 

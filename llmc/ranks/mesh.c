@@ -6,7 +6,7 @@
 bool mesh_init(Mesh *out, const MeshShape *shape, int launch_rank, int launch_world, Error *err) {
     CHECK(launch_rank >= 0 && launch_rank < launch_world, "rank=%d world=%d", launch_rank, launch_world);
     *out = (Mesh){.data = {.comm = NULL}};
-    // Innermost first: each takes its coordinate off the rank.
+    // Innermost axis first: coordinate = rest % length, then rest /= length.
     MeshAxis *const axis[AXES] = {&out->tensor.axis, &out->context.axis, &out->expert.axis, &out->data.axis};
     int length[AXES] = {shape->tensor, shape->context, shape->expert, shape->data};
     int64_t product = 1;

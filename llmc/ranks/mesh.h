@@ -1,7 +1,7 @@
 // mesh.h: the ranks of a launch as a grid with an axis for each way of dividing the work, made once when a run opens.
-// A rank's place along an axis and the group of the ranks along it (which differ in that coordinate only) are what the
-// rest of the program takes; the launch's own rank and world are for starting, logs and control.h. Must not know what
-// is divided or how.
+// Other rooms use a rank's coordinate on an axis and the group of ranks along that axis (ranks that differ in this
+// coordinate only); the launch's own rank and world are for starting, logs and control.h. Must not know what is divided
+// or how.
 //
 //   axis     its ranks divide                                      they exchange
 //   data     rows of a step; with ZeRO the model's state too       gradients, once a step and beside the backward pass
@@ -11,8 +11,8 @@
 //
 // Row-major, data outermost and tensor innermost:
 //     launch rank = ((data * expert.world + expert) * context.world + context) * tensor.world + tensor
-// Launchers number ranks node by node, so ranks along an inner axis are neighbours and share a node as long as it has
-// enough of them: the axis that exchanges most often lies innermost.
+// Launchers number ranks node by node, so ranks along an inner axis are neighbours and share a node if it has enough
+// ranks: the axis that communicates most often is innermost.
 #ifndef LLMC_MESH_H
 #define LLMC_MESH_H
 
@@ -21,22 +21,23 @@
 
 // Lengths of the axes.
 typedef struct {
-    int data;  // 0: what the others leave
+    int data;  // 0: world / (product of the other axes)
     int expert, context, tensor;
 } MeshShape;
 
 typedef struct {
     MeshAxis axis;
-    Comm *comm;  // the mesh's; NULL: not opened
+    Comm *comm;  // owned by the mesh; NULL: not opened
 } MeshGroup;
 
 typedef struct {
     MeshGroup data, expert, context, tensor;
 } Mesh;
 
-// The place of a rank of the launch; no groups yet. Errors: a length below 1, a product that is not launch_world.
+// Sets the coordinates of a rank of the launch; opens no groups. Errors: a length below 1, a product that is not
+// launch_world.
 bool mesh_init(Mesh *out, const MeshShape *shape, int launch_rank, int launch_world, Error *err);
-// Error unless every axis but data has length 1: what training can do today.
+// Error unless every axis except data has length 1, which is all that training supports today.
 bool mesh_check_data_only(const Mesh *mesh, Error *err);
 // Closes the groups that are open.
 void mesh_close(Mesh *mesh);

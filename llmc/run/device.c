@@ -16,11 +16,11 @@ Backend *backend_plugin_open(const char *device, const BackendOptions *options, 
     void *symbol = file_exists(path) ? plugin_entry(path, "backend_plugin_entry", false, &why) : NULL;
     if (!file_exists(path)) {
         error_set(err, "device=%s: the plug-in %s is not there: run `make %s` (it needs the CUDA toolkit; `make config` "
-                       "says what was found)", device, path, strcmp(device, "cudaemu") == 0 ? "emu" : "cuda");
+                       "shows what was found)", device, path, strcmp(device, "cudaemu") == 0 ? "emu" : "cuda");
     } else if (symbol == NULL) {
         error_set(err,
-                  "device=%s: cannot open %s: %s; a missing library of CUDA must be on the loader's path "
-                  "(LD_LIBRARY_PATH)",
+                  "device=%s: cannot open %s: %s; if a CUDA library is missing, add its directory to "
+                  "LD_LIBRARY_PATH",
                   device, path, why.message);
     } else {
         BackendPluginEntry *entry;
@@ -31,12 +31,12 @@ Backend *backend_plugin_open(const char *device, const BackendOptions *options, 
         be = entry(&complete, err);
         if (be == NULL) error_prefix(err, "device=%s", device);
     }
-    // The library stays: its code runs until the backend is closed, and the driver does not like to be unloaded.
+    // The library stays open: its code runs until the backend is closed, and the driver does not support unloading.
     free(path);
     return be;
 }
 
-// Opening a plug-in loads hundreds of megabytes of libraries; where there is no driver it is not even tried.
+// Opening a plug-in loads hundreds of megabytes of libraries; without a driver it is not tried.
 static bool driver_is_present(void) {
     void *driver = dlopen("libcuda.so.1", RTLD_NOW | RTLD_LOCAL);
     if (driver != NULL) dlclose(driver);
@@ -60,11 +60,11 @@ Backend *device_open(const DeviceChoice *choice, char *note, size_t note_bytes, 
         be = backend_plugin_open("cuda", &choice->plugin, &why);
     }
     if (be != NULL) return be;
-    snprintf(note, note_bytes, "device=auto: the CPU computes: %s", why.message);
+    snprintf(note, note_bytes, "device=auto: using the CPU: %s", why.message);
     return backend_cpu_open(choice->threads, choice->cpu_isa, err);
 }
 
-// Where measured choices are kept between runs: the user's cache directory. NULL when there is none.
+// The directory that stores measured choices between runs: in the user's cache directory. NULL: there is none.
 static char *cache_dir(void) {
     const char *cache = getenv("XDG_CACHE_HOME"), *home = getenv("HOME");
     if (cache != NULL && cache[0] == '/') return xasprintf("%s/tokamak", cache);

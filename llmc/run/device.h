@@ -1,5 +1,5 @@
-// device.h: opens the backend that computes: the CPU, which is compiled in, or a plug-in found beside the program.
-// Called once by a run, by inference and by benchmarks; knows nothing of what is computed.
+// device.h: opens the backend that computes: the CPU backend, which is compiled in, or a plug-in beside the program. Must
+// not know what is computed.
 #ifndef LLMC_DEVICE_H
 #define LLMC_DEVICE_H
 
@@ -13,13 +13,13 @@ typedef struct {
     BackendOptions plugin;   // abi and backend_bytes are filled in here
 } DeviceChoice;
 
-// auto: the GPU where there is a driver and a plug-in that opens, else the CPU, and then `note` says in one line why.
-// Any other device opens or is an error; nothing falls back.
+// auto: the GPU if there is a driver and the plug-in opens; else the CPU, and `note` gives the reason in one line. Any
+// other device opens or is an error: there is no fallback.
 Backend *device_open(const DeviceChoice *choice, char *note, size_t note_bytes, Error *err);
 
 #define DEVICE_NOTE_BYTES 1200
-// Opens the device that the options name; note: why device=auto took the CPU, "" if it did not. local_rank: which GPU;
-// threads: where the config leaves them open.
+// Opens the device of the config; note: why device=auto uses the CPU, "" if it does not. local_rank: index of the GPU;
+// threads: of the CPU, if the config does not set them.
 Backend *device_open_for(const RunConfig *config, int local_rank, int threads, char *note, size_t note_bytes,
                          Error *err);
 #endif

@@ -1,4 +1,4 @@
-// open_model.h: models without a run: opened from a file, for sampling and evaluation. Called by the commands.
+// open_model.h: a model without a run, opened from a file for sampling and evaluation. Must not know training.
 #ifndef LLMC_OPEN_MODEL_H
 #define LLMC_OPEN_MODEL_H
 
@@ -7,8 +7,7 @@
 #include "llmc/tokenizer/tokenizer.h"
 
 // A model for inference from a checkpoint, a Hugging Face directory or an llm.c file. rows, seq_len, cache_tokens: as
-// in ModelShape; seq_len 0: the model's own. The arena and model are the caller's to free, tokenizer may come out
-// NULL.
+// in ModelShape; seq_len 0: the model's maximum. open_model_close frees all of it; tokenizer may be NULL.
 typedef struct {
     RunConfig config;  // only dtype, arch and device are meaningful
     Backend *be;

@@ -1,6 +1,6 @@
-// run.c: opening and closing a run: what is local to a rank first, then what all ranks do together. What ranks
-// settle among themselves is in run_ranks.c, what the config leaves open in run_resolve.c, steps in run_step.c,
-// evaluation and reports in run_report.c, checkpoints in run_save.c and run_load.c.
+// run.c: opening and closing a run: first the steps that are local to a rank, then the collective ones. Agreements among
+// ranks are in run_ranks.c, values that the config leaves open in run_resolve.c, steps in run_step.c, evaluation and
+// reports in run_report.c, checkpoints in run_save.c and run_load.c.
 #include <stdlib.h>
 #include <string.h>
 
@@ -29,7 +29,7 @@ static bool open_data(Run *run, Error *err) {
 
 static bool open_memory(Run *run, Error *err) {
     const RunConfig *config = &run->config;
-    // An NCCL group of one costs what it costs: TOKAMAK_COMM=nccl, to measure it.
+    // TOKAMAK_COMM=nccl forces an NCCL group for one rank too, to measure its cost.
     const char *wanted_kind = getenv("TOKAMAK_COMM");
     const MeshAxis data = run->mesh.data.axis;
     PlanRank rank = {data, wanted_kind != NULL ? wanted_kind : comm_kind(run->be, data.world)};
@@ -38,11 +38,11 @@ static bool open_memory(Run *run, Error *err) {
     size_t available = run->be->memory_free(run->be), wanted = run->plan.device_bytes;
     if (run->be->shares_host_memory) available /= (size_t)run->local_world;
     bool fits = available == 0 || wanted <= available;
-    // Memory may be free and yet not to be had in one piece.
+    // Enough memory may be free but not contiguous.
     if (!fits || !arena_init(&run->arena, run->be, run->plan.arena.used_bytes, err)) {
         char options[600];
         plan_suggest(options, sizeof options, config, &run->schedule, rank, run->be, available);
-        return error_set(err, "this run needs %.1f MiB of memory and %.1f MiB are free (train_gpt plan shows what for); "
+        return error_set(err, "this run needs %.1f MiB of memory and %.1f MiB are free (train_gpt plan shows the parts); "
                               "what would fit: %s", (double)wanted / 1048576.0, (double)available / 1048576.0, options);
     }
     Tensor scratch;
@@ -73,7 +73,7 @@ static bool open_weights(Run *run, char *resumed_from, size_t resumed_bytes, Err
     return run_agree(run, "load the weights", ok, err);
 }
 
-// A run that was killed may still hold its lock when the launcher starts the next.
+// A killed run may still hold its lock when the launcher starts the next.
 #define LOCK_WAIT_SECONDS 3
 
 static bool open_logger(Run *run, const char *resumed_from, Error *err) {
@@ -133,7 +133,7 @@ static bool open_local(Run *run, Error *err) {
     return true;
 }
 
-// One run at a time writes to a directory; rank 0 holds it.
+// At most one run writes to a directory; rank 0 holds the lock.
 static bool take_lock(Run *run, Error *err) {
     if (run->launch.rank > 0) return true;
     return run_lock_take(&run->lock, run->config.out_dir, LOCK_WAIT_SECONDS, err);
@@ -173,7 +173,7 @@ bool run_open(Run *run, const RunConfig *config, Error *err) {
 }
 
 void run_close(Run *run) {
-    run_save_close(run);  // may still have something to say
+    run_save_close(run);  // may still write to the log
     if (run->logger != NULL) logger_close(run->logger);
     if (run->loader != NULL) loader_close(run->loader);
     for (int s = 0; s < CONFIG_MAX_SOURCES; ++s)

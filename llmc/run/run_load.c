@@ -13,7 +13,7 @@
 // ---------------------------------------------------------------------------------------------------------------
 // The optimizer's state
 
-// Masters come before anything else is in memory, so that they may pass through whole.
+// Masters are read before the other state is in memory, so a whole tensor may be buffered.
 static bool read_master(Run *run, const OptimizerFiles *files, StateKind kind, int param, Error *err) {
     const ParamSpec *spec = &run->model.params.spec[param];
     float *values = xmalloc(to_size(spec->elems) * sizeof *values);
@@ -38,8 +38,7 @@ static bool read_moment(Run *run, const OptimizerFiles *files, const StatePiece 
     return true;
 }
 
-// kept: what is in the file and the run has. Where masters are not, what the weights, already loaded, left there is
-// right.
+// kept: the state that both the file and the run have. Masters that the file lacks were already set from the weights.
 static bool read_optimizer(Run *run, const char *dir, const StateKept *kept, Error *err) {
     const ParamTable *params = &run->model.params;
     OptimizerFiles *files;
@@ -66,13 +65,13 @@ static bool read_optimizer(Run *run, const char *dir, const StateKept *kept, Err
 }
 
 // ---------------------------------------------------------------------------------------------------------------
-// The whole
+// The whole checkpoint
 
 static bool check_state(const Run *run, const StateFile *state, const char *dir, Error *err) {
     const char *wanted = word_of(OPTIMIZER_WORDS, (int)run->config.optimizer);
     if (strcmp(state->optimizer, wanted) != 0)
         return error_set(err,
-                         "%s: this checkpoint was trained with optimizer=%s, the run asks for %s: to change it, "
+                         "%s: this checkpoint was trained with optimizer=%s, the run has optimizer=%s: to change it, "
                          "start a new run with init_from=%s",
                          dir, state->optimizer, wanted, dir);
     uint64_t fingerprint = run->tokenizer == NULL ? 0 : tokenizer_fingerprint(run->tokenizer);
@@ -87,14 +86,14 @@ static bool check_state(const Run *run, const StateFile *state, const char *dir,
         char theirs[256], ours[256];
         params_describe(&arch, theirs, sizeof theirs);
         params_describe(&run->config.arch, ours, sizeof ours);
-        return error_set(err, "%s: this checkpoint is another architecture (%s) than the run (%s)", dir, theirs,
+        return error_set(err, "%s: this checkpoint has another architecture (%s) than the run (%s)", dir, theirs,
                          ours);
     }
     return true;
 }
 
 bool run_load(Run *run, const char *dir, Error *err) {
-    if (!checkpoint_verify(dir, false, err)) return false;  // hashes were looked at when it was chosen
+    if (!checkpoint_verify(dir, false, err)) return false;  // hashes were checked when it was chosen
     char *path = path_join(dir, "state.json"), *json = NULL;
     StateFile state;
     bool ok = file_read_all(path, STATE_MAX_BYTES, &json, NULL, err) && state_file_parse(&state, json, path, err);
@@ -103,7 +102,9 @@ bool run_load(Run *run, const char *dir, Error *err) {
     if (!ok || !check_state(run, &state, dir, err)) return false;
     if (!model_file_read(dir, &run->config.arch, &run->model.params, model_put_param, &run->model, err)) return false;
     bool masters = strcmp(state.dtype, dtype_name(DTYPE_BF16)) == 0 && state.master_weights;
-    const StateKept kept = {run->config.optimizer == OPTIMIZER_MUON, masters && run->model.master != NULL};
+    // What the files have, of what this run keeps: an fp32 run takes masters as its weights.
+    StateKept kept = state_kept_by(&run->model);
+    kept.masters = masters && run->model.master != NULL;
     if (!read_optimizer(run, dir, &kept, err)) return false;
     run->progress = state.progress;
     return true;

@@ -1,13 +1,13 @@
-// run_load.h: a run out of a checkpoint directory, which any number of ranks may have written (run_save.h): weights
-// as a Hugging Face model, the optimizer's state (optimizer_file.h) and state.json. Loading gives back every bit that
-// the next step depends on.
+// run_load.h: loads a checkpoint directory, written by any number of ranks (run_save.h), into a run: weights as a Hugging
+// Face model, the optimizer's state (optimizer_file.h) and state.json. All state on which the next step depends is
+// restored to the bit.
 #ifndef LLMC_RUN_LOAD_H
 #define LLMC_RUN_LOAD_H
 
 #include "llmc/run/run.h"
 
-// Weights, moments and progress. The run may have another dtype and other master weights than the checkpoint: masters
-// come from masters, else from the weights; bf16 weights are what they were, or rounded to nearest. Errors when the
-// checkpoint's architecture, optimizer or tokenizer is another one.
+// Weights, moments and progress. The run's dtype and use of master weights may differ from the checkpoint's: masters are
+// read from masters, else from the weights; bf16 weights are read as saved, or rounded to nearest from fp32. Errors if
+// the checkpoint's architecture, optimizer or tokenizer differs from the run's.
 bool run_load(Run *run, const char *dir, Error *err);
 #endif

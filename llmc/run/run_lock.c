@@ -1,5 +1,5 @@
-// run_lock.c: see run_lock.h. An open-file-description lock, which network file systems know too and which other
-// opens of the file within the process do not drop.
+// run_lock.c: see run_lock.h. An open-file-description lock: it works on network file systems, and closing another
+// descriptor of the file in this process does not release it.
 #include "llmc/run/run_lock.h"
 
 #include <errno.h>
@@ -25,11 +25,11 @@ static bool refuse(int fd, const char *dir, Error *err) {
     ssize_t length = pread(fd, holder, sizeof holder - 1, 0);
     holder[length < 0 ? 0 : length] = '\0';
     holder[strcspn(holder, "\n")] = '\0';
-    // Written by a run, but readable by anybody: nothing that could upset a terminal is shown.
+    // Any process may have written the file: control characters must not reach the terminal.
     for (char *c = holder; *c != '\0'; ++c)
         if (*c < ' ' || *c > '~') *c = '?';
     return error_set(err, "%s: another run is using this directory: %s; wait for it, stop it, or choose another "
-                          "out_dir", dir, holder[0] != '\0' ? holder : "it has not said which");
+                          "out_dir", dir, holder[0] != '\0' ? holder : "unknown holder");
 }
 
 static bool write_holder(int fd, const char *path, Error *err) {
@@ -61,8 +61,8 @@ bool run_lock_take(RunLock *lock, const char *dir, double wait_seconds, Error *e
         reason = try_lock(fd);
     }
     if (reason != 0 && !is_held(reason))
-        snprintf(lock->note, sizeof lock->note, "%.160s: cannot be locked (%s): a second run on this directory would "
-                                                "not be noticed", path, strerror(reason));
+        snprintf(lock->note, sizeof lock->note, "%.160s: cannot be locked (%s): a second run on this directory will "
+                                                "not be detected", path, strerror(reason));
     bool ok = is_held(reason) ? refuse(fd, dir, err) : write_holder(fd, path, err);
     if (ok) lock->fd = fd;
     else close(fd);

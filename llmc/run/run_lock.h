@@ -1,6 +1,6 @@
-// run_lock.h: one run at a time on a directory. Rank 0 holds an exclusive lock on DIR/.lock for as long as it lives;
-// the kernel gives it back however the process ends, so that there are no stale locks. The file says who holds it,
-// for people and for the message of the one that is refused.
+// run_lock.h: at most one run per directory. Rank 0 holds an exclusive lock on DIR/.lock until its process ends; the
+// kernel releases it even after a crash, so there are no stale locks. The file names the holder, for the message of a
+// second run. Must not know what a run writes.
 #ifndef LLMC_RUN_LOCK_H
 #define LLMC_RUN_LOCK_H
 
@@ -10,12 +10,12 @@
 
 typedef struct {
     int fd;          // -1: not held
-    char note[256];  // what to tell the user although the run goes on: the file system knows no locks; "": nothing
+    char note[256];  // a warning for the user: the file system does not support locks; "": none
 } RunLock;
 
-// Creates dir if needed. A holder is waited for at most wait_seconds: one that was killed may still be on its way out
-// when the launcher starts the next. Errors: somebody else holds it (host, process and since when are named), or dir
-// cannot be written.
+// Creates dir if needed. Waits at most wait_seconds for a holder: a killed process may not have exited yet when the
+// launcher starts the next. Errors: another run holds the lock (names host, process and since when), or dir is not
+// writable.
 bool run_lock_take(RunLock *lock, const char *dir, double wait_seconds, Error *err);
 void run_lock_release(RunLock *lock);
 #endif

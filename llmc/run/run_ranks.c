@@ -1,5 +1,5 @@
-// run_ranks.c: what the ranks of a run settle among themselves: who they are, that they were started alike, their mesh,
-// and what all of them have to do alike. Declared in run_impl.h.
+// run_ranks.c: agreements among the ranks of a run: their ranks and hosts, equal options, the mesh, errors, the checkpoint
+// to resume from. Declared in run_impl.h.
 #include <sched.h>
 #include <stdlib.h>
 #include <string.h>
@@ -51,7 +51,7 @@ bool run_same_config(const Run *run, Error *err) {
     return ok;
 }
 
-// Ranks of one host that the launcher has not bound to cores of their own share them.
+// Ranks of one host share its cores, unless the launcher has bound each to its own.
 int run_threads_of_rank(const Run *run) {
     cpu_set_t mine;
     long cores = sysconf(_SC_NPROCESSORS_ONLN);
@@ -67,7 +67,7 @@ static void probe_comm(void *context, ControlStatus *out) {
 void run_watch_comm(Run *run) { control_set_probe(run->control, probe_comm, run->mesh.data.comm); }
 
 bool run_open_mesh(Run *run, Error *err) {
-    // No option asks for other axes yet.
+    // There is no option for the other axes yet.
     const MeshShape shape = {.expert = 1, .context = 1, .tensor = 1};
     if (!mesh_init(&run->mesh, &shape, run->launch.rank, run->launch.world, err)) return false;
     if (!mesh_check_data_only(&run->mesh, err)) return false;
@@ -75,8 +75,8 @@ bool run_open_mesh(Run *run, Error *err) {
                               .lanes = run->config.deterministic == DETERMINISTIC_LANES};
     if (!partition_check(&ranks, err)) return false;
     return !ranks.lanes || run->config.reduce_dtype == DTYPE_F32 ||
-           error_set(err, "deterministic=lanes: expected reduce_dtype=fp32, found bf16: gradients that travel would be "
-                          "rounded and those that do not would not, so results would depend on the number of ranks");
+           error_set(err, "deterministic=lanes: expected reduce_dtype=fp32, found bf16: only gradients that are sent "
+                          "between ranks would be rounded, so results would depend on the number of ranks");
 }
 
 // ---------------------------------------------------------------------------------------------------------------
@@ -102,14 +102,14 @@ bool run_choose_checkpoint(Run *run, const char *resume, char *out, size_t out_b
         if (automatic || never) newest = checkpoint_newest(config->out_dir, &skipped);
         else if (checkpoint_verify(resume, true, err)) newest = xstrdup(resume);
         else ok = false;
-        if (skipped != NULL) fprintf(stderr, "passed over: %s\n", skipped);
+        if (skipped != NULL) fprintf(stderr, "skipped: %s\n", skipped);
         if (never && newest != NULL)
-            ok = error_set(err, "%s already holds %s and resume=never: choose another out_dir, or resume=auto to go on "
-                                "from it", config->out_dir, newest);
+            ok = error_set(err, "%s already has %s and resume=never: choose another out_dir, or set resume=auto to "
+                                "resume from it", config->out_dir, newest);
         if (newest != NULL) snprintf(out, out_bytes, "%s", newest);
         free(skipped);
         free(newest);
     }
     return run_agree(run, "choose the checkpoint", ok, err) &&
-           control_broadcast(run->control, "checkpoint to go on from", out, out_bytes);
+           control_broadcast(run->control, "checkpoint to resume from", out, out_bytes);
 }

@@ -1,4 +1,4 @@
-// run_report.c: what a run shows on the way and at its end: held-out loss, samples, the cost of its ranks, the summary.
+// run_report.c: reports of a run: held-out loss, samples, the cost of communication, the summary.
 #include "llmc/run/run.h"
 
 #include <math.h>
@@ -44,7 +44,7 @@ typedef struct {
 static bool append_token(void *context, int32_t id) {
     SampleText *sample = context;
     int32_t bytes;
-    if (id >= tokenizer_vocab(sample->tokenizer)) return true;  // a larger vocabulary than the tokenizer's: no text
+    if (id >= tokenizer_vocab(sample->tokenizer)) return true;  // the model's vocabulary is larger: this id has no text
     const uint8_t *token = tokenizer_token(sample->tokenizer, id, &bytes);
     sample->text = xrealloc(sample->text, sample->length + (size_t)bytes + 1);
     memcpy(sample->text + sample->length, token, (size_t)bytes);
@@ -57,7 +57,7 @@ void run_sample(Run *run) {
     if (run->tokenizer == NULL || run->model.shape.cache_tokens == 0) return;
     int32_t eot = tokenizer_eot(run->tokenizer);
     TokenList prompt = {0};
-    // A text begins after an end-of-text token, as every document of the shards does.
+    // The prompt follows an end-of-text token, like every document in the shards.
     if (eot >= 0) token_list_push(&prompt, eot);
     tokenizer_encode(run->tokenizer, &prompt, run->config.sample_prompt, (int64_t)strlen(run->config.sample_prompt),
                      false);
@@ -72,8 +72,8 @@ void run_sample(Run *run) {
     SampleText sample = {.tokenizer = run->tokenizer,
                          .text = xstrdup(run->config.sample_prompt),
                          .length = strlen(run->config.sample_prompt)};
-    // Where every token takes all ranks (ZeRO stage 3), none of them may stop before the others: ranks on unlike processors
-    // need not draw the same token.
+    // In ZeRO stage 3 every token is a collective, so no rank may stop before the others, and ranks on different
+    // processors may draw different tokens.
     int32_t stop = run->model.part.options.stage == 3 ? -1 : eot;
     sample_continue(&run->model, prompt.ids, prompt.count, stop, &options, append_token, &sample);
     logger_sample(run->logger, run->progress.step, sample.text);
@@ -81,7 +81,7 @@ void run_sample(Run *run) {
     token_list_free(&prompt);
 }
 
-// The most memory that this process ever had, "VmHWM" of /proc; 0: not known.
+// Peak resident memory of this process, "VmHWM" of /proc; 0: unknown.
 static double peak_resident_bytes(void) {
     char line[256];
     double kib = 0;
@@ -105,13 +105,13 @@ void run_report_ranks(Run *run) {
         run->mesh.data.comm->stats(run->mesh.data.comm, &stats);
         double steps = (double)max_i64(1, run->reported);
         logger_message(run->logger,
-                       "ranks    communication %.1f ms a step, %.0f %% of it hidden; %.1f MiB sent a step and rank",
+                       "ranks    communication %.1f ms a step, %.0f %% of it hidden; %.1f MiB sent per step and rank",
                        stats.busy_seconds / steps * 1e3,
                        100 * (1 - stats.exposed_seconds / fmax(stats.busy_seconds, 1e-9)),
                        (double)stats.bytes / steps / 1048576.0);
         if (run->be->shares_host_memory)
-            logger_message(run->logger, "memory   rank 0 took %.1f MiB of %.1f planned; farthest off is rank %d: %.1f of "
-                                        "%.1f (%+.1f %%)", all[0][0] / 1048576.0, all[0][1] / 1048576.0, off,
+            logger_message(run->logger, "memory   rank 0 used %.1f MiB of %.1f planned; largest difference: rank %d, %.1f "
+                                        "of %.1f (%+.1f %%)", all[0][0] / 1048576.0, all[0][1] / 1048576.0, off,
                            all[off][0] / 1048576.0, all[off][1] / 1048576.0,
                            100 * (all[off][0] / all[off][1] - 1));
     }

@@ -1,5 +1,5 @@
-// run_resolve.c: what a config leaves open and the run has to know: the tokenizer, the vocabulary; and whether model,
-// schedule and device agree. Declared in run.h and run_impl.h.
+// run_resolve.c: finds the tokenizer and the vocabulary if the config does not set them; checks that model, schedule and
+// device fit together. Declared in run.h and run_impl.h.
 #include <glob.h>
 #include <stdlib.h>
 #include <string.h>
@@ -7,7 +7,7 @@
 #include "llmc/loader/shard.h"
 #include "llmc/run/run_impl.h"
 
-// dir/tokenizer.json of the directory that holds the first shard of a glob; NULL when there is none.
+// tokenizer.json in the directory of a glob's first shard; NULL: there is none.
 static char *tokenizer_beside(const char *pattern) {
     glob_t found;
     char *path = NULL;
@@ -41,7 +41,7 @@ bool run_find_tokenizer(Tokenizer **out, const RunConfig *config, Error *err) {
     return *out != NULL;
 }
 
-// What the first shard of the run says its vocabulary is; 0: it does not (llm.c's format) or the run has none.
+// The vocabulary stated by the run's first shard; 0: not stated (llm.c's format), or the run has no shards.
 static bool shard_vocab(int64_t *out, const RunConfig *config, Error *err) {
     *out = 0;
     const char *pattern = config->source_count > 0 ? config->source[0].train : "";
@@ -72,7 +72,7 @@ bool run_resolve_model(RunConfig *config, const Tokenizer *tokenizer, Error *err
     if (!model_config_finish(arch, err)) return false;
     if (tokenizer != NULL && tokenizer_vocab(tokenizer) > arch->V)
         return error_set(
-            err, "the tokenizer \"%s\" has %d ids but the model's vocabulary is %lld: set vocab=%d or leave it out",
+            err, "the tokenizer \"%s\" has %d ids but the model's vocabulary is %lld: set vocab=%d or omit vocab",
             tokenizer_name(tokenizer), tokenizer_vocab(tokenizer), (long long)arch->V, tokenizer_vocab(tokenizer));
     return true;
 }

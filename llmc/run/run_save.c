@@ -7,7 +7,7 @@
 
 #include "llmc/checkpoint/snapshot.h"
 
-#define ATTACH_SECONDS 30   // a network file system may show what rank 0 made only so late
+#define ATTACH_SECONDS 30   // a network file system may show rank 0's directory with this delay
 #define FINISH_POLL_SECONDS 0.5
 #define REASON_BYTES 600
 #define WORTH_SAYING_SECONDS 0.1
@@ -16,23 +16,23 @@ typedef struct RunSave {
     Saver saver;
     Snapshot snapshot;  // bytes 0: tensors are streamed from the device while training waits
     CheckpointWriter writer;
-    bool begun;         // rank 0: the temporary directory is there
-    bool copying;       // the snapshot is on its way; the saver begins when it is there
-    bool had_checkpoint;  // before this one
+    bool begun;         // rank 0: the temporary directory exists
+    bool copying;       // the snapshot is being copied; the saver begins when it is complete
+    bool had_checkpoint;  // before this checkpoint
     int64_t step;
     char *hf_config, *state_text;
-    Ticket copy_from;   // the point that the snapshot is of
-    double waited_seconds, copied_seconds, started, written_seconds;  // waited: for the one before
-    Error not_deleted;  // older checkpoints could not be removed: no reason to call the new one a failure
+    Ticket copy_from;   // the point in the computation that the snapshot shows
+    double waited_seconds, copied_seconds, started, written_seconds;  // waited: for the previous checkpoint
+    Error not_deleted;  // older checkpoints could not be removed: a warning, not a failure
 } RunSave;
 
-// Files are divided along the data axis; who begins, commits and lists them is said of the launch.
+// Files are divided along the data axis; rank 0 of the launch begins and commits the checkpoint.
 static MeshAxis files_of(const Run *run) { return run->mesh.data.axis; }
 
 // ---------------------------------------------------------------------------------------------------------------
 // Files of this rank
 
-// The whole of a parameter is there only while its bucket is gathered; all ranks gather all buckets, in order.
+// A parameter is complete only while its bucket is gathered; all ranks gather all buckets, in order.
 typedef struct {
     Run *run;
     const StatePiece *state;
@@ -79,7 +79,7 @@ static bool write_streamed(Run *run, const char *dir, Error *err) {
     int count = state_pieces(&list, &run->model.params, &run->model.part.options, &kept);
     Stream stream = {run, list, xmalloc(to_size(SAFETENSORS_CHUNK_ELEMS) * sizeof(float)), -1};
     bool ok = write_shards(run, dir, stream_weights, &stream, stream_state, &stream, list, count, err);
-    // Whatever happened here, and though this rank may need nothing of it: the others wait for its part.
+    // Even after an error here, and even if this rank needs none of it: the other ranks wait for its part of the gather.
     gather_up_to(&stream, run->model.part.buckets - 1);
     if (!run->be->wait(run->be, run->be->mark(run->be), ok ? err : NULL)) ok = false;
     free(stream.staging);
@@ -93,7 +93,7 @@ static bool write_rank(Run *run, const char *dir, Error *err) {
     return write_shards(run, dir, snapshot_get_weights, s, snapshot_fetch_state, s, s->state, s->state_count, err);
 }
 
-// What a checkpoint has once.
+// The files that exist once per checkpoint.
 static bool write_common(Run *run, Error *err) {
     RunSave *save = run->save;
     CheckpointWriter *writer = &save->writer;
@@ -118,7 +118,7 @@ static bool write_part(Run *run, Error *err) {
 }
 
 // ---------------------------------------------------------------------------------------------------------------
-// Jobs of the saver
+// The saver's jobs
 
 static bool write_job(void *context, Error *err) {
     Run *run = context;
@@ -134,9 +134,9 @@ static bool commit_job(void *context, Error *err) {
     Run *run = context;
     RunSave *save = run->save;
     const CheckpointRetention retention = {run->config.keep_last, run->config.keep_every, save->step};
-    save->begun = false;  // commit releases the writer, whatever comes of it
+    save->begun = false;  // commit releases the writer, also on failure
     if (!checkpoint_commit(&save->writer, err)) return false;
-    (void)checkpoint_prune(run->config.out_dir, &retention, &save->not_deleted);  // told, and no failure
+    (void)checkpoint_prune(run->config.out_dir, &retention, &save->not_deleted);  // a failure is only a warning
     save->written_seconds = now_seconds() - save->started;
     return true;
 }
@@ -161,10 +161,10 @@ void run_save_close(Run *run) {
     RunSave *save = run->save;
     if (save == NULL) return;
     Error err = {""};
-    if (run->launch.world == 1) run_save_finish(run, &err);  // it says itself what went wrong
+    if (run->launch.world == 1) run_save_finish(run, &err);  // logs its own errors
     saver_abandon(&save->saver);
     save->copying = false;
-    if (save->begun) checkpoint_detach(&save->writer);  // other ranks may be writing there: the next run tidies up
+    if (save->begun) checkpoint_detach(&save->writer);  // other ranks may still be writing: the next run cleans up
     snapshot_close(&save->snapshot);
     forget_texts(save);
     free(save);
@@ -172,7 +172,7 @@ void run_save_close(Run *run) {
 }
 
 // ---------------------------------------------------------------------------------------------------------------
-// Beginning, voting, ending
+// Begin, vote, finish
 
 static void make_texts(Run *run) {
     const RunConfig *config = &run->config;
@@ -188,7 +188,7 @@ static void make_texts(Run *run) {
     free(run_config);
 }
 
-// Copies and begins to write. A failure is the saver's to report, like one that comes later.
+// Copies and begins to write. A failure is passed to the saver and reported like a later one.
 static bool begin(Run *run, Error *err) {
     RunSave *save = run->save;
     double started = now_seconds();
@@ -201,11 +201,11 @@ static bool begin(Run *run, Error *err) {
         if (save->begun) save->writer.parts = run->launch.world > 1 ? run->launch.world : 0;
         make_texts(run);
     }
-    // The others write when the directory is there.
+    // The other ranks write when the directory exists.
     double failed = why.message[0] != '\0';
     if (!control_reduce(run->control, "begin a checkpoint", NULL, 0, &failed, 1))
-        return error_set(err, "the ranks lost each other");
-    // Going back waits for it: whether there is something to go back to must not depend on how fast a disk is.
+        return error_set(err, "the connection to the other ranks is closed");
+    // Set now, and a rewind waits for it: whether a rewind is possible must not depend on the speed of a disk.
     save->had_checkpoint = run->has_checkpoint;
     run->has_checkpoint = true;
     save->started = started;
@@ -232,7 +232,7 @@ void run_save_copied(Run *run) {
     Error why = {""};
     bool ok = snapshot->bytes == 0 || snapshot_wait(snapshot, &why);
     double now = now_seconds();
-    // What the device says of it: the host has issued a step since.
+    // Measured on the device: the host has issued a step since.
     double ms = snapshot->bytes > 0 ? run->be->elapsed_ms(run->be, save->copy_from, snapshot->copied) : -1;
     save->copied_seconds = ms >= 0 ? 1e-3 * ms : now - save->started;
     save->started = now;
@@ -240,14 +240,14 @@ void run_save_copied(Run *run) {
     else saver_begin_failed(&save->saver, &why);
 }
 
-// Who failed and why, known to all; nothing is left of the attempt.
+// Gathers which rank failed and why, sets err on all ranks, and removes the incomplete checkpoint.
 static bool give_up(Run *run, Error *err) {
     RunSave *save = run->save;
     char mine[REASON_BYTES], who[160];
     char(*all)[REASON_BYTES] = xcalloc((size_t)run->launch.world, sizeof *all);
     memset(mine, 0, sizeof mine);
     snprintf(mine, sizeof mine, "%.*s", REASON_BYTES - 1, save->saver.error.message);
-    bool heard = control_gather(run->control, "why it is not saved", all, mine, sizeof mine);
+    bool heard = control_gather(run->control, "reason of the save error", all, mine, sizeof mine);
     int first = 0;
     while (heard && first < run->launch.world && all[first][0] == '\0') ++first;
     if (!heard || first == run->launch.world) error_set(err, "%s: not saved", run->config.out_dir);
@@ -278,7 +278,7 @@ static void report_saved(Run *run) {
     if (save->not_deleted.message[0] != '\0') logger_message(run->logger, "warning: %s", save->not_deleted.message);
 }
 
-// What the votes lead to. False: the checkpoint failed; err says why.
+// Acts on the votes' maxima. False: the checkpoint failed; err says why.
 static bool advance(Run *run, const double votes[SAVER_VOTES], Error *err) {
     SaverEvent event = saver_step(&run->save->saver, votes);
     if (event == SAVER_NOTHING) return true;
@@ -297,13 +297,13 @@ static bool finish(Run *run, Error *err) {
         saver_wait(saver, FINISH_POLL_SECONDS);
         saver_vote(saver, votes);
         ok = control_reduce(run->control, "finish a checkpoint", NULL, 0, votes, SAVER_VOTES) ||
-             error_set(err, "the ranks lost each other");
+             error_set(err, "the connection to the other ranks is closed");
         ok = ok && advance(run, votes, err);
     }
     return ok;
 }
 
-// False: the run is to end.
+// False: the run must end.
 static bool settle(Run *run, bool ok, Error *err) {
     if (ok) return true;
     logger_message(run->logger, "NOT SAVED: %s; the previous checkpoint is untouched", err->message);
@@ -312,7 +312,7 @@ static bool settle(Run *run, bool ok, Error *err) {
         return true;
     }
     run->all_know = true;
-    return run->launch.rank == 0 ? false : error_set(err, "the checkpoint is not saved; rank 0 says why");
+    return run->launch.rank == 0 ? false : error_set(err, "the checkpoint is not saved; rank 0 prints the reason");
 }
 
 void run_save_vote(const Run *run, double votes[SAVER_VOTES]) {

@@ -1,24 +1,23 @@
-// run_save.h: a run's checkpoints, written by all its ranks beside training. run_save (run.h) copies what is to be
-// saved and begins; the loop votes once a step; when every rank has written its files, rank 0 commits. Every function
-// here but vote is called by all ranks alike. A failure on any rank (disk full, a directory that vanished) ends this
-// checkpoint for all, with one message, and leaves the ones before as they are; config.on_save_error says whether the
-// run goes on.
+// run_save.h: a run's checkpoints, written by all ranks while training continues. run_save (run.h) copies the state and
+// begins; the ranks vote once a step; when every rank has written its files, rank 0 commits. run_save_poll is collective.
+// A failure on any rank (disk full, directory removed) ends this checkpoint on all ranks with one message; earlier
+// checkpoints stay as they are, and config.on_save_error decides whether the run continues.
 #ifndef LLMC_RUN_SAVE_H
 #define LLMC_RUN_SAVE_H
 
 #include "llmc/run/run.h"
 #include "llmc/checkpoint/saver.h"
 
-// Takes the memory for copies, if the run is to have one. Local; after the model is laid out.
+// Allocates the host memory for copies if async_save is set. Local; after the model is laid out.
 bool run_save_open(Run *run, Error *err);
-// A run of one rank first finishes what it was writing; of several, that is run_save_finish's, called before.
+// A run of one rank first finishes writing; with several ranks, call run_save_finish before.
 void run_save_close(Run *run);
 
-// After a step has been issued: waits for the copy that was begun before it, and begins to write. The device has that
-// step's passes to compute meanwhile, and its update waits for the copy anyway.
+// Call after a step has been issued: waits for the copy that began before it, then begins to write. The device computes
+// that step's passes meanwhile; its update waits for the copy anyway.
 void run_save_copied(Run *run);
-// What this rank brings to the step's agreement, and what comes of the largest over all ranks. False: a checkpoint
-// failed, and the run is to end for it.
+// votes: this rank's contribution to the agreement of a step; poll acts on their maxima over all ranks. False: a
+// checkpoint failed and the run must end.
 void run_save_vote(const Run *run, double votes[SAVER_VOTES]);
 bool run_save_poll(Run *run, const double votes[SAVER_VOTES], Error *err);
 

@@ -1,5 +1,5 @@
-// run_step.c: what surrounds a step of the training loop: what the ranks agree on before it, the phase, the bounds of
-// the guard, its results when they are there, and the way back after a spike.
+// run_step.c: the work around a step of the training loop: the ranks' agreement before it, the phase, the guard's bounds,
+// its results when they arrive, and the rewind after a spike.
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
@@ -10,7 +10,7 @@
 #include "llmc/run/run_save.h"
 #include "llmc/train/guard.h"
 
-// What each rank brings to a step's agreement: sums (the weights of its micro-batches last), then maxima.
+// A rank's contribution to the agreement before a step: sums (the weights of its micro-batches last), then maxima.
 enum { VOTE_SECONDS, VOTE_WEIGHTS };
 enum { VOTE_SIGNAL, VOTE_NO_DATA, VOTE_SAVER, VOTE_MAXIMA = VOTE_SAVER + SAVER_VOTES };
 
@@ -31,8 +31,8 @@ void run_close_steps(Run *run) {
     free(run->vote);
 }
 
-// Time-bounded runs: the horizon is where the speed so far leads, so that learning-rate curves follow the clock. seconds:
-// of rank 0, the same everywhere.
+// Runs bounded by time: the horizon is extrapolated from the speed so far, so that the learning-rate schedule follows the
+// clock. seconds: rank 0's, equal on all ranks.
 static bool time_is_left(Run *run, double seconds) {
     double budget = run->config.train_seconds;
     int64_t step = run->progress.step;
@@ -70,19 +70,19 @@ bool run_begin_step(Run *run, int stop_signal, Error *err) {
         sum[VOTE_WEIGHTS + i] = run->batch != NULL ? run->batch->micro_batch_weight[i] : 0;
     control_set_step(run->control, run->progress.step + 1);
     if (!control_reduce(run->control, "step", sum, VOTE_WEIGHTS + (int)micro_batches, most, VOTE_MAXIMA))
-        return error_set(err, "the ranks lost each other");
+        return error_set(err, "the connection to the other ranks is closed");
     run->stop_signal = (int)most[VOTE_SIGNAL];
     if (!run_save_poll(run, most + VOTE_SAVER, err)) return false;
     run->all_know = most[VOTE_NO_DATA] > 0;
     if (run->all_know)
-        return run->batch == NULL ? false : error_set(err, "another rank cannot read its data; it says why");
+        return run->batch == NULL ? false : error_set(err, "another rank cannot read its data and prints the reason");
     if (run->stop_signal != 0) return false;
     if (run->config.train_seconds > 0 && !time_is_left(run, sum[VOTE_SECONDS])) return false;
     run->weight_sum = tree_sum_f64(sum + VOTE_WEIGHTS, micro_batches);
     return enter_phase(run, err);
 }
 
-// What a step shows to the guard. A spike may end the stretch since the last checkpoint: run->rewind_because.
+// Passes a step's results to the guard. A spike may request a rewind: run->rewind_because.
 static bool guard_step(Run *run, const PendingStep *pending, double loss, Error *err) {
     const GradStats *stats = &pending->host->stats;
     const GuardResult result = {.step = pending->step,
@@ -96,7 +96,7 @@ static bool guard_step(Run *run, const PendingStep *pending, double loss, Error 
     if (line[0] != '\0') logger_message(run->logger, "%s", line);
     if (action == GUARD_REWIND) run->rewind_because = pending->step;
     Error unsaved = {""};
-    if (action == GUARD_STOP) run_save_finish(run, &unsaved);  // all ranks stop here: what was begun is not lost
+    if (action == GUARD_STOP) run_save_finish(run, &unsaved);  // all ranks stop here: complete the checkpoint in progress
     return action != GUARD_STOP;
 }
 
@@ -105,7 +105,7 @@ static StepRecord step_record(const Run *run, const PendingStep *pending, double
     const PhaseSpan *phase = schedule_phase(&run->schedule, step - 1);
     double tokens = (double)(phase->rows_per_step * phase->T);
     double rate = tokens / (step_ms * 1e-3);
-    double flops = run->flops_per_token[phase->index] * rate / run->launch.world;  // of a rank
+    double flops = run->flops_per_token[phase->index] * rate / run->launch.world;  // per rank
     // Unknown before a run bounded by time has measured its first step.
     int64_t total_steps = run->schedule.total_steps < SCHEDULE_OPEN_STEPS ? run->schedule.total_steps : 0;
     double spent = run->progress.seconds;
@@ -144,16 +144,16 @@ bool run_rewind(Run *run, Error *err) {
     int64_t because = run->rewind_because;
     RunProgress before = run->progress;
     if (!run->be->synchronize(run->be, err) || !run_save_finish(run, err)) return false;
-    run->reported = run->issued;  // what came after is not looked at any more
+    run->reported = run->issued;  // results of later steps are discarded
     run->rewind_because = 0;
     char newest[CONFIG_PATH_BYTES + 64], line[300];
     if (!run_choose_checkpoint(run, "auto", newest, sizeof newest, err)) return false;
     bool ok = newest[0] != '\0' ||
-              error_set(err, "%s holds no complete checkpoint any more to go back to", run->config.out_dir);
+              error_set(err, "%s no longer has a complete checkpoint to rewind to", run->config.out_dir);
     ok = ok && run_load(run, newest, err) &&
          guard_rewind(&run->progress, line, sizeof line, &before, because, err);
     ok = ok && hash_chain_resume(&run->chain, &run->progress, err);
-    if (!run_agree(run, "go back", ok, err)) return false;
+    if (!run_agree(run, "rewind", ok, err)) return false;
     zero_send_weights(&run->zero);
     loader_set_skips(run->loader, run->progress.skip, run->progress.skip_count);
     loader_seek(run->loader, run->progress.step);
@@ -198,12 +198,12 @@ void run_step_issued(Run *run, double started, const OptimizerStep *step) {
     pending->read = be->download_begin(be, results, 2);
     be->after(be, pending->read);  // a few bytes, which the next step writes to
     ++run->issued;
-    // A CPU has done it by now; its result is looked at when those of other devices are.
+    // A CPU has computed it by now; its result is read as late as on other devices.
     if (be->has_passed(be, pending->read)) note_finished(run, pending);
     run_save_copied(run);
 }
 
-// The device's own words, and where to go on.
+// Adds the step and the checkpoint to resume from to the device's error.
 static bool explain_failure(const Run *run, int64_t step, Error *err) {
     char *skipped, *newest = checkpoint_newest(run->config.out_dir, &skipped);
     free(skipped);
@@ -211,15 +211,15 @@ static bool explain_failure(const Run *run, int64_t step, Error *err) {
     size_t used = strlen(err->message);
     if (newest != NULL)
         snprintf(err->message + used, sizeof err->message - used,
-                 "; the last complete checkpoint is %s: the same command goes on from there", newest);
+                 "; the last complete checkpoint is %s: the same command resumes from it", newest);
     else
-        snprintf(err->message + used, sizeof err->message - used, "; %s holds no complete checkpoint",
+        snprintf(err->message + used, sizeof err->message - used, "; %s has no complete checkpoint",
                  run->config.out_dir);
     free(newest);
     return false;
 }
 
-// Known once a step has asked for attention; another shape, or the other direction, may be served by another kernel.
+// Known once a step has run attention; another shape, or the backward pass, may use another kernel.
 static void report_attention(Run *run) {
     const char *now = run->be->attention_choice;
     if (strcmp(run->attention[0], now) == 0 || strcmp(run->attention[1], now) == 0) return;
@@ -232,7 +232,7 @@ bool run_report_steps(Run *run, int64_t may_be_pending, Error *err) {
     Backend *be = run->be;
     while (run->reported < run->issued) {
         PendingStep *pending = &run->pending[run->reported % RUN_PENDING_STEPS];
-        // What a result leads to, ranks do in the same step: then they look at it in the same step, too.
+        // All ranks must act on a result in the same step, so they read it in the same step.
         bool at_once = run->launch.world == 1 && be->has_passed(be, pending->read);
         if (run->issued - run->reported <= may_be_pending && !at_once) return true;
         if (!be->wait(be, pending->read, err)) return explain_failure(run, pending->step, err);

@@ -9,11 +9,11 @@
 // ---------------------------------------------------------------------------------------------------------------
 // The window
 
-_Static_assert(GUARD_CAPACITY >= 1024 + GUARD_LATE_STEPS, "the largest spike_window and what is too late for it fit");
+_Static_assert(GUARD_CAPACITY >= 1024 + GUARD_LATE_STEPS, "the largest spike_window and the late steps fit");
 
 static double value_of(const GuardEntry *entry, bool norm) { return norm ? entry->norm : entry->loss; }
 
-// Two passes over the window, oldest first: the same additions in the same order whenever it is asked.
+// Two passes over the window, oldest first: the same additions in the same order on every call.
 static double bound(const GuardEntry *entry, int64_t count, bool norm, double z) {
     double mean = 0, squares = 0;
     for (int64_t i = 0; i < count; ++i) mean += value_of(&entry[i], norm);
@@ -45,7 +45,7 @@ void guard_bounds(double *skip_norm, double *skip_loss, const Guard *guard, cons
 void guard_add(Guard *guard, const RunConfig *config, const GuardResult *result) {
     CHECK(guard->count == 0 || guard->entry[guard->count - 1].step < result->step, "step %lld after step %lld",
           (long long)result->step, (long long)guard->entry[guard->count - 1].step);
-    if (!(config->spike_z > 0)) {  // what it holds would be too old once the option is given again
+    if (!(config->spike_z > 0)) {  // the entries would be too old when the option is set again
         guard->count = 0;
         return;
     }
@@ -91,7 +91,7 @@ GuardAction guard_count(RunProgress *progress, char *line, size_t line_bytes, co
     if (!last) return GUARD_GO_ON;
     error_set(err,
               "stopped at step %" PRId64 ": %" PRId64 " steps in a row were skipped (max_bad_steps=%" PRId64 "), the "
-              "last one because %s; go on from the last checkpoint in %s with a lower lr, a longer warm-up, %s or "
+              "last one because %s; resume from the last checkpoint in %s with a lower lr, a longer warm-up, %s or "
               "other data",
               result->step, progress->bad_in_row, config->max_bad_steps, reason, config->out_dir,
               spike ? "a larger spike_z" : "a lower grad_clip");
@@ -99,27 +99,27 @@ GuardAction guard_count(RunProgress *progress, char *line, size_t line_bytes, co
 }
 
 // ---------------------------------------------------------------------------------------------------------------
-// Going back
+// Rewinding
 
 bool guard_rewind(RunProgress *progress, char *line, size_t line_bytes, const RunProgress *before, int64_t t,
                   Error *err) {
     int64_t c = progress->step;
     CHECK(c >= 0 && c < t && t <= before->step, "back to step %lld because of step %lld, at step %lld", (long long)c,
           (long long)t, (long long)before->step);
-    // What was left out after c is part of the stretch that is left out now.
+    // Data that was already skipped after step c is part of the range that is skipped now.
     int kept = 0, here = 0;
     for (; kept < before->skip_count && before->skip[kept].at_step <= c; ++kept)
         here += before->skip[kept].at_step == c;
     if (here == GUARD_MAX_REWINDS)
         return error_set(err,
                          "stopped at step %" PRId64 ": the run went back to the checkpoint of step %" PRId64
-                         " %d times, each time to other data, and a spike came again: try a lower lr or a larger "
-                         "spike_z",
+                         " %d times, each time with other data, and there was a spike again: use a lower lr or a "
+                         "larger spike_z",
                          t, c, here);
     if (kept == DATA_SKIPS_MAX)
         return error_set(err,
-                         "stopped at step %" PRId64 ": the run went back to a checkpoint %d times, which is as often "
-                         "as it may: try a lower lr or a larger spike_z",
+                         "stopped at step %" PRId64 ": the run went back to a checkpoint %d times, which is the "
+                         "limit: use a lower lr or a larger spike_z",
                          t, kept);
     int64_t first = data_skip_step(before->skip, kept, c);
     int64_t last = data_skip_step(before->skip, before->skip_count, t - 1);
@@ -130,7 +130,7 @@ bool guard_rewind(RunProgress *progress, char *line, size_t line_bytes, const Ru
     progress->seconds = before->seconds;
     snprintf(line, line_bytes,
              "back to step %" PRId64 " because of step %" PRId64 ": the data of steps %" PRId64 " to %" PRId64
-             " (steps %" PRId64 " to %" PRId64 " of the order of the data) is left out from now on",
+             " (steps %" PRId64 " to %" PRId64 " of the data order) is skipped",
              c, t, c + 1, t, first + 1, last + 1);
     return true;
 }

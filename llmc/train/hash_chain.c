@@ -17,11 +17,11 @@ enum { SUM_WEIGHTS, SUM_OPTIMIZER, DEVICE_SUMS };
 static void append_line(HashChain *chain, const char *line, size_t bytes) {
     if (chain->file < 0 || jsonl_file_append(chain->file, line, bytes) || chain->failed) return;
     chain->failed = true;
-    fprintf(stderr, "warning: %s: cannot write %s.jsonl: %s; training goes on\n", chain->options.out_dir,
+    fprintf(stderr, "warning: %s: cannot write %s.jsonl: %s; training continues\n", chain->options.out_dir,
             HASH_FILE_NAME, strerror(errno));
 }
 
-// A file that is resumed keeps the first line that it has.
+// A resumed file keeps its first line.
 static bool open_file(HashChain *chain, int64_t resume_step, Error *err) {
     struct stat info;
     char line[HASH_LINK_BYTES];
@@ -86,7 +86,7 @@ void hash_chain_add_batch(HashChain *chain, int64_t step, const Batch *batch) {
         if (batch->row_index[row] >= 0) chain->data += hash_row(step, batch, row);
 }
 
-// ---- what the device holds ----
+// ---- device state ----
 
 static bool read_sums(const HashChain *chain, Error *err) {
     Backend *be = chain->be;
@@ -94,7 +94,7 @@ static bool read_sums(const HashChain *chain, Error *err) {
     return be->wait(be, be->download_begin(be, &sums, 1), err);
 }
 
-// Where every rank updates everything each hashes a part of it.
+// Stage 0: every rank has the whole piece, so each hashes its share of it.
 static void hash_piece(const HashChain *chain, const Model *model, const Optimizer *opt, const Piece *piece) {
     Backend *be = chain->be;
     const int64_t rank = chain->options.data.rank, world = chain->options.data.world;
@@ -119,7 +119,7 @@ static void hash_piece(const HashChain *chain, const Model *model, const Optimiz
 
 static bool combine(const HashChain *chain, const char *what, HashSums *total, const HashSums *mine, Error *err) {
     if (!control_gather(chain->options.control, what, chain->all, mine, sizeof *mine))
-        return error_set(err, "%s: the ranks no longer meet: the run is ending", what);
+        return error_set(err, "%s: the ranks are no longer connected: the run is ending", what);
     *total = (HashSums){0};
     for (int rank = 0; rank < chain->options.launch_world; ++rank) {
         total->data += chain->all[rank].data;
@@ -155,7 +155,7 @@ bool hash_chain_link(HashChain *chain, int64_t step, const Model *model, const O
 
 bool hash_chain_save(HashChain *chain, RunProgress *progress, Error *err) {
     HashSums total = {0};
-    // Steps that no link will cover: a later chain begins behind them.
+    // No link covers these steps: a later chain begins after them.
     if (chain->options.every == 0) chain->since = progress->step;
     else if (!combine(chain, "hash chain's data", &total, &(HashSums){.data = chain->data}, err)) return false;
     progress->chain = chain->chain;
@@ -205,10 +205,10 @@ static bool report_drift(const HashChain *chain, int64_t step, const bool *odd, 
     char names[RANKS_NAMED * 136], since[64] = "this was the first comparison";
     name_ranks(chain, odd, count, names, sizeof names);
     if (chain->agreed > 0) snprintf(since, sizeof since, "they were the same at step %lld", (long long)chain->agreed);
-    const char *advice = "Resume from a checkpoint of before, and look at that machine's memory and at its version";
+    const char *advice = "Resume from an earlier checkpoint, and check that machine's memory and program version";
     if (count == chain->options.launch_world)
         return error_set(err, "step %lld: the ranks have drifted apart: the weights of %s differ, and no majority "
-                              "has the same; %s. %s", (long long)step, names, since, advice);
+                              "agrees; %s. %s", (long long)step, names, since, advice);
     return error_set(err, "step %lld: %s %s drifted: %s weights are not those of the other %d ranks; %s. %s",
                      (long long)step, names, count == 1 ? "has" : "have", count == 1 ? "its" : "their",
                      chain->options.launch_world - count, since, advice);
@@ -231,7 +231,7 @@ bool replicas_compare(HashChain *chain, int64_t step, const Model *model, Error 
     bool *odd = xcalloc((size_t)world, sizeof *odd);
     bool ok = control_gather(chain->options.control, "replicas' weights", hashes, &chain->host[SUM_WEIGHTS],
                              sizeof *hashes) ||
-              error_set(err, "comparing replicas: the ranks no longer meet: the run is ending");
+              error_set(err, "comparing replicas: the ranks are no longer connected: the run is ending");
     int count = ok ? replicas_judge(odd, hashes, world) : 0;
     if (count > 0) ok = report_drift(chain, step, odd, count, err);
     free(hashes);

@@ -61,7 +61,7 @@ static bool parse_link(HashLink *link, const char *text, size_t bytes, const cha
                                 "chain of 16 hexadecimal digits each", place);
 }
 
-// before: NULL for the first line. Where links are missing between the two, the chain says nothing.
+// before: NULL for the first line. If links are missing between the two, the chain cannot be checked.
 static bool check_order(const HashLink *link, const HashLink *before, const char *place, Error *err) {
     if (before != NULL && link->since < before->step)
         return error_set(err, "%s: expected a link of steps after %" PRId64 ", found one of steps %" PRId64
@@ -102,10 +102,10 @@ bool hash_file_read(HashFile *out, const char *path, Error *err) {
     char *text = NULL;
     size_t bytes = 0;
     bool ok = file_exists(out->path) ||
-              error_set(err, "%s: there is no such file: a run writes one when it trains with hash_every=N",
+              error_set(err, "%s: there is no such file: a run writes it when hash_every=N is set",
                         out->path);
     ok = ok && file_read_all(out->path, FILE_MAX_BYTES, &text, &bytes, err);
-    if (ok && strlen(text) != bytes) ok = error_set(err, "%s: holds a zero byte: it is damaged", out->path);
+    if (ok && strlen(text) != bytes) ok = error_set(err, "%s: damaged: it contains a zero byte", out->path);
     ok = ok && parse_lines(out, text, err);
     free(text);
     if (!ok) hash_file_free(out);

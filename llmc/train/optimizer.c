@@ -5,23 +5,23 @@
 #include <math.h>
 #include <stdlib.h>
 
-// Muon's matrices are pieces of their own.
+// Each matrix of Muon is one piece.
 static bool is_matrix(const Piece *piece) { return piece->part >= 0; }
 static int64_t matrix_cols(const Piece *piece, const ParamTable *params) { return params->spec[piece->param].dim[1]; }
 static int64_t matrix_rows(const Piece *piece, const ParamTable *params) {
     return piece->count / matrix_cols(piece, params);
 }
 
-// Matrices of rows x cols in a group, of `count` that there are.
+// Number of matrices of rows x cols in a group, at most `count`.
 static int64_t group_size(int64_t group_elems, int64_t count, int64_t rows, int64_t cols) {
     return min_i64(count, max_i64(1, group_elems / (rows * cols)));
 }
 
-// Where Muon's workspace is small beside the rest of the run, or small at all, one call takes many matrices.
+// A group has 1/GROUP_SHARE of the elements that Muon updates, or GROUP_MIN_ELEMS if that is more: a small workspace.
 #define GROUP_SHARE 8
 #define GROUP_MIN_ELEMS ((int64_t)1 << 20)
 
-// Matrices of rows x cols that this rank updates.
+// Number of matrices of rows x cols that this rank updates.
 static int64_t count_matrices(const Model *model, int64_t rows, int64_t cols) {
     int64_t count = 0;
     for (int i = 0; i < model->part.pieces; ++i) {
@@ -123,9 +123,9 @@ static OptimTensor optim_tensor(const Optimizer *opt, const Model *model, const 
                          .weight_decay = spec->decay ? (float)weight_decay : 0.0f};
 }
 
-// Each matrix of x(G,r,c) becomes close to U V^T of its singular value decomposition: x <- a x + (b G + c G^2) x with
-// G = x x^T, on the shorter side. The coefficients of Jordan et al. push singular values into about [0.7, 1.2] within
-// five steps. The result is in x's memory or in opt->y.
+// Replaces each matrix of x(G,r,c) by an approximation of U V^T of its singular value decomposition: x <- a x +
+// (b G + c G^2) x with G = x x^T, or x^T x if that is smaller. The coefficients of Jordan et al. bring singular values into
+// about [0.7, 1.2] within five steps. The result is in x's memory or in opt->y.
 static Tensor orthogonalize(const Optimizer *opt, Backend *be, Tensor x, int64_t steps) {
     static const float A = 3.4445f, B = -4.7750f, C = 2.0315f;
     int64_t count = x.dim[0], rows = x.dim[1], cols = x.dim[2], side = min_i64(rows, cols);
@@ -154,8 +154,8 @@ static MuonMatrix muon_matrix(const Optimizer *opt, const Model *model, const Ru
                         optim_tensor(opt, model, piece, lr * shape_scale, config->weight_decay / shape_scale)};
 }
 
-// Takes the matrices of list[0]'s shape out of list[count], as many as a group holds, into opt->list. Returns their
-// number; the others move up.
+// Moves the matrices of list[0]'s shape, at most a group, from list (count) to opt->list. Returns their number; the
+// remaining entries of list become contiguous.
 static int64_t take_group(const Optimizer *opt, MuonMatrix *list, int64_t count) {
     int64_t rows = list[0].rows, cols = list[0].cols, limit = group_size(opt->group_elems, count, rows, cols);
     int64_t taken = 0;

@@ -3,7 +3,7 @@
 
 StateKept state_kept_by(const Model *model) {
     return (StateKept){.muon = model->part.options.muon,
-                       .masters = model->master != NULL && model->shape.dtype == DTYPE_BF16};
+                       .masters = model->shape.training && model->shape.dtype == DTYPE_BF16 && !model->shape.no_master};
 }
 
 static bool if_masters(const StateKept *kept, const ParamSpec *spec) {

@@ -1,4 +1,4 @@
-// zero.c: see zero.h. Everything here is issued, nothing is waited for on the host but what a CPU computes itself.
+// zero.c: see zero.h. All operations are only issued; the host does not wait (a CPU backend computes at once).
 #include "llmc/train/zero.h"
 
 #include <stdio.h>
@@ -29,7 +29,7 @@ static void wait_event(Zero *zero, CommEvent *event) {
 // ---------------------------------------------------------------------------------------------------------------
 // Weights
 
-// Stage 3: this rank's share into the buffer, then everybody's.
+// Stage 3: copies this rank's share into the buffer, then gathers the shares of all ranks.
 static void gather_bucket(Zero *zero, int b) {
     Model *m = zero->model;
     const Bucket *bucket = &m->part.bucket[b];
@@ -65,7 +65,7 @@ static void on_weights_needed(void *context, int b, ModelPass pass) {
     Zero *zero = context;
     if (stage_of(zero) == 3) {
         begin_gather(zero, b);
-        // The next one travels while this one computes.
+        // Prefetch: the next bucket is gathered while this one computes.
         int next = pass == PASS_FORWARD ? b + 1 : b - 1;
         if (next >= 0 && next < zero->model->part.buckets) begin_gather(zero, next);
     }
@@ -96,7 +96,7 @@ void zero_send_weights(Zero *zero) {
 // ---------------------------------------------------------------------------------------------------------------
 // Gradients
 
-// The lanes of this micro-batch, one a rank, added over the ranks into the counter's free level.
+// Adds the lanes of this micro-batch (one for each rank) over the ranks, into the free level of the binary counter.
 static void reduce_lane(Zero *zero, int b) {
     Model *m = zero->model;
     const Bucket *bucket = &m->part.bucket[b];
@@ -130,7 +130,7 @@ static void reduce_bucket(Zero *zero, int b) {
 static void on_gradients_begin(void *context, int b) {
     Zero *zero = context;
     int layer = zero->model->part.bucket[b].layer;
-    // The buffer's last content must have left.
+    // The reduction of the buffer's previous content must be complete.
     if (stage_of(zero) >= 2 && layer >= 0) wait_event(zero, &zero->slot_reduced[layer % 2]);
 }
 
@@ -143,7 +143,7 @@ static void on_gradients_ready(void *context, int b) {
     if (every) zero->slot_reduced[layer % 2] = zero->reduced[b];
 }
 
-// The micro-batch's sums are complete: carries, as the counter does.
+// After a micro-batch's reductions: adds lower levels to higher ones, as a binary counter carries.
 static void add_lanes(Zero *zero) {
     Model *m = zero->model;
     for (int b = 0; b < m->part.buckets; ++b) wait_event(zero, &zero->reduced[b]);
@@ -154,7 +154,7 @@ static void add_lanes(Zero *zero) {
     }
 }
 
-// What the counter still holds, the largest sum first; the result is in the highest level.
+// Adds the counter's remaining levels, the larger sum first in each addition; the result is in the highest level.
 static float *finish_lanes(Zero *zero) {
     Model *m = zero->model;
     float *sum = NULL;
@@ -167,7 +167,7 @@ static float *finish_lanes(Zero *zero) {
     return sum;
 }
 
-// Stage 0: every rank updates everything, so every rank gets every segment's sum.
+// Stage 0: every rank updates all parameters, so every rank needs the sums of all segments.
 static void spread_lanes(Zero *zero, const float *sum) {
     Model *m = zero->model;
     char label[48];

@@ -1,17 +1,16 @@
-// zero.h: gradients and weights of a model that several ranks train: reduces buckets of gradients while the backward
-// pass goes on, gathers weights ahead of their use, and gives every rank its share (partition.h). Hangs itself into the
-// model's hooks; the loop calls it at four places of a step. With one rank and deterministic=run there is nothing for it to do.
+// zero.h: ZeRO data parallelism: reduces buckets of gradients during the backward pass and gathers weights ahead of their
+// use; partition.h says which rank owns what. Registers in the model's hooks. With one rank and deterministic=run it does
+// nothing. Must not know: the transport (comm.h), the optimizer, files.
 //
 //   stage 0, 1   gradients accumulate locally over the micro-batches; in the last one each bucket is reduced as soon as
-//                its gradient is complete: to everybody (0) or to its owners (1)
-//   stage 2      each block's gradient is reduced to its owners, +=, in every micro-batch; two block buffers take turns
-//   stage 3      and weights are gathered one block ahead, in the forward and again in the backward pass, into two block
-//                buffers; the buckets outside the blocks are whole from the forward pass to the update
-//   stage 1, 2   updated weights travel bucket by bucket beside what follows; the next forward pass waits for each
-//                where it needs it
-//   lanes        every micro-batch of every rank is a lane of the step, a gradient of its own: lane = micro-batch * world +
-//                rank. Lanes are added in one fixed binary tree: over the ranks, then over the micro-batches, like a
-//                binary counter counts
+//                its gradient is complete: to all ranks (0) or to its owners (1)
+//   stage 2      each block's gradient is reduced to its owners, +=, in every micro-batch; two block buffers alternate
+//   stage 3      in addition weights are gathered one block ahead, in the forward and again in the backward pass, into two
+//                block buffers; the buckets outside the blocks stay whole from the forward pass to the update
+//   stage 1, 2   updated weights are gathered bucket by bucket, overlapped with the following operations; the next forward
+//                pass waits for each bucket just before it reads it
+//   lanes        each lane (model.h) has its own gradient. Lanes are added in one fixed binary tree: over the ranks, then
+//                over the micro-batches, as a binary counter carries
 #ifndef LLMC_ZERO_H
 #define LLMC_ZERO_H
 
@@ -22,32 +21,33 @@ typedef struct {
     Model *model;
     Comm *comm;
     DType wire;
-    int64_t micro_batch;        // the one at hand
+    int64_t micro_batch;        // the current one
     int64_t micro_batches;      // of the step, on each rank
     CommEvent *reduced;         // [buckets] of the last reduction of each bucket
     CommEvent *gathered;        // [buckets] of the last gather of each bucket's weights
-    CommEvent slot_reduced[2];  // stage 2 and 3: of what the block buffers of gradients held last
-    int64_t *lane_first;        // [buckets] where a bucket's segments begin in the sums of lanes
-    int slot_bucket[2];         // stage 3: whose weights the block buffers hold; -1: nobody's
+    CommEvent slot_reduced[2];  // stage 2 and 3: of the last reduction from each block buffer of gradients
+    int64_t *lane_first;        // [buckets] offset of a bucket's segments in the sums of lanes
+    int slot_bucket[2];         // stage 3: the bucket whose weights each block buffer holds; -1: none
     bool outside_gathered[2];   // stage 3: bucket 0, the last bucket
 } Zero;
 
-// comm: the data axis's group. model: laid out on a real arena for its rank and world (ModelShape.ranks). wire: config.reduce_dtype.
+// comm: the group of the data axis. model: initialised on a real arena for that rank and world (ModelShape.ranks). wire:
+// config.reduce_dtype.
 void zero_init(Zero *zero, Model *model, Comm *comm, DType wire);
 void zero_free(Zero *zero);
 
-// A step of so many micro-batches a rank begins, and each of them, counted from 0.
+// Call at the beginning of a step, with its micro-batches on each rank, and of each micro-batch, counted from 0.
 void zero_begin_step(Zero *zero, int64_t micro_batches);
 void zero_begin_micro_batch(Zero *zero, int64_t micro_batch);
-// After the last backward pass: the gradients that the optimizer reads (model_grad) are sums over all ranks, and so are
-// the loss sums.
+// Call after the last backward pass: makes the gradients that the optimizer reads (model_grad) and the loss sums sums over
+// all ranks.
 void zero_finish_gradients(Zero *zero);
-// After the update: the new weights are on their way to those that need them.
+// Call after the update: starts to send the new weights to the ranks that need them.
 void zero_send_weights(Zero *zero);
-// The weights of a bucket are whole on this rank for whatever is issued next, until another bucket of the same kind is
-// asked for (stage 3: collective, in the same order on every rank). For checkpoints and comparisons.
+// Makes the weights of a bucket whole on this rank for the operations issued next, until another bucket of the same kind
+// is gathered (stage 3: collective, in the same order on every rank). For checkpoints and comparisons.
 void zero_gather_weights(Zero *zero, int bucket);
-// sums fp64 (partition.segments) =: sums of squares of the gradient's segments, the same bits on every rank. Where
-// nothing is sharded and lanes are off, sums (1): of all of it. After zero_finish_gradients.
+// sums (partition.segments) fp64 = sums of squares of the gradient's segments, with the same bits on every rank. Stage 0
+// without lanes: sums (1) = that of the whole gradient. After zero_finish_gradients.
 void zero_sum_squares(Zero *zero, Tensor sums);
 #endif

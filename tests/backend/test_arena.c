@@ -1,4 +1,4 @@
-// test_arena.c: a measuring arena and a real one hand out the same bytes; tags add up.
+// test_arena.c: a measuring arena and a real one allocate the same bytes; the sums of the tags are right.
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>

@@ -1,5 +1,5 @@
-// test_attention.c: attention forward, backward and while decoding, over odd shapes, grouped heads, windows,
-// documents and prefix flags; a long sequence.
+// test_attention.c: attention forward, backward and in decoding, for odd shapes, grouped heads, windows, documents and
+// prefix flags; a long sequence.
 #include <math.h>
 #include <string.h>
 
@@ -8,8 +8,8 @@
 
 enum { OUT, LSE, QKV, DOC, PREFIX, K_CACHE, V_CACHE };
 
-// A matrix (T,T) would take 16 MiB; what the calls leave in the CPU's scratch is a few rows per position. Some rows
-// are compared.
+// A matrix (T,T) would take 16 MiB; the calls may use a few rows per position of the CPU's scratch. Some rows are
+// compared.
 static void test_long_sequence(OpTest *t) {
     static const char *const PASSES[] = {"attention forward", "attention backward"};
     for (int pass = 0; pass < 2; ++pass) {
@@ -20,7 +20,7 @@ static void test_long_sequence(OpTest *t) {
     }
 }
 
-// Position after position, each with a scratch of NaN: what an earlier one left there is not used.
+// One position at a time, each with NaN in the scratch: earlier contents must not be used.
 static void test_decode_one_by_one(OpTest *t) {
     const int64_t T = 70, HS = 20;
     if (!op_test_on_cpu()) return;

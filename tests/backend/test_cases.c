@@ -48,15 +48,15 @@ static void test_every_operation_has_a_case(OpTest *t) {
     assert_true(operations >= 25);
 }
 
-// ---- what cases say of an operation is what the counting backend counts ----
+// ---- the figures of cases agree with the counting backend ----
 
-// Bytes of a case are each operand once, the least that the definition allows; the counting backend counts passes.
-// Its bytes over ours, where that is not 1.
+// A case counts the bytes of each operand once, the minimum; the counting backend counts passes. The ratio of its bytes
+// to the case's, if it is not 1.
 static const struct {
     const char *entry;
     double least, most;
 } PASSES[] = {
-    {"qk_forward", 0.84, 1},  // it leaves out positions and tables
+    {"qk_forward", 0.84, 1},  // it omits positions and tables
     {"qk_backward", 0.84, 1},
     {"embedding_backward", 0.998, 1.6},  // dout once for each table
     {"cross_entropy", 1.49, 1.51},   // logits twice, for their sum and for the gradient
@@ -64,7 +64,7 @@ static const struct {
     {"attention_backward", 1.1, 1.3},  // dout and out twice, the first time for the sums of their products
 };
 
-// Runs the case where nothing is computed. Returns the sum over its calls, whose entries must be those that it names.
+// Runs the case on the counting backend. Returns the sum over its calls, which must be to the entries that it names.
 static OpCount count_case(const OpCase *c, double *case_bytes) {
     Counting counting;
     OpCall call = {0};
@@ -81,7 +81,7 @@ static OpCount count_case(const OpCase *c, double *case_bytes) {
     c->kind->run(call.be, c, t);
     for (int op = 0; op < COUNT_OPS; ++op)
         if ((counting.counts.op[op].calls > 0) != has_word(c->kind->entry, COUNTED_OP_NAMES[op]))
-            fail_msg("%s %s says that it calls \"%s\": %s", c->kind->op, c->kind->variant, c->kind->entry,
+            fail_msg("%s %s declares the entry \"%s\": %s", c->kind->op, c->kind->variant, c->kind->entry,
                      COUNTED_OP_NAMES[op]);
     *case_bytes = op_call_bytes(&call);
     return counts_total(&counting.counts);
@@ -97,13 +97,13 @@ static void check_count(const OpCase *c) {
     if (!(bytes >= least && bytes <= most))
         fail_msg("%s %s, %s: %.4f of its bytes are counted", kind->op, kind->variant, c->shape.label, bytes);
     if (kind->shapes == NULL || kind->flops == NULL || strstr(kind->variant, "documents") != NULL) return;
-    // Keys that a query sees: T/2 in the mean there, (T+1)/2 here.
+    // Mean number of visible keys per query: T/2 there, (T+1)/2 here.
     if (strncmp(kind->op, "attention", 9) == 0) slack = 1.0 / 32;
     double flops = kind->flops(&c->shape) / (total.flops + total.fp8_flops + total.again_flops);
     if (!(flops >= 1 && flops <= 1 + slack))
         fail_msg("%s %s, %s: FLOPs are %.4f of those counted", kind->op, kind->variant, c->shape.label, flops);
 }
-// At the shapes of models, and of everything at odd ones what it calls.
+// At the shapes of models; at odd shapes only the entries are checked.
 static void test_counts(OpTest *t) {
     OpModel models[OP_MAX_MODELS];
     Error err = {""};
@@ -136,7 +136,7 @@ static OpCheck check_of(OpCall *call, bool every_element) {
     op_check_outputs(call, &check, every_element);
     return check;
 }
-// One element of one output at a time, in a shape that a sample covers as a whole and in one that it does not.
+// One element of one output at a time, in a shape that the sample covers completely and in one that it does not.
 static void test_wrong_elements_are_found(OpTest *t) {
     OpCall *call = case_test_open(t, "norm forward", "layer", DTYPE_F32, 0, OP_TEST_DIMS(3, 7));
     case_test_run(t, call);
@@ -167,7 +167,7 @@ static void test_wrong_elements_are_found(OpTest *t) {
     }
 }
 
-// dx and dweight of a norm whose reference forgets a term.
+// dx and dweight of a norm whose reference omits a term.
 static const OpKind *honest;
 static void wrong_dx(const OpCall *call, int64_t first, int64_t count, double *ref) {
     honest->outputs[0].reference(call, first, count, ref);

@@ -1,5 +1,5 @@
-// test_counting.c: the counting backend fills every entry and lets none through uncounted; what single operations
-// count, worked out by hand; its memory is addresses only.
+// test_counting.c: the counting backend sets every entry and passes none on uncounted; counts of single operations,
+// calculated by hand; its memory is addresses only.
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -11,7 +11,7 @@
 
 // ---- entries ----
 
-// All of Backend behind `impl` is function pointers; this one may be NULL (backend.h).
+// All members of Backend after `impl` are function pointers; this one may be NULL (backend.h).
 static bool is_optional(size_t at) { return at == offsetof(Backend, comm_open); }
 #define FIRST_ENTRY offsetof(Backend, alloc)
 static void *entry(const Backend *be, size_t at) {
@@ -34,7 +34,7 @@ static void test_no_entry_is_missing(void **state) {
     assert_null(entry(&c.backend, offsetof(Backend, comm_open)));
 }
 
-// Around another backend no entry of that backend shows through.
+// With an inner backend no entry of that backend is used directly.
 static void test_wrapper_replaces_every_entry(void **state) {
     (void)state;
     Error err = {""};

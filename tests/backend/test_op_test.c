@@ -1,4 +1,4 @@
-// test_op_test.c: the shared test helpers must be able to fail: NaN and wrong values are seen.
+// test_op_test.c: the shared test helpers can fail: they detect NaN and wrong values.
 #include "tests/support/op_test.h"
 
 #include <math.h>

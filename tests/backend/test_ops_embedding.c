@@ -1,4 +1,4 @@
-// test_ops_embedding.c: table look-up and its scatter-add; ids outside of their tables.
+// test_ops_embedding.c: table look-up and its scatter-add; ids outside their tables.
 #include <math.h>
 
 #include "tests/support/case_test.h"
@@ -6,8 +6,8 @@
 enum { OUT, TOKENS, POSITION, WTE, WPE, DWTE, DWPE, DOUT };
 #define LEARNED_FEW 3u  // 11 tokens, 7 positions
 
-// An id outside of its table never becomes an address. The CPU stops; a device says so in its row, which is NaN, and
-// leaves the row out of the gradient.
+// An id outside its table never becomes an address. The CPU aborts; a device makes its row NaN and skips the row in the
+// gradient.
 static void test_bad_ids(OpTest *t) {
     const int64_t C = 5, dim[3] = {2, C, 11};
     OpCall *forward = case_test_open(t, "embedding forward", "plain", DTYPE_F32, LEARNED_FEW, 3, dim);

@@ -1,4 +1,4 @@
-// test_ops_loss.c: cross-entropy; at large, bad and far-out logits and at impossible targets.
+// test_ops_loss.c: cross-entropy; large, non-finite and extreme logits, and invalid targets.
 #include <math.h>
 #include <stdio.h>
 
@@ -27,7 +27,7 @@ static void test_large(OpTest *t) {
     assert_true(fabs(sum) <= 1e-5 * largest);  // softmax minus one-hot sums to zero
     for (int64_t v = 0; v < Vp; ++v) assert_true(fabs(grad[2 * Vp + v]) < 1e-6);
 }
-// A NaN or infinite logit reaches the loss, from any lane and from the tail, and only in its own row.
+// A NaN or infinite logit in any lane or in the tail reaches the loss of its own row and no other.
 static void test_not_finite(OpTest *t) {
     const double bad[2] = {NAN, INFINITY};
     for (int64_t at = 0; at < 37; at += 6)
@@ -63,8 +63,8 @@ static void test_tail(OpTest *t) {
             fail_msg("softmax of (0, %g) is off by %g of %g", logits[2 * i + 1], error, expected);
     }
 }
-// A row that counts must have a target inside the vocabulary, padding columns excluded: the CPU stops, a device makes
-// the row's loss and gradient NaN, and only that row's.
+// A row with a weight must have a target inside the vocabulary, padding columns excluded: the CPU aborts, a device
+// makes the loss and gradient of that row alone NaN.
 static void test_bad_target(OpTest *t) {
     const double bad[3] = {-1, 33, 1 << 30};
     for (int i = 0; i < 3; ++i) {

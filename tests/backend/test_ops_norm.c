@@ -1,4 +1,4 @@
-// test_ops_norm.c: LayerNorm and RMSNorm; a residual: one rounding, in place, and what its caller's backward needs.
+// test_ops_norm.c: LayerNorm and RMSNorm; with a residual: one rounding, in place, and the gradient.
 #include "tests/support/case_test.h"
 
 static void random_norm(OpTest *t, Tensor *x, Tensor *weight, Tensor *rstd, DType dtype, int64_t N, int64_t C) {
@@ -6,8 +6,8 @@ static void random_norm(OpTest *t, Tensor *x, Tensor *weight, Tensor *rstd, DTyp
     *weight = op_test_random(t, dtype, OP_TEST_DIMS(C), 1.0);
     *rstd = op_test_tensor(t, DTYPE_F32, OP_TEST_DIMS(N));
 }
-// The residual may be out. In bf16 nearly every element is the fp32 sum rounded once: a quarter would not be if the
-// normalized row was rounded before.
+// The residual may be out. In bf16 nearly every element is the fp32 sum rounded once: if the normalized row were
+// rounded before, a quarter of them would not be.
 static void check_residual(OpTest *t, DType dtype, int64_t N, int64_t C) {
     Tensor x, weight, rstd, residual = op_test_random(t, dtype, OP_TEST_DIMS(N, C), 1.0);
     random_norm(t, &x, &weight, &rstd, dtype, N, C);
@@ -37,19 +37,19 @@ static void test_norm_residual(OpTest *t) {
 }
 
 typedef struct {
-    Tensor dx, dweight, dout, out, x, weight, rstd;
+    Tensor dx, dweight, dbias, dout, out, x, weight, bias, mean, rstd;
     NormArgs args;
 } Norm;
 static void run_forward(OpTest *t, void *user) {
     Norm *n = user;
-    t->be->norm_forward(t->be, n->out, TENSOR_NONE, n->rstd, n->x, n->weight, TENSOR_NONE, n->args);
+    t->be->norm_forward(t->be, n->out, n->mean, n->rstd, n->x, n->weight, n->bias, n->args);
 }
 static void run_backward(OpTest *t, void *user) {
     Norm *n = user;
-    t->be->norm_backward(t->be, n->dx, n->dweight, TENSOR_NONE, n->dout, n->x, n->weight, TENSOR_NONE, n->rstd, false,
-                         false, n->args);
+    t->be->norm_backward(t->be, n->dx, n->dweight, n->dbias, n->dout, n->x, n->weight, n->mean, n->rstd, false, false,
+                         n->args);
 }
-// dx apart, and dout goes on as the residual's gradient.
+// dx in a tensor of its own; dout is unchanged, as the residual's gradient.
 static void test_norm_residual_backward(OpTest *t) {
     Norm n = {.args = {.kind = NORM_RMS, .eps = 1e-5f}};
     random_norm(t, &n.x, &n.weight, &n.rstd, DTYPE_F32, 13, 264);
@@ -74,7 +74,55 @@ static void test_norm_residual_backward(OpTest *t) {
     op_test_aborts(t, run_backward, &n, "dx is dout");
 }
 
+// loss = sum of dout * out for out = residual + norm(x), with element i of `operand` (x or the residual) at value.
+static double loss_at(OpTest *t, Norm *n, Tensor operand, double *values, int64_t i, double value) {
+    double kept = values[i], sum = 0;
+    values[i] = value;
+    op_test_upload(t, operand, values);
+    run_forward(t, n);
+    values[i] = kept;
+    const double *out = op_test_host(t, n->out), *dout = op_test_host(t, n->dout);
+    for (int64_t k = 0; k < tensor_elems(n->out); ++k) sum += dout[k] * out[k];
+    return sum;
+}
+// d loss / d operand by central differences of fourth order; at h = 1/16 their error in fp32 is 5e-6.
+static double *loss_gradient(OpTest *t, Norm *n, Tensor operand) {
+    const double h = 0.0625;
+    double *values = op_test_host(t, operand), *gradient = op_test_doubles(t, tensor_elems(operand));
+    for (int64_t i = 0; i < tensor_elems(operand); ++i) {
+        double v = values[i], at[4];
+        for (int k = 0; k < 4; ++k) at[k] = loss_at(t, n, operand, values, i, v + h * (k < 2 ? k - 2 : k - 1));
+        gradient[i] = (at[0] - 8 * at[1] + 8 * at[2] - at[3]) / (12 * h);
+    }
+    op_test_upload(t, operand, values);
+    return gradient;
+}
+// The gradient through out = residual + norm(x): d residual = dout, and dx = norm_backward without accumulation.
+static void test_norm_residual_gradient(OpTest *t) {
+    enum { N = 2, C = 12 };
+    for (int kind = 0; kind < 2; ++kind) {
+        Norm n = {.args = {.kind = kind == 0 ? NORM_LAYER : NORM_RMS, .eps = 1e-5f}};
+        random_norm(t, &n.x, &n.weight, &n.rstd, DTYPE_F32, N, C);
+        n.dweight = op_test_tensor(t, DTYPE_F32, OP_TEST_DIMS(C));
+        if (kind == 0) {
+            n.mean = op_test_tensor(t, DTYPE_F32, OP_TEST_DIMS(N));
+            n.bias = op_test_random(t, DTYPE_F32, OP_TEST_DIMS(C), 1.0);
+            n.dbias = op_test_tensor(t, DTYPE_F32, OP_TEST_DIMS(C));
+        }
+        n.out = op_test_tensor(t, DTYPE_F32, OP_TEST_DIMS(N, C));
+        n.dx = op_test_tensor(t, DTYPE_F32, OP_TEST_DIMS(N, C));
+        n.dout = op_test_random(t, DTYPE_F32, OP_TEST_DIMS(N, C), 1.0);
+        n.args.residual = op_test_random(t, DTYPE_F32, OP_TEST_DIMS(N, C), 1.0);
+        const double *dx = loss_gradient(t, &n, n.x), *dresidual = loss_gradient(t, &n, n.args.residual);
+        run_forward(t, &n);
+        run_backward(t, &n);
+        op_test_close(t, n.dx, dx, 5e-5, "dx by differences, kind %d", kind);
+        op_test_close(t, n.dout, dresidual, 1e-6, "d residual by differences, kind %d", kind);
+    }
+}
+
 int main(void) {
-    const OpTestCase CASES[] = {OP_TEST_CASE(test_norm_residual), OP_TEST_CASE(test_norm_residual_backward)};
+    const OpTestCase CASES[] = {OP_TEST_CASE(test_norm_residual), OP_TEST_CASE(test_norm_residual_backward),
+                                OP_TEST_CASE(test_norm_residual_gradient)};
     return case_test_main(&OPS_NORM, CASES, sizeof CASES / sizeof CASES[0]);
 }

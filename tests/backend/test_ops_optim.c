@@ -1,5 +1,5 @@
 // test_ops_optim.c: gradient norm, AdamW, Muon's elementwise steps and hashes; why a step is skipped, the order of
-// additions, tensors alone and in company, stochastic rounding to the bit and in the mean.
+// additions, tensors alone and together with others, stochastic rounding bit for bit and in the mean.
 #include <math.h>
 #include <string.h>
 
@@ -38,7 +38,7 @@ static GradStats clip(OpTest *t, Tensor grad, float max_norm) {
     return read_stats(t, c.stats);
 }
 
-// Squares that overflow fp32 are no reason to skip; NaN or infinity anywhere is.
+// Squares that overflow fp32 do not skip the step; NaN or infinity anywhere does.
 static void test_grad_clip_not_finite(OpTest *t) {
     const int64_t N = 20011;
     double *values = op_test_doubles(t, N);
@@ -55,7 +55,7 @@ static void test_grad_clip_not_finite(OpTest *t) {
             values[at] = 0;
         }
 }
-// The order of additions depends on the length alone: not on where the elements lie.
+// The order of additions depends on the length alone, not on the address.
 static void test_sum_squares_place(OpTest *t) {
     const int64_t N = 12347, MOST = N + 8;
     Tensor memory = op_test_random(t, DTYPE_F32, OP_TEST_DIMS(MOST), 1.0), grad = memory;
@@ -81,8 +81,8 @@ static GradStats clip_sums(OpTest *t, const double *sums, int64_t count, const d
     t->be->grad_clip(t->be, memory.data, op_test_from(t, DTYPE_F64, OP_TEST_DIMS(count), sums), loss_sums, args);
     return read_stats(t, memory);
 }
-// Pieces of the gradient, each with its sum, are added from the first to the last: 1 is lost beside 2^60 until it
-// comes in company.
+// Sums of the pieces of the gradient are added from the first to the last: a single 1 is lost beside 2^60, a sum of
+// many is not.
 static void test_grad_clip_order(OpTest *t) {
     const int64_t N = 700;
     double *sums = op_test_doubles(t, N);
@@ -94,7 +94,7 @@ static void test_grad_clip_order(OpTest *t) {
     GradStats stats = clip_sums(t, sums, N, NULL, 0, clip_args(1));
     assert_true(expected > 0x1p60 && stats.sum_squares == expected && stats.norm == (float)sqrt(expected));
 }
-// Why a step is skipped. Of a skipped step nothing of the gradient is used: its scale is 0.
+// Why a step is skipped. A skipped step does not use the gradient: its scale is 0.
 static void test_grad_clip_skip(OpTest *t) {
     const double sums[2] = {9, 16}, losses[3] = {2, 3, 5};  // norm 5, loss 2.5
     const struct {
@@ -140,7 +140,7 @@ static uint64_t hash_expected(OpTest *t, Tensor x, int64_t first_elem) {
     }
     return sum;
 }
-// Pieces at any place, in any order, add up to the whole; NaN and -0 are bits like others.
+// Hashes of pieces, in any order, add up to that of the whole; NaN and -0 are ordinary bits.
 static void test_hash_sum_pieces(OpTest *t) {
     const int64_t N = 5003, cut[] = {0, 3, 3, 1030, 4096, N};
     double *values = op_test_doubles(t, N);
@@ -156,7 +156,7 @@ static void test_hash_sum_pieces(OpTest *t) {
         }
         t->be->download(t->be, &sum, out.data, sizeof sum);
         assert_true(sum == hash_expected(t, x, 100));
-        // One bit, or two elements that change places, give another sum.
+        // One changed bit, or two swapped elements, give another sum.
         values[1] = 0.0;
         op_test_upload(t, x, values);
         assert_true(hash_of(t, x, 100) != sum);
@@ -172,10 +172,10 @@ static void test_hash_sum_pieces(OpTest *t) {
 }
 
 // ---- skipping ----
-// A skipped step leaves everything alone, but for Muon's update, which is zero.
+// A skipped step changes nothing except Muon's update, which is zero.
 static OpCall *skipped_case(OpTest *t, const char *op, const char *variant, int dims, const int64_t *dim) {
     const GradStats skip = {.scale = 0, .skip = SKIP_NORM};
-    OpCall *call = case_test_open(t, op, variant, DTYPE_BF16, 2, dims, dim);  // 2: a crowd, of every storage
+    OpCall *call = case_test_open(t, op, variant, DTYPE_BF16, 2, dims, dim);  // 2: many tensors, of every storage
     t->be->upload(t->be, call->t[0][1].data, &skip, sizeof skip);
     return call;
 }
@@ -206,7 +206,7 @@ static void check_alone(OpTest *t, const char *op, const char *variant, unsigned
         case_test_run(t, call);
         hash[alone] = op_call_hash(call);
     }
-    if (hash[0] != hash[1]) fail_msg("%s: other bits in company than alone", op);
+    if (hash[0] != hash[1]) fail_msg("%s: other bits together with others than alone", op);
 }
 static void test_alone(OpTest *t) {
     const int64_t matrices[3] = {110, 5, 7};
@@ -219,7 +219,7 @@ static void test_alone(OpTest *t) {
 }
 
 // ---- stochastic rounding ----
-// The rule of rng_philox.h, written down once more from its description.
+// The rule of rng_philox.h, implemented again from its description.
 static uint16_t rounded(float value, uint64_t seed, int64_t step, int64_t elem) {
     uint32_t words[4], bits;
     rng_block(seed, (uint64_t)RNG_STREAM_ROUNDING + 256 * (uint64_t)step, (uint64_t)elem / 8, words);
@@ -227,7 +227,7 @@ static uint16_t rounded(float value, uint64_t seed, int64_t step, int64_t elem) 
     memcpy(&bits, &value, sizeof bits);
     return (uint16_t)((bits + random16) >> 16);
 }
-// The weights' bits, and how many of them the rule sets elsewhere than rounding to nearest would.
+// The weights' bits, and for how many of them the rule differs from rounding to nearest.
 static int check_rounded(OpTest *t, Tensor weight, const float *values, uint64_t seed, int64_t step, int64_t first) {
     int64_t elems = tensor_elems(weight);
     uint16_t *bits = op_test_bytes(t, tensor_bytes(weight));
@@ -269,7 +269,7 @@ static void check_rounding_bits(OpTest *t, int64_t elems, uint64_t seed, int64_t
     for (int64_t i = 0; i < elems; ++i) values[i] = (float)p.values[i] - lr * (float)update[i];
     t->be->muon_apply(t->be, &p.view, 1, x, stats.data, (MuonArgs){.t = step, .seed = seed});
     int other = check_rounded(t, p.weight, values, seed, step, first_elem);
-    // The old value is the nearest in most cases: a step is a fraction of the distance of two bf16 numbers.
+    // The old value is the nearest in most cases: a step is a fraction of the distance between two bf16 numbers.
     assert_true(elems < 1000 || other > elems / 50);
 
     double *grad = op_test_doubles(t, elems);
@@ -289,8 +289,8 @@ static void test_rounding_bits(OpTest *t) {
     check_rounding_bits(t, 5000, 7, 3, 8 * 1001 + 2);
 }
 
-// Many small updates, each a fraction of the distance of two bf16 numbers, move weights by their sum in the mean:
-// rounding to nearest would leave them all at 1. One update is rounded with a variance of at most (2^-8 / 2)^2, so
+// Many small updates, each a fraction of the distance between two bf16 numbers, move weights by their sum on average:
+// rounding to nearest would keep them all at 1. One update is rounded with a variance of at most (2^-8 / 2)^2, so
 // the mean over n elements after s steps has a standard deviation of at most 2^-9 sqrt(s / n); the bound is five.
 static void test_rounding_is_unbiased(OpTest *t) {
     enum { ELEMS = 8192, STEPS = 150 };

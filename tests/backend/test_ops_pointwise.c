@@ -1,9 +1,10 @@
-// test_ops_pointwise.c: activations, add, cast and soft-cap; far out, at special values, and element by element.
+// test_ops_pointwise.c: activations, add, cast and soft-cap; at large and special values, and element by element.
 #include <math.h>
 
 #include "tests/support/case_test.h"
 
-// Far out, activations are 0 or the identity, and NaN is passed on: it must reach the loss and stop the update.
+// For large inputs activations are 0 or the identity, and NaN is propagated: it must reach the loss and skip the
+// update.
 static void test_activation_extremes(OpTest *t) {
     const double values[6] = {-1e4, -30, 0, 30, 1e4, NAN};
     for (Activation kind = ACT_GELU; kind <= ACT_RELU2; ++kind) {
@@ -26,7 +27,7 @@ static void test_activation_extremes(OpTest *t) {
     const double *y = op_test_host(t, out);
     assert_true(y[0] == 0 && y[1] == 2e4 && isnan(y[2]));
 }
-// Views that start in the middle of 16 bytes: each operand by itself.
+// Views that are not aligned to 16 bytes: one operand at a time.
 static void test_add_views(OpTest *t) {
     for (DType dtype = DTYPE_F32; dtype <= DTYPE_BF16; ++dtype)
         case_test_views(t, "add", "residual", dtype, 0, OP_TEST_DIMS(1, 64));
@@ -42,8 +43,8 @@ static void test_cast_special_values(OpTest *t) {
     assert_true(out[4] == INFINITY && out[5] == -INFINITY && isnan(out[6]));
 }
 
-// Element by element, at this level's vector functions: with cap 1 the soft-cap is tanh itself; silu(x) is x e^x far
-// out. Bounds as in simd.h, twice that for the two roundings around the exponential.
+// Element by element, for this level's vector functions: with cap 1 the soft-cap is tanh itself; silu(x) is x e^x for
+// large negative x. Bounds as in simd.h, twice that for the two roundings around the exponential.
 static double worst_relative(const double *out, const double *ref, int64_t elems) {
     double worst = 0;
     for (int64_t i = 0; i < elems; ++i) {

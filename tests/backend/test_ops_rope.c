@@ -1,4 +1,4 @@
-// test_ops_rope.c: QK-norm and rotary embedding; positions outside of the tables.
+// test_ops_rope.c: QK-norm and rotary embedding; positions outside the tables.
 #include <math.h>
 
 #include "tests/support/case_test.h"
@@ -6,7 +6,7 @@
 enum { OUT = 0, POSITION = 3 };
 #define FEW_POSITIONS 8u  // 13 of them
 
-// Of a position outside of the tables a device makes NaN, the CPU stops.
+// For a position outside the tables the CPU aborts; a device writes NaN.
 static void test_bad_position(OpTest *t) {
     OpCall *call = case_test_open(t, "rope forward", "plain", DTYPE_F32, FEW_POSITIONS, OP_TEST_DIMS(2, 2, 1, 8));
     op_test_upload(t, call->t[0][POSITION], (double[]){13, 2});

@@ -49,7 +49,7 @@ static void test_rows(void **state) {
     assert_int_equal(tensor_elems(tensor_rows(tensor_2d(data, DTYPE_F32, 3, 2), 3, 0)), 0);
 }
 
-// Every bf16 number, the midpoint to its neighbour (to even), and the floats just beside the midpoint.
+// Every bf16 number, the midpoint to its neighbour (to even), and the floats next to the midpoint.
 static void test_bf16_rounding(void **state) {
     (void)state;
     for (uint32_t bits = 0; bits < 0x7f80; ++bits) {

@@ -1,5 +1,5 @@
-// test_transfers.c: uploads and downloads beside the computation: what they carry, what waits for them, and that they do
-// not wait for each other. tests/gpu/test_cuda_transfers.sh runs it on the emulated GPU in all orders of its streams.
+// test_transfers.c: uploads and downloads beside the computation: their data, the waits, and that they do not wait
+// for each other. tests/gpu/test_cuda_transfers.sh runs it on the emulated GPU in all orders of its streams.
 #include "tests/support/op_test.h"
 
 #include <stdlib.h>
@@ -32,14 +32,15 @@ static void wait_for(OpTest *t, Ticket ticket) {
     Error err = {""};
     if (!t->be->wait(t->be, ticket, &err)) fail_msg("%s", err.message);
 }
-// Elements that are not what they should be.
+// Number of wrong elements.
 static int64_t count_wrong(const float *host, const double *expected, double factor) {
     int64_t wrong = 0;
     for (int64_t i = 0; i < ELEMS; ++i) wrong += (double)host[i] != factor * expected[i];
     return wrong;
 }
 
-// A source that an operation makes and a later one overwrites; returns the wrong elements of the copy in between.
+// A source that one operation writes and a later one overwrites; returns the number of wrong elements of the copy in
+// between.
 // computed_first: the host waits for the computation before it waits for the copy.
 static int64_t copy_between(OpTest *t, bool waits, bool computed_first) {
     Backend *be = t->be;
@@ -69,17 +70,17 @@ static int64_t copy_between(OpTest *t, bool waits, bool computed_first) {
 }
 static void test_download_of_its_moment(OpTest *t) {
     int64_t wrong = copy_between(t, true, true) + copy_between(t, true, false);
-    if (wrong > 0) fail_msg("%lld elements of other moments", (long long)wrong);
+    if (wrong > 0) fail_msg("%lld elements were copied at the wrong time", (long long)wrong);
 }
-// The rule of download_begin, broken: the emulated GPU shows it, but where streams run at once.
+// A violation of download_begin's rule: the emulated GPU detects it, except with eager streams.
 static void test_missing_wait_is_found(OpTest *t) {
     const char *streams = emulated_streams();
     if (streams == NULL || strcmp(streams, "eager") == 0) return;
     if (copy_between(t, false, true) + copy_between(t, false, false) == 0)
-        fail_msg("streams %s: the source was overwritten and nothing shows it", streams);
+        fail_msg("streams %s: the source was overwritten and this was not detected", streams);
 }
 
-// A batch comes in, and is computed with, while a download is on its way out.
+// A batch is uploaded and used while a download is pending.
 static void test_upload_passes_download(OpTest *t) {
     Backend *be = t->be;
     Tensor big = op_test_random(t, DTYPE_F32, OP_TEST_DIMS(ELEMS), 1.0);
@@ -97,7 +98,7 @@ static void test_upload_passes_download(OpTest *t) {
     Ticket sent = be->upload_after(be, batch.data, comes, ELEMS * sizeof *comes, be->mark(be));
     be->add(be, out, batch, batch);
     op_test_close(t, out, sum, 0, "what was computed with the batch");
-    // Work runs when somebody waits for it: nobody has waited for the download, nor for what waits for it.
+    // Work runs when it is waited for: there was no wait for the download or for work that depends on it.
     const char *streams = emulated_streams();
     if (streams != NULL && strcmp(streams, "lazy") == 0 && !is_untouched(leaves))
         fail_msg("the batch waited for the download%s", "");
@@ -109,7 +110,7 @@ static void test_upload_passes_download(OpTest *t) {
     be->host_free(be, comes);
 }
 
-// Nothing to copy: the ticket is a point behind what was issued; and tickets older than any that are kept have passed.
+// Without pieces the ticket is a point after everything issued; tickets older than the kept ones have passed.
 static void test_tickets(OpTest *t) {
     Backend *be = t->be;
     Tensor x = op_test_random(t, DTYPE_F32, OP_TEST_DIMS(ELEMS), 1.0);

@@ -1,4 +1,4 @@
-// test_common.c: strict number parsing, errors, and file helpers that never leave a torn file.
+// test_common.c: strict number parsing, errors, and file helpers that never leave a partial file.
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -70,8 +70,8 @@ static void test_errors(void **state) {
     assert_string_equal(err.message, "expected 3, found 4");
     assert_false(error_prefix(&err, "%s", "run.conf"));
     assert_string_equal(err.message, "run.conf: expected 3, found 4");
-    assert_false(error_set(NULL, "nobody asks"));
-    // Too long messages are cut, never overrun.
+    assert_false(error_set(NULL, "no err"));
+    // Long messages are truncated.
     char *text = xmalloc(5000);
     memset(text, 'x', 4999);
     text[4999] = '\0';
@@ -127,7 +127,7 @@ static void test_write_and_read(void **state) {
     free(path);
     free(temporary);
 }
-// When the last step fails (a directory stands where the file should go), what was there stays, nothing is left over.
+// If the last step fails (a directory has the file's name), the old content stays and no temporary file remains.
 static void test_failed_write_leaves_nothing(void **state) {
     const Scratch *s = *state;
     Error err = {""};

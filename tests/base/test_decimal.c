@@ -1,4 +1,4 @@
-// test_decimal.c: shortest decimals read back to the bit, and no shorter ones do.
+// test_decimal.c: shortest decimals read back bit for bit, and no shorter ones do.
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>

@@ -1,4 +1,4 @@
-// test_file_writer.c: a file is there whole or as it was before.
+// test_file_writer.c: a file is complete or unchanged.
 #include <stdlib.h>
 #include <string.h>
 
@@ -51,7 +51,7 @@ static void test_bad_places(void **state) {
     char *path = file_test_path(t, "absent/a");
     file_test_expect_error(t, file_writer_open(&writer, path, &t->err), "absent/a: cannot create: No such file");
     free(path);
-    file_test_expect_ok(t, file_writer_open(&writer, t->dir, &t->err));  // a directory: seen when it gets its name
+    file_test_expect_ok(t, file_writer_open(&writer, t->dir, &t->err));  // a directory: detected at the rename
     file_test_expect_error(t, file_writer_commit(&writer, &t->err), "cannot rename into place");
     assert_int_equal(file_test_count_entries(t->dir), 0);
 }

@@ -1,4 +1,4 @@
-// test_json.c: what the strict reader refuses and cJSON alone would not; numbers that are what they seem.
+// test_json.c: input that the strict reader refuses and cJSON alone accepts; exact numbers.
 #include <string.h>
 
 #include "llmc/base/json.h"
@@ -19,9 +19,9 @@ static void test_refused(void **state) {
         {"{}\x0b", "control characters"},
         {"{\"\xff\":1}", "UTF-8"},
         {"{\"a\\u0000b\":1}", "control"},
-        {"{\"a\":1,\"a\":1}", "'a' is there twice"},
-        {"{\"a\":1,\"\\u0061\":2}", "'a' is there twice"},
-        {"{\"o\":[{\"b\":{\"c\":1,\"d\":2,\"c\":3}}]}", "'c' is there twice"},
+        {"{\"a\":1,\"a\":1}", "duplicate JSON key 'a'"},
+        {"{\"a\":1,\"\\u0061\":2}", "duplicate JSON key 'a'"},
+        {"{\"o\":[{\"b\":{\"c\":1,\"d\":2,\"c\":3}}]}", "duplicate JSON key 'c'"},
     };
     for (size_t i = 0; i < sizeof CASES / sizeof CASES[0]; ++i) {
         cJSON *root = parse(t, CASES[i].text);

@@ -1,4 +1,4 @@
-// test_option_table.c: options of both spellings: values, ranges, words, messages, what is left over, help.
+// test_option_table.c: options of both spellings: values, ranges, words, messages, other arguments, help.
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -108,7 +108,7 @@ static void test_mistakes(void **state) {
         {"temperature=nan", "--temperature=nan", "found 'nan'"},
         {"temperature=1e999", "--temperature=1e999", "found '1e999'"},
         {"eps=-0.1", "--eps=-0.1", "eps: expected a number from 0 to 1"},
-        {"ckpt=", "--ckpt=", "ckpt: expected a text, found an empty one"},
+        {"ckpt=", "--ckpt=", "ckpt: expected a non-empty text, found ''"},
         {"name=12345678", "--name=12345678", "name: expected at most 7 bytes, found 8"},
         {"mode=green", "--mode=green", "mode: expected one of: blue red; found 'green'"},
         {"colour=7", "--colour=7", "colour: expected one of: blue red green; found '7'"},
@@ -145,7 +145,7 @@ static void test_mistakes(void **state) {
     assert_int_equal(edit_distance("kitten", "sitting"), 3);
 }
 
-// What is printed reads back, and a value in the middle of random ones does too.
+// Printed values read back, also one among random values.
 static void test_format(void **state) {
     FileTest *t = *state;
     static const char *const TEXTS[] = {"x y", "red", "abc", "123456", "0.3", "1e-05", "true", "false", "green"};
@@ -158,7 +158,7 @@ static void test_format(void **state) {
     }
 }
 
-// options_read with stdout and stderr in a file of the test's directory; *said gets both (caller frees).
+// options_read with stdout and stderr in a file of the test's directory; *said receives both (caller frees).
 static int read_options(FileTest *t, const OptionTable *table, char **said, int argc, char **argv) {
     char *path = file_test_path(t, "said");
     fflush(stdout);
@@ -192,7 +192,7 @@ static void test_read(void **state) {
     assert_int_equal(read_options(t, &table, &said, ARGV("sample", "tokens=x")), 2);
     assert_int_equal(strncmp(said, "train_gpt sample: tokens: expected", 34), 0);
     free(said);
-    // Help is given even beside a mistake.
+    // Help is printed even if another argument is wrong.
     static const char *const SAYS[] = {"usage: train_gpt sample", "\n  ckpt ",
                                        "which checkpoint\n",      "how many [whole, from 1] (default: 64)",
                                        "short (default: empty)",  "which [blue red green]",
@@ -203,7 +203,7 @@ static void test_read(void **state) {
             if (strstr(said, SAYS[k]) == NULL) fail_msg("the help lacks '%s': %s", SAYS[k], said);
         free(said);
     }
-    // A row with a variable shows what it holds.
+    // A row with a variable shows its value.
     int64_t ranks = 3;
     const Option rows[] = {{"ranks", OPTION_TO(ranks), OPTION_WHOLE, 1, 8, .help = "how many"}};
     const OptionTable small = {OPTION_ROWS(rows), OPTIONS_DASHES, .program = "bench", .about = "bench"};

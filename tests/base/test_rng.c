@@ -1,4 +1,4 @@
-// test_rng.c: Philox known answers, the moments of what is built on it, and the keyed permutation.
+// test_rng.c: known answers of Philox, moments of the distributions, and the keyed permutation.
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -32,7 +32,7 @@ static void test_philox_known_answers(void **state) {
     assert_true(rng_u64(0, 0, 0) == 0xe169c58d6627e8d5u);
 }
 
-// Sample moments of n draws lie within five standard errors: 1/sqrt(12 n), 1/sqrt(n), sqrt(2/n), sqrt(96/n).
+// Sample moments of n draws are within five standard errors: 1/sqrt(12 n), 1/sqrt(n), sqrt(2/n), sqrt(96/n).
 static void test_distributions(void **state) {
     (void)state;
     const int n = 100000;

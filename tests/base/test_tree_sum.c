@@ -1,4 +1,4 @@
-// test_tree_sum.c: the tree, written down for small numbers of terms, and its three forms against each other.
+// test_tree_sum.c: the tree, written out for small numbers of terms, and its three forms against each other.
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -64,7 +64,7 @@ static void test_forms(void **state) {
         float sum_f32 = tree_sum_f32(narrow, count);
         assert_memory_equal(&sum_f32, &half[0], sizeof sum_f32);
     }
-    assert_true(serial_differs > MOST / 2);  // or the test could not tell one order from another
+    assert_true(serial_differs > MOST / 2);  // otherwise the test could not distinguish orders
 }
 
 int main(void) {

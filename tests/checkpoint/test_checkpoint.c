@@ -1,4 +1,4 @@
-// test_checkpoint.c: a checkpoint is complete or not there: kills at every stage, full disks, damage, pruning.
+// test_checkpoint.c: a checkpoint is complete or absent: kills at every stage, full disks, damage, pruning.
 #include <dirent.h>
 #include <signal.h>
 #include <stdio.h>
@@ -44,7 +44,7 @@ static char *step_file(const FileTest *t, int64_t step, const char *name) {
     return xasprintf("%s/run/step_%08lld%s%s", t->dir, (long long)step, name[0] ? "/" : "", name);
 }
 
-// The newest is `step` (-1: none), and what was passed over mentions `skipped` (NULL: nothing was).
+// The newest is `step` (-1: none), and the text about skipped ones mentions `skipped` (NULL: none were skipped).
 static void expect_newest(const FileTest *t, int64_t step, const char *mention) {
     char *run = run_path(t), *skipped, *newest = checkpoint_newest(run, &skipped);
     if (step < 0) assert_null(newest);
@@ -159,8 +159,7 @@ static void test_damage_is_named(void **state) {
     file_test_expect_error(t, checkpoint_verify("/nonexistent/step_00000001", false, &t->err), "no such directory");
 }
 
-// A process that dies without a chance to clean up, at each point where it can, leaves the previous checkpoint as the
-// newest; the next writer removes what it left.
+// If a process is killed at any stage, the previous checkpoint stays the newest; the next writer removes the leftovers.
 enum { STAGES = 6 };
 static void write_and_die(const FileTest *t, int stage) {
     char *run = run_path(t);
@@ -191,7 +190,7 @@ static void test_kill_at_every_stage(void **state) {
         int status;
         assert_int_equal(waitpid(child, &status, 0), child);
         assert_true(WIFSIGNALED(status) && WTERMSIG(status) == SIGKILL);
-        expect_newest(t, stage == STAGES - 1 ? 12 : 7, NULL);  // a temporary directory is not even a candidate
+        expect_newest(t, stage == STAGES - 1 ? 12 : 7, NULL);  // temporary directories are ignored
         assert_int_equal(count_steps(t), 2);
     }
     save_ok(t, 13);
@@ -199,8 +198,8 @@ static void test_kill_at_every_stage(void **state) {
     expect_newest(t, 13, NULL);
 }
 
-// Kills at arbitrary moments: a child saves steps 1, 2, 3, ... as fast as it can until it is shot, some time after it
-// has been seen to make progress.
+// Kills at arbitrary moments: a child saves steps 1, 2, 3, ... as fast as it can and is killed some time after it reports
+// progress.
 static void test_kill_at_random_moments(void **state) {
     FileTest *t = *state;
     int64_t last = 0;
@@ -218,7 +217,7 @@ static void test_kill_at_random_moments(void **state) {
                     (step == last + 1 && write(progress[1], "x", 1) != 1))
                     _exit(1);
         }
-        close(progress[1]);  // then a child that failed is seen as the end of the pipe
+        close(progress[1]);  // then a failed child closes the pipe
         char seen;
         assert_int_equal(read(progress[0], &seen, 1), 1);
         close(progress[0]);
@@ -237,7 +236,7 @@ static void test_kill_at_random_moments(void **state) {
     }
 }
 
-// Neither passed over nor trained over: it is the newest, and reading it says what it is.
+// A newer format is not skipped or overwritten: it is the newest, and reading it fails with a message.
 static void test_newer_format(void **state) {
     FileTest *t = *state;
     save_ok(t, 7);
@@ -267,7 +266,7 @@ static void test_full_disk(void **state) {
     save_ok(t, 7);
     char *run = run_path(t);
     CheckpointWriter writer;
-    // The state no longer fits.
+    // No space for the state.
     char *large = xmalloc(100001);
     memset(large, 'x', 100000);
     large[100000] = '\0';
@@ -277,7 +276,7 @@ static void test_full_disk(void **state) {
     file_test_expect_error(t, ok, "state.json: cannot write: File too large");
     checkpoint_abort(&writer);
     file_test_limit_file_size(0);
-    // The manifest no longer fits: commit itself fails and cleans up.
+    // No space for the manifest: commit fails and cleans up.
     file_test_expect_ok(t, checkpoint_begin(&writer, run, 12, &t->err));
     file_test_expect_ok(t, checkpoint_write_text(&writer, "state.json", large, &t->err));
     file_test_limit_file_size(20);
@@ -369,12 +368,12 @@ static void prune_keeping(FileTest *t, int64_t keep_last, int64_t keep_every, in
 static void prune(FileTest *t, int64_t keep_last) { prune_keeping(t, keep_last, 0, -1); }
 static void damage(const FileTest *t, int64_t step) {
     char *dir = step_file(t, step, "");
-    write_file(dir, "model.safetensors", "9876543210");  // same size: only the hash tells
+    write_file(dir, "model.safetensors", "9876543210");  // same size: only the hash differs
     free(dir);
 }
 static void test_prune(void **state) {
     FileTest *t = *state;
-    prune(t, 1);  // nothing there yet
+    prune(t, 1);  // no checkpoint yet
     for (int64_t step = 1; step <= 5; ++step) save_ok(t, step);
     prune(t, 0);
     assert_int_equal(count_steps(t), 5);
@@ -391,10 +390,10 @@ static void test_prune(void **state) {
     save_ok(t, 6);
     prune(t, 1);
     expect_newest(t, 6, NULL);
-    assert_int_equal(count_steps(t), 1);  // once there is a newer whole one, the damaged go as well
+    assert_int_equal(count_steps(t), 1);  // with a newer whole one, the damaged ones are deleted too
 }
 
-// What stays of steps 1 to 12, after the damage, as a table.
+// A table: which of steps 1 to 12 are kept, with some of them damaged.
 static void test_retention(void **state) {
     FileTest *t = *state;
     static const struct {
@@ -405,8 +404,8 @@ static void test_retention(void **state) {
         {3, 4, {0}, {4, 8, 10, 11, 12}},
         {1, 1, {0}, {1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12}},
         {1, 100, {0}, {12}},
-        {1, 5, {12}, {5, 10, 11, 12}},         // the damaged one is newer than the one that counts
-        {2, 6, {11, 6}, {6, 11, 12}},          // below one that is known whole only sizes are looked at
+        {1, 5, {12}, {5, 10, 11, 12}},         // the damaged one is newer than the newest whole one
+        {2, 6, {11, 6}, {6, 11, 12}},          // below a whole one only sizes are checked
         {20, 5, {3}, {1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12}},
         {0, 5, {3}, {1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12}},
     };
@@ -426,7 +425,7 @@ static void test_retention(void **state) {
     }
 }
 
-// One that was just committed is not hashed again: of a damaged one only the caller can say such a thing.
+// A checkpoint that was just committed (whole_step) is not hashed again, even if it is damaged.
 static void test_prune_trusts_the_commit(void **state) {
     FileTest *t = *state;
     for (int64_t step = 1; step <= 3; ++step) save_ok(t, step);
@@ -435,7 +434,7 @@ static void test_prune_trusts_the_commit(void **state) {
     assert_true(step_exists(t, 2) && step_exists(t, 3));
     prune_keeping(t, 1, 0, 3);
     assert_true(!step_exists(t, 2) && step_exists(t, 3));
-    // A run that went back saves below what lies there: its newest is not its last.
+    // A run that rewinds saves at a lower step than existing checkpoints.
     save_ok(t, 1);
     save_ok(t, 4);
     prune_keeping(t, 1, 0, 1);
@@ -469,7 +468,7 @@ static void test_parts(void **state) {
     file_test_expect_ok(t, checkpoint_commit(&writer[0], &t->err));
     expect_newest(t, 7, NULL);
     char *dir = step_file(t, 7, "");
-    assert_int_equal(file_test_count_entries(dir), RANKS + 2);  // no part is left
+    assert_int_equal(file_test_count_entries(dir), RANKS + 2);  // all parts are deleted
     write_file(dir, "model-1", "weights of rank 2");
     file_test_expect_error(t, checkpoint_verify(dir, true, &t->err), "model-1: changed");
     free(dir);

@@ -1,16 +1,16 @@
 #!/bin/bash
-# test_golden_resume.sh: runs that earlier versions of the program left behind (tests/golden/checkpoint_vN, written by make_checkpoint.sh)
-# are resumed to the last bit: losses, gradient norms, the hash chain of every step, the final weights. And what a later version leaves
-# is refused with a sentence, and stays as it is.
+# test_golden_resume.sh: runs of earlier versions of the program (tests/golden/checkpoint_vN, written by make_checkpoint.sh) resume
+# to the last bit: losses, gradient norms, the hash chain of every step, the final weights. Files of a later version are refused with
+# an error and are not changed.
 set -u
 cd "$(dirname "$0")/../.." || exit 1
 . tests/support/lib.sh
 train_gpt=$(realpath "$train_gpt")
 prep=$(realpath "$prep")
 
-# The kernels of cpu_isa=generic use no instruction that x86-64 does not have everywhere, no contraction and no reordered sum: gcc and
-# clang, -O1 and -O3, sanitizers, and C libraries with and without FMA gave the same bits. Elsewhere generic code contracts a*b+c:
-# then four steps stay within 1e-5 (fp32) and 1e-2 (bf16: 8 bits of a loss near 4) of what is stored.
+# The kernels of cpu_isa=generic use only baseline x86-64 instructions, no contraction and no reordered sums: gcc and clang, -O1
+# and -O3, sanitizers, and C libraries with and without FMA gave the same bits. On other architectures generic code contracts a*b+c:
+# there four steps must be within 1e-5 (fp32) and 1e-2 (bf16: 8 bits of a loss near 4) of the stored values.
 exact=$([ "$(uname -m)" = x86_64 ] && echo yes)
 [ -n "$exact" ] || echo "note: this machine is no x86-64: numbers are compared within 1e-5 (fp32) and 1e-2 (bf16), not to the bit"
 
@@ -54,9 +54,9 @@ for run in gpt2_fp32_adamw qwen3_bf16_muon; do
     check "versions_hold_the_same_$run" expect 0 'all the same to the bit' "$train_gpt" ckpt diff tests/golden/checkpoint_v{1,2}/$run/run/step_00000004
 done
 
-# ---- what a later version leaves ----
+# ---- files of a later version ----
 known='reads versions up to [0-9]: use the version of the program that wrote it, or a later one'
-# TEXT FILE FROM TO: with that one change to the golden run of this version, training ends with TEXT, leaving the file and the checkpoint.
+# TEXT FILE FROM TO: with that one change to the golden run of this version, training ends with TEXT and keeps the file and the checkpoint.
 refused() (
     copy_of checkpoint_v2/gpt2_fp32_adamw || exit 1
     sed -i "s/$3/$4/" "$2" && ! cmp -s "$2" "$OLDPWD/tests/golden/checkpoint_v2/gpt2_fp32_adamw/$2" || { echo "    nothing was changed"; exit 1; }

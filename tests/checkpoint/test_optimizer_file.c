@@ -1,5 +1,5 @@
-// test_optimizer_file.c: the optimizer's state written by any number of ranks and read by any other, to the bit;
-// files that are missing, mixed, damaged, that overlap or leave gaps.
+// test_optimizer_file.c: the optimizer state written by any number of ranks and read by any other number, to the bit;
+// files that are missing, mixed or damaged, that overlap or leave gaps.
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -11,7 +11,7 @@
 #include "tests/support/file_test.h"
 #include "tests/support/model_kinds.h"
 
-// ---- states whose elements tell where they belong ----
+// ---- states whose values encode their position ----
 
 static float element(StateKind kind, int param, int64_t index) {
     return (float)kind * 1e6f + (float)param * 1e4f + (float)index * 0.25f;
@@ -47,7 +47,7 @@ static void write_all(FileTest *t, const ParamTable *params, PartitionOptions op
     }
 }
 
-// What every rank of `options` keeps is found, with the right values; together everything once.
+// The files have the right values for all that each rank of `options` keeps; together they have every element once.
 static void read_all(FileTest *t, const ParamTable *params, PartitionOptions options, bool masters) {
     OptimizerFiles *files;
     file_test_expect_ok(t, optimizer_files_open(&files, t->dir, params, &t->err));
@@ -66,7 +66,7 @@ static void read_all(FileTest *t, const ParamTable *params, PartitionOptions opt
         for (int i = 0; i < count; ++i) {
             const StatePiece *piece = &list[i];
             float *values = xmalloc(to_size(piece->count) * sizeof *values);
-            // In two steps that respect no border of the files.
+            // In two reads that do not follow the files' boundaries.
             int64_t cut = piece->count / 3;
             for (int part = 0; part < 2; ++part) {
                 int64_t first = part == 0 ? 0 : cut, end = part == 0 ? cut : piece->count;
@@ -120,7 +120,7 @@ static void test_any_world_to_any_other(void **state) {
             }
 }
 
-// The form of one rank is the plain one.
+// One rank writes whole parameters under their plain names.
 static void test_one_rank_writes_whole_parameters(void **state) {
     FileTest *t = *state;
     ModelConfig config = model_kind(model_kind_find("qwen3"));
@@ -143,7 +143,7 @@ static void test_one_rank_writes_whole_parameters(void **state) {
     params_free(&params);
 }
 
-// Of a file that says nothing of its version, of this one, of a newer one.
+// A file without a version, with this one, with a newer one.
 static void test_format_version(void **state) {
     FileTest *t = *state;
     ModelConfig config = model_kind(model_kind_find("qwen3"));
@@ -176,7 +176,7 @@ static void test_format_version(void **state) {
     params_free(&params);
 }
 
-// A name in files and a place in the hash chain belong to one kind.
+// No two kinds share a name in files or a place in the hash chain.
 static void test_table(void **state) {
     (void)state;
     for (int a = 0; a < STATE_KINDS; ++a)
@@ -187,14 +187,14 @@ static void test_table(void **state) {
         }
 }
 
-// ---- what does not fit ----
+// ---- malformed sets ----
 
 enum { WTE = 0 };  // the first parameter of every table
 
 typedef struct {
     const char *what;
     int64_t cut, again;   // file 1 has elements [0, cut) of m.wte, file 2 has [again, all)
-    int64_t missing_end;  // of them the last so many are left out
+    int64_t missing_end;  // number of elements missing at the end
     const char *mention;
 } Cut;
 
@@ -224,7 +224,7 @@ static void test_gaps_and_overlaps(void **state) {
         file_test_expect_error(t, optimizer_files_check(files, &(StateKept){0}, &t->err), "expected tensor v.wte with");
         optimizer_files_close(files);
     }
-    // The start is missing; the whole and a part; the same whole twice.
+    // The start is missing; the whole and also a part; the same whole twice.
     StatePiece late = {STATE_V, WTE, 8, all - 8}, whole = {STATE_V, WTE, 0, all}, part = {STATE_V, WTE, 8, 8};
     const StatePiece *const PAIRS[][2] = {{&late, NULL}, {&whole, &part}, {&whole, &whole}, {&part, &whole}};
     static const char *const MENTIONS[] = {"elements 0 to 7 of v.wte", "overlaps tensor 'v.wte'",

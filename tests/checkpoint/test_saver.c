@@ -1,5 +1,5 @@
-// test_saver.c: the machine that says who writes when: several of them in one process, moved by the largest of their
-// votes as ranks would be. They agree on every phase, whoever is slow and whoever fails.
+// test_saver.c: the state machine of saving: several savers in one process, stepped with the maximum of their votes, like
+// ranks. They agree on every phase, whichever is slow or fails.
 #include <setjmp.h>
 #include <signal.h>
 #include <stdarg.h>
@@ -17,7 +17,7 @@
 
 enum { RANKS = 4 };
 
-// A rank's jobs: they take as long as the test wants, and fail if it wants.
+// A rank's jobs: the test sets how long they take and whether they fail.
 typedef struct {
     Saver saver;
     atomic_int hold;  // 1: jobs do not end
@@ -63,7 +63,7 @@ static void begin_all(Rank *rank) {
     for (int r = 0; r < RANKS; ++r) saver_begin(&rank[r].saver);
 }
 
-// One vote of all. They must agree on the event and on the phase that follows.
+// One vote of all ranks. They must agree on the event and on the next phase.
 static SaverEvent vote(Rank *rank) {
     double most[SAVER_VOTES] = {0};
     for (int r = 0; r < RANKS; ++r) {
@@ -121,7 +121,7 @@ static void test_the_slowest_is_waited_for(void **state) {
     assert_int_equal(rank[0].commits, 0);
     atomic_store(&rank[2].hold, 0);
     wait_all(rank);
-    atomic_store(&rank[0].hold, 1);  // now the commit takes its time
+    atomic_store(&rank[0].hold, 1);  // now the commit is slow
     assert_int_equal(vote(rank), SAVER_NOTHING);
     for (int i = 0; i < 5; ++i) assert_int_equal(vote(rank), SAVER_NOTHING);
     assert_int_equal(rank[3].saver.phase, SAVER_COMMITTING);
@@ -140,7 +140,7 @@ static void test_one_fails(void **state) {
         atomic_store(&rank[slow].hold, 1);
         begin_all(rank);
         saver_wait(&rank[failing].saver, 20);
-        // Nobody gives up while somebody may still be writing there; but that one is told.
+        // No rank ends the save while another may still be writing, but the job of that one is cancelled.
         assert_false(atomic_load(&rank[slow].saver.cancelled));
         assert_int_equal(vote(rank), SAVER_NOTHING);
         assert_true(atomic_load(&rank[slow].saver.cancelled));
@@ -152,7 +152,7 @@ static void test_one_fails(void **state) {
         for (int r = 0; r < RANKS; ++r)
             assert_string_equal(rank[r].saver.error.message, r == failing ? "disk of 1 full" : "");
         assert_int_equal(rank[0].commits, 0);
-        // The next one is a new one.
+        // The next save starts afresh.
         rank[failing].fails_to_write = false;
         begin_all(rank);
         assert_false(atomic_load(&rank[slow].saver.cancelled));
@@ -164,7 +164,7 @@ static void test_one_fails(void **state) {
     }
 }
 
-// One that was told stops early and has no reason of its own.
+// A cancelled job stops early and has no error message.
 static void test_the_cancelled_have_no_reason(void **state) {
     (void)state;
     Rank rank[RANKS];
@@ -223,7 +223,7 @@ static void test_the_thread_steps_back(void **state) {
     begin_all(rank);
     wait_all(rank);
     for (int r = 0; r < RANKS; ++r) {
-        assert_false(rank[r].signals_open);  // signals are the training thread's
+        assert_false(rank[r].signals_open);  // the training thread handles signals
         assert_int_equal(rank[r].nice, 19);
     }
     assert_int_equal(getpriority(PRIO_PROCESS, 0), here);
@@ -252,8 +252,7 @@ static void test_abandon(void **state) {
     assert_int_equal(vote(rank), SAVER_NOTHING);
 }
 
-// Any mix of slow and failing ranks: they stay together, and a checkpoint is committed when nobody failed and only
-// then.
+// Any mix of slow and failing ranks: the phases agree, and a checkpoint is committed if and only if no rank failed.
 static void test_any_order(void **state) {
     (void)state;
     uint64_t draws = 0;

@@ -1,4 +1,4 @@
-// test_state_file.c: state.json of a checkpoint: what is written reads back, and what is not as written is refused.
+// test_state_file.c: state.json of a checkpoint: written values read back, and malformed files are refused.
 #include "llmc/checkpoint/state_file.h"
 
 #include <stdlib.h>
@@ -34,7 +34,7 @@ static void test_round_trip(void **state) {
     }
 }
 
-// To the bit, whatever the bits are: these decide what a run skips, and it must not matter that it was resumed.
+// To the bit, for any bits: they decide which steps a run skips, and a resumed run must skip the same.
 static void test_what_the_guard_knows(void **state) {
     FileTest *t = *state;
     StateFile *file = xcalloc(1, sizeof *file), *back = xcalloc(1, sizeof *back);
@@ -58,7 +58,7 @@ static void test_what_the_guard_knows(void **state) {
     progress->guard.entry[5].norm = 0x1p-1074;
     progress->guard.entry[6].norm = 1.7976931348623157e308;
     char *text = state_file_write(file, "{}");
-    assert_true(strlen(text) < (size_t)1 << 18);  // far below what readers take
+    assert_true(strlen(text) < (size_t)1 << 18);  // far below the limit of readers
     memset(back, 0xff, sizeof *back);
     file_test_expect_ok(t, state_file_parse(back, text, "state.json", &t->err));
     assert_true(back->progress.spikes == 12345 && back->progress.chain == progress->chain);
@@ -78,7 +78,7 @@ static void test_refused(void **state) {
         "\"optimizer\": \"adamw\", \"dtype\": \"fp32\", "
         "\"tokenizer_fingerprint\": \"0123456789abcdef\", \"spikes\": 1, \"chain\": \"fedcba9876543210\", "
         "\"skips\": [[3, 2], [3, 1]], \"guard\": [[7, 2.5, 0.5], [8, -3.5, 1]], \"config\": {}}";
-    // what is replaced, by what, and what the message must name
+    // the text that is replaced, its replacement, and the text that the message must contain
     static const char *const CASES[][3] = {
         {"\"format\": 1, ", "", "expected \"format_version\""},
         {"\"format\": 1", "\"format\": 2", "format version 2, this program reads versions up to 1"},
@@ -157,7 +157,7 @@ static void test_refused(void **state) {
     StateFile parsed;
     file_test_expect_ok(t, state_file_parse(&parsed, GOOD, "a/state.json", &t->err));
     assert_true(parsed.tokenizer_fingerprint == 0x0123456789abcdefu);
-    assert_true(parsed.master_weights);  // as in files from before there was a choice
+    assert_true(parsed.master_weights);  // as in files older than the option
     const RunProgress *progress = &parsed.progress;
     assert_true(progress->spikes == 1 && progress->chain == 0xfedcba9876543210u && progress->skip_count == 2);
     assert_true(progress->chain_step == progress->step && progress->chain_data == 0);  // likewise

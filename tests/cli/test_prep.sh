@@ -120,16 +120,16 @@ bad_input() {
     printf '{"text": "\\ud800"}\n' >"$dir/bad3.jsonl"
     printf '{"txt": "a"}\n' >"$dir/bad4.jsonl"
     refuses 1 nothere "${t[@]}" "$dir/nothere.txt" && refuses 1 'found a directory' "${t[@]}" "$dir" &&
-        refuses 1 'ends too early' "${t[@]}" "$dir/cut.gz" &&
-        refuses 1 'line 2: the value of "text" is no text' "${t[@]}" "$dir/bad1.jsonl" &&
+        refuses 1 'compressed data is truncated' "${t[@]}" "$dir/cut.gz" &&
+        refuses 1 'line 2: the value of "text" is not a string' "${t[@]}" "$dir/bad1.jsonl" &&
         refuses 1 'line 3: malformed JSON' "${t[@]}" "$dir/bad2.jsonl" &&
         refuses 1 'surrogate' "${t[@]}" "$dir/bad3.jsonl" &&
-        refuses 1 'no key "text"' "${t[@]}" "$dir/bad4.jsonl" &&
+        refuses 1 'expected the key "text", not found' "${t[@]}" "$dir/bad4.jsonl" &&
         refuses 1 'no text' "${t[@]}" /dev/null &&
-        refuses 1 'plain files' "${t[@]}" --val-fraction 0.1 "$dir/big.gz" &&
-        refuses 1 'only 1 documents' "${t[@]}" --val-docs-every 3 "$dir/small.txt" &&
+        refuses 1 'regular uncompressed files' "${t[@]}" --val-fraction 0.1 "$dir/big.gz" &&
+        refuses 1 'at least as many documents, found 1' "${t[@]}" --val-docs-every 3 "$dir/small.txt" &&
         refuses 1 'no such tokenizer' tokenize --tokenizer nope --out "$dir/x" "$dir/small.txt" &&
-        refuses 1 'a dataset is there already' tokenize --tokenizer bytes --out "$dir/v" "$dir/small.txt" &&
+        refuses 1 'already holds a dataset' tokenize --tokenizer bytes --out "$dir/v" "$dir/small.txt" &&
         refuses 1 'new or empty' tokenize --tokenizer bytes --out "$dir/tok" --overwrite "$dir/small.txt" &&
         refuses 1 'new or empty' tokenize --tokenizer bytes --out "$dir/small.txt/x" "$dir/small.txt" || return 1
     [ ! -e "$dir/x" ] && [ ! -e "$dir/x.tmp" ]

@@ -25,7 +25,7 @@ sends() { # RANKS key=value...
     OMP_NUM_THREADS=1 timeout -k 5 100 "${mpi[@]}" -np "$ranks" "$BUILD/train_gpt" train out_dir="$work/out" device=cpu \
         threads=1 train="$work/data/train_*.bin" val= steps=12 val_every=0 save_every=0 compare_every=0 \
         progress_bar=false "${model[@]}" </dev/null >"$work/log" 2>&1 || { tail -n 3 "$work/log"; return 1; }
-    sent=$(sed -n 's/.*hidden; \([0-9.]*\) MiB sent a step and rank.*/\1/p' "$work/log")
+    sent=$(sed -n 's/.*hidden; \([0-9.]*\) MiB sent per step and rank.*/\1/p' "$work/log")
     awk -v p="$predicted" -v s="$sent" 'BEGIN { ok = p > 0 && s > 0 && s / p > 0.98 && s / p < 1.02
         if (!ok) print "    predicted " p " MiB, sent " s; exit !ok }'
 }

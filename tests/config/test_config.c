@@ -1,5 +1,5 @@
-// test_config.c: run files and overrides in, RunConfig out, and back: inheritance, derived values, every kind of
-// message, and a round trip over random settings of every option of the table.
+// test_config.c: run files and overrides to RunConfig and back: inheritance, derived values, every kind of error
+// message, and round trips of random settings of every option of the table.
 #include <cjson/cJSON.h>
 #include <stdlib.h>
 #include <string.h>
@@ -47,7 +47,7 @@ static void load_ok(RunConfig *out, const char *text, const char *const *overrid
     Error err;
     if (!load(out, text, overrides, &err)) fail_msg("unexpected error: %s", err.message);
 }
-// The message must hold every one of the expected parts.
+// The message must contain all expected parts.
 static void load_bad(const char *text, const char *const *overrides, const char *const *parts) {
     RunConfig config;
     Error err;
@@ -187,7 +187,7 @@ static void test_sections(void **state) {
     assert_true(p[0].lr.kind == SCHEDULE_COSINE && p[1].lr.kind == SCHEDULE_COSINE &&
                 p[2].lr.kind == SCHEDULE_LINEAR);
     assert_true(p[2].lr.lr == 1e-3 && p[2].lr.final_lr_frac == 0 && p[0].lr.final_lr_frac == 0.1);
-    // The first curve lasts 200 + 123 steps; a twentieth of that, rounded up. A later curve starts warm.
+    // The first curve lasts 200 + 123 steps; the warm-up is a twentieth, rounded up. Later curves have none.
     assert_int_equal(p[0].lr.warmup_steps, 17);
     assert_int_equal(p[1].lr.warmup_steps, 17);
     assert_int_equal(p[2].lr.warmup_steps, 0);
@@ -205,14 +205,14 @@ static void test_overrides(void **state) {
     assert_int_equal(c.arch.L, 2);
     assert_string_equal(c.sample_prompt, "In the A\n");
     check_round_trip(&c);
-    // The last word counts; an override of one length replaces another length of the file.
+    // The last value is used; an override of one length replaces another length of the file.
     load_ok(&c, "train_seconds = 90\nlr = 1\n", LIST("lr=2", "lr=3", "steps=7"));
     assert_true(c.phase[0].lr.lr == 3 && c.train_seconds == 0);
     assert_int_equal(c.phase[0].tokens, 7 * 8 * 1024);
     load_ok(&c, "tokens = 90\n", LIST("train_seconds=4"));
     assert_true(c.train_seconds == 4 && c.phase[0].tokens == 0 && c.phase[0].lr.warmup_steps == 50);
     check_round_trip(&c);
-    // Without a file, overrides make sources and phases.
+    // Without a file, overrides create sources and phases.
     load_ok(&c, NULL, LIST("source.a.train=x.bin", "source.b.train=y.bin", "phase.p.steps=1", "phase.q.steps=2"));
     assert_int_equal(c.source_count, 2);
     assert_int_equal(c.phase_count, 2);
@@ -232,7 +232,7 @@ static void test_import(void **state) {
     load_ok(&c, "model = llama:d2\nmax_seq_len = 64\nseq_len = 128\n", NULL);
     assert_int_equal(c.phase[0].seq_len, 128);
     load_ok(&c, "init_from = models/tiny\nmax_seq_len = 2048\nsteps = 3\n", NULL);
-    check_round_trip(&c);  // without the importer: the printed file names everything
+    check_round_trip(&c);  // without the importer: the printed file gives every option
     load_bad("init_from = models/tiny\nmodel = gpt2:d2\n", NULL, LIST("run.conf:2", "init_from", "gpt2:d2"));
     load_bad("seed=2\ninit_from = models/none\n", NULL, LIST("run.conf:2", "models/none: no such model"));
     Error err = {""};
@@ -326,7 +326,7 @@ static void test_unreadable_files(void **state) {
     write_file("seed = 1\nlr\0 = 2\n", 16);
     assert_false(config_load(&c, file, 0, NULL, NULL, &err));
     assert_non_null(strstr(err.message, "run.conf:2: expected text, found a NUL byte"));
-    // inih would cut this line in two; a value of the same length in two lines is fine.
+    // inih would split this line; a value of the same length on two lines is valid.
     char text[700], *end = text + sprintf(text, "seed=3\nout_dir = ");
     memset(end, 'd', 300);
     strcpy(end + 300, "\n");
@@ -339,7 +339,7 @@ static void test_unreadable_files(void **state) {
     check_round_trip(&c);
 }
 
-// Long values are printed in several lines, whatever a line happens to begin with.
+// Long values are printed on several lines, with any character at the start of a line.
 static void test_long_values(void **state) {
     (void)state;
     static const char *const TAILS[] = {"lr = 1", "[phase a]", "# x", "; x", "  x  ", "\\\"\n\xc3\xa4"};
@@ -347,7 +347,7 @@ static void test_long_values(void **state) {
         for (int head = 120; head < 170; ++head) {
             char word[400], *end = word + sprintf(word, "out_dir=");
             memset(end, 'd', (size_t)head);
-            sprintf(end + head, "%s and more of it, so that it goes on in the next line", TAILS[t]);
+            sprintf(end + head, "%s and more of it, so that it continues in the next line", TAILS[t]);
             RunConfig c;
             load_ok(&c, NULL, LIST(word));
             assert_string_equal(c.out_dir, end);
@@ -383,7 +383,7 @@ static void random_text(Dice *dice, char *out, int64_t most) {
     out[length] = '\0';
 }
 
-// A value that the row accepts (its cross checks aside), as text.
+// A value that the row accepts (before cross checks), as text.
 static char *random_value(Dice *dice, const Option *option) {
     char text[400];
     if (option->kind == OPTION_BOOL) return xstrdup(roll(dice, 2) ? "true" : "false");
@@ -411,7 +411,7 @@ static void put_option(FILE *out, Dice *dice, const Option *option) {
     fprintf(out, "%s = ", option->name);
     if (option->kind != OPTION_CHARS) {
         fprintf(out, "%s\n", value);
-    } else {  // every byte by number, in short lines
+    } else {  // every byte as \xHH, in short lines
         fprintf(out, "\"");
         for (size_t i = 0; value[i] != '\0'; ++i)
             fprintf(out, "%s\\x%02X", i % 30 == 29 ? "\n  " : "", (unsigned)(unsigned char)value[i]);
@@ -420,7 +420,7 @@ static void put_option(FILE *out, Dice *dice, const Option *option) {
     free(value);
 }
 
-// Architectures that make sense; whatever else the option table has is added with a chance of one in two.
+// Valid architectures; every other option of the table is added with probability 1/2.
 static void put_random_run(FILE *out, Dice *dice) {
     static const char *const MODELS[] = {
         "gpt2:d4",
@@ -475,7 +475,7 @@ static void test_round_trip_random(void **state) {
             cJSON_Delete(root);
             free(json);
         } else if (strstr(err.message, "tokens") == NULL && strstr(err.message, "weight above 0") == NULL) {
-            fail_msg("%s\n%s", err.message, text);  // the only cross checks that random settings may hit
+            fail_msg("%s\n%s", err.message, text);  // the only cross checks that random settings may fail
         }
         free(text);
     }

@@ -1,4 +1,4 @@
-// test_model_config.c: presets against published parameter counts, derivation, rejections that name what is wrong.
+// test_model_config.c: presets against published parameter counts, derived sizes, errors that name the wrong option.
 #include <math.h>
 #include <setjmp.h>
 #include <stdarg.h>
@@ -75,7 +75,7 @@ static void test_rejections(void **state) {
     REJECT(gpt, logit_softcap, NAN, "logit_softcap");
     REJECT(gpt, window, -1, "window");
     REJECT(gpt, activation, ACT_NONE, "activation");
-    REJECT(gpt, rope_scaling.factor, 2, "without rotary");
+    REJECT(gpt, rope_scaling.factor, 2, "needs position=rope");
     REJECT(llama, norm_bias, true, "RMSNorm");
     REJECT(llama, HS, 63, "even head size");
     REJECT(llama, rope_theta, 0, "rope_theta");
@@ -84,10 +84,10 @@ static void test_rejections(void **state) {
     c = gpt;
     c.HS = 0;
     c.NH = 7;
-    expect_rejected(c, "does not divide into 7 heads");
+    expect_rejected(c, "is not a multiple of heads (NH) 7");
 }
 
-// An override of a preset moves what depends on it, because presets leave derived sizes open.
+// Derived sizes follow an override of a preset, because presets leave them 0.
 static void test_overrides_move_derived_sizes(void **state) {
     (void)state;
     ModelConfig config;
@@ -100,7 +100,7 @@ static void test_overrides_move_derived_sizes(void **state) {
     assert_int_equal(config.NKV, 6);
     assert_int_equal(config.F, 1536);
     assert_int_equal(config.Vp, 384);
-    config.V = 384;  // finishing again after a change is allowed
+    config.V = 384;  // model_config_finish may be called again after a change
     assert_true(model_config_finish(&config, NULL));
     assert_int_equal(config.Vp, 384);
 }

@@ -1,4 +1,4 @@
-// test_schedule.c: spans of phases, every learning-rate curve at its corners, and the refusals.
+// test_schedule.c: spans of phases, every learning-rate curve at its corners, and errors.
 #include "llmc/config/schedule.h"
 
 #include <math.h>
@@ -8,7 +8,7 @@
 
 #include <cmocka.h>
 
-// A config by hand: `phase_count` phases alike, 10 steps of 64 tokens each, constant learning rate 1.
+// A config with `phase_count` equal phases of 10 steps of 64 tokens, constant learning rate 1.
 static RunConfig *config_new(int phase_count) {
     RunConfig *config = xcalloc(1, sizeof *config);
     config->phase_count = phase_count;
@@ -80,7 +80,7 @@ static void test_curves(void **state) {
     expect_factors(&schedule, (double[]){0.5, 1, 1, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.2}, 12);
     lr->kind = SCHEDULE_COSINE;
     const double r = sqrt(0.5) / 2, q = 0.2 + 0.8 * (0.5 + r), p = 0.2 + 0.8 * (0.5 - r);
-    double cosine[12] = {0.5, 1, 1, 0, q, 0, 0.6, 0, p, 0, 0.2, 0.2};  // the odd ones are not at round angles
+    double cosine[12] = {0.5, 1, 1, 0, q, 0, 0.6, 0, p, 0, 0.2, 0.2};  // the other angles have no simple cosine
     for (int step = 0; step < 12; ++step)
         if (step < 3 || step % 2 == 0 || step > 9) assert_near(schedule_lr_factor(&schedule, step), cosine[step]);
     assert_true(schedule_lr_factor(&schedule, 3) < 1 && schedule_lr_factor(&schedule, 3) > q);
@@ -99,7 +99,7 @@ static void test_curves(void **state) {
     free(config);
 }
 
-// Every kind falls monotonically after its warm-up and stays inside [final, 1].
+// Every kind decreases monotonically after its warm-up and stays in [final, 1].
 static void test_curves_fall(void **state) {
     (void)state;
     RunConfig *config = config_new(1);

@@ -37,7 +37,7 @@ static void test_open(void **state) {
     be->close(be);
 }
 
-// Sizes around the share that makes threads take part, none of them round; bytes behind the end stay.
+// Sizes around the threshold for several threads, none of them round; bytes after the end are unchanged.
 static void test_zero_and_copy(void **state) {
     (void)state;
     const size_t SIZES[] = {0, 1, 63, 4096, ((size_t)4 << 20) - 1, ((size_t)4 << 20) + 1, ((size_t)9 << 20) + 77};

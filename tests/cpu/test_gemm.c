@@ -24,8 +24,8 @@ static Tensor random_2d(OpTest *t, DType dtype, int64_t rows, int64_t cols) {
     return op_test_random(t, dtype, 2, (int64_t[]){rows, cols}, 1.0);
 }
 
-// A NaN or an infinity in one row of a (column of b) reaches that row (column) of the output and no other, also from
-// the tiles at the edge, which are padded.
+// A NaN or an infinity in one row of a (column of b) reaches that row (column) of the output and no other, also in the
+// padded tiles at the edge.
 static void test_not_finite(OpTest *t) {
     static const int64_t ROWS[] = {2, 43};
     for (int d = 0; d < 3; ++d)
@@ -64,8 +64,8 @@ static bool device_has_fp8(OpTest *t) {
     return t->be->matmul_fp8;
 }
 
-// What products of an x of up to N rows and C columns need; made before x is written, since anything in between ends
-// a record.
+// Operands for products of an x of up to N rows and C columns; created before x is written, since any operation in
+// between ends a record.
 typedef struct {
     Tensor weight, copy, out[2];
 } RecordCheck;
@@ -74,8 +74,7 @@ static RecordCheck record_check(OpTest *t, int64_t N, int64_t C) {
     for (int i = 0; i < 2; ++i) check.out[i] = op_test_tensor(t, DTYPE_BF16, OP_TEST_DIMS(N, 16));
     return check;
 }
-// The product of x as it is now, and of a copy of it, of which no record can be: the same bits, or the record is
-// wrong.
+// The products of x and of a copy of it, which has no record: the same bits, or the record is wrong.
 static void check_fp8_record(OpTest *t, const RecordCheck *check, Tensor x, const char *writer) {
     const MatmulArgs args = {.trans_b = true, .alpha = 1, .fp8 = FP8_FORWARD};
     Tensor weight = check->weight, copy = check->copy;
@@ -85,8 +84,8 @@ static void check_fp8_record(OpTest *t, const RecordCheck *check, Tensor x, cons
     t->be->matmul(t->be, check->out[1], copy, weight, args);
     op_test_same_bits(t, check->out[0], check->out[1], writer);
 }
-// The operations that record the magnitude of what they write: with packs and without, rows of one warp and of many.
-// Whoever writes x and does not record is among them too.
+// The operations that record the magnitude of their output: with packs and without, rows of one warp and of many.
+// Also operations that write x without a record.
 static void test_fp8_records(OpTest *t) {
     if (!device_has_fp8(t)) return;
     static const int64_t SHAPES[][2] = {{5, 64}, {3, 75}, {37, 1032}, {2, 6000}, {1, 9001}, {300, 96}};
@@ -121,7 +120,7 @@ static void test_fp8_records(OpTest *t) {
         t->be->activation_forward(t->be, out, x, ACT_GELU);
         t->be->add(t->be, out, out, x);
         check_fp8_record(t, &check, out, "add");
-        // A product that ends in a kernel of ours; its own inputs keep their records.
+        // A product with our kernel as epilogue; its inputs keep their records.
         if (C % 16 == 0 && C < 1000) {
             Tensor b = random_2d(t, DTYPE_BF16, C, C);
             MatmulArgs args = {.trans_b = true, .alpha = 1, .act = ACT_RELU2, .fp8 = FP8_FORWARD};
@@ -135,8 +134,7 @@ static void test_fp8_records(OpTest *t) {
     }
 }
 
-// The magnitudes that scale inputs are of this call's inputs, whatever was at the same place before, and whoever
-// wrote it.
+// The magnitudes that scale inputs are those of this call's inputs, not of earlier data at the same address.
 static void test_fp8_scales(OpTest *t) {
     if (!device_has_fp8(t)) return;
     const int64_t dim[3] = {24, 32, 48}, M = dim[0], N = dim[1], K = dim[2];
@@ -152,7 +150,7 @@ static void test_fp8_scales(OpTest *t) {
         case_test_run(t, call);
         case_test_check(t, call, true);
     }
-    // Inputs that are not finite may not come out as numbers.
+    // Non-finite inputs must not give finite outputs.
     double *values = op_test_host(t, small);
     for (int i = 0; i < 2; ++i) {
         values[7] = i == 0 ? (double)INFINITY : (double)NAN;

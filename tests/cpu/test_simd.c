@@ -13,7 +13,7 @@ static float first_lane(vf v) { return v[0]; }
 static float exp_of(float x) { return first_lane(vf_exp(vf_set(x))); }
 static float tanh_of(float x) { return first_lane(vf_tanh(vf_set(x))); }
 
-// A grid that is fine everywhere and visits small magnitudes of either sign.
+// A grid that is fine everywhere and includes small magnitudes of both signs.
 #define GRID 200000
 static float grid_point(int i, double low, double high) {
     if (i % 4 == 0) return (float)(ldexp(1.0 + i / (double)GRID, -(i / 4) % 149) * (i % 8 == 0 ? 1 : -1));

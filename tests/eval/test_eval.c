@@ -1,5 +1,5 @@
-// test_eval.c: held-out loss, perplexity and bits per byte against sums in double over model_logits, and what they
-// may depend on: neither the rows of a batch nor the ranks that share the batches.
+// test_eval.c: held-out loss, perplexity and bits per byte against sums in double over model_logits; they must not
+// depend on the rows of a batch or on the number of ranks.
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -14,7 +14,7 @@
 
 #define EOT 256
 #define VOCAB 257
-#define TOKENS 203  // no multiple of any row length here
+#define TOKENS 203  // not a multiple of any row length here
 
 static const char *const LLAMA[] = {"model=llama:d1", "layers=2", "channels=32", "heads=2", "ffn=40", "vocab=257",
                                     "max_seq_len=32", "init_std=0.3", NULL};
@@ -23,7 +23,7 @@ static const char *const LLAMA_BLIND[] = {"model=llama:d1", "layers=2",       "c
 static const char *const GPT2[] = {"model=gpt2:d1", "channels=32", "heads=2", "vocab=257", "max_seq_len=32",
                                    "init_std=0.3", "logit_softcap=4", NULL};
 
-// Bytes, with an end-of-text token now and then, the first one included.
+// Bytes with some end-of-text tokens, also at the start.
 static void fill_text(int32_t text[TOKENS]) {
     for (int i = 0; i < TOKENS; ++i)
         text[i] = i % 37 == 0 ? EOT : (int32_t)(rng_u32(2, RNG_STREAM_TEST, (uint64_t)i) % 256);
@@ -56,7 +56,7 @@ static EvalResult evaluate(FileTest *t, ModelTest *m, int64_t B, int64_t T, int6
     return result;
 }
 
-// One row after the other, T tokens of context each, all in double.
+// Row by row, with T tokens of context, in double.
 static EvalResult evaluate_by_hand(ModelTest *m, int64_t T, int64_t predictions, bool doc_mask) {
     int32_t text[TOKENS], doc[32];
     float weights[32] = {0}, *logits = xmalloc(to_size(T * VOCAB) * sizeof *logits);
@@ -123,12 +123,12 @@ static void test_against_hand(void **state) {
     tokenizer_free(bytes);
 }
 
-// The batch shape is no part of the result: rows are independent, and the sum is in double and in order.
+// The batch shape does not change the result: rows are independent, and the sum is in double and in order.
 static void test_independent_of_rows(void **state) {
     FileTest *t = *state;
     Tokenizer *bytes = tokenizer_load("bytes", &t->err);
     static const int64_t ROWS[] = {1, 2, 3, 5, 8, 20};
-    // bf16: the logits of a row do not depend on its neighbours, so only the kernels' blocking may differ.
+    // bf16: the logits of a row do not depend on other rows, so only the kernels' blocking may differ.
     static const double TOLERANCE[] = {1e-6, 1e-4};
     for (int dtype = DTYPE_F32; dtype <= DTYPE_BF16; ++dtype) {
         EvalResult first = {0};
@@ -144,7 +144,7 @@ static void test_independent_of_rows(void **state) {
     tokenizer_free(bytes);
 }
 
-// The row length matters through the context that a token sees, and through nothing else.
+// The row length matters only through the context of each token.
 static void test_row_length_is_context(void **state) {
     FileTest *t = *state;
     Tokenizer *bytes = tokenizer_load("bytes", &t->err);
@@ -177,7 +177,7 @@ static void test_no_tokenizer(void **state) {
     tokenizer_free(bytes);
 }
 
-// Evaluation between two steps leaves gradients of the next one alone.
+// Evaluation between two steps does not change the gradients of the next step.
 static void test_training_goes_on(void **state) {
     FileTest *t = *state;
     ModelTest m = {0};
@@ -219,9 +219,9 @@ static void test_lost_shard(void **state) {
     model_test_close(&m);
 }
 
-// ---- several ranks, one after the other ----
+// ---- several ranks, run in turn ----
 
-// Stands in for the ranks' meeting point: first it collects what every rank brings, then it hands the sums out.
+// Replaces the ranks' all-reduce: first it collects the values of every rank, then it returns the sums.
 struct Control {
     enum { COLLECTING, ANSWERING, ENDING } state;
     int sums;
@@ -236,7 +236,7 @@ bool control_reduce(Control *control, const char *what, double *sum, int sums, d
     return control->state != ENDING;
 }
 
-static int64_t downloads;  // one for each time that the model is run
+static int64_t downloads;  // one for each forward pass
 static void (*true_download)(Backend *be, void *host, const void *device, size_t bytes);
 static void count_download(Backend *be, void *host, const void *device, size_t bytes) {
     ++downloads;
@@ -270,7 +270,7 @@ static void test_ranks_share_the_text(void **state) {
     Tokenizer *bytes = tokenizer_load("bytes", &t->err);
     ModelTest m;
     open_model(&m, LLAMA, DTYPE_F32, 13 * 16, 0);
-    // 13 rows: 13 batches of 1, 7 of 2, 3 of 5, a single one of 13.
+    // 13 rows: 13 batches of 1, 7 of 2, 3 of 5, 1 of 13.
     const int64_t ROWS[] = {1, 2, 5, 13};
     for (int k = 0; k < 4; ++k)
         for (int world = 1; world <= 5; ++world) check_world(t, &m, ROWS[k], world, bytes);

@@ -42,7 +42,7 @@ static void test_greedy(void **state) {
     assert_int_equal(pick((const float[]){-5, -5, -5}, 3, greedy), 0);
     assert_int_equal(pick((const float[]){-9, -8, -1e30f, -INFINITY, -7}, 5, greedy), 4);
     assert_int_equal(pick((const float[]){42}, 1, greedy), 0);
-    // Greedy whatever else is asked for.
+    // Greedy for any other options.
     assert_int_equal(pick((const float[]){1, 3, 3, 2}, 4, (SampleOptions){.top_k = 3, .top_p = 0.5, .seed = 9}), 1);
 }
 
@@ -60,7 +60,7 @@ static void test_small_temperature_is_greedy(void **state) {
     }
 }
 
-// Exactly these ids come, and all of them.
+// The ids drawn are exactly these.
 static void check_set(const float *logits, int64_t V, SampleOptions options, uint64_t expected) {
     int64_t counts[64];
     options.seed = 5;
@@ -92,10 +92,10 @@ static void test_top_p(void **state) {
     } CASES[] = {{1e-9, 0x2}, {0.49, 0x2}, {0.51, 0xa}, {0.74, 0xa}, {0.76, 0xb}, {0.89, 0xb}, {0.91, 0xf}, {1, 0xf}};
     for (size_t i = 0; i < sizeof CASES / sizeof CASES[0]; ++i)
         check_set(logits, 4, (SampleOptions){.temperature = 1, .top_p = CASES[i].top_p}, CASES[i].set);
-    // The temperature comes first: at 0.5 they are 0.065, 0.725, 0.029, 0.181.
+    // The temperature is applied first: at 0.5 the probabilities are 0.065, 0.725, 0.029, 0.181.
     check_set(logits, 4, (SampleOptions){.temperature = 0.5, .top_p = 0.72}, 0x2);
     check_set(logits, 4, (SampleOptions){.temperature = 0.5, .top_p = 0.92}, 0xb);
-    // top_k comes before top_p: of 0.5 and 0.25 the first has two thirds.
+    // top_k is applied before top_p: of 0.5 and 0.25 the first has two thirds.
     check_set(logits, 4, (SampleOptions){.temperature = 1, .top_k = 2, .top_p = 0.66}, 0x2);
     check_set(logits, 4, (SampleOptions){.temperature = 1, .top_k = 2, .top_p = 0.67}, 0xa);
 }
@@ -111,7 +111,7 @@ static void test_seed_and_position(void **state) {
     int32_t last = -1;
     for (int64_t i = 0; i < 1000; ++i) {
         int32_t a = sample_pick(logits, 64, &one, i, scratch);
-        // Nothing but seed, position and logits counts.
+        // The result depends only on seed, position and logits.
         assert_int_equal(a, sample_pick(logits, 64, &one, i, scratch));
         equal_seeds += a == sample_pick(logits, 64, &two, i, scratch);
         equal_neighbours += a == last;
@@ -147,7 +147,7 @@ static void test_distribution(void **state) {
         check_distribution(logits, 6, (SampleOptions){.temperature = 3, .top_p = 1, .seed = seed}, 0x3f, 25.7);
         check_distribution(logits, 6, (SampleOptions){.temperature = 1, .top_k = 4, .top_p = 1, .seed = seed}, 0x1b,
                            21.1);
-        // 0.6104, 0.2245, 0.1009 of what is there reach 0.9: 3, 0, 1; then 4
+        // the probabilities 0.6104, 0.2245, 0.1009 reach 0.9: ids 3, 0, 1; then 4
         check_distribution(logits, 6, (SampleOptions){.temperature = 1, .top_p = 0.9, .seed = seed}, 0x1b, 21.1);
     }
 }
@@ -186,7 +186,7 @@ static const Variant VARIANTS[] = {
 #define VARIANT_COUNT ((int)(sizeof VARIANTS / sizeof VARIANTS[0]))
 
 // Decoding in pieces of `piece` tokens gives at the end of each piece the logits of a whole forward pass. fp32: the
-// same numbers in another order; bf16: the logits are rounded to 2^-9 and so is all on the way.
+// same numbers in another order; bf16: the logits and all intermediate values are rounded to 2^-9.
 static void check_decode(Variant variant, DType dtype, int64_t piece, double tolerance) {
     ModelTest t;
     open_variant(&t, variant, dtype, T_MAX, T_MAX);
@@ -196,7 +196,7 @@ static void check_decode(Variant variant, DType dtype, int64_t piece, double tol
     fill_tokens(tokens, T_MAX, V);
     float *whole = xmalloc(to_size(T_MAX * V) * sizeof *whole), *last = xmalloc(to_size(V) * sizeof *last);
     Batch batch = {.B = 1, .T = T_MAX, .tokens = tokens, .targets = targets, .weights = weights};
-    // Twice, with a forward pass in between: evaluation and samples take turns in a run.
+    // Twice, with a forward pass between: a run alternates evaluation and sampling.
     for (int repeat = 0; repeat < 2; ++repeat) {
         model_logits(&t.model, &batch, whole);
         for (int64_t start = 0; start < T_MAX; start += piece) {
@@ -226,7 +226,7 @@ static void test_decode_equals_forward(void **state) {
 
 typedef struct {
     int32_t ids[128];
-    int64_t count, stop_at;  // stop_at: emit says no at this many, 0: never
+    int64_t count, stop_at;  // stop_at: emit returns false at this count; 0: never
 } Text;
 static bool take(void *context, int32_t id) {
     Text *text = context;
@@ -288,7 +288,7 @@ static void test_continue_equals_forward(void **state) {
     }
 }
 
-// A prompt longer than the rows that fit is read in pieces.
+// A prompt longer than the model's rows is read in pieces.
 static void test_long_prompt(void **state) {
     (void)state;
     const SampleOptions options = {.temperature = 0.9, .top_p = 1, .seed = 8, .max_tokens = 7};
@@ -331,13 +331,13 @@ static void test_stops(void **state) {
     text = continue_text(&t, prompt, 4, whole.ids[0], options, 0);
     assert_int_equal(text.count, 0);
 
-    text = continue_text(&t, prompt, 4, -1, options, 3);  // the listener has enough
+    text = continue_text(&t, prompt, 4, -1, options, 3);  // emit returns false
     assert_int_equal(text.count, 3);
     options.max_tokens = 0;
     text = continue_text(&t, prompt, 4, -1, options, 0);
     assert_int_equal(text.count, 0);
 
-    // A full cache: the prompt and all new tokens but the last are in it.
+    // A full cache holds the prompt and all new tokens but the last.
     options.max_tokens = 100;
     text = continue_text(&t, prompt, 4, -1, options, 0);
     assert_int_equal(text.count, 24 - 4 + 1);

@@ -1,7 +1,8 @@
-// fault_io.c: preloaded (LD_PRELOAD) into train_gpt by tests/cli/test_train.sh and test_faults.sh: dies or fails at a chosen file operation under a chosen
-// path, so that "killed in the middle of a checkpoint write" and "disk full" are exact places and not luck.
-//   FAULT_PATH   only operations on paths that contain this text count
-//   FAULT_AT     the number of the operation (write, pwrite, fsync, rename; from 1) that is hit
+// fault_io.c: preloaded (LD_PRELOAD) into train_gpt by tests/cli/test_train.sh and test_faults.sh: kills the process or fails
+// at a chosen file operation under a chosen path, so that "killed in the middle of a checkpoint write" and "disk full" are
+// reproducible.
+//   FAULT_PATH   only operations on paths that contain this text are counted
+//   FAULT_AT     the number of the operation (write, pwrite, fsync, rename; from 1) that fails
 //   FAULT_KIND   kill (SIGKILL, as kill -9 or the OOM killer would), enospc (fails with "No space left on device"), or
 //                erofs (opening to write and mkdir fail with "Read-only file system"; FAULT_AT is not used)
 //   FAULT_FOREVER=1  enospc from that operation on
@@ -33,7 +34,7 @@ static bool descriptor_counts(int fd) {
     path[length] = '\0';
     return path_counts(path);
 }
-// True: the operation is to fail with errno set.
+// True: the operation must fail; errno is set.
 static bool is_hit(void) {
     const char *at = getenv("FAULT_AT"), *kind = getenv("FAULT_KIND"), *forever = getenv("FAULT_FOREVER");
     ++operations;

@@ -1,6 +1,6 @@
-// fault_mpi.c: preloaded (LD_PRELOAD) into one rank by tests/ranks/test_faults.sh: is killed or stopped at a chosen message, so that "in
-// the middle of a reduction" is an exact place and not luck. MPI calls of the plug-in land here first.
-//   FAULT_AT     the number of the message (MPI_Isend, from 1) that is begun when it happens
+// fault_mpi.c: preloaded (LD_PRELOAD) into one rank by tests/ranks/test_faults.sh: kills or stops it at a chosen message, so
+// that "in the middle of a reduction" is reproducible. Wraps MPI calls of the plug-in.
+//   FAULT_AT     the number of the message (MPI_Isend, from 1) at which it happens
 //   FAULT_KIND   kill (SIGKILL) or stop (SIGSTOP: a hang)
 #include <mpi.h>
 #include <signal.h>

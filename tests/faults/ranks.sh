@@ -1,23 +1,23 @@
-# ranks.sh: runs of several real processes to do harm to, for test_faults.sh, soak.sh and test_slurm.sh. Sourced after
-# tests/support/lib.sh, whose $work and $train_gpt it uses. Every process that is started here carries a mark in its environment, by
-# which it is found (rank_pid) and, whatever happens, ended (ranks_end).
+# ranks.sh: runs of several real processes for fault injection, for test_faults.sh, soak.sh and test_slurm.sh. Sourced after
+# tests/support/lib.sh, whose $work and $train_gpt it uses. Every process started here has a mark in its environment, by
+# which rank_pid finds it and ranks_end ends it.
 #     ranks_data             the shards; $options are the options of the run that all cases share
 #     start NAME NP [key=value...]   begins the run $work/NAME in the background
-#     run_end NAME           waits for it; its exit status is in $status, its output in $work/NAME.log
+#     run_end NAME           waits for its end; its exit status is in $status, its output in $work/NAME.log
 #     run NAME NP [key=value...]     both
-#     wait_step NAME STEP    until metrics.jsonl has the step; fails when the run ends before
-#     wait_saved NAME STEP   the same, and until there is a checkpoint, which is written beside training
+#     wait_step NAME STEP    waits until metrics.jsonl has the step; fails if the run ends before
+#     wait_saved NAME STEP   the same, and until a checkpoint exists (it is written while training continues)
 #     rank_pid NAME RANK     the process id of a rank
 #     losses NAME            every step's loss and the held-out losses, without times
 # In the environment of start:
 #     FAULT_RANK=R FAULT_PRELOAD=FILE FAULT_...   rank R is preloaded with fault_io or fault_mpi, which reads the rest
-#     LEFT_ALONE=1           mpirun does not end the others when a rank fails; their exit statuses are then in $work/NAME.status.R,
-#                            for mpirun itself ends with 0
+#     LEFT_ALONE=1           mpirun does not end the other ranks when one fails; exit statuses are then in $work/NAME.status.R,
+#                            since mpirun itself returns 0
 export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1 OMPI_MCA_rmaps_base_oversubscribe=1 \
     OMPI_MCA_hwloc_base_binding_policy=none OMPI_MCA_mpi_yield_when_idle=1 OMP_WAIT_POLICY=passive
 MARK=tokamak-test-$$-$RANDOM
 steps=${steps:-120} save_every=${save_every:-20}
-# The longest that a run, and half of one, may take, however busy the machine.
+# Time limits of a run and of half a run, also on a busy machine.
 RUN_SECONDS=${RUN_SECONDS:-240} WAIT_SECONDS=$((${RUN_SECONDS:-240} / 2))
 declare -A run_pid
 
@@ -28,7 +28,7 @@ ranks_data() {
         sample_tokens=4 threads=1 device=cpu deterministic=lanes comm_timeout=60)
 }
 
-# Runs in the place of a rank: preloads the fault where it belongs, then becomes the program, or keeps its exit status.
+# Started instead of a rank: preloads the fault in the chosen rank, then executes the program, or records its exit status.
 rank_wrapper() {
     cat >"$work/rank.sh" <<'EOF'
 #!/bin/bash
@@ -48,7 +48,7 @@ start() {
     rm -f "$work/$name".status.*
     [ -z "${LEFT_ALONE:-}" ] || alone=(--enable-recovery)
     # The mark differs between runs, so that one run's ranks are not taken for another's.
-    # In a shell of its own, whose words on a killed launcher go to the log.
+    # In a subshell, so that the shell's message about a killed launcher goes to the log.
     (
         TOKAMAK_TEST=$MARK.$name FAULT_PRELOAD=${sanitizer:+$sanitizer:}${FAULT_PRELOAD:-} \
             STATUS_FILES=${LEFT_ALONE:+$work/$name.status} timeout -k 5 "$RUN_SECONDS" mpirun "${alone[@]}" -np "$np" \
@@ -60,13 +60,13 @@ start() {
 run_end() {
     wait "${run_pid[$1]}" 2>/dev/null
     status=$?
-    # A launcher that was killed leaves its ranks.
+    # The ranks of a killed launcher keep running.
     marked_kill "$1"
     [ $status -ne 124 ] || echo "    $1 was stopped after $RUN_SECONDS s"
 }
 run() { start "$@" && run_end "$1"; }
 
-# The processes of a run (or, with no name, of all), mpirun included.
+# The processes of a run (without a name: of all runs), mpirun included.
 marked() {
     local file
     for file in $(grep -lzsE "^TOKAMAK_TEST=$MARK\.${1:-.*}\$" /proc/[0-9]*/environ 2>/dev/null); do
@@ -74,7 +74,7 @@ marked() {
         echo "${file%/environ}"
     done
 }
-# A launcher may be about to start more: until none is left.
+# Repeats until no process is left: a launcher may be about to start more.
 marked_kill() {
     local pids
     while pids=$(marked "${1:-}") && [ -n "$pids" ]; do
@@ -126,19 +126,19 @@ same_losses() {
         {d = ($3 - $6) / $6; if (d < 0) d = -d; if (!(d <= most)) {print "    differs by " d ": " $0; bad = 1; exit}}
         END {exit bad}'
 }
-# The last lines of its output, but for what mpirun always says.
+# The last lines of its output, without mpirun's usual messages.
 log_end() {
     grep -vE '^(-+|Primary job .*|a non-zero exit code.*|mpirun detected .*|the job to be terminated.*|  (Process name|Exit code):.*|)$' \
         "$work/$1.log" | tail -n 10 | cut -c1-300 | sed 's/^/    /'
 }
-# said NAME TEXT: the run printed it (an extended regular expression).
+# said NAME TEXT: the run printed TEXT (an extended regular expression).
 said() {
     grep -qE -- "$2" "$work/$1.log" && return 0
     echo "    expected \"$2\" in the output of $1, which ends:"
     log_end "$1"
     return 1
 }
-# others_failed NAME NP RANK: with LEFT_ALONE, all ranks but this one noticed by themselves and left with status 1.
+# others_failed NAME NP RANK: with LEFT_ALONE, all other ranks detected the failure by themselves and exited with status 1.
 others_failed() {
     local r
     for r in $(seq 0 $(($2 - 1))); do
@@ -148,7 +148,7 @@ others_failed() {
         return 1
     done
 }
-# ended NAME STATUS: its exit status.
+# ended NAME STATUS: it ended with this exit status.
 ended() {
     [ "$status" -eq "$2" ] && return 0
     echo "    $1: expected exit status $2, found $status; its output ends:"

@@ -1,5 +1,5 @@
-// test_hf_config.c: config.json of every kind of architecture, written and read back; keys that others leave out,
-// spell otherwise or add; what is refused because it would be computed wrongly.
+// test_hf_config.c: config.json of every kind of architecture, written and read back; keys that other writers omit,
+// spell differently or add; errors for models that would be computed wrongly.
 #include <stdlib.h>
 #include <string.h>
 
@@ -63,7 +63,7 @@ static void test_config_rejections(void **state) {
         {"gpt2", "n_layer", "2.5", "'n_layer'"},
         {"gpt2", "n_layer", "\"2\"", "'n_layer'"},
         {"gpt2", "n_layer", "-1", "found -1"},
-        {"gpt2", "n_head", "5", "does not divide into 5 heads"},
+        {"gpt2", "n_head", "5", "is not a multiple of heads (NH) 5"},
         {"gpt2", "vocab_size", "0", "vocabulary"},
         {"gpt2", "vocab_size", "1e18", "vocab"},
         {"gpt2", "tie_word_embeddings", "\"yes\"", "expected true or false"},
@@ -107,10 +107,10 @@ static void test_config_rejections(void **state) {
     ModelConfig config;
     file_test_expect_error(t, hf_config_read(&config, "", "x/config.json", &t->err), "x/config.json: not valid JSON");
     file_test_expect_error(t, hf_config_read(&config, "[]", "x/config.json", &t->err), "JSON object");
-    file_test_expect_error(t, hf_config_read(&config, "{\"a\":1,\"a\":2}", "x/config.json", &t->err), "there twice");
+    file_test_expect_error(t, hf_config_read(&config, "{\"a\":1,\"a\":2}", "x/config.json", &t->err), "duplicate JSON");
 }
 
-// Keys that other writers leave out, spell otherwise or add.
+// Keys that other writers omit, spell differently or add.
 static void test_config_variants(void **state) {
     FileTest *t = *state;
     ModelConfig config;
@@ -132,7 +132,7 @@ static void test_config_variants(void **state) {
     assert_true(config.norm_eps == 1e-6f);
     file_test_expect_ok(t, read_changed(t, &config, "llama", "rope_scaling", "{\"rope_type\":\"default\"}"));
     assert_true(config.rope_scaling.factor == 0);
-    // transformers 5: everything about the rotation in one object, which wins.
+    // transformers 5: all settings of the rotation are in one object, which has precedence.
     file_test_expect_ok(
         t, read_changed(t, &config, "llama", "rope_parameters",
                         "{\"rope_type\":\"llama3\",\"rope_theta\":5e5,\"factor\":32,\"low_freq_factor\":1,"

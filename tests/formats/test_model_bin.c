@@ -1,4 +1,4 @@
-// test_model_bin.c: llm.c's model file, out and in again; its layout written down independently; files that lie.
+// test_model_bin.c: llm.c's model file: round trip; its layout, written here independently; invalid files.
 #include <stdlib.h>
 #include <string.h>
 
@@ -33,7 +33,7 @@ static void test_llmc_round_trip(void **state) {
     host_model_free(&model);
 }
 
-// The header and the order, written down independently of the writer.
+// The header and the order, stated here independently of the writer.
 static void test_llmc_layout(void **state) {
     FileTest *t = *state;
     const ModelConfig config = model_kind(model_kind_find("gpt2"));
@@ -88,7 +88,7 @@ static void test_llmc_rejections(void **state) {
                  {2, 0, "max_seq_len"},
                  {3, -1, "vocabulary"},
                  {4, 0, "layers"},
-                 {5, 7, "does not divide into 7"},
+                 {5, 7, "is not a multiple of heads (NH) 7"},
                  {6, -768, "width"},
                  {7, 301, "found 301"}};
     for (size_t i = 0; i < sizeof CASES / sizeof CASES[0]; ++i) {

@@ -1,5 +1,5 @@
-// test_model_file.c: the weights of every kind of architecture as a Hugging Face directory, out and in again; what
-// Hugging Face calls things and how it lays them out; directories that lie; real models.
+// test_model_file.c: round trips of every kind of architecture through a Hugging Face directory; Hugging Face's names
+// and layouts; invalid directories; real models.
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -25,7 +25,7 @@ static void export_dir(FileTest *t, HostModel *model, DType dtype) {
         t, model_file_write_hf(t->dir, &model->config, &model->params, dtype, host_model_get, model, &t->err));
 }
 
-// ---- every kind, out and in ----
+// ---- round trips of every kind ----
 
 static void test_weights_round_trip(void **state) {
     FileTest *t = *state;
@@ -74,7 +74,7 @@ static void test_gpt2_layout(void **state) {
     assert_true(element(file, "transformer.wte.weight", config.V - 1, 2) ==
                 host_model_at(&model, PARAM_WTE, -1, config.V - 1, 2));
     assert_true(element(file, "transformer.wpe.weight", 5, 7) == host_model_at(&model, PARAM_WPE, -1, 5, 7));
-    // Conv1D: (in, out), so our (out, in) transposed; q, k and v side by side.
+    // Conv1D: (in, out), so (out, in) is transposed; q, k and v are columns of one matrix.
     assert_true(element(file, "transformer.h.1.attn.c_attn.weight", 3, 2 * C + 1) ==
                 host_model_at(&model, PARAM_QKV_W, 1, 2 * C + 1, 3));
     assert_true(element(file, "transformer.h.1.attn.c_attn.bias", C + 4, 0) ==
@@ -125,14 +125,14 @@ static void test_llama_layout(void **state) {
 
 // ---- the same directory, changed ----
 
-// What rewrite() does to the tensors of model.safetensors.
+// The changes that rewrite() makes to the tensors of model.safetensors.
 typedef struct {
-    const char *drop;       // this one is left out
-    const char *add;        // one more of this name, and of the shape and values of `like`
+    const char *drop;       // omit this tensor
+    const char *add;        // add a tensor of this name with the shape and values of `like`
     const char *like;       // NULL: one element
-    const char *zero;       // this one gets zeros
-    const char *shorten;    // this one loses its last row
-    const char *as_ints;    // this one gets dtype I32
+    const char *zero;       // fill this one with zeros
+    const char *shorten;    // remove the last row of this one
+    const char *as_ints;    // give this one dtype I32
     bool strip_prefix;      // no "transformer." or "model."
     bool reverse;           // written in reverse order
 } Change;
@@ -182,7 +182,7 @@ static void rewrite(FileTest *t, Change change) {
     SafeTensorSpec specs[256];
     Sources sources;
     int count = collect(specs, &sources, file, change);
-    char *path = file_test_path(t, "model.safetensors");  // replaced, not written over: the mapping stays valid
+    char *path = file_test_path(t, "model.safetensors");  // replaced, not overwritten: the mapping stays valid
     file_test_expect_ok(t, safetensors_write(path, specs, count, NULL, fetch_source, &sources, &t->err));
     free(path);
     safetensors_close(file);
@@ -199,7 +199,7 @@ static void expect_import(FileTest *t, const char *kind, Change change, const ch
         host_model_expect_same(&model, &back, DTYPE_F32);
     } else {
         file_test_expect_error(t, ok, mention);
-        assert_int_equal(back.puts, 0);  // nothing was handed over before everything was found
+        assert_int_equal(back.puts, 0);  // no value was passed on before all tensors were found
     }
     host_model_free(&model);
     host_model_free(&back);
@@ -215,11 +215,11 @@ static void test_harmless_differences(void **state) {
     expect_import(t, "llama", (Change){.strip_prefix = true, .reverse = true}, NULL);
     expect_import(t, "llama", (Change){.add = "model.layers.0.self_attn.rotary_emb.inv_freq"}, NULL);
     expect_import(t, "llama tied", (Change){.add = "lm_head.weight", .like = "model.embed_tokens.weight"}, NULL);
-    // A bias that the model has not is written as zeros and may just as well be absent.
+    // A bias that the model lacks is written as zeros, and may be absent when read.
     expect_import(t, "gpt2 no bias", (Change){.drop = "transformer.h.0.attn.c_attn.bias"}, NULL);
 }
 
-// The same weights in two files behind an index.
+// The same weights in two files with an index.
 static void test_shards(void **state) {
     FileTest *t = *state;
     const ModelConfig config = model_kind(model_kind_find("qwen2"));
@@ -262,10 +262,10 @@ static void test_what_does_not_fit(void **state) {
     expect_import(t, "llama", (Change){.drop = "lm_head.weight"}, "'lm_head.weight' is missing");
     expect_import(t, "llama", (Change){.drop = "model.layers.1.mlp.up_proj.weight"}, "is missing");
     expect_import(t, "llama", (Change){.add = "model.layers.2.mlp.up_proj.weight"},
-                  "'model.layers.2.mlp.up_proj.weight' has no place");
-    expect_import(t, "llama", (Change){.add = "score.weight"}, "'score.weight' has no place");
+                  "'model.layers.2.mlp.up_proj.weight' does not belong");
+    expect_import(t, "llama", (Change){.add = "score.weight"}, "'score.weight' does not belong");
     expect_import(t, "llama", (Change){.add = "norm.weight"},
-                  "'norm.weight' has no place");  // beside model.norm.weight
+                  "'norm.weight' does not belong");  // in addition to model.norm.weight
     expect_import(t, "llama tied", (Change){.add = "lm_head.weight", .like = "model.layers.0.mlp.up_proj.weight"},
                   "tie_word_embeddings");
     expect_import(t, "llama", (Change){.shorten = "model.embed_tokens.weight"},
@@ -276,7 +276,7 @@ static void test_what_does_not_fit(void **state) {
                   "k_norm.weight' is missing");
 }
 
-// A model without some bias refuses a file that has values there instead of dropping them.
+// For a model without some bias, a file with nonzero values there is an error; they are not ignored.
 static void test_unwanted_bias(void **state) {
     FileTest *t = *state;
     ModelConfig config = model_kind(model_kind_find("gpt2"));
@@ -284,7 +284,7 @@ static void test_unwanted_bias(void **state) {
     export_dir(t, &model, DTYPE_F32);
     config.qkv_bias = false;
     HostModel back = host_model_empty(&config);
-    file_test_expect_error(t, import_dir(&back, t->dir, &t->err), "c_attn.bias' holds values");
+    file_test_expect_error(t, import_dir(&back, t->dir, &t->err), "c_attn.bias': expected zeros");
     rewrite(t, (Change){.zero = "transformer.h.0.attn.c_attn.bias"});
     rewrite(t, (Change){.zero = "transformer.h.1.attn.c_attn.bias"});
     file_test_expect_ok(t, import_dir(&back, t->dir, &t->err));
@@ -292,7 +292,7 @@ static void test_unwanted_bias(void **state) {
     host_model_free(&back);
 }
 
-// GPT-2's config.json cannot say that biases are missing; the files do.
+// GPT-2's config.json cannot state that biases are missing; the tensors show it.
 static void test_gpt2_without_a_bias(void **state) {
     FileTest *t = *state;
     ModelConfig config = model_kind(model_kind_find("gpt2")), found;
@@ -303,14 +303,14 @@ static void test_gpt2_without_a_bias(void **state) {
     assert_false(found.qkv_bias);
     assert_true(found.norm_bias && found.proj_bias && found.mlp_bias);
     HostModel back = host_model_empty(&found);
-    file_test_expect_error(t, import_dir(&back, t->dir, &t->err), "h.1.attn.c_attn.bias' holds values");
+    file_test_expect_error(t, import_dir(&back, t->dir, &t->err), "h.1.attn.c_attn.bias': expected zeros");
     rewrite(t, (Change){.drop = "transformer.h.1.attn.c_attn.bias"});
     file_test_expect_ok(t, import_dir(&back, t->dir, &t->err));
     host_model_free(&model);
     host_model_free(&back);
 }
 
-// The names follow the file, not the config at hand, which may have been changed on purpose.
+// The names follow the file, not the run's config, which may differ.
 static void test_import_into_a_changed_model(void **state) {
     FileTest *t = *state;
     ModelConfig config = model_kind(model_kind_find("gpt2"));
@@ -338,7 +338,7 @@ static void test_failures_of_the_caller_and_the_disk(void **state) {
     file_test_limit_file_size(0);
     file_test_expect_error(t, ok, "model.safetensors: cannot write: File too large");
     assert_int_equal(file_test_count_entries(t->dir), 2);
-    file_test_expect_ok(t, import_dir(&back, t->dir, &t->err));  // the old file is whole
+    file_test_expect_ok(t, import_dir(&back, t->dir, &t->err));  // the old file is unchanged
     host_model_free(&model);
     host_model_free(&back);
 
@@ -402,7 +402,7 @@ static void test_real_llama2xs(void **state) {
 static void test_real_gpt_nano_sort(void **state) {
     HostModel model = read_real(*state, "../shared/data/models/gpt_nano_sort_hf");
     assert_false(model.config.tied);
-    assert_false(model.config.qkv_bias);  // its files hold none, the other biases are there
+    assert_false(model.config.qkv_bias);  // its files have no such bias, but have the others
     assert_true(model.config.norm_bias && model.config.proj_bias && model.config.mlp_bias);
     assert_int_equal(model.config.Vp, 128);
     assert_true(host_model_at(&model, PARAM_QKV_W, 1, 100, 5) == (float)0.017714494839310646);

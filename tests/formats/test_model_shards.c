@@ -1,5 +1,5 @@
-// test_model_shards.c: models in several files: every kind and number of shards reads back as the model that it was,
-// no shard asks for what is not in its ranges, the ranges cover everything once, files are of about one size.
+// test_model_shards.c: models in several files: every kind and number of shards reads back as the same model, a shard
+// requests only elements of its ranges, the ranges cover everything once, files have about the same size.
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -79,7 +79,7 @@ static void test_every_kind_in_shards(void **state) {
         }
 }
 
-// A missing shard, a shard of another number, an index that names what is not there.
+// A missing shard, a shard of another number, an index that names a missing tensor.
 static void test_damaged_sets(void **state) {
     FileTest *t = *state;
     const ModelConfig config = model_kind(model_kind_find("qwen3"));
@@ -91,7 +91,7 @@ static void test_damaged_sets(void **state) {
     file_test_expect_error(t, safetensors_open(&file, t->dir, &t->err), "00002-of-00003.safetensors: cannot open");
     char *other = file_test_path(t, "model-00001-of-00003.safetensors");
     assert_int_equal(link(other, path), 0);
-    file_test_expect_error(t, safetensors_open(&file, t->dir, &t->err), "is there twice");
+    file_test_expect_error(t, safetensors_open(&file, t->dir, &t->err), "expected each tensor once");
     assert_int_equal(rename(away, path), 0);
     file_test_expect_ok(t, safetensors_open(&file, t->dir, &t->err));
     safetensors_close(file);
@@ -101,7 +101,7 @@ static void test_damaged_sets(void **state) {
     host_model_free(&model);
 }
 
-// What lies where: balanced to within half a tensor at each end, monotone, always in range.
+// Assignment to shards: balanced to within half a tensor at each end, monotone, always in range.
 static void test_division(void **state) {
     (void)state;
     assert_int_equal(hf_shard_of(0, 0, 0, 5), 0);

@@ -1,4 +1,4 @@
-// test_safetensors.c: round trips, every way in which a file can lie, shards behind an index, failing writes.
+// test_safetensors.c: round trips, every kind of invalid file, shards with an index, failing writes.
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -9,7 +9,7 @@
 
 // ---- helpers ----
 
-// A file made of a header text (length computed) and data_bytes bytes 0, 1, 2, ...
+// Writes a file with the given header text (its length is computed) and data_bytes bytes 0, 1, 2, ...
 static void write_raw(const FileTest *t, const char *name, const char *header, size_t data_bytes) {
     size_t header_bytes = strlen(header), total = 8 + header_bytes + data_bytes;
     unsigned char *bytes = xmalloc(total);
@@ -33,7 +33,7 @@ typedef struct {
     const void *const *data;
     int calls, fail_at;
 } Source;
-// The tensors of these tests are smaller than a chunk: once each, in order, whole (and never an empty one).
+// The tensors here are smaller than a chunk: each is fetched once, in order, whole; empty ones never.
 static const void *fetch_from(void *context, int index, int64_t first, int64_t count, Error *err) {
     Source *source = context;
     assert_true(index >= source->calls && first == 0 && count > 0);
@@ -94,7 +94,7 @@ static void test_conversion_to_f32(void **state) {
     FileTest *t = *state;
     write_raw(t, "a.safetensors", "{\"h\":{\"dtype\":\"F16\",\"shape\":[65536],\"data_offsets\":[0,131072]}}",
               131072);
-    // Replace the data by every half there is, in order; the header is 67 bytes long, so they are unaligned.
+    // Replace the data with all fp16 values, in order; the header is 67 bytes long, so they are unaligned.
     char *path = file_test_path(t, "a.safetensors");
     FILE *raw = fopen(path, "r+b");
     fseek(raw, -131072, SEEK_END);
@@ -147,7 +147,7 @@ static void test_conversion_of_other_dtypes(void **state) {
     free(path);
 }
 
-// ---- files that lie ----
+// ---- invalid files ----
 
 static void test_accepted(void **state) {
     FileTest *t = *state;
@@ -186,7 +186,7 @@ static void test_rejected(void **state) {
         {"{\"a\":[1,2,3]}", 0, "exactly dtype, shape and data_offsets"},
         {"{\"a\":{\"dtype\":\"F32\",\"shape\":[1]}}", 4, "exactly dtype"},
         {"{\"a\":{\"dtype\":\"F32\",\"shape\":[1],\"data_offsets\":[0,4],\"x\":1}}", 4, "exactly dtype"},
-        {"{\"a\":{\"dtype\":\"F32\",\"dtype\":\"F32\",\"data_offsets\":[0,4]}}", 4, "there twice"},
+        {"{\"a\":{\"dtype\":\"F32\",\"dtype\":\"F32\",\"data_offsets\":[0,4]}}", 4, "duplicate JSON key"},
         {"{\"a\":{\"dtype\":4,\"shape\":[1],\"data_offsets\":[0,4]}}", 4, "exactly dtype"},
         {"{" ENTRY("a", "F31", "[1]", "[0,4]") "}", 4, "unknown dtype 'F31'"},
         {"{" ENTRY("a", "F32", "1", "[0,4]") "}", 4, "no shape array"},
@@ -204,11 +204,11 @@ static void test_rejected(void **state) {
         {"{" ENTRY("a", "F32", "[1]", "[0,4,8]") "}", 8, "data_offsets [begin, end]"},
         {"{" ENTRY("a", "F32", "[1]", "[4,0]") "}", 4, "data_offsets [begin, end]"},
         {"{" ENTRY("a", "F32", "[1]", "[-4,0]") "}", 4, "data_offsets [begin, end]"},
-        {"{" ENTRY("a", "F32", "[1]", "[0,4]") "," ENTRY("a", "F32", "[1]", "[4,8]") "}", 8, "there twice"},
+        {"{" ENTRY("a", "F32", "[1]", "[0,4]") "," ENTRY("a", "F32", "[1]", "[4,8]") "}", 8, "duplicate JSON key"},
         {"{" ENTRY("a", "F32", "[1]", "[0,4]") "," ENTRY("b", "F32", "[1]", "[0,4]") "}", 4, "overlap"},
         {"{" ENTRY("a", "F32", "[2]", "[0,8]") "," ENTRY("b", "F32", "[2]", "[4,12]") "}", 12, "overlap"},
-        {"{" ENTRY("a", "F32", "[1]", "[0,4]") "," ENTRY("b", "F32", "[1]", "[8,12]") "}", 12, "hole"},
-        {"{" ENTRY("a", "F32", "[1]", "[4,8]") "}", 8, "hole"},
+        {"{" ENTRY("a", "F32", "[1]", "[0,4]") "," ENTRY("b", "F32", "[1]", "[8,12]") "}", 12, "gap"},
+        {"{" ENTRY("a", "F32", "[1]", "[4,8]") "}", 8, "gap"},
         {"{" ENTRY("a", "F32", "[1]", "[0,4]") "}", 5, "cover 4 bytes of data, the file has 5"},
         {"{}", 1, "cover 0 bytes"},
         {"{\"__metadata__\":[]}", 0, "__metadata__ is not an object"},
@@ -217,7 +217,7 @@ static void test_rejected(void **state) {
         {"{\"__metadata__\":{\"a\":\"\xc0\xaf\"}}", 0, "UTF-8"},          // overlong '/'
         {"{\"__metadata__\":{\"a\":\"\xed\xa0\x80\"}}", 0, "UTF-8"},      // surrogate
         {"{\"__metadata__\":{\"a\":\"\xf4\x90\x80\x80\"}}", 0, "UTF-8"},  // beyond 10FFFF
-        {"{\"__metadata__\":{\"a\":\"\xe2\x82\"}}", 0, "UTF-8"},          // cut off
+        {"{\"__metadata__\":{\"a\":\"\xe2\x82\"}}", 0, "UTF-8"},          // truncated
         {"{\"__metadata__\":{\"a\":\"\\ud800\"}}", 0, "not valid JSON"},
         {"{\"__metadata__\":{\"a\\u0000b\":\"\"}}", 0, "control characters"},
         {"{\"__metadata__\":{\"a\":\"\x01\"}}", 0, "control characters"},
@@ -227,7 +227,7 @@ static void test_rejected(void **state) {
         print_message("  %s\n", CASES[i].mention);
         file_test_expect_error(t, try_open(t, "a.safetensors"), CASES[i].mention);
     }
-    // 1000 levels of nesting: no deep recursion of ours or cJSON's.
+    // 1000 levels of nesting: no deep recursion here or in cJSON.
     char *deep = xmalloc(40000);
     memset(deep, '[', 39999);
     memcpy(deep, "{\"a\":", 5);
@@ -248,11 +248,11 @@ static void test_bad_lengths(void **state) {
     memset(bytes, 0, 8);
     file_test_write(t, "none", bytes, sizeof bytes);
     file_test_expect_error(t, try_open(t, "none"), "begins with '{'");
-    bytes[0] = 9;  // one more than there is
+    bytes[0] = 9;  // one more than the file has
     file_test_write(t, "long", bytes, sizeof bytes);
     file_test_expect_error(t, try_open(t, "long"), "at most 8 bytes, found the length 9");
 
-    char *path = file_test_path(t, "sparse");  // a header over the format's bound, in a file that is long enough
+    char *path = file_test_path(t, "sparse");  // a header over the limit of the format, in a file that is long enough
     FILE *file = fopen(path, "wb");
     const unsigned char length[10] = {0x01, 0xe1, 0xf5, 0x05, 0, 0, 0, 0, '{', '}'};  // 100,000,001
     fwrite(length, 1, sizeof length, file);
@@ -264,7 +264,7 @@ static void test_bad_lengths(void **state) {
     file_test_expect_error(t, try_open(t, ""), "model.safetensors or");
 }
 
-// Every truncation fails; no corruption of a header byte crashes, whatever it yields.
+// Every truncation fails; a corrupted header byte may be accepted or not, but never crashes.
 static void test_truncation_and_corruption(void **state) {
     FileTest *t = *state;
     const char *header = "{\"__metadata__\":{\"format\":\"pt\"}," ENTRY("a.weight", "F32", "[2,3]", "[0,24]") ","
@@ -285,7 +285,7 @@ static void test_truncation_and_corruption(void **state) {
             accepted += try_open(t, "flipped");
             bytes[at] = (char)(bytes[at] ^ (1 << bit));
         }
-    assert_true(accepted > 0 && accepted < (int)total);  // a changed name is fine, a changed size is not
+    assert_true(accepted > 0 && accepted < (int)total);  // a changed name is valid, a changed size is not
     free(bytes);
     free(path);
 }
@@ -320,11 +320,11 @@ static void test_shards(void **state) {
          "'a' is not in 's1.safetensors'"},
         {"{\"a\":\"s2.safetensors\",\"b\":\"s1.safetensors\",\"c\":\"s2.safetensors\",\"d\":\"s1.safetensors\"}",
          "'d' is not in"},
-        {"{\"a\":\"../s2.safetensors\"}", "plain file name"},
-        {"{\"a\":\"sub/s2.safetensors\"}", "plain file name"},
-        {"{\"a\":\"/etc/passwd\"}", "plain file name"},
-        {"{\"a\":\"..\"}", "plain file name"},
-        {"{\"a\":\"\"}", "plain file name"},
+        {"{\"a\":\"../s2.safetensors\"}", "name of a file in this directory"},
+        {"{\"a\":\"sub/s2.safetensors\"}", "name of a file in this directory"},
+        {"{\"a\":\"/etc/passwd\"}", "name of a file in this directory"},
+        {"{\"a\":\"..\"}", "name of a file in this directory"},
+        {"{\"a\":\"\"}", "name of a file in this directory"},
         {"{\"a\":7}", "expected a file name"},
         {"{\"a\":\"s3.safetensors\"}", "s3.safetensors: cannot open"},
         {"[]", "expected an object 'weight_map'"},
@@ -338,7 +338,7 @@ static void test_shards(void **state) {
     // The same tensor in two files.
     write_raw(t, "s1.safetensors", "{" ENTRY("a", "U8", "[2]", "[0,2]") "}", 2);
     write_index(t, "{\"weight_map\":{\"a\":\"s2.safetensors\",\"b\":\"s1.safetensors\"}}");
-    file_test_expect_error(t, try_open(t, "model.safetensors.index.json"), "'a' is there twice");
+    file_test_expect_error(t, try_open(t, "model.safetensors.index.json"), "found 'a' twice");
 }
 
 // ---- writes that fail ----
@@ -376,7 +376,7 @@ static void test_failed_writes_leave_the_old_file(void **state) {
     free(big);
 }
 
-// Tensors longer than a chunk are asked for piece by piece, and arrive in order.
+// Tensors longer than a chunk are fetched in pieces and written in order.
 static const void *fetch_counting(void *context, int index, int64_t first, int64_t count, Error *err) {
     (void)err;
     int32_t *chunk = context;
@@ -403,7 +403,7 @@ static void test_long_tensors(void **state) {
         }
         assert_int_equal(wrong, 0);
         safetensors_release(tensor);
-        assert_int_equal(tensor->data[4], 1 + k);  // released pages come back from the file
+        assert_int_equal(tensor->data[4], 1 + k);  // released pages are read from the file again
     }
     safetensors_close(file);
     free(path);

@@ -1,5 +1,5 @@
-// test_shared_models.c: real trained models, in ../shared/data where there is one: a greedy continuation, published
-// activations layer by layer, and logits that transformers gives.
+// test_shared_models.c: real trained models, if ../shared/data exists: a greedy continuation, published activations
+// layer by layer, and logits of transformers.
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -69,7 +69,7 @@ static void test_stories_greedy(void **state) {
     for (int k = 0; k < 2; ++k) {
         OpenModel *model = open_inference(MODELS "stories260K_hf", DTYPE_F32, ROWS[k], 256);
         int32_t prompt[17];
-        // From BOS alone; then from the first 17 ids, read in pieces of `rows`.
+        // From BOS only; then from the first 17 ids, read in pieces of `rows`.
         for (int given = 1; given <= 17; given += 16) {
             for (int i = 0; i < given; ++i) prompt[i] = cJSON_GetArrayItem(greedy.ids, i)->valueint;
             greedy.count = given - 1;
@@ -118,7 +118,7 @@ static float *published(const cJSON *root, const char *name, int64_t elems) {
     return values;
 }
 
-// PyTorch's fp32 against ours: a few roundings of 2^-24 at each of some fifty operations on the way.
+// Two fp32 results: a few roundings of 2^-24 at each of about fifty operations.
 #define SORT_TOLERANCE 5e-6
 
 static void compare_published(const ModelTest *t, Tensor ours, const cJSON *root, const char *name) {
@@ -141,7 +141,7 @@ static void compare_heads(const float *qkv, int64_t first, const cJSON *root, co
     free(want);
 }
 
-// The scores and the probabilities of attention are not kept; their log-sum is, and it gives both back.
+// The scores and probabilities of attention are not kept; they are recomputed from the stored log-sum.
 static void compare_attention(const ModelTest *t, const float *qkv, const cJSON *root) {
     enum { ROWS = SORT_B * SORT_NH * SORT_T };
     float *scores = published(root, "att", ROWS * SORT_T), *shares = published(root, "attSm", ROWS * SORT_T);
@@ -170,7 +170,7 @@ static void compare_attention(const ModelTest *t, const float *qkv, const cJSON 
     free(lse);
 }
 
-// What a residual branch added: after - before.
+// The sum that a residual branch added: after - before.
 static void compare_branch(const ModelTest *t, Tensor after, Tensor before, const cJSON *root, const char *name) {
     float *a = model_test_download(t->be, after.data, SORT_N * SORT_C);
     float *b = model_test_download(t->be, before.data, SORT_N * SORT_C);
@@ -196,7 +196,7 @@ static void compare_logits(const float *logits, const cJSON *root) {
     free(probs);
 }
 
-// A parameter of the directory, by role and layer: the model here has others beside.
+// A parameter of the directory, by role and layer; this model has more parameters.
 static bool put_same_role(void *context, const ParamSpec *spec, const float *values, Error *err) {
     (void)err;
     Model *model = context;
@@ -206,7 +206,7 @@ static bool put_same_role(void *context, const ParamSpec *spec, const float *val
     return true;
 }
 
-// The published activations are those of a model whose q, k and v have biases. gpt_nano_sort_hf lacks these three
+// The published activations are from a model whose q, k and v have biases. gpt_nano_sort_hf lacks these three
 // vectors (it is read as a model without them); they are in the original file.
 static void open_sort_model(ModelTest *t, const char *dir, const char *original) {
     Error err = {""};
@@ -331,8 +331,8 @@ static void check_llama2xs(DType dtype, double tolerance) {
     close_inference(model);
 }
 
-// fp32: some hundred roundings of 2^-24, against float64. bf16: weights and activations carry 2^-9 each,
-// five blocks deep.
+// fp32: about a hundred roundings of 2^-24, against float64. bf16: weights and activations are rounded to 2^-9 in
+// each of five blocks.
 static void test_llama2xs(void **state) {
     (void)state;
     skip_unless(MODELS "llama2xs_hf");

@@ -1,6 +1,6 @@
 #!/bin/bash
 # Every operation of the CUDA backend, and the model over it, on the emulated GPU: the CPU backend's own tests, run again
-# with TOKAMAK_TEST_DEVICE=cudaemu. Each case runs in three orders of a block's threads and must see the same bits.
+# with TOKAMAK_TEST_DEVICE=cudaemu. Each case runs in three orders of a block's threads and must give the same bits.
 #     tests/gpu/test_cuda_ops.sh [BUILD [PROGRAM...]]      TOKAMAK_CUDA_DEVICE=cuda: on a real GPU instead
 set -u
 cd "$(dirname "$0")/../.." || exit 1
@@ -20,11 +20,11 @@ for program in "${programs[@]}"; do
     log=$build/test-logs/$program.$device.log
     TOKAMAK_TEST_DEVICE=$device timeout -k 10 600 "$build/tests/$program" >"$log" 2>&1
     status=$?
-    # One report over all programs: without cmocka's own totals.
+    # One report for all programs, without cmocka's totals.
     awk '/^\[=+\].*test\(s\) run/{exit} /^\[=+\]/{next} {print}' "$log"
     if [ $status -ne 0 ]; then
         failures=$((failures + 1))
-        # A program that died says so itself.
+        # Report a program that ended without a failed case.
         grep -q '^\[  FAILED  \]' "$log" || printf '[ RUN      ] %s\nstatus %d\n[  FAILED  ] %s\n' $program $status $program
     fi
 done

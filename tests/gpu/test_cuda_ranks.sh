@@ -1,6 +1,6 @@
 #!/bin/bash
-# test_cuda_ranks.sh: mpirun and train_gpt on emulated GPUs, over the emulated NCCL: the same numbers as one GPU, and with
-# deterministic=lanes the same bits, in each order of streams that CUDA allows.
+# test_cuda_ranks.sh: mpirun and train_gpt on emulated GPUs, with the emulated NCCL: the same numbers as on one GPU, and
+# with deterministic=lanes the same bits, in each order of streams that CUDA allows.
 set -u
 cd "$(dirname "$0")/../.." || exit 1
 . tests/support/lib.sh
@@ -8,11 +8,11 @@ cd "$(dirname "$0")/../.." || exit 1
 [ -e "$BUILD/libnccl_emu.so" ] || skip_all cuda_ranks "$BUILD/libnccl_emu.so is not built: nccl.h or MPI was not found (make config)"
 need_mpi cuda_ranks
 export OMP_NUM_THREADS=1 TOKAMAK_EMU_DEVICES=4 XDG_CACHE_HOME=$work/cache
-# Those of MPI are not ours, and it unloads what would name them.
+# Leaks in MPI are not ours, and it unloads the libraries that would name them.
 export ASAN_OPTIONS="${ASAN_OPTIONS:-}:detect_leaks=0"
 shards 4000 0 || exit 1
 
-program=()  # what stands before train_gpt
+program=()  # prefix of train_gpt
 # run NAME RANKS [NAME=VALUE... of the environment] -- [key=value...]: four steps of a tiny model.
 run() {
     local name=$1 ranks=$2 launcher=() settings=()
@@ -50,8 +50,8 @@ check one_gpu_lanes run lanes 1 -- deterministic=lanes
 check lanes_two_lazy same_bits lanes lanes2 2 -- deterministic=lanes zero=1
 check lanes_two_eager same_bits lanes lanes2-eager 2 TOKAMAK_EMU_STREAMS=eager -- deterministic=lanes zero=2
 check lanes_four_overtaking same_bits lanes lanes4 4 TOKAMAK_EMU_STREAMS=overtake -- deterministic=lanes zero=3
-# Weights that are gathered for a checkpoint make room for the next ones, and for those of the step that follows, only
-# when they have been copied: the bytes are those of checkpoints for which training waits.
+# Weights gathered for a checkpoint may be replaced, by the next ones or by those of the next step, only after they have
+# been copied: the bytes equal those of synchronous checkpoints.
 same_checkpoints() { # REFERENCE NAME RANKS ...
     local step file
     run "${@:2}" || return 1
@@ -61,7 +61,7 @@ same_checkpoints() { # REFERENCE NAME RANKS ...
         done
     done
 }
-# (Two of four blocks are whole at a time.)
+# (Two of four blocks are gathered at a time.)
 saves="layers=4 deterministic=lanes save_every=1 keep_last=0"
 for zero in 1 3; do
     check "saves_in_pauses_zero$zero" run "pauses$zero" 2 -- $saves zero=$zero async_save=false
@@ -72,8 +72,8 @@ done
 check one_gpu_muon run muon 1 -- deterministic=lanes optimizer=muon dtype=bf16
 check lanes_muon_two same_bits muon muon2 2 -- deterministic=lanes optimizer=muon dtype=bf16 zero=2
 
-# Launchers that only say who is who and where to meet: mpirun here does no more than start the processes, and carry the emulated
-# NCCL.
+# Launchers that give only rank, world size and rendezvous: here mpirun only starts the processes and carries the emulated
+# NCCL's messages.
 elsewhere() { # NAME KIND VARIABLES
     printf '#!/bin/sh\nexport RANK=$OMPI_COMM_WORLD_RANK WORLD_SIZE=$OMPI_COMM_WORLD_SIZE %s\nexec "$@"\n' "$3" >"$work/$1.sh"
     program=(sh "$work/$1.sh")

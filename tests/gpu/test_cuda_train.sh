@@ -1,7 +1,7 @@
 #!/bin/bash
-# test_cuda_train.sh: the program on the emulated GPU (TOKAMAK_CUDA_DEVICE=cuda: on a real one): the same training as on the
-# CPU within stated tolerances; recomputation, captured graphs and resume to the last bit; and what goes wrong with
-# drivers, memory and devices ends with one clear sentence and exit code 1.
+# test_cuda_train.sh: the program on the emulated GPU (TOKAMAK_CUDA_DEVICE=cuda: on a real one): the same training as on
+# the CPU within stated tolerances; recomputation, captured graphs and resume, bit for bit; errors of drivers, memory and
+# devices end with one clear sentence and exit code 1.
 set -u
 cd "$(dirname "$0")/../.." || exit 1
 . tests/support/lib.sh
@@ -44,7 +44,7 @@ same_bits() { # A B: weights, moments and losses
     cmp <(curve "$work/$1") <(curve "$work/$2")
 }
 
-# Differences come from the order of sums alone (fp32), or from where bf16 is rounded, and grow over ten steps.
+# Differences come from the order of sums (fp32) or from the places of bf16 rounding, and grow over ten steps.
 cpu_and_gpu() { straight "$1-cpu" cpu "${@:3}" && straight "$1-gpu" "$device" "${@:3}" && near "$1-gpu" "$1-cpu" "$2"; }
 check gpt2_fp32_as_on_the_cpu cpu_and_gpu gpt2 2e-6 $gpt2
 check llama_fp32_as_on_the_cpu cpu_and_gpu llama 2e-6 $llama
@@ -54,7 +54,7 @@ check muon_bf16_as_on_the_cpu cpu_and_gpu muon 1e-3 $llama dtype=bf16 optimizer=
 check no_masters_as_on_the_cpu cpu_and_gpu no-masters 1e-3 $llama dtype=bf16 master_weights=false optimizer=muon
 check qwen3_fp32_as_on_the_cpu cpu_and_gpu qwen3 2e-6 $llama qk_norm=true logit_softcap=15 window=20
 
-# Inputs of products have 4 significant bits and gradients 3; seen here: 2e-4 in the loss, 1.5e-3 in the norm.
+# Inputs of products have 4 significant bits and gradients 3; measured: 2e-4 in the loss, 1.5e-3 in the norm.
 fp8_near_bf16() { straight fp8 "$device" $llama dtype=bf16 fp8=true && near fp8 llama-bf16-gpu 2e-3; }
 variant() { straight "$1" "$device" "${@:3}" && same_bits "$1" "$2"; } # NAME LIKE OPTIONS...
 check graphs_off_same_bits variant no-graphs llama-bf16-gpu $llama dtype=bf16 graphs=false
@@ -62,12 +62,13 @@ check recompute_norm_act_same_bits variant norm-act llama-gpu $llama recompute=n
 check recompute_block_same_bits variant block llama-bf16-gpu $llama dtype=bf16 recompute=block
 
 if [ "$device" = cudaemu ]; then
-    # Work runs as late as its waits allow, at once, or ahead of what it does not wait for: a missing wait would show.
+    # Work runs as late as its waits allow, immediately, or ahead of work that it does not wait for: a missing wait would
+    # change the result.
     streams() { TOKAMAK_EMU_STREAMS=$1 variant "streams-$1" llama-bf16-gpu $llama dtype=bf16; }
     check eager_streams_same_bits streams eager
     check overtaking_streams_same_bits streams overtake
-    # A checkpoint each step leaves the device while the next step is computed. Each must hold the bits of its own step:
-    # those of checkpoints for which training waits.
+    # Each step's checkpoint is downloaded while the next step is computed. It must hold the bits of its own step: those
+    # of a synchronous checkpoint.
     same_checkpoints() { # A B
         local step file
         for step in 01 02 03 04 05 06 07 08 09 10; do
@@ -99,7 +100,7 @@ resumed() {
         straight stopped "$device" $llama dtype=bf16 && grep -q 'resumed' "$work/stopped.log" && same_bits stopped llama-bf16-gpu
 }
 check resume_same_bits resumed
-# From checkpoints that were copied while the next step was computed.
+# Resumes from checkpoints that were copied while the next step was computed.
 resumed_beside() {
     local step
     for step in 03 04 05 06 07 08 09 10; do rm -rf "$work/saves-overtake/step_000000$step"; done
@@ -115,7 +116,7 @@ evaluates() {
     local checkpoint=$work/llama-gpu/step_00000010 one two
     one=$("$train_gpt" eval ckpt="$checkpoint" data="$val" seq_len=32 batch_rows=2 tokens=512 device="$device" 2>&1) || { echo "$one"; return 1; }
     two=$("$train_gpt" eval ckpt="$checkpoint" data="$val" seq_len=32 batch_rows=2 tokens=512 device=cpu 2>&1) || return 1
-    # The same loss in the digits that are printed, but for the last.
+    # The same loss in all printed digits except the last.
     paste -d' ' <(grep -o 'loss [0-9.]*' <<<"$one") <(grep -o 'loss [0-9.]*' <<<"$two") |
         awk '{d = $2 - $4; if (d < 0) d = -d; ++n; bad += d > 2e-4} END {exit n == 0 || bad > 0}'
 }
@@ -127,7 +128,7 @@ samples() {
 }
 check sample_as_on_the_cpu samples
 
-# ---- what goes wrong ----
+# ---- errors ----
 fails() { # TEXT ENV... -- OPTIONS...: exit code 1 and one sentence
     local text=$1 settings=()
     shift
@@ -139,7 +140,7 @@ fails() { # TEXT ENV... -- OPTIONS...: exit code 1 and one sentence
 }
 if ! ldconfig -p 2>/dev/null | grep -q 'libcuda\.so\.1'; then
     check no_driver fails 'no NVIDIA driver.*libcuda\.so\.1.*device=cpu' A=1 -- device=cuda
-    auto() { expect 0 'device=auto: the CPU computes: there is no NVIDIA driver' run "$work/auto" auto $llama; }
+    auto() { expect 0 'device=auto: using the CPU: there is no NVIDIA driver' run "$work/auto" auto $llama; }
     check auto_says_why_it_took_the_cpu auto
 fi
 check fp8_needs_a_gpu fails 'fp8=true: expected a GPU with 8-bit floats .*, found ' A=1 -- device=cpu dtype=bf16 fp8=true
@@ -156,8 +157,8 @@ if [ "$device" = cudaemu ]; then
     check old_gpu fails 'compute capability 7\.5; 8\.0 .Ampere. or later' TOKAMAK_EMU_CC=75 -- device=cudaemu
     check out_of_memory fails 'needs [0-9.]+ MiB of memory and [0-9.]+ MiB are free.*what would fit: .*MiB\)' \
         TOKAMAK_EMU_MEMORY_MIB=100 -- device=cudaemu batch_rows=512
-    # (Without a cache directory algorithms are not timed, so that the 900th piece of work is one of a step.)
-    # The device dies in mid-run: the library's own words, the last complete checkpoint, and it can be gone on from.
+    # (Without a cache directory algorithms are not timed, so that the 900th piece of work belongs to a step.)
+    # The device fails during the run: the message has the library's text and the last complete checkpoint, which is valid.
     dies() {
         fails "step [0-9]+: the GPU failed: .*$2.*last complete checkpoint is $work/bad/step_0000000[369]" \
             TOKAMAK_EMU_FAIL="$1@900" XDG_CACHE_HOME= HOME= -- device=cudaemu || return 1

@@ -1,6 +1,6 @@
 #!/bin/bash
-# Transfers beside the computation, in each order that CUDA allows of the emulated GPU's streams: work as late as its
-# waits allow, at once, or ahead of what it does not wait for. A missing wait must be found (test_transfers.c).
+# Transfers beside the computation, in each order of the emulated GPU's streams: work runs as late as its waits allow,
+# immediately, or ahead of work that it does not wait for. A missing wait must be found (test_transfers.c).
 set -u
 cd "$(dirname "$0")/../.." || exit 1
 failures=0

@@ -1,6 +1,6 @@
 #!/bin/bash
 # Attention by cuDNN on the emulated GPU: the kernels around it (tests/gpu/cudnn/documents.cu), in the ordinary and the
-# race build, and everything but NVIDIA's engines (tests/gpu/cudnn/attention.cu over tests/gpu/cudnn/fake_cudnn.cpp).
+# race build, and everything except NVIDIA's engines (tests/gpu/cudnn/attention.cu with tests/gpu/cudnn/fake_cudnn.cpp).
 set -u
 cd "$(dirname "$0")/../.." || exit 1
 . tests/support/lib.sh
@@ -25,7 +25,7 @@ run() {
         return
     fi
     "$@" || exit 1
-    # One list of results for all programs: what cmocka says at the end would close it after the first.
+    # One list of results for all programs: cmocka's summary would end it after the first.
     LD_LIBRARY_PATH=$work:${LD_LIBRARY_PATH:-} "$work/program" 2>&1 |
         awk '/^\[=+\].*test\(s\) run/{closing = 1} !closing'
     [ "${PIPESTATUS[0]}" -eq 0 ] || failures=1
@@ -35,7 +35,7 @@ build_documents() {
     "$@" $flags -x c++ -c -o "$work/documents.o" tests/gpu/cudnn/documents.cu &&
         g++ $flags -o "$work/program" "$work/documents.o" $objects $libraries
 }
-# Cut into slices at 1.95 MB instead of hundreds.
+# Divided into slices at 1.95 MB instead of hundreds.
 # shellcheck disable=SC2086
 build_attention() {
     local fake="$flags -DTOKAMAK_FAKE_CUDNN -DCUDNN_WORKSPACE_LIMIT_BYTES=1950000"

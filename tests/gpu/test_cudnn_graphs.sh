@@ -1,7 +1,7 @@
 #!/bin/bash
-# The attention graphs that training gives to cuDNN, checked without a GPU (tests/gpu/cudnn/graphs.cpp says how). cuDNN
-# wants a driver library to load: the toolkit's stub serves, under the driver's name in a directory of the test's own.
-#     tests/gpu/test_cudnn_graphs.sh BUILD -v     says what serves each case;  CUDNN_LIB=DIR: another cuDNN
+# The attention graphs of training, checked by cuDNN without a GPU (see tests/gpu/cudnn/graphs.cpp). cuDNN must load a
+# driver library: the toolkit's stub is copied under the driver's name into a temporary directory.
+#     tests/gpu/test_cudnn_graphs.sh BUILD -v     prints what computes each case;  CUDNN_LIB=DIR: another cuDNN
 set -u
 cd "$(dirname "$0")/../.." || exit 1
 . tests/support/lib.sh

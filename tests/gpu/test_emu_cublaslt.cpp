@@ -1,6 +1,6 @@
-// test_emu_cublaslt.cpp: the emulated cuBLASLt (dev/emu) against loops in double: every epilogue, layout and type
-// that it takes, and that it refuses what the real library refuses. Built by dev/emu/emu.mk where the CUDA headers
-// are; run by tests/gpu/test_emu_runtime.sh.
+// test_emu_cublaslt.cpp: the emulated cuBLASLt (dev/emu) against loops in double: every supported epilogue, layout and
+// type, and the same refusals as the real library. dev/emu/emu.mk builds it if the CUDA headers are found;
+// tests/gpu/test_emu_runtime.sh runs it.
 #include <cublasLt.h>
 #include <cuda_fp8.h>
 #include <math.h>
@@ -13,7 +13,7 @@
 
 #define REFUSED(status, call) assert_string_equal(cublasLtGetStatusName(call), #status)
 
-// ---- matrices: device memory, and the values that it holds as doubles ----
+// ---- matrices: device memory, and its values as doubles ----
 
 static size_t type_bytes(cudaDataType type) { return type == CUDA_R_32F ? 4 : type == CUDA_R_16BF ? 2 : 1; }
 static double value_get(const void *data, size_t i, cudaDataType type) {
@@ -134,7 +134,7 @@ static double error_of(const Matrix &got, const std::vector<double> &want) {
             }
     return sqrt(difference / size);
 }
-// One rounding of what is stored, and sums of fp32 products (k is at most 100) in another order: 1e-6.
+// One rounding of the stored result, and sums of fp32 products (k is at most 100) in another order: 1e-6.
 static void assert_close(const Matrix &got, const std::vector<double> &want, const char *name) {
     double tolerance = 1e-6 + (got.type == CUDA_R_16BF      ? 0x1p-8
                                : got.type == CUDA_R_8F_E4M3 ? 0x1p-4
@@ -146,7 +146,7 @@ static void assert_close(const Matrix &got, const std::vector<double> &want, con
 
 static cublasLtHandle_t lt;  // set up by the group
 
-// A case's matrices, and what the documentation says comes out.
+// A case's matrices, and the result according to the documentation.
 struct Run {
     Matrix a, b, c, d, bias, aux;
     bool has_bias, has_aux, bias_out, aux_out;
@@ -221,7 +221,7 @@ static int heuristic(cublasLtMatmulDesc_t desc, const Run *r, uint64_t workspace
     return count;
 }
 
-// Runs the case with each algorithm that the library offers and compares all that it writes.
+// Runs the case with each algorithm that the library offers and compares all outputs.
 static void check_case(const Case *t) {
     Run r;
     run_new(&r, t);
@@ -342,11 +342,11 @@ static void test_fp8(void **state) {
     for (const Case &t : CASES) check_case(&t);
 }
 
-// The conversions are not exported: products with the number one show them, compared with those of cuda_fp8.h.
+// The conversions are not exported: products with one show them; compared with those of cuda_fp8.h.
 static void test_fp8_conversions(void **state) {
     (void)state;
     for (cudaDataType type : {E4M3, E5M2}) {
-        // A holds all bit patterns in its first row of k, B is the identity's first column times one.
+        // A has all bit patterns in its first row of k, B is the first column of the identity.
         const int m = 256, k = 16;
         std::vector<uint8_t> a(m * k, 0), b(16 * k, 0);
         for (int i = 0; i < m; i++) a[(size_t)(i * k)] = (uint8_t)i;
@@ -411,7 +411,7 @@ static void test_scalars_on_the_device(void **state) {
     OK(cublasLtMatmul(lt, desc, scalars, r.a.device, r.a.layout, r.b.device, r.b.layout, scalars + 1, r.c.device,
                       r.c.layout, r.d.device, r.d.layout, NULL, NULL, 0, NULL));
     float zeros[2] = {0, 0};
-    matrix_download(&r.d);  // ran with what the scalars held then: NaN
+    matrix_download(&r.d);  // ran with the scalars of that moment: NaN
     assert_true(isnan(r.d.at(0, 0, 0)));
     OK(cudaMemcpy(scalars, zeros, sizeof zeros, cudaMemcpyHostToDevice));
     float both[2] = {t.alpha, t.beta};
@@ -425,7 +425,7 @@ static void test_scalars_on_the_device(void **state) {
     run_free(&r, &t);
 }
 
-// Captured, launched twice: the second time with other inputs. Descriptors may be gone by then.
+// Captured, launched twice: the second time with other inputs. The descriptors are destroyed before.
 static void test_in_a_graph(void **state) {
     (void)state;
     Case t = {"graph", 8, 8, 8, true, false, F32, F32, F32, F32, PLAIN, 1, 0, 0, 1, false};
@@ -525,7 +525,7 @@ static void test_wrong_arguments(void **state) {
             cublasLtMatrixLayoutSetAttribute(r.a.layout, CUBLASLT_MATRIX_LAYOUT_LD, &ld, 4));
     OK(cublasLtMatrixLayoutSetAttribute(r.a.layout, CUBLASLT_MATRIX_LAYOUT_LD, &ld, sizeof ld));
 
-    // Workspace: none wanted, one algorithm; an algorithm without the workspace that it asked for.
+    // Workspace: no workspace leaves one algorithm; an algorithm without the workspace that it requires.
     assert_int_equal(heuristic(desc, &r, 0, results, &status), 1);
     assert_int_equal(heuristic(desc, &r, 1 << 20, results, &status), 3);
     assert_true(results[0].workspaceSize == 0 && results[1].workspaceSize > 0 && results[2].workspaceSize > 0);
@@ -559,7 +559,7 @@ static void test_wrong_arguments(void **state) {
     run_free(&r, &t);
 }
 
-// What a workspace held before is lost.
+// The previous contents of a workspace are lost.
 static void test_workspace_is_used(void **state) {
     (void)state;
     Case t = {"workspace", 16, 16, 16, true, false, BF16, BF16, BF16, BF16, PLAIN, 1, 0, 0, 1, false};
@@ -643,7 +643,7 @@ static void test_other_devices_and_aborts(void **state) {
     assert_int_equal(in_child(NULL, "unemulated_value"), 128 + SIGABRT);
     assert_child_said("CUBLASLT_MATMUL_DESC_A_SCALE_MODE: only its default is emulated");
     assert_int_equal(in_child(NULL, "host_pointer"), 128 + SIGABRT);
-    assert_child_said("does not lie in device memory");
+    assert_child_said("is not in device memory");
     assert_int_equal(in_child("TOKAMAK_EMU_CC=80", "fp8_on_ampere"), 0);
     assert_int_equal(in_child("TOKAMAK_EMU_CC=100", "fp8_any_layout_on_blackwell"), 0);
     assert_int_equal(in_child("TOKAMAK_EMU_DEVICES=0", "no_device"), 0);
@@ -658,7 +658,7 @@ static int open_library(void **state) {
     (void)state;
     return cublasLtCreate(&lt) == CUBLAS_STATUS_SUCCESS ? 0 : -1;
 }
-// Everything that the tests allocated is free again.
+// All memory of the tests has been freed.
 static int close_library(void **state) {
     (void)state;
     size_t free_bytes, total;

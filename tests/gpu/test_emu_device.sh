@@ -1,13 +1,13 @@
 #!/bin/bash
-# The device half of the emulator: tests/gpu/emu/device.cu passes; each fault planted in tests/gpu/emu/faults.cu is found by
-# the means named here, and nothing is found in its sound twin. $1: the build directory. Prints cmocka's lines.
+# The device half of the emulator: tests/gpu/emu/device.cu passes; each fault in tests/gpu/emu/faults.cu is found by the
+# means listed here, and nothing is found in its correct twin. $1: the build directory. Prints cmocka's lines.
 build=${1:-build}
 unset "${!TOKAMAK_EMU_@}"
 export ASAN_OPTIONS="detect_stack_use_after_return=0:detect_leaks=0:$ASAN_OPTIONS"
 failed=0
 
-# Builds: plain; asan, AddressSanitizer and UBSan (make test-asan); race. Orders of threads and blocks in which it
-# must be found. What must be printed.
+# Builds: plain; asan, AddressSanitizer and UBSan (make test-asan); race. Orders of threads and blocks in which the fault
+# must be found. Expected output.
 #   fault            builds           orders                  what is printed
 TABLE='
     barrier          plain,asan       reverse,random          ^wrong result
@@ -30,9 +30,9 @@ TABLE='
     dynamic_bounds   asan             forward                 heap-buffer-overflow
     misaligned       asan             forward                 misaligned address
     host_pointer     race             forward                 illegal address
-    diverged_barrier plain,asan,race  forward,reverse,random  __syncthreads, but thread .127,0,0. has left
-    missing_lane     plain,asan,race  forward,reverse,random  __shfl_up_sync .* but thread .70,0,0. has left
-    own_lane         plain,asan,race  forward,reverse,random  without the calling lane
+    diverged_barrier plain,asan,race  forward,reverse,random  __syncthreads, but thread .127,0,0. has exited
+    missing_lane     plain,asan,race  forward,reverse,random  __shfl_up_sync .* but thread .70,0,0. has exited
+    own_lane         plain,asan,race  forward,reverse,random  lacks the calling lane
     diverged_warp    plain,asan,race  forward,reverse,random  diverged warp
     shared_limit     plain,asan       forward                 may have 49152
     dynamic_limit    plain,asan       forward                 cudaErrorInvalidValue
@@ -70,7 +70,7 @@ for directory in "$build/emu" "$build/emu_race"; do
         printf '[ RUN      ] %s\n%s\n[  SKIPPED ] %s\n' "$program" "$why" "$program"
         continue
     fi
-    # One list of results: what cmocka says at the end would close it.
+    # One list of results: cmocka's summary would end it.
     "$directory/device" 2>&1 | awk '/^\[=+\].*test\(s\) run/{closing = 1} !closing'
     [ "${PIPESTATUS[0]}" -eq 0 ] || failed=1
     kind=$("$program" build)

@@ -1,7 +1,7 @@
 // test_emu_runtime.cpp: the emulated CUDA runtime (dev/emu) against CUDA's documented behaviour: streams run late, a
-// missing wait shows, graphs replay, captures refuse what CUDA refuses, planned failures end the context. Built by
-// dev/emu/emu.mk where the CUDA headers are; run by tests/gpu/test_emu_runtime.sh. What needs other settings of the
-// emulated device, or ends it, runs in a child process.
+// missing wait is detected, graphs replay, captures refuse what CUDA refuses, injected failures end the context.
+// dev/emu/emu.mk builds it if the CUDA headers are found; tests/gpu/test_emu_runtime.sh runs it. Tests that need other
+// settings of the emulated device, or that end its context, run in a child process.
 #include "emu_runtime.h"
 
 #include <math.h>
@@ -92,7 +92,7 @@ static void test_only_what_the_waited_point_needs_runs(void **state) {
     OK(cudaStreamDestroy(b));
 }
 
-// A copy on one stream, a kernel on another: without the event the kernel sees what was never written.
+// A copy on one stream, a kernel on another: without the event the kernel reads unwritten memory.
 static void test_missing_wait_reads_nan(void **state) {
     (void)state;
     for (int with_wait = 0; with_wait < 2; with_wait++) {
@@ -117,7 +117,7 @@ static void test_missing_wait_reads_nan(void **state) {
     }
 }
 
-// The next input overwrites what a kernel still reads: nothing but "overtake" runs the copy first.
+// The next input overwrites memory that a kernel still reads: only "overtake" runs the copy first.
 static float overwritten_too_early(bool with_wait) {
     cudaStream_t compute = stream_new(), copy = stream_new();
     cudaEvent_t used = event_new(), copied = event_new();
@@ -136,7 +136,7 @@ static float overwritten_too_early(bool with_wait) {
     cudaStreamSynchronize(compute);
     return result[0];
 }
-// The same inside of a graph: the copy is forked off before the kernel that still reads.
+// The same inside a graph: the copy is forked off before the kernel that still reads.
 static float overwritten_in_a_graph(bool with_wait) {
     cudaStream_t compute = stream_new(), copy = stream_new();
     cudaEvent_t forked = event_new(), copied = event_new();
@@ -297,7 +297,7 @@ static void write_behind_device_memory(void) {
     float *device = device_floats(3);
     emu_enqueue(NULL, "overrun", [=] {
 #ifdef __SANITIZE_ADDRESS__
-        ((volatile float *)device)[3] = 1;  // the first byte behind the block
+        ((volatile float *)device)[3] = 1;  // the first byte after the block
 #else
         ((volatile float *)device)[64] = 1;  // the next page: blocks are aligned to 256 bytes
 #endif
@@ -314,11 +314,11 @@ static void use_freed_device_memory(void) {
 static void test_bad_accesses_fault(void **state) {
     (void)state;
 #ifdef __SANITIZE_ADDRESS__
-    const int FAULT = 1;  // what its reports exit with
+    const int FAULT = 1;  // exit status after its reports
     const char *const TOUCHED = "use-after-poison", *const BEHIND = "poison";
 #else
     const int FAULT = 128 + SIGSEGV;
-    const char *const TOUCHED = "the host touched device memory: byte 0 of a block of 16";
+    const char *const TOUCHED = "the host accessed device memory: byte 0 of a block of 16";
     const char *const BEHIND = "bytes behind a block of 12 bytes of device memory";
 #endif
     assert_int_equal(in_child("TOKAMAK_EMU_PROTECT_MIB=1", "read_device_memory_on_the_host"), FAULT);
@@ -357,7 +357,7 @@ static void test_graph_replays_and_rereads_memory(void **state) {
         assert_true(result[0] == (float)(10 * i + 1));
     }
     OK(cudaGraphLaunch(exec, main_stream));
-    OK(cudaGraphExecDestroy(exec));  // what was launched still runs
+    OK(cudaGraphExecDestroy(exec));  // launched work still runs
     host[0] = 50;
     OK(cudaStreamSynchronize(main_stream));
     assert_true(result[0] == 51);
@@ -403,7 +403,7 @@ static void test_missing_wait_inside_a_graph(void **state) {
     OK(cudaStreamDestroy(side));
 }
 
-// One forbidden call inside of a capture: it is refused, and so is the end of the capture.
+// One forbidden call inside a capture: it is refused, and so is the end of the capture.
 static void capture_refuses(cudaStreamCaptureMode mode, const char *refusal, cudaError_t (*call)(cudaStream_t)) {
     cudaStream_t stream = stream_new();
     cudaGraph_t graph = NULL;
@@ -450,7 +450,7 @@ static void test_captures_refuse(void **state) {
     capture_refuses(GLOBAL, "cudaErrorStreamCaptureUnsupported", call_malloc);
     capture_refuses(GLOBAL, "cudaErrorStreamCaptureIsolation", call_wait_outside);
 
-    // Relaxed captures, and threads that say so, may allocate.
+    // Relaxed captures, and threads in relaxed mode, may allocate.
     cudaStream_t stream = stream_new(), side = stream_new();
     cudaGraph_t graph;
     void *block;
@@ -469,7 +469,7 @@ static void test_captures_refuse(void **state) {
     OK(cudaGraphDestroy(graph));
     REFUSED(cudaErrorIllegalState, cudaStreamEndCapture(stream, &graph));
 
-    // Work on a forked stream that nothing joins; an event of a capture outside of it.
+    // Work on a forked stream that nothing joins; an event of a capture outside it.
     cudaEvent_t fork_point = event_new();
     OK(cudaStreamBeginCapture(stream, GLOBAL));
     OK(cudaEventRecord(fork_point, stream));

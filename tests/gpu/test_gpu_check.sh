@@ -1,10 +1,10 @@
 #!/bin/bash
-# test_gpu_check.sh: scripts/gpu_check.sh where there is no GPU: every stage at tiny shapes on the CPU and the emulated GPU, and
-# a report whatever happens: a broken build, no driver, no time, an interruption.
+# test_gpu_check.sh: scripts/gpu_check.sh without a GPU: every stage at tiny shapes on the CPU and the emulated GPU, and a
+# report in every case: a broken build, no driver, no time, an interruption.
 set -u
 cd "$(dirname "$0")/../.." || exit 1
 . tests/support/lib.sh
-# What the script runs is tested under sanitizers by itself.
+# Other tests run the same programs under sanitizers.
 if grep -q fsanitize=address "$BUILD/flags" 2>/dev/null; then
     skip_all gpu_check 'the ordinary build tests the script'
 fi
@@ -20,24 +20,24 @@ says() { # TEXT...: lines of the report
     done
 }
 
-check help expect 0 'Exit code' scripts/gpu_check.sh --help
+check help expect 0 'Exit status' scripts/gpu_check.sh --help
 check dry_run expect 0 'kernels: Kernels, up to' $gpu_check --dry-run --skip build
 check unknown_option expect 2 "unknown option '--bugdet'" $gpu_check --bugdet 5
 check bad_device expect 2 'expected cuda, cudaemu or cpu' $gpu_check --device tpu
 check bad_budget expect 2 'expected seconds' $gpu_check --budget soon
 check bad_llmc expect 2 'train_gpt2.cu' $gpu_check --llmc "$work"
-check bad_text expect 2 'cannot be read' $gpu_check --text "$work/absent"
+check bad_text expect 2 'expected a readable file' $gpu_check --text "$work/absent"
 
 printf 'a line of text, and then another one\n%.0s' {1..400} >"$work/text"
 quick() { expect 0 'report: ' $gpu_check --quick --device cpu --skip build --text "$work/text" --budget 300 --out "$report"; }
 check every_stage_on_the_cpu quick
-check report_names_commit_and_host says '^\| commit \| [0-9a-f]+' '^\| host \| ' '^\| date \| 20' 'Not a GPU'
+check report_names_commit_and_host says '^\| commit \| [0-9a-f]+' '^\| host \| ' '^\| date \| 20' 'Not measured on a GPU'
 check report_has_results says 'ok: test_ops_norm' 'fp32, as on the CPU: 8 steps' 'resumed at step 4 of 8: the same losses' \
-    'recompute=block: the same' '^\| tiny-llama \| bf16 \| [0-9]+' 'kernels measured, right before and after' '^Nothing failed'
-check report_says_what_is_left_out says '- build: asked for' 'PyTorch: not wanted' 'llm\.c: no tree was named' 'compute-sanitizer looks at' 'ranks: NCCL serves GPUs only'
+    'recompute=block: the same' '^\| tiny-llama \| bf16 \| [0-9]+' 'kernels measured, correct before and after' '^Nothing failed'
+check report_says_what_is_left_out says '- build: requested' 'PyTorch: not requested' 'llm\.c: no source tree given' 'compute-sanitizer needs a real GPU' 'ranks: NCCL needs GPUs'
 check kernel_times_beside_it grep -q '"op":"norm forward"' "$work/report.ops.json"
 
-# A stand-in for llm.c's trainer: looks at what it is given and prints what llm.c prints, the losses off by \$1.
+# A substitute for llm.c's trainer: checks its arguments and prints llm.c's output, with the losses shifted by \$1.
 fake_llmc() {
     mkdir -p "$work/llmc"
     : >"$work/llmc/train_gpt2.cu"
@@ -65,7 +65,7 @@ check llmc_is_in_the_table says 'the first steps are those of llm\.c, to 0\.001'
 check llmc_with_other_losses beside_llmc 1 0.1
 check llmc_with_other_losses_is_reported says 'FAILED.*the first steps are those of llm\.c, to 0\.1'
 
-# The goals, from figures as an H100 might give them.
+# The goals, from plausible H100 figures.
 goals() (
     set -e
     device=cuda gpu='NVIDIA H100 80GB HBM3' section=$work/section FP8_SHAPES='gpt2-1.5B qwen2-1.5B'
@@ -97,7 +97,7 @@ check goals goals
 if [ -e "$BUILD/libllmc_cudaemu.so" ]; then
     emulated() { expect 0 'report: ' $gpu_check --quick --device cudaemu --skip build,train --budget 300 --out "$report"; }
     check stages_on_the_emulated_gpu emulated
-    check emulated_report says 'ok: test_ops_norm' '^\| tiny-gpt2 \| bf16 \| [0-9]+' 'kernels measured, right'
+    check emulated_report says 'ok: test_ops_norm' '^\| tiny-gpt2 \| bf16 \| [0-9]+' 'kernels measured, correct'
     if [ -e "$BUILD/libnccl_emu.so" ]; then
         check one_emulated_nccl_rank says '^\| reduce_scatter \+= \| 0\.2 \| [0-9.]+ \|' \
             'ms without ranks, [0-9.]+ ms as one NCCL rank'
@@ -113,7 +113,7 @@ no_time() { expect 0 'report: ' $gpu_check --quick --device cpu --budget 1 --out
 check no_time no_time
 check no_time_is_reported says 'no time left of --budget 1'
 interrupted() {
-    # A process of its own group: what a terminal's Ctrl-C reaches is the script and what it runs.
+    # A process group of its own: like Ctrl-C in a terminal, the signal reaches the script and its children.
     setsid $gpu_check --device cpu --skip build,ops --text "$work/text" --budget 100 --out "$report" >"$work/log" 2>&1 &
     local pid=$!
     rm -f "$report"

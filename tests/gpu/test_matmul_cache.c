@@ -1,6 +1,6 @@
-// test_matmul_cache.c: how the CUDA backend chooses algorithms of cuBLASLt: that timing them disturbs no operand, and
-// that the file of choices is written at once, read again, added to, and robust against what disks and people do to
-// it. On the emulated GPU (TOKAMAK_CUDA_DEVICE=cuda: on a real one); skipped where the plug-in is not built.
+// test_matmul_cache.c: the CUDA backend's choice of cuBLASLt algorithms: timing changes no operand, and the file of
+// choices is written immediately, read again, appended to, and robust against damage. On the emulated GPU
+// (TOKAMAK_CUDA_DEVICE=cuda: on a real one); skipped if the plug-in is not built.
 #include "tests/support/file_test.h"
 
 #include <dirent.h>
@@ -47,7 +47,7 @@ static Tensor whole_numbers(Backend *be, int64_t rows, int64_t cols, uint64_t dr
 }
 
 // A training step's products: plain, adding to out, a residual, an activation, a weight's gradient. Three times each:
-// an algorithm that was timed on a real output would have added to it more often.
+// timing an algorithm on a real output would have added to it more often.
 static void run_calls(Backend *be, float results[CALLS][M * N]) {
     Tensor a = whole_numbers(be, M, K, 0), b = whole_numbers(be, N, K, 1);
     Tensor a_t = whole_numbers(be, K, M, 2), b_t = whole_numbers(be, K, N, 3);
@@ -113,7 +113,7 @@ static void test_timing_disturbs_nothing(void **state) {
     be->close(be);
     for (int call = 0; call < CALLS; ++call)
         for (int i = 0; i < M * N; ++i) {
-            // The library's GELU and ours may differ by roundings of their exponential.
+            // The library's GELU and ours may differ in the rounding of the exponential.
             float allowed = call == 3 ? 1e-5f : 0;
             if (!(found[call][i] >= expected[call][i] - allowed && found[call][i] <= expected[call][i] + allowed))
                 fail_msg("call %d, element %d: %g with timing, %g without", call, i, (double)found[call][i],
@@ -137,7 +137,7 @@ static void test_choices_are_kept(void **state) {
     free(path_again);
 }
 
-// A process that is killed has kept what it measured: the file is there before the backend is closed.
+// A killed process keeps its measurements: the file exists before the backend is closed.
 static void test_choices_are_written_at_once(void **state) {
     FileTest *t = *state;
     Backend *be = open_cached(t);
@@ -150,7 +150,7 @@ static void test_choices_are_written_at_once(void **state) {
     be->close(be);
 }
 
-// Another process measured the same at the same time: both write, the first counts, and nobody fails.
+// Another process measured the same key at the same time: both write, the first is valid, and neither fails.
 static void test_two_processes(void **state) {
     FileTest *t = *state;
     float one_results[CALLS][M * N], other_results[CALLS][M * N];
@@ -170,7 +170,7 @@ static void test_damage(void **state) {
     FileTest *t = *state;
     run_and_close(t);
     char *path, *text = read_choices(t, &path);
-    // A flipped bit in the first line, a line of something else, and an end torn off.
+    // A flipped bit in the first line, a foreign line, and a truncated end.
     text[40] = text[40] == '1' ? '2' : '1';
     char *damaged = xasprintf("not a choice\n%.*s", (int)strlen(text) - 20, text);
     Error err = {""};
@@ -179,7 +179,7 @@ static void test_damage(void **state) {
     free(path);
     run_and_close(t);
     char *mended = read_choices(t, &path);
-    // Both lost choices were measured again, the torn line was ended first.
+    // Both lost choices were measured again; the incomplete line was ended first.
     assert_int_equal(count_lines(mended), 1 + CALLS + 2);
     assert_memory_equal(mended, damaged, strlen(damaged));
     free(path);
@@ -192,7 +192,7 @@ static void test_damage(void **state) {
     free(path);
 }
 
-// A directory that cannot be written costs the choices, not the run.
+// In a directory without write permission the choices are lost, but the run continues.
 static void test_no_place(void **state) {
     FileTest *t = *state;
     file_test_write(t, "file", "", 0);

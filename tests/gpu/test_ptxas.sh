@@ -8,7 +8,7 @@ cd "$(dirname "$0")/../.." || exit 1
 limits=tests/gpu/ptxas_limits.txt
 
 # over_limit LIMITS < REPORTS: one line for each kernel beyond its limits and each limit without a kernel; fails if
-# there is any, or no kernel at all.
+# there is any, or if there are no kernels.
 over_limit() {
     c++filt | awk -v limits="$1" '
         BEGIN {
@@ -44,7 +44,7 @@ over_limit() {
         }'
 }
 
-# report REGISTERS SPILLED: what the compiler would say of a kernel.
+# report REGISTERS SPILLED: a compiler report of a kernel.
 report() {
     printf "ptxas info    : Compiling entry function '_Z10add_kernelIfEvPT_' for 'sm_90a'\n"
     printf '    8 bytes stack frame, %d bytes spill stores, %d bytes spill loads\n' "$2" "$2"

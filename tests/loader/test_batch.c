@@ -1,4 +1,4 @@
-// test_batch.c: rows are written whole, nothing beside them is touched, and batches are views of one buffer in line.
+// test_batch.c: rows are written completely, memory around them is unchanged, and batches are contiguous views.
 #include "llmc/loader/batch.h"
 
 #include <setjmp.h>
@@ -7,7 +7,7 @@
 
 #include <cmocka.h>
 
-// A buffer of 3 batches of (2, 4) in room for more, every array poisoned.
+// A buffer with capacity for more than its 3 batches of (2, 4); every array is poisoned.
 static void poisoned_init(BatchBuffer *buffer, bool with_doc) {
     batch_buffer_init(buffer, (BatchCapacity){.batches = 4, .rows = 10, .tokens = 50, .doc = with_doc});
     memset(buffer->tokens, 0xAB, 50 * sizeof(int32_t));
@@ -35,7 +35,7 @@ static void check_row(int64_t count, int32_t eot, const int32_t *expected_doc) {
         assert_true(batch->weights[4 + i] == (i < count ? 1.0f : 0.0f));
         if (expected_doc != NULL) assert_int_equal(batch->doc[4 + i], expected_doc[i]);
     }
-    const int64_t neighbours[2] = {11, 16};  // the elements before and behind row 3
+    const int64_t neighbours[2] = {11, 16};  // the elements before and after row 3
     for (int n = 0; n < 2; ++n) {
         assert_int_equal(buffer.tokens[neighbours[n]], poison);
         assert_int_equal(buffer.targets[neighbours[n]], poison);

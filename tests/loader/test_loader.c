@@ -1,5 +1,5 @@
-// test_loader.c: batches against the description in loader.h, from the tokens up; any world size, seek, phases,
-// document ids, held-out text, and every refusal.
+// test_loader.c: batches compared with the contract of loader.h, token by token; any world size, seek, phases,
+// segment ids, held-out text, and every error.
 #include "llmc/loader/heldout.h"
 #include "llmc/loader/loader.h"
 
@@ -13,7 +13,7 @@
 #include "tests/support/file_test.h"
 #include "tests/support/shard_test.h"
 
-// ---- shards and configs by hand ----
+// ---- shards and configs ----
 
 static void write_shard(const char *name, int version, int64_t vocab, int32_t eot, const int32_t *tokens,
                         int64_t count) {
@@ -21,7 +21,7 @@ static void write_shard(const char *name, int version, int64_t vocab, int32_t eo
     shard_test_write(path, version, tokens, count, vocab, eot);
     free(path);
 }
-// Tokens first, first+1, ...: a token tells its position in the stream.
+// Tokens first, first+1, ...: a token gives its position in the stream.
 static void write_counting_shard(const char *name, int64_t vocab, int64_t first, int64_t count) {
     int32_t *tokens = xmalloc(to_size(count + 1) * sizeof *tokens);
     for (int64_t i = 0; i < count; ++i) tokens[i] = (int32_t)(first + i);
@@ -73,7 +73,7 @@ static void test_each_row_once_per_epoch(void **state) {
     // 8 rows a step; 1001 tokens in shards of odd sizes: 125 rows; epochs end inside steps, and rows cross shards.
     enum { ROWS = 125, EPOCHS = 3 };
     write_counting_shard("a_0.bin", 2000, 0, 333);
-    write_counting_shard("a_1.bin", 70000, 333, 3);  // 4 bytes a token beside 2
+    write_counting_shard("a_1.bin", 70000, 333, 3);  // 4 bytes per token next to 2
     write_counting_shard("a_2.bin", 2000, 336, 665);
     RunConfig *config = config_new(1, 1, 100);
     Loader *loader = open_ok(config, 0, -1, 0, 1);
@@ -94,7 +94,7 @@ static void test_each_row_once_per_epoch(void **state) {
                     assert_true(batch->weights[b * 8 + i] == 1);
                 }
                 if (sample >= ROWS * EPOCHS) continue;
-                // At the end of each epoch, and not before, all rows have come equally often.
+                // At the end of each epoch, and only then, all rows have been used equally often.
                 assert_int_equal(++visits[first / 8], sample / ROWS + 1);
             }
         }
@@ -146,15 +146,15 @@ static void test_world_size_changes_nothing(void **state) {
     memset(one, 0xFF, sizeof one);
     collect(one, config, 1, STEPS);
     for (int s = 0; s < STEPS * 8; ++s) assert_true(one[s] >= 0);
-    for (int world = 2; world <= 5; ++world) {  // 4 lanes: some ranks, and with 5 a whole one, have padding
+    for (int world = 2; world <= 5; ++world) {  // 4 lanes: some ranks have padding; of 5 ranks one has only padding
         memset(other, 0xFF, sizeof other);
         collect(other, config, world, STEPS);
         assert_memory_equal(one, other, sizeof one);
     }
-    config->phase[0].batch_rows = config->phase[1].batch_rows = 4;  // nor does the micro-batch size
+    config->phase[0].batch_rows = config->phase[1].batch_rows = 4;  // nor does the micro-batch size matter
     collect(other, config, 2, STEPS);
     assert_memory_equal(one, other, sizeof one);
-    config->seed = 8;  // but the seed does
+    config->seed = 8;  // but the seed matters
     collect(other, config, 1, STEPS);
     assert_memory_not_equal(one, other, sizeof one);
     free(config);
@@ -172,7 +172,7 @@ static void test_seek_equals_sequential(void **state) {
     for (int s = 0; s < STEPS; ++s) memcpy(expected[s], next_ok(loader)->batch[0].tokens, sizeof expected[s]);
     const int64_t jumps[] = {0, 1, 39, 38, 38, 20, 19, 5, 6, 7, 0, 0, 33};
     for (size_t j = 0; j < sizeof jumps / sizeof jumps[0]; ++j) {
-        loader_seek(loader, 3);  // the last seek counts
+        loader_seek(loader, 3);  // only the last seek has an effect
         loader_seek(loader, jumps[j]);
         for (int64_t s = jumps[j]; s < min_i64(jumps[j] + 3, STEPS); ++s) {
             const StepBatch *step = next_ok(loader);
@@ -181,16 +181,16 @@ static void test_seek_equals_sequential(void **state) {
         }
     }
     loader_close(loader);
-    loader = open_ok(config, 0, -1, 0, 1);  // a fresh one, as after a restart
+    loader = open_ok(config, 0, -1, 0, 1);  // a new loader, as after a restart
     loader_seek(loader, 27);
     assert_memory_equal(next_ok(loader)->batch[0].tokens, expected[27], sizeof expected[27]);
     loader_close(loader);
-    loader = open_ok(config, 0, -1, 0, 1);  // closing before, and while, a step is prepared
+    loader = open_ok(config, 0, -1, 0, 1);  // closing before and while a step is prefetched
     loader_close(loader);
     free(config);
 }
 
-// The padding of documents is one segment, and what a slot held before does not show through it.
+// Padding is one segment, and earlier contents of the slot are overwritten.
 static void test_padding_is_empty(void **state) {
     (void)state;
     int32_t tokens[1000];
@@ -220,9 +220,9 @@ static void test_padding_is_empty(void **state) {
     free(config);
 }
 
-// ---- data that is left out ----
+// ---- skipped data ----
 
-// The first token of row r of step s: which data it is.
+// The first token of row r of step s, which identifies its data.
 static void first_tokens(int32_t out[8], Loader *loader, int64_t s) {
     loader_seek(loader, s);
     const StepBatch *step = next_ok(loader);
@@ -233,15 +233,15 @@ static void test_skips(void **state) {
     (void)state;
     write_counting_shard("a_0.bin", 30000, 0, 8 * 8 * 200 + 1);
     RunConfig *config = config_new(1, 2, 20);
-    const DataSkip skips[2] = {{5, 3}, {30, 2}};  // the second one in the second phase
+    const DataSkip skips[2] = {{5, 3}, {30, 2}};  // the second skip is in the second phase
     Loader *plain = open_ok(config, 0, -1, 0, 1), *loader = open_ok(config, 0, -1, 0, 1);
     int32_t got[8], want[8];
-    first_tokens(got, loader, 4);  // step 5 is prepared without knowing of skips
+    first_tokens(got, loader, 4);  // step 5 is prefetched before the skips are set
     loader_set_skips(loader, skips, 2);
     for (int64_t s = 0; s < 40; ++s) {
         int64_t data_step = s < 5 ? s : s < 30 ? s + 3 : s + 5;
         assert_int_equal(data_skip_step(skips, 2, s), data_step);
-        // Both phases are alike, so that steps past the end of the first are the first ones of the second.
+        // Both phases are equal, so steps past the end of the first are the first steps of the second.
         first_tokens(got, loader, s);
         first_tokens(want, plain, data_step);
         if (s < 35) assert_memory_equal(got, want, sizeof got);
@@ -264,7 +264,7 @@ static void test_skips(void **state) {
     free(config);
 }
 
-// A seek while a long step is being prepared: its result must not pass for the one asked for.
+// A seek while a long step is being prefetched: that step must not be returned instead of the requested one.
 static void test_seek_into_a_running_job(void **state) {
     (void)state;
     write_counting_shard("a_0.bin", 300000, 0, 200000);
@@ -288,7 +288,7 @@ static void test_seek_into_a_running_job(void **state) {
     free(config);
 }
 
-// The step handed out does not change while the next one is prepared.
+// The returned step does not change while the next one is prefetched.
 static void test_held_step_is_stable(void **state) {
     (void)state;
     write_counting_shard("a_0.bin", 5000, 0, 1000);
@@ -310,7 +310,7 @@ static void test_held_step_is_stable(void **state) {
 
 static void test_phases_go_on_where_the_last_stopped(void **state) {
     (void)state;
-    // Two sources with odd weights; phase 2 changes the weights: within an epoch no row comes twice.
+    // Two sources with unequal weights, which phase 2 changes: within an epoch no row is used twice.
     write_counting_shard("a_0.bin", 20000, 0, 8 * 700 + 1);
     write_counting_shard("b_0.bin", 20000, 0, 8 * 300 + 1);
     RunConfig *config = config_new(2, 2, 50);
@@ -323,7 +323,7 @@ static void test_phases_go_on_where_the_last_stopped(void **state) {
     for (int s = 0; s < 100; ++s) {
         const StepBatch *step = next_ok(loader);
         for (int row = 0; row < 8; ++row) {
-            int source = step->batch[0].source[row], first = step->batch[0].tokens[row * 8];  // rows stand in line
+            int source = step->batch[0].source[row], first = step->batch[0].tokens[row * 8];  // rows are contiguous
             ++visits[source][first / 8];
             ++counts[source];
         }
@@ -353,7 +353,7 @@ static void test_phases_with_other_shapes(void **state) {
         for (int64_t row = 0; row < span->rows_per_step; ++row) {
             const Batch *batch = &step->batch[row / span->B];
             assert_true(batch->T == span->T && batch->B == span->B);
-            // Tokens given before, over T, is the ordinal that the phase starts at.
+            // The phase starts at ordinal (tokens read before) / T.
             int64_t ordinal = span->first_tokens / span->T + (s - span->first_step) * span->rows_per_step + row;
             int64_t expected = mixture_row(NULL, 7, 0, ordinal, 4999 / span->T) * span->T;
             for (int64_t i = 0; i < span->T; ++i)
@@ -380,7 +380,7 @@ static void test_unused_sources_stay_closed(void **state) {
 static void test_document_ids(void **state) {
     (void)state;
     enum { EOT = 99, COUNT = 4001 };
-    int32_t tokens[COUNT];  // documents of 1 to 13 tokens behind their EOT, the first of them at position 0
+    int32_t tokens[COUNT];  // documents of 1 to 13 tokens after their EOT; the first EOT is at position 0
     for (int i = 0, left = 0, length = 0; i < COUNT; ++i) {
         tokens[i] = left == 0 ? EOT : i % 90;
         if (left-- == 0) left = length = length % 13 + 1;
@@ -412,7 +412,7 @@ static void test_document_ids(void **state) {
     free(config);
 }
 
-// ---- refusals ----
+// ---- errors ----
 
 static void expect_refused(const RunConfig *config, int64_t vocab, int32_t eot, const char *fragment) {
     Schedule schedule;
@@ -465,7 +465,7 @@ static void test_refusals(void **state) {
     free(config);
 }
 
-// Bad data that shows only when it is used: an error from the step, the program goes on, and a mended file is read.
+// Bad data that is found only when it is read: the step fails, the program continues, and a repaired file is read.
 static void test_errors_while_running(void **state) {
     (void)state;
     write_counting_shard("a_0.bin", 5000, 0, 8 * 64 + 1);
@@ -476,10 +476,10 @@ static void test_errors_while_running(void **state) {
     assert_int_equal(truncate(path, 1024 + 100), 0);
     Error err = {""};
     const StepBatch *step = loader_next(loader, &err);
-    if (step != NULL) step = loader_next(loader, &err);  // the first one may have been prepared before
+    if (step != NULL) step = loader_next(loader, &err);  // the first step may have been prefetched before
     assert_null(step);
     assert_non_null(strstr(err.message, path));
-    assert_non_null(strstr(err.message, "cut while in use"));
+    assert_non_null(strstr(err.message, "truncated while in use"));
     assert_null(loader_next(loader, &err));
     FILE *file = fopen(path, "r+b");
     uint16_t tokens[8 * 64 + 1];
@@ -493,7 +493,7 @@ static void test_errors_while_running(void **state) {
     free(config);
 }
 
-// A sparse shard of 5 GiB, with a known row at its very end, and an id past the vocabulary beyond what open checks.
+// A sparse shard of 5 GiB with a known row at its end, and an id >= vocab past the range that loader_open checks.
 static void test_shards_past_4_gib(void **state) {
     (void)state;
     const int64_t COUNT = (int64_t)5 << 29, T = 1 << 18, ROWS = (COUNT - 1) / T, LAST = ROWS * T;
@@ -519,7 +519,7 @@ static void test_shards_past_4_gib(void **state) {
     const Batch *batch = &next_ok(loader)->batch[0];
     assert_true(batch->tokens[T - 1] == 111 && batch->targets[T - 2] == 111 && batch->targets[T - 1] == 55555);
     loader_close(loader);
-    file = fopen(path, "r+b");  // the header promises less than is there
+    file = fopen(path, "r+b");  // the header states less than the file holds
     assert_true(fseek(file, 20, SEEK_SET) == 0 && fwrite((int32_t[]){50000}, 4, 1, file) == 1 && fclose(file) == 0);
     loader = open_ok(config, 50000, -1, 0, 1);
     loader_seek(loader, ordinal);
@@ -554,7 +554,7 @@ static void test_plan_bytes(void **state) {
 
 // ---- held-out text ----
 
-// Walks all batches: every token but the first is the target of the one before it, once, in order.
+// Reads all batches: every token but the first is the target of the previous one, once, in order.
 static void check_heldout(int64_t token_count, int64_t B, int64_t T, int64_t max_tokens) {
     write_counting_shard("a_val.bin", 20000, 100, token_count);
     RunConfig *config = config_new(1, 1, 1);
@@ -567,7 +567,7 @@ static void check_heldout(int64_t token_count, int64_t B, int64_t T, int64_t max
     for (int64_t k = 0; k < heldout_batches(heldout); ++k) {
         const Batch *batch = heldout_batch(heldout, k, &err);
         assert_true(batch != NULL && batch->B == B && batch->T == T && batch->doc == NULL);
-        assert_true(next < predictions);  // no batch of padding only
+        assert_true(next < predictions);  // no batch with only padding
         for (int64_t i = 0; i < B * T; ++i) {
             if (next < predictions) {
                 assert_true(batch->weights[i] == 1);

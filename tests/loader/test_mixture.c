@@ -1,4 +1,4 @@
-// test_mixture.c: samples are dealt exactly by weight, ordinals count without gaps, each epoch visits each row once.
+// test_mixture.c: samples are assigned exactly by weight, ordinals have no gaps, each epoch uses each row once.
 #include "llmc/loader/mixture.h"
 
 #include <math.h>
@@ -8,7 +8,7 @@
 
 #include <cmocka.h>
 
-// Walks the samples one by one and checks picks and counts against plain counting.
+// Checks the picks and counts of all samples against plain counting.
 static void check_counting(int source_count, const double *weights, const int64_t *first_ordinal, int64_t samples) {
     Mixture mixture;
     mixture_init(&mixture, source_count, weights, first_ordinal);
@@ -19,7 +19,7 @@ static void check_counting(int source_count, const double *weights, const int64_
         for (int s = 0; s < source_count; ++s) {
             assert_int_equal(mixture_count(&mixture, s, n), seen[s]);
             double expected = (double)n * weights[s] / total;
-            // The promise of mixture.h; 2^-32 of weight rounding is nothing at these counts.
+            // The bound of mixture.h; weights rounded to 2^-32 do not matter at these counts.
             if (!(fabs((double)seen[s] - expected) <= 1 + s / 2.0))
                 fail_msg("source %d after %ld samples: expected %g, found %ld", s, (long)n, expected, (long)seen[s]);
         }
@@ -50,7 +50,7 @@ static void test_counts_are_exact(void **state) {
     check_counting(32, rising, NULL, 5000);
 }
 
-// Far into a long run the counts still step by one: no rounding of doubles decides.
+// Late in a long run the counts still grow by one: they are not rounded as doubles would be.
 static void test_far_samples(void **state) {
     (void)state;
     Mixture mixture;
@@ -65,13 +65,13 @@ static void test_far_samples(void **state) {
             assert_true(pick.ordinal == seen[pick.source]);
             ++seen[pick.source];
         }
-        // Weights are kept to 2^-32 of the whole.
+        // Weights are stored to 2^-32 of their sum.
         assert_true(fabs((double)seen[0] / (double)(starts[k] + 1000) - 0.1) < 0x1p-31);
         assert_true(fabs((double)seen[1] / (double)(starts[k] + 1000) - 0.7) < 0x1p-31);
     }
 }
 
-// Every stretch as long as a small batch holds the mixture, not only the long run.
+// Every range of the length of a small batch has the mixture's proportions, not only the whole run.
 static void test_every_batch_holds_the_mixture(void **state) {
     (void)state;
     Mixture mixture;
@@ -114,14 +114,14 @@ static void test_seed_source_and_epoch_change_the_order(void **state) {
         in_place += row == i;
         neighbours += i > 0 && llabs(row - mixture_row(NULL, 1, 0, i - 1, ROWS)) == 1;
     }
-    // Two random permutations agree in one place on average (Poisson); 12 has a chance of 1e-9.
+    // Two random permutations agree in one place on average (Poisson); 12 places have a probability of 1e-9.
     assert_in_range(same_seed, 0, 12);
     assert_in_range(same_source, 0, 12);
     assert_in_range(in_place, 0, 12);
     assert_in_range(neighbours, 0, 16);
 }
 
-// The order of samples is a promise to runs that are resumed with a later build: these values must never change.
+// Runs resumed with a later build rely on the order of samples: these values must never change.
 static void test_order_is_pinned(void **state) {
     (void)state;
     Mixture mixture;

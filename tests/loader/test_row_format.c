@@ -1,6 +1,6 @@
-// test_row_format.c: the table of formats is the only place that knows a format. Two formats that exist here alone go
-// through the loader (several ranks, phases of other T, seek, skips, epochs, plan), the held-out reader, the hash of
-// the data and the model, which must find the loss of PyTorch.
+// test_row_format.c: a format needs only its row in the table. Two formats defined here are used through the loader
+// (several ranks, phases with another T, seek, skips, epochs, plan), the held-out reader, the data hash and the model,
+// whose loss must be PyTorch's.
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -20,8 +20,8 @@
 
 // ---- two formats and the table ----
 
-// "half": row k reads the 2T tokens behind 2kT as pairs (token, target). The first half of the row is a prefix of
-// weight 0; the others have weights from 1/4 to 1 that the seed draws.
+// "half": row k reads the 2T tokens from 2kT on as pairs (token, target). The first half of the row is a prefix of
+// weight 0; the other weights are drawn from 1/4 to 1 with the seed.
 static int64_t half_rows(const RowSource *source, int64_t T) {
     int64_t pairs = source->token_count / 2;
     return source->heldout ? div_up(pairs, T) : pairs / T;
@@ -48,7 +48,7 @@ static bool half_fill(const BatchRow *row, double *weight_sum, const RowSource *
 }
 static const RowFormat HALF = {"half", true, half_rows, half_longest_read, half_fill};
 
-// "spelled": the source holds each row as it is: T tokens, T targets, T weights (the bits of a float), T segments, T
+// "spelled": the source holds the arrays of a row: T tokens, T targets, T weights (the bits of a float), T segments, T
 // prefixes.
 static int64_t spelled_rows(const RowSource *source, int64_t T) { return source->token_count / (5 * T); }
 static int64_t spelled_longest_read(int64_t T) { return 5 * T; }
@@ -72,12 +72,12 @@ static bool spelled_fill(const BatchRow *row, double *weight_sum, const RowSourc
 }
 static const RowFormat SPELLED = {"spelled", true, spelled_rows, spelled_longest_read, spelled_fill};
 
-// In place of the library's table (row_formats.c).
+// Replaces the library's table (row_formats.c).
 const RowFormat *const ROW_FORMATS[] = {&ROW_FORMAT_PLAIN, &HALF, &SPELLED, NULL};
 
 // ---- sources and configs ----
 
-// Tokens 0, 1, ... of source a, 100000, 100001, ... of source b: a token tells its place.
+// Tokens 0, 1, ... of source a, 100000, 100001, ... of source b: a token gives its position.
 static int32_t token_at(int source, int64_t place) { return (int32_t)(source * 100000 + place); }
 static void write_source(const FileTest *t, int source, const char *what, int64_t count) {
     int32_t *tokens = xmalloc(to_size(count) * sizeof *tokens);
@@ -129,13 +129,13 @@ static const StepBatch *next_ok(Loader *loader) {
     return step;
 }
 
-// ---- the description, by itself ----
+// ---- the expected rows, from the contract ----
 
-// One step of all ranks, as in row order; the largest is 8 rows of 8 or 4 of 16.
+// One step of all ranks in row order; at most 8 rows of 8 or 4 rows of 16.
 typedef struct {
     int32_t tokens[64], targets[64];
     float weights[64];
-    uint8_t prefix[64];  // 255: the batches carry none
+    uint8_t prefix[64];  // 255: the batches have none
     int64_t row_index[8];
 } Rows;
 
@@ -156,7 +156,7 @@ static void expect_row(Rows *out, int64_t row, int64_t T, MixturePick pick, uint
     }
 }
 
-// All steps from the mixture alone. a and b have these many tokens.
+// All steps, computed from the mixture alone. a and b have this many tokens.
 static void expect_all(Rows *out, const RunConfig *config, int64_t a_tokens, int64_t b_tokens) {
     int64_t given[2] = {0};
     memset(out, 0, 3 * STEPS_A_PHASE * sizeof *out);
@@ -192,7 +192,7 @@ static void check_padding(const Batch *batch) {
         assert_true(batch->prefix == NULL || batch->prefix[i] == 0);
     }
 }
-// What rank `rank` has of a step goes to its place in out.
+// Copies the rows of rank `rank` to their places in out.
 static void place_step(Rows *out, const StepBatch *step, int rank, int world) {
     double sum = 0;
     for (int64_t m = 0; m < step->micro_batches; ++m) {
@@ -262,7 +262,7 @@ static void test_seek_and_resume(void **state) {
     free(config);
 }
 
-// Each epoch of a row draws anew; another seed too.
+// Each epoch of a row draws other values; so does another seed.
 static void test_draws_follow_seed_and_epoch(void **state) {
     (void)state;
     assert_true(mixture_row_seed(7, 0, 0) != mixture_row_seed(7, 0, 1));
@@ -270,7 +270,7 @@ static void test_draws_follow_seed_and_epoch(void **state) {
     assert_true(mixture_row_seed(7, 0, 0) != mixture_row_seed(8, 0, 0));
     FileTest *t = *state;
     write_source(t, 0, "train", 401);
-    write_source(t, 1, "train", 8 * 2 * 8);  // 8 rows: one step an epoch
+    write_source(t, 1, "train", 8 * 2 * 8);  // 8 rows: one step per epoch
     RunConfig *config = config_new(t);
     config->phase[0].weight[0] = config->phase[2].weight[0] = 0;
     config->phase_count = 1;
@@ -285,7 +285,7 @@ static void test_draws_follow_seed_and_epoch(void **state) {
     }
     int differ = 0;
     for (int i = 0; i < 64; ++i) differ += weights[0][i] != weights[1][i];
-    assert_true(differ > 12 && differ <= 32);  // half have weight 0; of the others one in four is the same by chance
+    assert_true(differ > 12 && differ <= 32);  // half have weight 0; one in four of the others is equal by chance
     loader_close(loader);
     free(config);
 }
@@ -311,7 +311,7 @@ static void test_refusals(void **state) {
     free(config);
 }
 
-// A byte a token for prefixes, where a source with a weight makes them.
+// One byte per token for prefixes, if a source with a weight makes them.
 static void test_plan_bytes(void **state) {
     RunConfig *config = config_new(*state);
     Schedule schedule;
@@ -330,7 +330,7 @@ static void test_plan_bytes(void **state) {
 
 static void test_heldout(void **state) {
     FileTest *t = *state;
-    write_source(t, 1, "val", 2 * 21 + 1);  // 21 pairs and a token left over: rows of 8, 8 and 5
+    write_source(t, 1, "val", 2 * 21 + 1);  // 21 pairs and one more token: rows of 8, 8 and 5
     RunConfig *config = config_new(t);
     HeldOut *heldout;
     file_test_expect_ok(t, heldout_open(&heldout, &config->source[1], 2, 8, 0, 0, -1, &t->err));
@@ -352,14 +352,14 @@ static void test_heldout(void **state) {
     free(config);
 }
 
-// ---- who reads batches ----
+// ---- users of batches ----
 
 static uint64_t hash_of(const Batch *batch) {
     HashChain chain = {.options = {.every = 1}};
     hash_chain_add_batch(&chain, 3, batch);
     return chain.data;
 }
-// The hash of the data covers every array, and of plain rows it is what it always was.
+// The data hash covers every array, and its value for plain rows has not changed.
 static void test_hash_of_data(void **state) {
     (void)state;
     int32_t tokens[4] = {1, 2, 3, 4}, targets[4] = {2, 3, 4, 5}, doc[4] = {0, 0, 1, 1}, source = 2;
@@ -398,7 +398,7 @@ static void golden_read(const SafeTensors *golden, const char *name, bool floats
     else if (!safetensors_read_f32(tensor, 0, elems, (float *)(void *)out, &err)) fail_msg("%s", err.message);
 }
 
-// Rows of documents, prefixes and weights on their way from a shard to the loss; PyTorch's is in the golden file.
+// Rows with documents, prefixes and weights, from a shard to the loss; PyTorch's loss is in the golden file.
 static void test_loss_of_the_model(void **state) {
     FileTest *t = *state;
     enum { B = 2, T = 19 };
@@ -440,7 +440,7 @@ static void test_loss_of_the_model(void **state) {
         losses[with] = model_test_loss_sum(&m.model) / step->weight_sum;
     }
     model_test_within(fabs(losses[1] / (double)want - 1), 3e-6, "the loss");
-    assert_true(fabs(losses[0] / (double)want - 1) > 1e-3);  // the prefix is no ornament
+    assert_true(fabs(losses[0] / (double)want - 1) > 1e-3);  // the prefix has an effect
     model_test_close(&m);
     loader_close(loader);
     free(config);

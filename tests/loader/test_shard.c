@@ -1,4 +1,5 @@
-// test_shard.c: shards written here and by hand read back exactly; every malformed file gives an error that names it.
+// test_shard.c: shards from the writer and from bytes given here read back exactly; every malformed file gives an error
+// that names it.
 #include "llmc/loader/shard.h"
 
 #include <stdio.h>
@@ -10,7 +11,7 @@
 #include "tests/support/file_test.h"
 #include "tests/support/shard_test.h"
 
-// The token that every test expects at a position: needs all bytes of the width.
+// The token that every test expects at a position; its values use all bytes of the width.
 static int32_t token_at(int64_t position, int64_t vocab) {
     return (int32_t)(((uint64_t)position * 2654435761u + 12345u) % (uint64_t)vocab);
 }
@@ -54,7 +55,7 @@ static void check_round_trip(int version, int64_t vocab, int expected_bytes) {
         memset(tokens, 0xAB, COUNT * sizeof *tokens);
         assert_true(shard_read(tokens, &shard, ranges[r][0], ranges[r][1], vocab, &err));
         for (int64_t i = 0; i < ranges[r][1]; ++i) assert_int_equal(tokens[i], token_at(ranges[r][0] + i, vocab));
-        if (ranges[r][1] < COUNT) assert_int_equal(tokens[ranges[r][1]], (int32_t)0xABABABAB);  // nothing beyond
+        if (ranges[r][1] < COUNT) assert_int_equal(tokens[ranges[r][1]], (int32_t)0xABABABAB);  // not written
     }
     shard_close(&shard);
     free(tokens);
@@ -70,7 +71,7 @@ static void test_round_trips(void **state) {
     check_round_trip(2, 2147483647, 4);
 }
 
-// Bytes of llm.c's two formats, laid out by hand from their description.
+// Bytes of llm.c's two formats, built here from their description.
 static void test_files_of_llmc(void **state) {
     (void)state;
     const uint16_t narrow[3] = {50256, 0, 65535};
@@ -91,7 +92,7 @@ static void test_files_of_llmc(void **state) {
     assert_true(shard_open(&shard, path2, &err) && shard_read(tokens, &shard, 0, 2, 0, &err));
     assert_true(tokens[0] == 128000 && tokens[1] == 7 && shard.vocab == 0 && shard.eot == -1);
     shard_close(&shard);
-    // The version-1 file that we write is llm.c's to the byte: 1024 header bytes, then uint16.
+    // A version-1 file is byte-identical to llm.c's: 1024 header bytes, then uint16.
     char *ours = path_join(file_test_dir, "ours.bin"), *bytes;
     size_t byte_count;
     ShardWriter *writer = shard_writer_open(ours, 1, 65536, -1, &err);
@@ -147,7 +148,7 @@ static void test_malformed_files(void **state) {
     expect_refused(write_raw("m", (int32_t[]){M, 2, 2, 0, 4, -5, -1}, 7, 1032), "vocabulary");
     expect_refused(write_raw("m", (int32_t[]){M, 2, 2, 0, 2, 100, 100}, 7, 1028), "end-of-text");
     expect_refused(write_raw("m", (int32_t[]){M, 2, 2, 0, 2, 100, -2}, 7, 1028), "end-of-text");
-    Shard shard;  // the well-formed neighbours are taken, an empty shard included
+    Shard shard;  // well-formed variants are accepted, including an empty shard
     char *path = write_raw("m", (int32_t[]){M, 2, 2, 0, 2, 100, 99}, 7, 1028);
     assert_true(shard_open(&shard, path, NULL));
     shard_close(&shard);
@@ -179,7 +180,7 @@ static void test_ids_past_the_vocabulary(void **state) {
         assert_false(shard_check_range(&shard, BAD, 1, 600, &err));
         shard_close(&shard);
     }
-    // An id that int32 cannot hold is refused even where the vocabulary is unknown.
+    // An id that int32 cannot hold is an error even if the vocabulary is unknown.
     char *raw = write_raw("big.bin", (int32_t[]){SHARD_MAGIC_LLAMA3, 7, 1}, 3, 1024);
     FILE *file = fopen(raw, "ab");
     assert_true(fwrite((uint32_t[]){0x80000000u}, 4, 1, file) == 1 && fclose(file) == 0);
@@ -225,7 +226,7 @@ static void test_set_is_one_stream(void **state) {
     char *nothing = path_join(file_test_dir, "nothing_*.bin");
     assert_false(shard_set_open(&set, nothing, &err));
     assert_non_null(strstr(err.message, nothing));
-    // One bad shard refuses the set; shards with different end-of-text ids too.
+    // One bad shard makes the set an error; so do shards with different end-of-text ids.
     char *path = write_raw("set_999999.bin", (int32_t[]){SHARD_MAGIC, 2, 0, 0, 2, 100, 7}, 7, 1024);
     assert_false(shard_set_open(&set, pattern, &err));
     assert_non_null(strstr(err.message, "expected end-of-text id 0"));
@@ -278,7 +279,7 @@ static void test_files_that_change_while_open(void **state) {
     assert_true(shard_read(tokens, &shard, 4990, 10, 50000, &err));
     assert_false(shard_read(tokens, &shard, 4995, 10, 50000, &err));
     assert_non_null(strstr(err.message, path));
-    assert_non_null(strstr(err.message, "cut while in use"));
+    assert_non_null(strstr(err.message, "truncated while in use"));
     assert_int_equal(unlink(path), 0);  // a deleted file stays readable
     assert_true(shard_read(tokens, &shard, 10, 10, 50000, &err));
     assert_int_equal(tokens[9], token_at(19, 50000));
@@ -298,7 +299,7 @@ static void test_writer_leaves_nothing_half_written(void **state) {
     shard_writer_abort(writer);
     assert_false(file_exists(temporary));
     Shard shard;
-    assert_true(shard_open(&shard, path, &err) && shard.token_count == 10);  // the old file is whole
+    assert_true(shard_open(&shard, path, &err) && shard.token_count == 10);  // the old file is unchanged
     shard_close(&shard);
     writer = shard_writer_open(path, 2, 100, 99, &err);
     assert_false(shard_writer_append(writer, (int32_t[]){-1}, 1, &err));
@@ -308,7 +309,7 @@ static void test_writer_leaves_nothing_half_written(void **state) {
     char *nowhere = path_join(file_test_dir, "no/such/file_test_dir.bin");
     assert_null(shard_writer_open(nowhere, 1, 100, -1, &err));
     assert_non_null(strstr(err.message, nowhere));
-    // A rename that cannot work (the target is a directory) is an error and leaves no temporary file.
+    // A failing rename (the target is a directory) is an error and leaves no temporary file.
     char *taken = path_join(file_test_dir, "taken"), *taken_temporary = path_join(file_test_dir, "taken.tmp");
     assert_true(make_dirs(taken, &err));
     writer = shard_writer_open(taken, 1, 100, -1, &err);

@@ -1,5 +1,5 @@
-// test_logger.c: metrics.jsonl (records, cut-off at a resume, torn ends, full disk), TensorBoard files (read back by
-// an own parser, checksums included), the picture, the progress line in a terminal and in a log.
+// test_logger.c: metrics.jsonl (records, truncation at a resume, incomplete last records, full disk), TensorBoard files
+// (read by a parser in this file, with checksums), the loss curve, the progress line on a terminal and in a log.
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -26,7 +26,7 @@ static const char CONFIG[] = "{\"model\":\"gpt2:d6\",\"out_dir\":\"runs/<a&b>\"}
 
 typedef struct {
     char dir[64];
-    int saved_stderr;  // while a test looks at what the logger prints
+    int saved_stderr;  // while a test captures the logger's output
 } Scene;
 
 static int open_scene(void **state) {
@@ -45,7 +45,7 @@ static int close_scene(void **state) {
     return ok ? 0 : -1;
 }
 
-// From here on stderr goes to dir/stderr.
+// Redirects stderr to dir/stderr.
 static void capture_stderr(const Scene *scene) {
     char *path = path_join(scene->dir, "stderr");
     int fd = open(path, O_WRONLY | O_CREAT | O_TRUNC, 0644);
@@ -156,7 +156,7 @@ static void test_records(void **state) {
     cJSON **r = read_metrics(scene, 6);
     assert_string_equal(cJSON_GetObjectItem(cJSON_GetObjectItem(r[0], "config"), "model")->valuestring, "gpt2:d6");
     assert_true(number(r[1], "step") == 1 && number(r[1], "tokens") == 1000);
-    assert_true(number(r[1], "loss") == make_step(1).loss);  // to the last bit
+    assert_true(number(r[1], "loss") == make_step(1).loss);  // exactly equal
     assert_true(number(r[1], "grad_norm") == 1.0 / 3);
     assert_true(number(r[2], "val_loss") == 3.25 && number(r[2], "bits_per_byte") == 1.21);
     assert_string_equal(cJSON_GetObjectItem(r[2], "source")->valuestring, "web");
@@ -206,7 +206,7 @@ static void test_resume_cuts_off(void **state) {
     assert_true(number(r[8], "step") == 6);
     free_metrics(r);
 
-    // A torn end alone is removed too; a file that is gone is begun anew.
+    // An incomplete record alone is removed too; a missing file is created.
     append_file(scene, "metrics.jsonl", "{\"st");
     logger = open_logger(scene, 6);
     logger_close(logger);
@@ -217,7 +217,7 @@ static void test_resume_cuts_off(void **state) {
     logger_close(logger);
     free_metrics(read_metrics(scene, 1));
 
-    // A new run in the same directory leaves the old file beside its own.
+    // A new run in the same directory keeps the old file under another name.
     append_file(scene, "metrics.jsonl", "old\n");
     logger = open_logger(scene, 0);
     logger_close(logger);
@@ -241,7 +241,7 @@ static void test_open_errors(void **state) {
     assert_non_null(strstr(err.message, "/nonexistent/metrics.jsonl"));
 }
 
-// A limit on the size of files stands for a full disk: write fails with EFBIG, or writes less than asked.
+// A limit on file sizes simulates a full disk: write fails with EFBIG, or writes fewer bytes.
 static void test_full_disk(void **state) {
     const Scene *scene = *state;
     capture_stderr(scene);
@@ -262,7 +262,7 @@ static void test_full_disk(void **state) {
     logger_close(logger);
     size_t bytes;
     char *text = read_file(scene, "metrics.jsonl", &bytes);
-    assert_non_null(strstr(text, "{\"step\":101,"));  // goes on once there is room, on a line of its own
+    assert_non_null(strstr(text, "{\"step\":101,"));  // continues once there is space, on a new line
     for (char *line = strtok(text, "\n"); line != NULL; line = strtok(NULL, "\n")) {
         cJSON *record = cJSON_Parse(line);
         if (record == NULL) fail_msg("torn record: %s", line);
@@ -321,7 +321,7 @@ static bool next_field(Field *out, const unsigned char **p, const unsigned char 
     return true;
 }
 
-// One line of text per value: "STEP TAG VALUE", "STEP version", "STEP session ...".
+// One line of text for each value: "STEP TAG VALUE", "STEP version", "STEP session ...".
 static void describe_event(FILE *out, const unsigned char *p, const unsigned char *end) {
     Field field, part, item;
     int64_t step = -1;
@@ -403,7 +403,7 @@ static void test_tensorboard(void **state) {
     free(text);
 }
 
-// ---- the picture ----
+// ---- the loss curve ----
 
 static char *draw(const Scene *scene) {
     char *metrics = path_join(scene->dir, "metrics.jsonl"), *svg = path_join(scene->dir, "loss.svg");
@@ -414,7 +414,7 @@ static char *draw(const Scene *scene) {
     return read_file(scene, "loss.svg", NULL);
 }
 
-// Well-formed enough: tags balance, no number went wrong.
+// A simple check of well-formedness: tags balance, and no number is NaN or infinite.
 static void check_svg(const char *svg) {
     assert_int_equal(count_of(svg, "<svg "), 1);
     assert_int_equal(count_of(svg, "</svg>"), 1);
@@ -454,11 +454,11 @@ static void test_picture(void **state) {
     assert_int_equal(count_of(svg, "<circle"), 12);
     assert_non_null(strstr(svg, "held out: web"));
     assert_non_null(strstr(svg, "step 3000, 3.00M tokens, 1.210 bits per byte"));
-    assert_true(strlen(svg) < 200000);  // however long the run
+    assert_true(strlen(svg) < 200000);  // for any length of the run
     free(svg);
 }
 
-// ---- the line ----
+// ---- the progress line ----
 
 static void test_formats(void **state) {
     (void)state;
@@ -516,7 +516,7 @@ static void test_lines_in_a_log(void **state) {
     char *text = read_file(scene, "stderr", NULL);
     assert_null(strchr(text, '\r'));
     assert_null(strchr(text, '\033'));
-    // The first and the last, and one a second between them: this takes far less than five.
+    // The first, the last, and one per second between them: the loop takes far less than five seconds.
     int lines = count_of(text, "\n");
     assert_true(lines >= 3 && lines <= 8);
     assert_non_null(strstr(text, "step 1/100  "));
@@ -550,7 +550,7 @@ static void test_line_on_a_terminal(void **state) {
     close(master);
     close(slave);
     assert_ptr_equal(strstr(text, "\rstep 1/100  "), text);
-    assert_non_null(strstr(text, "\033[K\r\033[Ka message\r\n\rstep 100/100  "));  // the terminal makes \r\n of \n
+    assert_non_null(strstr(text, "\033[K\r\033[Ka message\r\n\rstep 100/100  "));  // the terminal converts \n to \r\n
     const char *last = strstr(text, "step 100/100");
     assert_true(strcspn(last, "\033") < 60);  // never wraps
     assert_non_null(strstr(last, "\033[K\r\n"));

@@ -1,5 +1,5 @@
-// test_model.c: the whole model against PyTorch's golden values (tests/golden/README.md says what each tensor is):
-// logits, loss, every gradient, ten AdamW steps, documents, prefixes and windows; then what must hold to the bit.
+// test_model.c: the whole model compared with golden values of PyTorch (tests/golden/README.md describes each tensor):
+// logits, loss, every gradient, ten AdamW steps, documents, prefixes and windows; then properties that hold to the bit.
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -67,7 +67,7 @@ static void trained_open(Trained *t, const char *dir, int64_t rows, int64_t T, i
     optimizer_free(&t->optimizer);
     model_free(&t->model);
     assert_true(arena_init(&t->arena, t->be, measure.used_bytes, &err));
-    // What a run must not rely on: memory that happens to be zero.
+    // A run must not rely on memory that happens to be zero.
     void *poison = xmalloc(measure.used_bytes);
     memset(poison, 0xff, measure.used_bytes);
     t->be->upload(t->be, t->arena.base, poison, measure.used_bytes);
@@ -193,8 +193,7 @@ static double compare_params(const Trained *t, const float *device, const SafeTe
                              double tolerance, double k_bias_absolute) {
     HfMap map;
     float *flat = model_test_download(t->be, device, t->model.params.total_elems);
-    // The names are those of the golden model, which knows no window: with one, a GPT-2 is no GPT2LMHeadModel any
-    // more.
+    // The names are those of the golden model, which has no window: with a window a GPT-2 is not a GPT2LMHeadModel.
     ModelConfig named = t->config.arch;
     named.window = 0;
     hf_map_build(&map, &t->model.params, &named);
@@ -245,8 +244,8 @@ static double forward_backward(Trained *t, const GoldenBatch *g) {
     return model_test_loss_sum(&t->model) * scale;
 }
 
-// fp32: what transformers itself differs by in fp32, times about five for another order of operations. bf16: its own
-// autocast errors (README.md there), times about three because here activations are stored in bf16 too.
+// fp32: about five times the fp32 error of transformers itself, because operations are in another order. bf16: about three
+// times its autocast errors (README.md there), because here activations are stored in bf16 too.
 typedef struct {
     double logits, loss, gradient, all_gradients, step_loss, weights, k_bias_gradient, k_bias_weight;
 } Tolerance;
@@ -295,7 +294,7 @@ static void test_golden_fp32(void **state) {
 }
 static void test_golden_bf16(void **state) {
     (void)state;
-    // qwen2's k bias has a true but tiny gradient that bf16 cannot hold (README.md there), so it is not asked to.
+    // qwen2's k bias has a gradient that is too small for bf16 (README.md there): not compared.
     const char *names[] = {"gpt2_tiny", "llama_tiny", "qwen3_tiny"};
     for (int i = 0; i < 3; ++i) check_golden(names[i], (Setup){.dtype = DTYPE_BF16, .threads = 2}, &BF16);
 }
@@ -333,7 +332,7 @@ static void test_masks(void **state) {
     }
 }
 
-// ---- what must hold to the bit ----
+// ---- equal to the bit ----
 
 // Three optimizer steps; returns a copy of the weights (flat) and the sum of losses.
 static float *train_three(const char *name, Setup setup, double *loss_sum) {
@@ -391,8 +390,8 @@ static void test_recompute_and_threads_same_bits(void **state) {
                 recompute.recompute = RECOMPUTE_BLOCK;
                 one.threads = 1;
                 check_same_bits(names[i], plain, recompute);
-                // The ungated activation is part of a product the first time: computed from an unrounded sum in
-                // bf16, and on a GPU by a library.
+                // In the forward pass the ungated activation is fused into a product: in bf16 its input is not
+                // rounded, and on a GPU a library computes it.
                 bool same_activation = i > 0 || (dtype == DTYPE_F32 && model_test_on_cpu());
                 recompute.recompute = RECOMPUTE_NORM_ACT;
                 if (same_activation) check_same_bits(names[i], plain, recompute);
@@ -400,7 +399,7 @@ static void test_recompute_and_threads_same_bits(void **state) {
             }
 }
 
-// Two micro-batches of one row each are one batch of two rows, but for rounding.
+// Two micro-batches of one row each equal one batch of two rows, except for rounding.
 static void test_accumulation(void **state) {
     (void)state;
     SafeTensors *golden = golden_open("llama_tiny", "golden");
@@ -445,7 +444,45 @@ static void test_no_weight_no_gradient(void **state) {
     safetensors_close(golden);
 }
 
-// A NaN weight makes every gradient NaN; the step is skipped and nothing moves.
+// A student and a teacher share a backend. If passes are captured and replayed, neither may replay the other's. Evaluation
+// does not depend on the training objective.
+static void test_two_models_on_one_backend(void **state) {
+    (void)state;
+    SafeTensors *golden = golden_open("llama_tiny", "golden");
+    GoldenBatch g = golden_batch(golden, false);
+    int64_t rows = g.batch.B * g.batch.T;
+    Trained t;
+    trained_open(&t, "tests/golden/llama_tiny", rows, g.batch.T, 0, (Setup){.dtype = DTYPE_F32, .threads = 2});
+    ModelShape shape = {.max_rows = rows, .max_seq_len = g.batch.T, .loss_chunk_rows = rows};
+    Arena measure, arena;
+    Model other;
+    Error err = {""};
+    arena_init_measuring(&measure);
+    model_init(&other, &t.config.arch, &shape, NULL, &measure);
+    model_free(&other);
+    assert_true(arena_init(&arena, t.be, measure.used_bytes, &err));
+    model_init(&other, &t.config.arch, &shape, t.be, &arena);
+    model_init_weights(&other, 7);
+    Model *models[] = {&t.model, &other};
+    double first[2] = {0, 0};
+    for (int turn = 0; turn < 4; ++turn)
+        for (int i = 0; i < 2; ++i) {
+            if (turn == 2) models[i]->objective.coefficient = 3;
+            model_begin_step(models[i]);
+            model_forward(models[i], &g.batch, 1 / g.weight_sum, false);
+            double sum = model_test_loss_sum(models[i]);
+            if (turn == 0) first[i] = sum;
+            assert_true(sum == first[i]);
+        }
+    assert_true(isfinite(first[0]) && isfinite(first[1]) && first[0] != first[1]);
+    model_free(&other);
+    arena_free(&arena);
+    trained_close(&t);
+    golden_batch_free(&g);
+    safetensors_close(golden);
+}
+
+// A NaN weight makes every gradient NaN; the step is skipped and nothing changes.
 static void test_bad_step_changes_nothing(void **state) {
     (void)state;
     for (int kind = OPTIMIZER_ADAMW; kind <= OPTIMIZER_MUON; ++kind) {
@@ -501,7 +538,7 @@ static void test_trainable_mask(void **state) {
     safetensors_close(golden);
 }
 
-// The coefficient of an objective weighs the gradient, and nothing else: a power of two does so exactly.
+// The coefficient of an objective multiplies only the gradient; with a power of two exactly.
 static void test_objective_coefficient(void **state) {
     (void)state;
     SafeTensors *golden = golden_open("llama_tiny", "golden");
@@ -535,6 +572,7 @@ int main(void) {
         cmocka_unit_test(test_golden_fp32),    cmocka_unit_test(test_golden_bf16),
         cmocka_unit_test(test_masks),          cmocka_unit_test(test_recompute_and_threads_same_bits),
         cmocka_unit_test(test_accumulation),   cmocka_unit_test(test_no_weight_no_gradient),
+        cmocka_unit_test(test_two_models_on_one_backend),
         cmocka_unit_test(test_trainable_mask), cmocka_unit_test(test_bad_step_changes_nothing),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -74,7 +74,7 @@ static void test_published_counts(void **state) {
     }
 }
 
-// Every row says where the passes find its tensor, and no two rows the same place.
+// Every row has the offset of its tensor, and no two rows have the same.
 static void test_rows_and_fields(void **state) {
     (void)state;
     for (int i = 0; i < PARAM_ROLE_COUNT; ++i) {
@@ -86,7 +86,7 @@ static void test_rows_and_fields(void **state) {
         assert_true(row->value != row->grad && row->value < owner && row->grad < owner && row->fp8 < owner);
         assert_int_equal(row->decay, row->cols != DIM_NONE);
         assert_int_equal(row->fp8 > 0, row->place == PLACE_BLOCK && row->cols != DIM_NONE);
-        // A bias follows its weight and has its names.
+        // A bias follows its weight and has the same names.
         if (row->bias) assert_string_equal(row->gpt2, row[-1].gpt2);
         for (int j = 0; j < i; ++j) {
             const ParamRow *other = &PARAM_ROWS[j];
@@ -191,7 +191,7 @@ static void test_initial_values(void **state) {
     params_free(&table);
 }
 
-// f(seed, name, index): neither the table around a tensor nor its length matters.
+// f(seed, name, index): independent of the other tensors in the table and of the tensor's length.
 static void test_values_depend_on_seed_and_name_only(void **state) {
     (void)state;
     ParamSpec a = {.name = "wte", .ndim = 2, .dim = {3, 5}, .real_rows = 3, .elems = 15, .init_std = 1};

@@ -1,5 +1,5 @@
-// test_partition.c: every element has one owner, whatever the model, the world and the stage; Muon's matrices stay
-// whole and balanced; lanes cut alike for every world.
+// test_partition.c: every element has one owner, for every model, world size and stage; Muon's matrices stay whole and
+// balanced; with lanes the segments are the same for every world size.
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -86,7 +86,7 @@ static void test_every_element_has_an_owner(void **state) {
     }
 }
 
-// More ranks than there are grains of the smallest buckets, or than elements of a small model could serve.
+// More ranks than the smallest buckets of a small model have segments of PARAM_ALIGN_ELEMS.
 static void test_many_ranks(void **state) {
     (void)state;
     ParamTable params;
@@ -108,14 +108,14 @@ static void test_equal_shares(void **state) {
         least = least < p.packed_elems ? least : p.packed_elems;
         partition_free(&p);
     }
-    // The last rank has what does not divide: under 8 * 128 elements a bucket.
+    // The last rank also has the remainder: less than 8 * 128 elements of each bucket.
     assert_true(most - least <= 14 * 8 * PARAM_ALIGN_ELEMS);
     PartitionOptions options = {.data.world = 8, .stage = 1};
     assert_int_equal(partition_fullest_rank(&params, &options), 7);
     params_free(&params);
 }
 
-// Newton-Schulz work of each rank, as the partition sees it.
+// Newton-Schulz work of each rank, by the partition's cost formula.
 static void test_muon_balance(void **state) {
     (void)state;
     ParamTable params;

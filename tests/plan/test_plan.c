@@ -1,5 +1,5 @@
-// test_plan.c: the plan is what the run allocates, to the byte; it costs nothing to make; and operations stay within
-// the workspace that it grants them.
+// test_plan.c: the plan equals what a run allocates, to the byte; planning allocates nothing; operations stay within the
+// planned workspace; suggestions and the printed table.
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -68,7 +68,7 @@ static void check_exact(const RunConfig *config) {
         sum += plan.arena.tags[i].bytes;
     }
     assert_int_equal(sum, plan.arena.used_bytes);
-    // Staging may pass through memory that is counted already.
+    // Staging may use memory that is counted already.
     size_t rest = plan.workspace_bytes + plan.loader_bytes + plan.transfer_bytes + plan.program_bytes +
                   plan.snapshot_bytes;
     assert_true(plan.total_bytes >= sum + rest && plan.total_bytes <= sum + rest + plan.staging_bytes);
@@ -122,8 +122,8 @@ static size_t layout_bytes(const PlanModels *list, const RunConfig *config) {
     return arena.used_bytes;
 }
 
-// A student and a teacher of another architecture in one arena: together they take what each takes alone, and each
-// computes what it computes alone.
+// A student and a teacher of another architecture in one arena: the bytes are the sum of both, and neither changes the
+// other's results.
 static void test_list_of_models(void **state) {
     (void)state;
     RunConfig *config = xmalloc(sizeof *config), *other = xmalloc(sizeof *other);
@@ -174,7 +174,7 @@ static void test_list_of_models(void **state) {
             if (i == 0) model_backward(&models[0]);
             loss[again][i] = model_test_loss_sum(&models[i]) / 16;
         }
-    // Fresh weights know nothing yet; neither model writes into the other.
+    // Initial weights give the loss of a uniform distribution; neither model writes into the other.
     for (int i = 0; i < 2; ++i) {
         assert_true(fabs(loss[0][i] - log((double)config->arch.V)) < 0.5);
         assert_true(loss[1][i] == loss[0][i]);
@@ -186,6 +186,42 @@ static void test_list_of_models(void **state) {
     be->close(be);
     free(config);
     free(other);
+}
+
+// The workspace of a teacher is that of a forward pass: its 8-bit products are the four of a block, no gradients.
+static void test_teacher_workspace(void **state) {
+    (void)state;
+    RunConfig *config = xmalloc(sizeof *config);
+    const char *const overrides[] = {"model=llama:d1", "layers=2", "channels=64", "heads=4", "vocab=300", "ffn=96",
+                                     "seq_len=16", "batch_rows=2", "dtype=bf16", "steps=4", NULL};
+    model_test_config(config, overrides);
+    Schedule schedule;
+    build_schedule(&schedule, config);
+    ModelShape shape = plan_model_shape(config, &schedule, PLAN_ALONE);
+    shape.fp8 = true;
+    WorkspaceShape bounds[2];
+    int pieces = 0;
+    for (int training = 0; training < 2; ++training) {
+        Arena arena;
+        Model model;
+        arena_init_measuring(&arena);
+        shape.training = training;
+        model_init(&model, &config->arch, &shape, NULL, &arena);
+        bounds[training] = plan_workspace_bounds(config, &schedule, &model);
+        pieces = model.part.pieces;
+        model_free(&model);
+    }
+    // Inputs of fc: x (32,64) and w (192,64). Of its weight's gradient: (32,192) and (32,64); of its input's: (32,192) and
+    // (192,64), the largest pair.
+    assert_int_equal(shape.max_rows, 32);
+    assert_int_equal(bounds[0].fp8_elems, 32 * 64 + 192 * 64);
+    assert_int_equal(bounds[1].fp8_elems, 32 * 192 + 192 * 64);
+    assert_int_equal(bounds[0].tensors, 1);
+    assert_true(pieces > 1);
+    assert_int_equal(bounds[1].tensors, pieces);
+    assert_int_equal(bounds[0].rows, bounds[1].rows);
+    assert_int_equal(bounds[0].Vp, bounds[1].Vp);
+    free(config);
 }
 
 static size_t planned_total(const char *const *overrides) {
@@ -224,7 +260,7 @@ static size_t resident_bytes(void) {
     return (size_t)resident * (size_t)sysconf(_SC_PAGESIZE);
 }
 
-// A model of 8 billion parameters is planned in no memory.
+// Planning a model of 8 billion parameters takes no memory.
 static void test_planning_allocates_nothing(void **state) {
     (void)state;
     size_t before = resident_bytes();
@@ -245,9 +281,9 @@ static void test_loss_chunks(void **state) {
     config->dtype = DTYPE_BF16;
     rows = plan_loss_chunk_rows(config, 1 << 20);
     assert_true(rows * 50304 * 2 <= PLAN_LOGITS_BYTES && (rows + 64) * 50304 * 2 > PLAN_LOGITS_BYTES);
-    assert_int_equal(plan_loss_chunk_rows(config, 100), 100);  // never more than there are
+    assert_int_equal(plan_loss_chunk_rows(config, 100), 100);  // not more than the rows of the batch
     config->arch.Vp = (int64_t)1 << 31;
-    assert_int_equal(plan_loss_chunk_rows(config, 1 << 20), 64);  // nor hopelessly few
+    assert_int_equal(plan_loss_chunk_rows(config, 1 << 20), 64);  // at least 64, to be efficient
     config->loss_chunk_rows = 17;
     assert_int_equal(plan_loss_chunk_rows(config, 1 << 20), 17);
     assert_int_equal(plan_loss_chunk_rows(config, 5), 5);
@@ -256,7 +292,7 @@ static void test_loss_chunks(void **state) {
 
 // ---- the workspace ----
 
-// A training step, an evaluation and decoding; an operation that keeps more than its share aborts the process.
+// A training step, an evaluation and decoding; an operation that exceeds the planned workspace aborts the process.
 static void check_workspace(const char *const *overrides, int threads) {
     ModelTest t = {0};
     Schedule schedule;
@@ -314,7 +350,7 @@ static void test_workspace_holds(void **state) {
     check_workspace(tiny, 2);
 }
 
-// ---- for people ----
+// ---- printed text ----
 
 static void check_print(const MemoryPlan *plan, const RunConfig *config, size_t available, const char *expected,
                         const char *unexpected) {
@@ -350,7 +386,7 @@ static void test_print(void **state) {
     free(config);
 }
 
-// Of a GPU, planned without one: bytes of the device with one row at a time and everything recomputed.
+// For a GPU, without having one: bytes of the device with one row and recompute=block.
 static size_t least_bytes(const char *dtype, const char *masters) {
     RunConfig *config = xmalloc(sizeof *config);
     Schedule schedule;
@@ -387,7 +423,7 @@ static void test_suggestions(void **state) {
     check_suggests("dtype=bf16", least - 1, "a smaller model", "master_weights");
 }
 
-// On a CPU the copy that checkpoints are written from counts, and goes first.
+// On a CPU the snapshot counts as device memory, and saving without it is the first suggestion.
 static void test_suggests_no_copy(void **state) {
     (void)state;
     RunConfig *config = xmalloc(sizeof *config);
@@ -412,7 +448,8 @@ int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_suggests_no_copy),
         cmocka_unit_test(test_plan_is_exact),
-        cmocka_unit_test(test_list_of_models),   cmocka_unit_test(test_options_that_save_memory),
+        cmocka_unit_test(test_list_of_models),   cmocka_unit_test(test_teacher_workspace),
+        cmocka_unit_test(test_options_that_save_memory),
         cmocka_unit_test(test_planning_allocates_nothing), cmocka_unit_test(test_loss_chunks),
         cmocka_unit_test(test_workspace_holds), cmocka_unit_test(test_print),
         cmocka_unit_test(test_suggestions),

@@ -1,5 +1,5 @@
-// test_scaling.c: collectives as their formulas say; bytes as the plan counts them; what a step sends; how
-// predictions move with ranks, stages and networks; published figures; options and their errors.
+// test_scaling.c: collectives by their formulas; bytes compared with the plan; bytes that a step sends; predictions for
+// other ranks, stages and networks; published figures; options and their errors.
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -38,7 +38,7 @@ static ScalingPrediction predict(const ScalingJob *job, const Machine *m, int64_
     return p;
 }
 
-// Sums of a few doubles: rounding only.
+// The tolerance is the rounding of a few doubles.
 static void check_close(double found, double expected) {
     if (!(fabs(found - expected) <= 1e-9 * fabs(expected))) fail_msg("found %.12g, expected %.12g", found, expected);
 }
@@ -60,15 +60,15 @@ static void test_collectives(void **state) {
     Machine m = simple_machine();
     for (int kind = COLLECTIVE_ALL_GATHER; kind <= COLLECTIVE_EXCHANGE; ++kind)
         assert_true(machine_collective_seconds(&m, (CollectiveKind)kind, 1e9, 1) == 0);
-    // In a node: seven hops, seven eighths of the bytes.
+    // In one node: seven hops, seven eighths of the bytes.
     check_close(machine_collective_seconds(&m, COLLECTIVE_ALL_GATHER, 1e9, 8), 10e-6 + 7e-6 + 0.875 / 100);
     check_close(machine_collective_seconds(&m, COLLECTIVE_REDUCE_SCATTER, 1e9, 8), 10e-6 + 7e-6 + 0.875 / 100);
-    // On two: fourteen hops inside, one between; eight links of 10 GB/s are the bottleneck.
+    // On two nodes: fourteen hops inside, one between; eight links of 10 GB/s are the bottleneck.
     check_close(machine_collective_seconds(&m, COLLECTIVE_ALL_GATHER, 1e9, 16), 10e-6 + 14e-6 + 5e-6 + 0.9375 / 80);
-    // Every rank sends what leaves the node through its own link.
+    // Every rank sends its bytes to other nodes through its own link.
     check_close(machine_collective_seconds(&m, COLLECTIVE_EXCHANGE, 1e9, 16), 10e-6 + 15e-6 + 5e-6 + 0.5 / 10);
     check_close(machine_collective_seconds(&m, COLLECTIVE_EXCHANGE, 1e9, 8), 10e-6 + 7e-6 + 0.875 / 100);
-    // Large sums take the ring twice, small ones among many the tree.
+    // Large sums use two rings, small ones over many ranks the tree.
     check_close(machine_collective_seconds(&m, COLLECTIVE_ALL_REDUCE, 1e9, 8), 10e-6 + 2 * (7e-6 + 0.875 / 100));
     check_close(machine_collective_seconds(&m, COLLECTIVE_ALL_REDUCE, 0, 1024), 10e-6 + 2 * (7e-6 + 7 * 5e-6));
     m.direct = true;
@@ -95,7 +95,7 @@ static void check_bytes(const char *const *overrides, int world) {
     Machine m = machine("h100");
     ScalingPrediction p = predict(&job, &m, world);
     double planned = (double)plan.arena.used_bytes;
-    // The prediction leaves out inputs, tables, alignment (together below 1 %) and Muon's workspace (below 2 %).
+    // The prediction omits inputs, tables, alignment (together below 1 %) and Muon's workspace (below 2 %).
     if (!(fabs(p.bytes.total - planned) <= (job.optimizer == OPTIMIZER_MUON ? 0.02 : 0.01) * planned))
         fail_msg("%s, %s, %d ranks: predicted %.0f bytes, planned %.0f", overrides[0], overrides[6], world,
                  p.bytes.total, planned);
@@ -137,7 +137,7 @@ static void test_stages_save_memory(void **state) {
         assert_true(p.bytes.total < before);
         before = p.bytes.total;
         double params = 8030261248.0;
-        // Within half a percent: the owner of what is left of each bucket has most.
+        // Within half a percent: the fullest rank also has the remainder of each bucket.
         double moments = zero == 0 ? 8 * params : 8 * params / 64;
         assert_true(fabs(p.bytes.moments / moments - 1) < 0.005);
         assert_true(fabs(p.bytes.weights / (zero == 3 ? 2 * params / 64 : 2 * params) - 1) < 0.005);
@@ -168,7 +168,7 @@ static void test_what_a_step_sends(void **state) {
     params_free(&params);
     double blocks = 12 * block, outside = P - blocks;
     const double expected[] = {2 * 4 * P, (4 + 2) * P, (4 * 4 + 2) * blocks + (4 + 2) * outside,
-                               // weights twice a micro-batch, but for the two blocks at each turn
+                               // weights twice for each micro-batch, except the two blocks at the end of each pass
                                (4 * 4 + 2 * (4 * 2 * 10 + 2) / 12.0) * blocks + (4 + 2) * outside};
     for (int zero = 0; zero <= 3; ++zero) {
         job.zero = zero;
@@ -213,13 +213,13 @@ static void test_slower_networks_expose_more(void **state) {
     ScalingPrediction slow = predict(&job, &m, 256);
     assert_true(slow.exposed_seconds > 2 * fast);
     check_sum(&slow);
-    // Everything exposed would be all of it, beside what interference costs.
+    // Upper limit: all communication exposed, plus the cost of interference.
     assert_true(slow.exposed_seconds <= slow.comm_seconds * (1 + m.interference));
-    // Where communication takes the computation's processor, nothing is hidden.
+    // If communication uses the computation's processor, nothing is hidden.
     m.interference = 1;
     ScalingPrediction shared = predict(&job, &m, 256);
     assert_true(shared.exposed_seconds > 0.97 * shared.comm_seconds);
-    // Half the bytes, but every contribution itself goes through the rank's own link: better in a node, worse beyond.
+    // Half the bytes, but every contribution goes through the rank's own link: faster in a node, slower across nodes.
     m = machine("h100");
     double ring_node = predict(&job, &m, 8).comm_seconds, ring_nodes = predict(&job, &m, 64).comm_seconds;
     job.reduce_dtype = DTYPE_BF16;
@@ -249,7 +249,7 @@ static void test_tensor_and_context_on_paper(void **state) {
     ScalingPrediction tensor = predict(&job, &m, 512);
     assert_int_equal(tensor.micro_batches, 8 * plain.micro_batches);
     assert_true(tensor.bytes.total < plain.bytes.total / 2);
-    // The same products, divided, and what is not divided evenly: padding of the vocabulary, kernels.
+    // The same products, divided, plus work that does not divide evenly: padding of the vocabulary, kernels.
     assert_true(fabs(tensor.compute_seconds / plain.compute_seconds - 1) < 0.1);
     check_sum(&tensor);
     job.tensor = 1;
@@ -269,7 +269,7 @@ static void test_tensor_and_context_on_paper(void **state) {
     assert_non_null(strstr(err.message, "lanes"));
 }
 
-// Four published single-GPU figures that the H100's shares stand for (docs/scaling.md names them): within 5 %.
+// The four published single-GPU figures to which the H100's shares are fitted (docs/scaling.md): within 5 %.
 static void test_published_single_gpu(void **state) {
     (void)state;
     static const struct {

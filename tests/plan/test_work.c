@@ -1,5 +1,5 @@
-// test_work.c: FLOPs a token are what the formula of every known architecture says; a tiny model's step, counted by hand;
-// counting sees the operations that the CPU computes; a 70B model is counted at once.
+// test_work.c: FLOPs for each token compared with the formula, for every architecture; a tiny model's step and a forward
+// pass counted by hand; counts compared with the operations that the CPU computes; a 70B model is counted in milliseconds.
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -14,8 +14,8 @@
 
 // ---- FLOPs a token ----
 
-// 6 for each weight in a product (the real vocabulary's rows of the head; no look-ups), 12 L NH HS for each key that a
-// query sees: T/2, or within a window w - w^2/2T.
+// 6 for each weight in a product (of the head the real vocabulary's rows; no embedding), 12 L NH HS for each key of a
+// query: T/2, or with a window w - w^2/2T.
 static double formula(const ModelConfig *c, int64_t T) {
     double fc = (double)(activation_is_gated(c->activation) ? 2 * c->F : c->F), att = (double)(c->NH * c->HS);
     double qkv = (double)((c->NH + 2 * c->NKV) * c->HS), C = (double)c->C, L = (double)c->L;
@@ -81,7 +81,7 @@ static void test_step_by_hand(void **state) {
                     {&work.forward[2], 4, block, 1, 0, 2},
                     {&work.forward[3], 6, 3 * head, 0, 0, 1},  // two chunks: logits and both gradients
                     {&work.backward[3], 0, 0, 0, 0, 1},
-                    {&work.backward[2], 8, 2 * block, 0, 1, 2},  // nothing again: the last block is still there
+                    {&work.backward[2], 8, 2 * block, 0, 1, 2},  // no recomputation: the last block is still in memory
                     {&work.backward[1], 12, 3 * block, 1, 1, 4}, {&work.backward[0], 0, 0, 0, 0, 0}};
     for (size_t i = 0; i < sizeof expected / sizeof expected[0]; ++i) {
         const OpCount *op = expected[i].counts->op;
@@ -104,6 +104,32 @@ static void test_step_by_hand(void **state) {
     assert_int_equal(work.counting.largest.widest, 96);
     assert_int_equal(work.counting.largest.chunk_rows, 10);
     assert_int_equal(work.counting.largest.Vp, c->Vp);
+    step_work_free(&work);
+}
+
+// A model that is not trained (a teacher) has a forward pass and nothing else.
+static void test_forward_only(void **state) {
+    (void)state;
+    StepWork trained, work;
+    WorkShape shape = tiny_shape(RECOMPUTE_BLOCK);
+    step_work_count(&trained, &shape);
+    shape.shape.training = false;
+    step_work_count(&work, &shape);
+    for (int b = 0; b < 4; ++b) {
+        const OpCount forward = counts_total(&work.forward[b]), same = counts_total(&trained.forward[b]);
+        const OpCount backward = counts_total(&work.backward[b]);
+        assert_true(backward.calls == 0 && backward.kernels == 0 && backward.flops == 0 && backward.bytes == 0);
+        if (b == 3) continue;
+        assert_true(fabs(forward.calls - same.calls) < 1e-9 && fabs(forward.flops - same.flops) < 1e-6);
+    }
+    // The head: two chunks of logits, without the two gradients that training adds.
+    assert_true(fabs(work.forward[3].op[COUNT_MATMUL].calls - 2) < 1e-9);
+    assert_true(fabs(work.forward[3].op[COUNT_MATMUL].flops - 2 * 16 * 32 * (double)shape.arch.Vp) < 1e-6);
+    const OpCount update = counts_total(&work.update);
+    assert_true(update.calls == 0 && update.kernels == 0 && update.bytes == 0);
+    assert_int_equal(arena_tag_bytes(&work.arena, "gradients"), 0);
+    assert_int_equal(arena_tag_bytes(&work.arena, "optimizer moments"), 0);
+    step_work_free(&trained);
     step_work_free(&work);
 }
 
@@ -181,11 +207,11 @@ static void test_large_models_cost_nothing(void **state) {
                                .dtype = DTYPE_BF16, .fp8 = true, .micro_batches = 4, .ranks = {.data.world = 1, .muon = true}};
     StepWork work;
     step_work_count(&work, &shape);
-    // The largest pair of inputs in 8 bits: those of the gradient of fc_w.
+    // The largest pair of 8-bit inputs: those of the gradient of fc_w.
     assert_int_equal(work.counting.largest.fp8_elems, (int64_t)131072 * (57344 + 8192));
     assert_true(work.arena.used_bytes > (size_t)1 << 40);
     step_work_free(&work);
-    // Milliseconds; a second where the machine is busy or checked by sanitizers.
+    // Milliseconds; up to a second on a busy machine or with sanitizers.
     assert_true(now_seconds() - start < 5);
 }
 
@@ -193,6 +219,7 @@ int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_flops_per_token),
         cmocka_unit_test(test_step_by_hand),
+        cmocka_unit_test(test_forward_only),
         cmocka_unit_test(test_the_cpu_is_asked_for_the_same),
         cmocka_unit_test(test_large_models_cost_nothing),
     };

@@ -1,17 +1,17 @@
 #!/bin/bash
-# test_ckpt_ranks.sh: checkpoints that several ranks write beside training: any number of ranks and ZeRO stage goes on from any
-# other to the same bits; copied and streamed ones are the same; a disk that fills on one rank, kills at file operations of any
-# rank, and a second run on the same directory.
+# test_ckpt_ranks.sh: checkpoints that several ranks write while training: any number of ranks and ZeRO stage resumes from any
+# other with the same bits; copied and streamed checkpoints are equal; a full disk on one rank, kills at file operations of
+# any rank, and a second run on the same directory.
 set -u
 cd "$(dirname "$0")/../.." || exit 1
 . tests/support/lib.sh
 
 need_mpi ranks
-# What ranks that are killed leave of their shared memory goes away with $work.
+# Shared-memory files of killed ranks are removed with $work.
 export OMPI_MCA_mpi_yield_when_idle=1 OMPI_MCA_btl_vader_backing_directory=$work OMP_WAIT_POLICY=passive
 
 fault_library fault_io || exit 1
-# The fault is one rank's: BAD_RANK.
+# Injects the fault in one rank: BAD_RANK.
 cat >"$work/rank.sh" <<'END'
 if [ "${OMPI_COMM_WORLD_RANK:-0}" = "${BAD_RANK:-none}" ]; then export LD_PRELOAD=$FAULT_PRELOAD; fi
 exec "$@"
@@ -27,7 +27,7 @@ run() { ranks "$@" || { tail -n 5 "$work/$1.log"; return 1; }; }
 same() { "$train_gpt" ckpt diff "$1" "$2" >"$work/diff" 2>&1 || { tail -n 3 "$work/diff"; return 1; }; }
 whole() { "$train_gpt" ckpt verify "$1" >"$work/verify" 2>&1 || { cat "$work/verify"; return 1; }; }
 
-# The way of one rank, to the bit, though ranks and stage change at step 3.
+# Equal to a run of one rank, to the bit, although ranks and stage change at step 3.
 # goes_on REFERENCE RANKS STAGE RANKS STAGE [key=value...]
 goes_on() {
     local one=$work/$1/step_00000006
@@ -36,7 +36,7 @@ goes_on() {
     rm -rf "$work/way/step_00000006"
     run way "$4" zero="$5" deterministic=lanes "${@:6}" && grep -q "resumed .*step 3" "$work/way.log" || return 1
     same "$work/way/step_00000006" "$one" && whole "$work/way" || return 1
-    # In one rank's form it is one rank's checkpoint.
+    # Converted to one rank's form, it equals one rank's checkpoint.
     rm -rf "$work/plain" && "$train_gpt" ckpt reshard from="$work/way/step_00000006" to="$work/plain" ranks=1 >/dev/null || return 1
     cmp "$work/plain/model.safetensors" "$one/model.safetensors" && cmp "$work/plain/optimizer.safetensors" "$one/optimizer.safetensors"
 }
@@ -47,7 +47,7 @@ check two_stage_1_to_two_stage_2 goes_on one 2 1 2 2
 check muon_in_bf16 run muon 1 deterministic=lanes dtype=bf16 optimizer=muon
 check muon_two_stage_3_to_four_stage_1 goes_on muon 2 3 4 1 dtype=bf16 optimizer=muon
 
-# Without a copy in memory: the same files, but for the seconds in state.json and what follows from them.
+# Without a copy in memory: the same files, except for the seconds in state.json and hashes that depend on them.
 streamed() {
     run copied 3 zero=3 && run streamed 3 zero=3 async_save=false || return 1
     grep -q "copied in .* s, written in .* s beside training" "$work/copied.log" || return 1
@@ -56,7 +56,7 @@ streamed() {
 }
 check streamed_is_the_same streamed
 
-# On emulated GPUs, where nothing runs before somebody waits for it: a rank that needs nothing of a gather takes part all the same.
+# On emulated GPUs, where operations run only when waited for: a rank that needs nothing of a gather must still take part.
 gpus() {
     local small=(device=cudaemu dtype=bf16 deterministic=lanes channels=32 heads=2 kv_heads=1 ffn=48 seq_len=16 batch_rows=2 batch_tokens=128)
     run gpu 1 "${small[@]}" && run gpus 2 "${small[@]}" zero=3 && same "$work/gpus/step_00000003" "$work/gpu/step_00000003" || return 1
@@ -92,7 +92,7 @@ check disk_full_stops stops_for_it 1 2
 
 # ---- kills ----
 
-# Rank $1 dies at its n-th file operation of the second checkpoint; the others leave, and the next start goes on.
+# Rank $1 dies at its n-th file operation of the second checkpoint; the other ranks exit, and the next start resumes.
 killed_in_checkpoint() {
     local at hit=0
     for at in $2; do

@@ -1,5 +1,4 @@
-// test_comm.c: the group of one rank, and the pure parts of groups in host memory: pieces of segments, sums in the
-// tree.
+// test_comm.c: the group of one rank, and the pure functions of groups in host memory: pieces of segments, sums in the tree.
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stdlib.h>
@@ -69,7 +68,7 @@ static void test_sum_f32(void **state) {
     (void)state;
     float *data = xmalloc(8 * SUM_ELEMS * sizeof *data), *out = xmalloc(SUM_ELEMS * sizeof *out);
     uint16_t *narrow = xmalloc(8 * SUM_ELEMS * sizeof *narrow);
-    for (int mode = 0; mode < 4; ++mode) {  // =, +=, in place, bf16 with an own contribution that is rounded here
+    for (int mode = 0; mode < 4; ++mode) {  // =, +=, in place, bf16 with this rank's contribution rounded here
         for (int count = 1; count <= 8; ++count) {
             CommTerm term[8];
             for (int t = 0; t < count; ++t) {
@@ -102,7 +101,7 @@ static void test_sum_f32(void **state) {
 
 static void test_sum_f64(void **state) {
     (void)state;
-    // In another order 1 would be lost beside 1e17.
+    // In another order, 1 would be lost in 1e17.
     const double a = 1e17, b = -1e17, c = 1, d = 0.5;
     const CommTerm term[] = {
         {&a, DTYPE_F64, false}, {&b, DTYPE_F64, false}, {&c, DTYPE_F64, false}, {&d, DTYPE_F64, false}};
@@ -144,7 +143,7 @@ static void test_none(void **state) {
     for (int i = 0; i < 10; ++i) in[i] = (float)i + 0.3f;
     const CommSegment segment[] = {{0, 1, 2}, {0, 5, 4}};
     const float expected[6] = {1.3f, 2.3f, 5.3f, 6.3f, 7.3f, 8.3f};
-    // Nothing travels, so bf16 on the wire rounds nothing.
+    // Nothing is sent, so wire bf16 rounds nothing.
     CommSum how = {.wire = DTYPE_BF16};
     Tensor x = tensor_1d(in, DTYPE_F32, 10), sums = tensor_1d(out, DTYPE_F32, 6);
     comm->wait(comm, comm->reduce_scatter(comm, "reduce", sums, x, segment, 2, how));
@@ -178,7 +177,7 @@ static void test_errors(void **state) {
     CommMpiPlugin closed = {.mpi = NULL};
     CommOptions options = {.axis = {1, 4}};
     assert_false(comm_open(&comm, "mpi", be, &options, &err));
-    assert_non_null(strstr(err.message, "4 ranks on CPUs"));
+    assert_non_null(strstr(err.message, "4 CPU ranks need MPI"));
     assert_non_null(strstr(err.message, "mpirun"));
     options.mpi = &closed;
     assert_false(comm_open(&comm, "mpi", be, &options, &err));

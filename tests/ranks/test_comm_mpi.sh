@@ -6,12 +6,12 @@ export OMP_NUM_THREADS=1
 need_mpi comm_mpi
 
 launch=(mpirun)
-# Open MPI wants to be told that more ranks than cores, and root, are meant.
+# Open MPI needs explicit options to run more ranks than cores, and to run as root.
 if mpirun --version 2>&1 | grep -q 'Open MPI'; then
     launch+=(--oversubscribe)
     [ "$(id -u)" -ne 0 ] || launch+=(--allow-run-as-root)
 fi
-# ranks N TEST: all ranks pass, and the group has that many.
+# ranks N TEST: all ranks pass, and the group has N ranks.
 ranks() {
     expect 0 "mpi: .*, $1 rank" timeout -k 5 120 "${launch[@]}" -np "$1" "$BUILD/tests/comm_ranks" "$2"
 }

@@ -1,6 +1,6 @@
 #!/bin/bash
-# The NCCL group: tests/ranks/mpi/comm_nccl_ranks.c on emulated GPUs, whose NCCL (dev/emu/emu_nccl.cpp) talks over MPI, in all
-# orders of streams. TOKAMAK_CUDA_DEVICE=cuda: one rank on a real GPU with the real NCCL.
+# The NCCL group: tests/ranks/mpi/comm_nccl_ranks.c on emulated GPUs, whose NCCL (dev/emu/emu_nccl.cpp) communicates over MPI,
+# in all orders of streams. TOKAMAK_CUDA_DEVICE=cuda: one rank on a real GPU with the real NCCL.
 #     tests/ranks/test_comm_nccl.sh [BUILD]
 set -u
 cd "$(dirname "$0")/../.." || exit 1
@@ -25,7 +25,7 @@ if [ "$device" != cudaemu ]; then finish; exit; fi
 check one_rank_planted alone planted
 
 launch=(mpirun)
-# Open MPI wants to be told that more ranks than cores, and root, are meant.
+# Open MPI needs explicit options to run more ranks than cores, and to run as root.
 if mpirun --version 2>&1 | grep -q 'Open MPI'; then
     launch+=(--oversubscribe)
     [ "$(id -u)" -ne 0 ] || launch+=(--allow-run-as-root)
@@ -37,7 +37,7 @@ ranks() {
     shift 4
     started=$((started + 1))
     mkdir -p "$work/meet$started"
-    # Leaks are looked for with one rank, which needs no MPI: those of MPI are not ours, and it unloads what would name them.
+    # The leak checker runs with one rank only, without MPI: MPI leaks, and unloads the code that would name its leaks.
     expect "$status" "$text" env ASAN_OPTIONS="${ASAN_OPTIONS:-}:detect_leaks=0" TOKAMAK_TEST_DIR="$work/meet$started" \
         "$@" timeout -k 5 60 "${launch[@]}" -np "$n" \
         "$program" "$name"
@@ -58,7 +58,7 @@ else
     check planted_faults_on_2 fine 2 planted
     check status_of_a_rank_that_waits fine 3 status
 
-    # What goes wrong.
+    # Failures.
     check a_failing_call fails 'NCCL|ncclAllReduce for "of failure" #3 on rank 1 of 2: unhandled system error' 2 failure \
         TOKAMAK_EMU_NCCL_FAIL=call@3
     check a_failure_on_the_way fails 'a collective for "of failure" #2 on rank [01] of 2: remote process exited' 2 failure \
@@ -83,7 +83,7 @@ one_fails() { # STATUS TEXT TEST [NAME=VALUE...]
     shift 3
     expect "$status" "$text" env "$@" timeout -k 5 60 "$program" "$name"
 }
-check never_in_a_graph one_fails 134 'collective "in a graph" inside of a captured sequence' captured
+check never_in_a_graph one_fails 134 'collective "in a graph" inside a captured sequence' captured
 check an_old_library one_fails 1 'NCCL 2\.10\.0 is too old: 2\.13\.4 or newer is needed' open TOKAMAK_EMU_NCCL_VERSION=21000
 check a_failing_device one_fails 0 'cudaErrorECCUncorrectable' failure TOKAMAK_EMU_FAIL=cudaErrorECCUncorrectable@9
 mkdir "$work/lonely" && ln -s "$PWD/$BUILD/libllmc_cudaemu.so" "$work/lonely"

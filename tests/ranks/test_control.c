@@ -1,5 +1,5 @@
-// test_control.c: real processes (fork) that meet, agree on numbers, and die, stop, hang or leave in every way that
-// control.h speaks of. Timeouts are a second or two; whatever is left after a test is killed.
+// test_control.c: real processes (fork) that connect, call collectives, and die, stop, hang or exit in every way that
+// control.h describes. Timeouts are a second or two; processes left after a test are killed.
 #include <fcntl.h>
 #include <math.h>
 #include <netinet/in.h>
@@ -19,11 +19,11 @@
 
 enum { MAX_RANKS = 6, SAID_BYTES = 4096, RUNNING = -1000, GUARD_SECONDS = 20 };
 
-// What parent and children see together.
+// Memory shared by parent and children.
 typedef struct {
     atomic_int stage[MAX_RANKS];
     _Atomic double measured;
-    int from_rank_0[MAX_RANKS][2];  // pipes: what share does in place of MPI_Bcast
+    int from_rank_0[MAX_RANKS][2];  // pipes, with which share replaces MPI_Bcast
 } Shared;
 
 typedef struct {
@@ -38,7 +38,7 @@ typedef struct {
     int port;
 } Team;
 
-// Of a child: which rank it plays.
+// A child's rank.
 typedef struct {
     Team *team;
     Shared *shared;
@@ -49,7 +49,7 @@ typedef struct {
 } Player;
 typedef void (*Part)(Player *me);
 
-// In a child, where cmocka's jumps would lead into the parent's test.
+// Assertions in a child, where cmocka's longjmp would continue the parent's test.
 #define EXPECT(condition)                                                       \
     do {                                                                        \
         if (!(condition)) {                                                     \
@@ -132,7 +132,7 @@ _Noreturn static void play(Team *team, int slot, int rank, int world, Part part)
     if (part != NULL) part(me);
     control_close(me->control);
     free(me);
-    exit(0);  // where leaks are looked for
+    exit(0);  // runs the leak checker
 }
 
 static void start_as(Team *team, int slot, int rank, int world, Part part) {
@@ -150,12 +150,12 @@ static void start_all(Team *team, int world, Part part) {
 
 static void await_stage(Team *team, int slot, int stage) {
     for (double until = now_seconds() + GUARD_SECONDS; atomic_load(&team->shared->stage[slot]) < stage;) {
-        if (now_seconds() > until) fail_msg("process %d has not come to stage %d", slot, stage);
+        if (now_seconds() > until) fail_msg("process %d has not reached stage %d", slot, stage);
         pause_seconds(0.002);
     }
 }
 
-// Sends SIGSTOP and waits until all its threads stand still.
+// Sends SIGSTOP and waits until all threads of the process have stopped.
 static void stop(Team *team, int slot) {
     int raw = 0;
     assert_int_equal(kill(team->pid[slot], SIGSTOP), 0);
@@ -163,7 +163,7 @@ static void stop(Team *team, int slot) {
     assert_true(WIFSTOPPED(raw));
 }
 
-// Waits for the end of one; what it wrote to stderr is in team->said.
+// Waits for a child's end; its stderr is then in team->said.
 static int finish(Team *team, int slot) {
     int raw = 0;
     pid_t ended = 0;
@@ -186,7 +186,7 @@ static void expect_said(Team *team, int slot, const char *text) {
     if (strstr(team->said[slot], text) == NULL)
         fail_msg("process %d: expected \"%s\" in: %s", slot, text, team->said[slot]);
 }
-// It ends with `status` and one line on stderr (none for 0) that has the text.
+// The rank ends with `status` and one line on stderr (none for status 0) that contains the text.
 static void expect_end(Team *team, int slot, int status, const char *text) {
     int found = finish(team, slot);
     if (found != status)
@@ -209,7 +209,7 @@ static void probe_player(void *context, ControlStatus *out) {
     if (me->probe_since > 0) out->waiting_seconds = now_seconds() - me->probe_since;
 }
 
-// What this rank's tensor collectives are said to be doing from now on.
+// The state of this rank's tensor collectives that the probe reports from now on.
 static void set_probe(Player *me, int64_t sequence, const char *what, bool waits) {
     control_set_probe(me->control, NULL, NULL);
     me->probe = (ControlStatus){.sequence = sequence, .waiting_seconds = -1};
@@ -232,7 +232,7 @@ static void part_collectives(Player *me) {
         double sum[3], max[2] = {-me->rank, me->rank == 1 ? round : -round};
         control_set_step(me->control, round);
         for (int i = 0; i < 3; ++i) sum[i] = term(me->rank, i, round);
-        if (round % 7 == me->rank) pause_seconds(0.003);  // in every order
+        if (round % 7 == me->rank) pause_seconds(0.003);  // vary the order of arrival
         EXPECT(control_reduce(me->control, "numbers", sum, 3, max, 2));
         for (int i = 0; i < 3; ++i) {
             double expected = expected_sum(me->world, i, round);
@@ -252,7 +252,7 @@ static void part_collectives(Player *me) {
     double max = me->rank == me->world - 1 ? (double)NAN : 1e300;
     EXPECT(control_reduce(me->control, "not a number", NULL, 0, &max, 1) && isnan(max));
     EXPECT(control_reduce(me->control, "barrier", NULL, 0, NULL, 0));
-    // More than sockets take at once, both ways.
+    // More than socket buffers hold, in both directions.
     size_t count = 3000001;
     uint8_t *all = xmalloc(count * (size_t)me->world), *mine = xmalloc(count);
     for (size_t i = 0; i < count; ++i) mine[i] = (uint8_t)(i * 7 + (size_t)me->rank);
@@ -289,7 +289,7 @@ static void test_latency(void **state) {
         expect_all_well(team, world);
         double seconds = atomic_load(&team->shared->measured);
         print_message("%d ranks: %.0f us a reduce\n", world, 1e6 * seconds);
-        assert_true(seconds < 0.01);  // far from the usual, as machines may be busy
+        assert_true(seconds < 0.01);  // much more than usual: machines may be busy
     }
 }
 
@@ -300,7 +300,7 @@ static void part_idle(Player *me) {
     atomic_store(&me->shared->stage[me->rank], 2);
     for (;;) pause_seconds(60);
 }
-// Everybody is past #1; the last rank does not come to #2.
+// All ranks are past #1; the last rank does not reach #2.
 static void part_waiting(Player *me) {
     control_set_step(me->control, 57);
     double sum = 1;
@@ -311,9 +311,9 @@ static void part_waiting(Player *me) {
 }
 static void await_all(Team *team, int world, int stage) {
     for (int rank = 0; rank < world; ++rank) await_stage(team, rank, stage);
-    pause_seconds(0.1);  // into the call that follows
+    pause_seconds(0.1);  // until the ranks are in the next call
 }
-// All but the one end with status 1 and one line each that begins with their own rank and has both texts.
+// All ranks except one end with status 1 and one line each, which begins with their own rank and contains both texts.
 static void expect_ended_by(Team *team, int world, int but, const char *text, const char *more) {
     for (int rank = 0; rank < world; ++rank) {
         if (rank == but) continue;
@@ -373,7 +373,7 @@ static void part_leave(Player *me) {
 static void test_exit_without_goodbye(void **state) {
     Team *team = *state;
     start_all(team, 3, part_leave);
-    expect_ended_by(team, 3, 1, "rank 1 (", "left without a word");
+    expect_ended_by(team, 3, 1, "rank 1 (", "exited without goodbye");
     assert_int_equal(finish(team, 1), 0);
 }
 
@@ -385,15 +385,15 @@ static void test_stopped(void **state) {
     for (int victim = 0; victim < 2; ++victim) {
         start_all(team, 3, part_waiting);
         await_all(team, 3, 2);
-        // The one that did not come to #2 would be named for that; here others stop while it is still early.
+        // The rank that did not reach #2 would be named for that; here another one stops before the timeout.
         stop(team, victim);
         kill(team->pid[2], SIGKILL);
         if (victim == 1) {
             expect_ended_by(team, 1, -1, "rank 2 (", "connection closed");
             kill(team->pid[1], SIGCONT);
-            expect_end(team, 1, 1, "rank 1: rank 2 (");  // it reads what it was told while it was stopped
+            expect_end(team, 1, 1, "rank 1: rank 2 (");  // it reads the message that arrived while it was stopped
         } else {
-            // Nobody can say that rank 2 is gone.
+            // The hub is stopped, so it cannot report that rank 2 is gone.
             expect_end(team, 1, 1, "rank 1: rank 0 (");
             expect_said(team, 1, "missing from \"loss\" #2 (control) at step 57: silent for 1");
             kill(team->pid[0], SIGCONT);
@@ -409,19 +409,19 @@ static void test_silent(void **state) {
     for (int victim = 0; victim < 2; ++victim) {
         start_all(team, 3, part_idle);
         await_all(team, 3, 2);
-        pause_seconds(0.4);  // the step is told
+        pause_seconds(0.4);  // until the step is reported
         double from = now_seconds();
         stop(team, victim);
         expect_ended_by(team, 3, victim, victim == 0 ? "rank 0 (" : "rank 1 (", "at step 57: silent for 1");
         double seconds = now_seconds() - from;
         if (seconds < 0.7 || seconds > 4) fail_msg("after %g s", seconds);
         kill(team->pid[victim], SIGCONT);
-        // Rank 0 finds what the others have written before they left.
+        // Rank 0 reads the frames that the other ranks sent before they exited.
         expect_end(team, victim, 1, victim == 0 ? "rank 0: rank 0 (" : "rank 1: rank ");
     }
 }
 
-// What suspends a whole machine or job is nobody's silence.
+// A suspended machine or job does not count as silence.
 static void part_slow(Player *me) {
     set_probe(me, me->rank == 1 ? 4 : 5, "block.3", me->rank != 1);
     pause_seconds(0.3);
@@ -442,7 +442,7 @@ static void test_suspended(void **state) {
     expect_all_well(team, 3);
 }
 
-// Rank 1 does not come to the tensors' #5, in which the others wait.
+// Rank 1 does not reach tensor collective #5, in which the other ranks wait.
 static void part_tensors(Player *me) {
     bool late = me->rank == 1;
     set_probe(me, late ? 4 : 5, late ? "gather block.2" : "reduce block.3", !late);
@@ -453,11 +453,11 @@ static void test_hung_in_tensors(void **state) {
     team->timeout_seconds = 1;
     start_all(team, 4, part_tensors);
     expect_ended_by(team, 4, -1, "rank 1 (",
-                    "is missing from \"reduce block.3\" #5 (tensors) at step 57: others have waited in it for ");
+                    "is missing from \"reduce block.3\" #5 (tensors) at step 57: other ranks have waited in it for ");
     expect_said(team, 3, "it was past \"gather block.2\" #4 (tensors)");
 }
 
-// Rank 0 waits in a control call, rank 1 in the tensors' #5, and both wait for rank 2, which does nothing.
+// Rank 0 waits in a control call, rank 1 in tensor collective #5; both wait for rank 2, which does nothing.
 static void part_chain(Player *me) {
     set_probe(me, me->rank == 2 ? 4 : 5, "block", me->rank == 1);
     double sum = 1;
@@ -487,10 +487,10 @@ static void test_hung_in_control(void **state) {
     team->timeout_seconds = 1;
     start_all(team, 3, part_waiting);
     expect_ended_by(team, 3, -1, "rank 2 (",
-                    "is missing from \"loss\" #2 (control) at step 57: others have waited in it for 1");
+                    "is missing from \"loss\" #2 (control) at step 57: other ranks have waited in it for 1");
 }
 
-// Longer than the timeout without a call, and waits that are shorter: nobody is late.
+// No call for longer than the timeout, and waits shorter than it: no rank is missing.
 static void part_busy(Player *me) {
     for (int i = 0; i < 3; ++i) {
         pause_seconds(i == 1 ? 1.6 : me->rank == 1 ? 0.5 : 0);
@@ -498,7 +498,7 @@ static void part_busy(Player *me) {
         EXPECT(control_reduce(me->control, "step", &sum, 1, NULL, 0));
     }
 }
-// The last one comes just in time, and then it takes a while.
+// The last rank arrives just in time, and then the collective takes a while.
 static void part_just_in_time(Player *me) {
     set_probe(me, me->rank == 1 ? 6 : 7, "block", me->rank != 1);
     if (me->rank == 1) {
@@ -519,7 +519,7 @@ static void test_slow_is_not_hung(void **state) {
     expect_all_well(team, 2);
 }
 
-// ---- mistakes and intentions ----
+// ---- errors and aborts ----
 
 static void part_other_name(Player *me) {
     double sum = 1;
@@ -585,7 +585,7 @@ static void test_all_abort(void **state) {
     Team *team = *state;
     start_all(team, 3, part_all_abort);
     for (int rank = 0; rank < 3; ++rank) {
-        // Who is told before it says so itself has only the other's line.
+        // A rank that receives the other's abort before its own prints only the other's line.
         int status = finish(team, rank);
         if (status != 4 && status != 1) fail_msg("rank %d: %d, %s", rank, status, team->said[rank]);
         if (status == 4) assert_string_equal(team->said[rank], "mine\n");
@@ -626,7 +626,7 @@ static void on_signal(int number) {
     if (gettid() != getpid()) atomic_fetch_add(&signals_elsewhere, 1);
 }
 static void part_signals(Player *me) {
-    struct sigaction action = {.sa_handler = on_signal};  // without SA_RESTART: what is interrupted must go on
+    struct sigaction action = {.sa_handler = on_signal};  // without SA_RESTART: interrupted calls must be resumed
     EXPECT(sigaction(SIGUSR1, &action, NULL) == 0);
     atomic_store(&me->shared->stage[me->rank], 2);
     double sum = 1;
@@ -650,9 +650,9 @@ static void test_signals(void **state) {
     expect_all_well(team, 2);
 }
 
-// ---- meeting ----
+// ---- connecting ----
 
-// Children inherit the free port's number, not the port.
+// Returns the number of a free port; *listener = the socket that listens there (NULL: it is closed).
 static int free_port(int *listener) {
     struct sockaddr_in address = {.sin_family = AF_INET};
     socklen_t bytes = sizeof address;
@@ -716,12 +716,12 @@ static void await_file(const char *path) {
 static void test_directory(void **state) {
     Team *team = *state;
     char *path = meet_path(team, 2);
-    start(team, 1, 2, part_greet);  // before there is even a directory
+    start(team, 1, 2, part_greet);  // before the directory exists
     pause_seconds(0.1);
     start(team, 0, 2, part_greet);
     expect_all_well(team, 2);
     assert_false(file_exists(path));
-    // Files of former runs, in part damaged: the hub they name is gone.
+    // Files of earlier runs, some damaged: their hub is gone.
     static const char *const STALE[] = {
         "", "tokamak hub 1\n", "something else\n",
         "tokamak hub 1\nnonce 00112233445566778899aabbccddeeff\nworld 2\nhost elsewhere\npid 7\nstarted 2026-01-01 "
@@ -736,7 +736,7 @@ static void test_directory(void **state) {
     free(path);
 }
 
-// The file of a run that lives, and is complete, or is still meeting under another nonce.
+// The file of a live run whose ranks are complete, or are still connecting with another nonce.
 static void test_foreign_hub(void **state) {
     Team *team = *state;
     char *path = meet_path(team, 2), *text;
@@ -786,10 +786,10 @@ static void test_other_world(void **state) {
     expect_end(team, 3, 3, "was started as one of 3, rank 0 (");
     start(team, 1, 2, part_early);
     await_stage(team, 1, 1);
-    // Too late: the run is complete.
+    // Too late: all ranks of the run have connected.
     team->timeout_seconds = 0.5;
     start_as(team, 3, 1, 2, part_early);
-    expect_end(team, 3, 3, "the run there is complete: its 2 ranks met after its start at 20");
+    expect_end(team, 3, 3, "the run there is complete: its 2 ranks connected after its start at 20");
     expect_all_well(team, 2);
 }
 
@@ -801,7 +801,7 @@ static void test_missing_ranks(void **state) {
     start(team, 4, 5, part_greet);
     for (int i = 0; i < 3; ++i) {
         int rank = i < 2 ? i : 4;
-        expect_end(team, rank, 3, "2 of 5 ranks did not come within 1 s: 2-3; rank 0 (");
+        expect_end(team, rank, 3, "2 of 5 ranks did not connect within 1 s: 2-3; rank 0 (");
         expect_said(team, rank, ", rank 1 (");
         expect_said(team, rank, ", rank 4 (");
     }
@@ -819,7 +819,7 @@ static void test_missing_ranks(void **state) {
     expect_said(team, 1, "Connection refused");
 }
 
-// A rank that dies before the others have come may come again.
+// A rank that dies before all have connected may be restarted.
 static void test_again_while_meeting(void **state) {
     Team *team = *state;
     start(team, 0, 3, part_greet);
@@ -829,7 +829,7 @@ static void test_again_while_meeting(void **state) {
     assert_int_equal(finish(team, 1), -SIGKILL);
     start(team, 1, 3, part_greet);
     pause_seconds(0.2);
-    // And so may rank 0: the others then find the new one.
+    // So may rank 0: the other ranks then find the new one.
     kill(team->pid[0], SIGKILL);
     assert_int_equal(finish(team, 0), -SIGKILL);
     start(team, 0, 3, part_greet);
@@ -852,14 +852,14 @@ static void test_strangers(void **state) {
     expect_said(team, 0, "Address already in use");
     close(fd);
     close(listener);
-    // Connections to the hub that say nothing, nonsense, or a hello of another program.
+    // Connections to the hub that send nothing, garbage, or another program's hello.
     team->timeout_seconds = 5;
     start(team, 0, 2, part_early);
     pause_seconds(0.3);
     int silent = connect_to_port(team->port), loud = connect_to_port(team->port);
     assert_int_equal(write(loud, "GET / HTTP/1.1\r\n\r\n", 18), 18);
     char answer[16];
-    assert_true(read(loud, answer, sizeof answer) <= 0);  // it is closed
+    assert_true(read(loud, answer, sizeof answer) <= 0);  // closed by the hub
     close(loud);
     start(team, 1, 2, part_early);
     await_stage(team, 1, 1);

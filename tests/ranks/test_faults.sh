@@ -1,7 +1,7 @@
 #!/bin/bash
-# test_faults.sh: what clusters do to a run of several ranks, done to real processes: ranks that are killed, stopped, signalled, out
-# of disk or data, started twice or with fewer than before. After each, the run goes on and ends with the losses of a run
-# that was left alone: to the last bit, for deterministic=lanes makes 1, 2 and 4 ranks compute the same.
+# test_faults.sh: fault injection in runs of several real processes: ranks that are killed, stopped, signalled, out of disk
+# space or data, started twice or with fewer than before. After each fault the run resumes and ends with the losses of an
+# undisturbed run, to the last bit: with deterministic=lanes 1, 2 and 4 ranks compute the same.
 set -u
 cd "$(dirname "$0")/../.." || exit 1
 . tests/support/lib.sh
@@ -16,8 +16,8 @@ seed=${SEED:-$(($(date +%s) % 32768))}
 RANDOM=$seed
 echo "SEED=$seed repeats the random choices"
 
-# Cases wait more than they compute, so several run at once: `beside NAME COMMAND...` begins one, with everything that it
-# needs chosen (RANDOM) before; `collect` reports all that were begun, in their order.
+# Cases wait more than they compute, so several run at once: `beside NAME COMMAND...` begins one (its random choices must be
+# made before); `collect` reports all cases in order.
 AT_ONCE=${AT_ONCE:-3}
 begun=()
 beside() {
@@ -41,8 +41,8 @@ collect() {
     for name in "${begun[@]}"; do check "$name" case_result "$name"; done
 }
 
-# With sanitizers, where a start takes seconds, only one of a kind: the others go the same ways. And of two ranks: gcc 12's
-# leak checker crashes in four.
+# With sanitizers, where a start takes seconds, only one case of each kind, since the others run the same code; and with two
+# ranks, since gcc 12's leak checker crashes with four.
 all=1
 [ -z "$sanitizer" ] || all=
 
@@ -52,14 +52,14 @@ same_at() { run "straight$1" "$1" && ended "straight$1" 0 && same_losses "straig
 check two_ranks_same_losses same_at 2
 [ -z "$all" ] || check four_ranks_same_losses same_at 4
 
-# The longest first. 50 kills: tests/faults/soak.sh 50
+# The longest cases first. For 50 kills: tests/faults/soak.sh 50
 [ -z "$all" ] || beside soak_of_eight_kills env SEED=$RANDOM tests/faults/soak.sh 8 "$BUILD"
 
-# resumes NAME NP [key=value...]: goes on to the end and has the losses of the straight run.
+# resumes NAME NP [key=value...]: the run resumes to its end and has the losses of the undisturbed run.
 resumes() { run "$@" && ended "$1" 0 && said "$1" "resumed.*step_" && same_losses "$1" straight; }
 
 # ---- ranks that die ----
-# The launcher is told to leave the others alone, so that they must notice by themselves.
+# mpirun does not end the other ranks (LEFT_ALONE), so they must detect the failure by themselves.
 killed() { # NAME NP RANK STEP
     local name=$1 step=$4 pid
     echo "    kills rank $3 of $2 after step $step"
@@ -71,7 +71,7 @@ killed() { # NAME NP RANK STEP
 beside one_of_two_is_killed killed k2 2 1 $((save_every + 5 + RANDOM % 80))
 [ -z "$all" ] || beside one_of_four_is_killed killed k4 4 3 $((save_every + 5 + RANDOM % 80))
 [ -z "$all" ] || beside the_first_rank_is_killed killed k0 2 0 $((save_every + 5 + RANDOM % 80))
-# As people start it: mpirun ends the others too.
+# The default: mpirun ends the other ranks too.
 killed_plainly() {
     start plain 2
     wait_saved plain 50 && kill -9 "$(rank_pid plain 1)" || return 1
@@ -80,14 +80,14 @@ killed_plainly() {
 }
 [ -z "$all" ] || beside killed_under_plain_mpirun killed_plainly
 
-# fault_mpi: at the n-th message that rank 1 sends; a step of two ranks has some 290.
+# fault_mpi: at the n-th message that rank 1 sends; a step of two ranks sends about 290.
 killed_in_reduce() {
     FAULT_PRELOAD=$fault_mpi FAULT_RANK=1 FAULT_AT=$2 FAULT_KIND=kill LEFT_ALONE=1 run "$1" 2
     others_failed "$1" 2 1 && said "$1" "rank 1 \(.*pid [0-9]+\).*#[0-9]+" && resumes "$1" 2
 }
 [ -z "$all" ] || beside killed_in_a_reduction killed_in_reduce reduce $((17000 + RANDOM % 300))
 
-# Dies at the n-th file operation of a checkpoint: what is left is the one before, or this one, whole.
+# A rank dies at the n-th file operation of a checkpoint: the previous checkpoint, or this one, must be complete.
 killed_in_checkpoint() {
     local place rank at newest
     for place in ${all:+1:1 0:4} 1:2 0:1 0:9; do
@@ -110,7 +110,7 @@ stopped() { # NAME NP RANK
     began=$SECONDS
     run_end "$name"
     [ $((SECONDS - began)) -le 30 ] || { echo "    noticed only after $((SECONDS - began)) s"; return 1; }
-    # Who, where, in which collective, which one in sequence.
+    # The message names rank, pid, collective and sequence number.
     failed "$name" && said "$name" "rank $3 \(.*pid $pid\).*\".+\" #[0-9]+" && resumes "$name" "$2"
 }
 beside one_rank_is_stopped stopped s1 2 1
@@ -121,8 +121,8 @@ stopped_in_reduce() {
 }
 [ -z "$all" ] || beside stopped_in_a_reduction stopped_in_reduce hang
 
-# ---- ranks that are told to go ----
-told() { # NAME NP RANK SIGNAL: all agree on a step, save it and leave with 75
+# ---- signals ----
+told() { # NAME NP RANK SIGNAL: all ranks agree on a step, save it and exit with 75
     start "$1" "$2" save_every=1000
     wait_step "$1" 50 && kill "-$4" "$(rank_pid "$1" "$3")" || return 1
     run_end "$1"
@@ -157,16 +157,16 @@ corrupted() {
 beside corrupted_checkpoint_is_passed_over corrupted
 
 # ---- data ----
-cut_shard() { # the last rows are gone in mid-run: whoever needs them first ends the run for all, after a checkpoint
+cut_shard() { # the last rows vanish during the run: the first rank that needs them ends the run for all, after a checkpoint
     cp -r "$work/data" "$work/shards.cut"
     start cut 2 train="$work/shards.cut/train_*.bin" save_every=1000
     wait_step cut 40 && truncate -s -800 "$work/shards.cut/train_000000.bin" || return 1
     run_end cut
-    ended cut 1 && said cut "train_000000.bin.*cut while in use" && "$train_gpt" ckpt verify "$(newest_checkpoint cut)" >/dev/null || return 1
+    ended cut 1 && said cut "train_000000.bin.*truncated while in use" && "$train_gpt" ckpt verify "$(newest_checkpoint cut)" >/dev/null || return 1
     resumes cut 2
 }
 beside shard_is_cut_in_mid_run cut_shard
-vanished_shard() { # an open file outlives its name; what is not there at a start is an error
+vanished_shard() { # a shard removed during the run stays readable (it is open); a missing shard at the start is an error
     cp -r "$work/data" "$work/shards.gone"
     start gone 2 train="$work/shards.gone/train_*.bin"
     wait_saved gone 40 && rm "$work/shards.gone/train_000000.bin" && kill -9 "$(rank_pid gone 1)" || return 1
@@ -177,7 +177,7 @@ vanished_shard() { # an open file outlives its name; what is not there at a star
 [ -z "$all" ] || beside shard_vanishes vanished_shard
 
 # ---- launchers ----
-twice() { # the first is held for as long as the second takes, so that it cannot be done before
+twice() { # the first run is stopped while the second starts, so that it cannot end before
     start first 2 && wait_step first 20 || return 1
     local held
     held=$(rank_pid first 0)
@@ -192,8 +192,8 @@ twice() { # the first is held for as long as the second takes, so that it cannot
 }
 [ -z "$all" ] || beside second_run_in_a_directory_is_refused twice
 
-# 4, then 2, then 3 ranks, which no lanes can divide: sums in another order, so the losses agree to rounding. 120 steps
-# of fp32 at this learning rate let rounding grow to some 1e-5.
+# 4, then 2, then 3 ranks, which lanes do not support: sums in another order, so the losses agree up to rounding, which
+# grows to about 1e-5 in 120 steps of fp32 at this learning rate.
 fewer() {
     start fewer 4 deterministic=run && wait_saved fewer 45 && kill -9 "$(rank_pid fewer 2)" || return 1
     run_end fewer

@@ -1,5 +1,4 @@
-// test_launch.c: how a process was started, from the environment: each launcher's variables, and what is wrong with
-// them.
+// test_launch.c: launch_detect on the environment variables of each launcher, and errors in them.
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -13,7 +12,7 @@
 
 #include "llmc/ranks/launch.h"
 
-// All that launch_detect may look at; a test sets what it needs.
+// All variables that launch_detect reads; a test sets those it needs.
 static const char *const VARIABLES[] = {"RANK",
                                         "WORLD_SIZE",
                                         "LOCAL_RANK",
@@ -34,7 +33,7 @@ static const char *const VARIABLES[] = {"RANK",
                                         "TORCHELASTIC_RUN_ID",
                                         "TORCHELASTIC_USE_AGENT_STORE"};
 
-// "A=1 B=2" and nothing else.
+// Sets the variables in "A=1 B=2" and unsets all others.
 static void set_environment(const char *settings) {
     for (size_t i = 0; i < sizeof VARIABLES / sizeof VARIABLES[0]; ++i) unsetenv(VARIABLES[i]);
     char copy[512];
@@ -74,11 +73,11 @@ static void test_kinds(void **state) {
         // mpirun inside a step of one task a node
         {"OMPI_COMM_WORLD_SIZE=1 OMPI_COMM_WORLD_RANK=0 SLURM_STEP_NUM_TASKS=2", "auto", "", LAUNCH_SINGLE, 0, 1, 0,
          NULL},
-        // single: whatever there is
+        // single: whatever is set
         {"RANK=2 WORLD_SIZE=4", "single", "", LAUNCH_SINGLE, 0, 1, 0, NULL},
         {"OMPI_COMM_WORLD_SIZE=2 OMPI_COMM_WORLD_RANK=1", "single", "", LAUNCH_SINGLE, 0, 1, 0, NULL},
         {"SLURM_STEP_NUM_TASKS=4", "single", "", LAUNCH_SINGLE, 0, 1, 0, NULL},
-        // MPI: rank and world are MPI's to say
+        // MPI: rank and world are set by MPI_Init
         {"OMPI_COMM_WORLD_SIZE=4 OMPI_COMM_WORLD_RANK=3 OMPI_COMM_WORLD_LOCAL_RANK=1", "auto", "", LAUNCH_MPI, 0, 0,
          1, NULL},
         {"PMIX_RANK=3 SLURM_STEP_NUM_TASKS=4 SLURM_LOCALID=2", "auto", "", LAUNCH_MPI, 0, 0, 2, NULL},
@@ -99,7 +98,7 @@ static void test_kinds(void **state) {
         {"RANK=1 WORLD_SIZE=2 MASTER_ADDR=a OMPI_COMM_WORLD_SIZE=2 OMPI_COMM_WORLD_RANK=1", "tcp", "", LAUNCH_TCP, 1,
          2, 0, "a:29500"},
         {"RANK=1 WORLD_SIZE=2 MASTER_ADDR=a", "tcp", "/shared", LAUNCH_TCP, 1, 2, 0, "a:29500"},
-        // torchrun, whose agent may keep the port, and which may itself be started by srun --mpi=pmix
+        // torchrun: its agent may use the port, and srun --mpi=pmix may have started torchrun
         {"RANK=1 WORLD_SIZE=2 MASTER_ADDR=a MASTER_PORT=40000 TORCHELASTIC_RUN_ID=x "
          "TORCHELASTIC_USE_AGENT_STORE=True",
          "auto", "", LAUNCH_TCP, 1, 2, 0, "a:40001"},
@@ -160,7 +159,7 @@ static void test_errors(void **state) {
         {"", "pigeon", "", "launch: expected auto, single, mpi, tcp or directory, found \"pigeon\""},
         {"OMPI_COMM_WORLD_SIZE=two", "auto", "", "OMPI_COMM_WORLD_SIZE: expected a number"},
         {"SLURM_STEP_NUM_TASKS=4 SLURM_PROCID=1", "auto", "",
-         "srun started 4 tasks that nothing connects; add "
+         "srun started 4 tasks but nothing connects them; add "
          "--mpi=pmix"},
         {"SLURM_STEP_NUM_TASKS=4 SLURM_PROCID=1", "auto", "/shared", "RANK=$SLURM_PROCID WORLD_SIZE=$SLURM_NTASKS"},
     };
@@ -199,7 +198,7 @@ static void test_mpi_alone(void **state) {
     } ROWS[] = {
         {"OMPI_COMM_WORLD_SIZE=4 OMPI_COMM_WORLD_RANK=1", 4, true},
         {"OMPI_COMM_WORLD_SIZE=1 OMPI_COMM_WORLD_RANK=0", 1, true},
-        {"PMIX_RANK=0", 1, true},  // the launcher does not say how many
+        {"PMIX_RANK=0", 1, true},  // the launcher does not state the number
         {"PMI_SIZE=2 PMI_RANK=1", 1, false},
         {"PMIX_RANK=1 SLURM_STEP_NUM_TASKS=2", 1, false},
         {"PMIX_RANK=1 SLURM_STEP_NUM_TASKS=2", 2, true},

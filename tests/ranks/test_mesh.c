@@ -1,4 +1,4 @@
-// test_mesh.c: meshes of many shapes: every rank's coordinates, row-major, and what is refused.
+// test_mesh.c: meshes of many shapes: every rank's coordinates, row-major, and invalid shapes.
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -44,7 +44,7 @@ static void test_coordinates(void **state) {
                                 {2, 2, 1, 2}, {2, 3, 4, 5}, {1, 5, 1, 3}, {7, 1, 3, 1}};
     for (size_t i = 0; i < sizeof shapes / sizeof shapes[0]; ++i) check_shape(shapes[i]);
 
-    // Ranks 8 to 15, a node of eight, hold one tensor group of four beside the other.
+    // Ranks 8 to 15, a node of eight, are two neighbouring tensor groups of four.
     Error err = {""};
     Mesh mesh;
     assert_true(mesh_init(&mesh, &(MeshShape){.expert = 1, .context = 2, .tensor = 4}, 14, 32, &err));

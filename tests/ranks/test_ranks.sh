@@ -1,6 +1,6 @@
 #!/bin/bash
-# test_ranks.sh: mpirun and train_gpt: ranks train to the same numbers as one, whatever is sharded; with deterministic=lanes to the
-# same bits. Fault injection is in test_faults.sh.
+# test_ranks.sh: train_gpt under mpirun: several ranks train to the same numbers as one in every ZeRO stage; with
+# deterministic=lanes to the same bits. Fault injection is in test_faults.sh.
 set -u
 cd "$(dirname "$0")/../.." || exit 1
 . tests/support/lib.sh
@@ -14,19 +14,19 @@ run() {
     tiny_ranks "$1" "$2" model=llama:d3 batch_rows=4 batch_tokens=1024 steps=6 val_every=3 val_tokens=2048 save_every=0 "${@:3}" ||
         { tail -n 5 "$work/$1.log"; return 1; }
 }
-# Losses, held-out losses and gradient norms, every digit of them.
+# Losses, held-out losses and gradient norms with all digits.
 numbers() { grep 'loss"' "$work/$1/metrics.jsonl" | grep -o '"step":[0-9]*\|"\(val_\)*loss":[-0-9.e+]*\|"grad_norm":[-0-9.e+]*'; }
 
 same_bits() { # NAME RANKS REFERENCE [key=value...]
     run "$1" "$2" "${@:4}" || return 1
     cmp <(numbers "$3") <(numbers "$1") || { paste <(numbers "$3") <(numbers "$1") | awk '$1 != $2' | head -n 3; return 1; }
 }
-# The weights too, brought into one rank's form.
+# The weights too, converted to one rank's form.
 same_weights() { # NAME REFERENCE
     "$train_gpt" ckpt diff "$work/$1/step_00000006" "$work/$2/step_00000006" >"$work/diff" || { tail -n 4 "$work/diff"; return 1; }
 }
-# fp32: sums in another order, 1e-7 a step and element; six steps, of which each takes its gradients from the last one's
-# weights, stay below 1e-6. bf16 rounds weights and activations to 8 bits: 2^-9 of a loss near 4 is 8e-3.
+# fp32: sums in another order differ by 1e-7 per step and element; after six steps, each starting from the last one's
+# weights, by less than 1e-6. bf16 rounds weights and activations to 8 bits: 2^-9 of a loss near 4 is 8e-3.
 close_to() { # NAME RANKS REFERENCE TOLERANCE [key=value...]
     run "$1" "$2" "${@:5}" || return 1
     paste <(numbers "$3") <(numbers "$1") | awk -v most="$4" '
@@ -72,8 +72,8 @@ check one_tied run tied 1 deterministic=lanes $gpt2
 # shellcheck disable=SC2086
 check lanes_tied same_bits tied4 4 tied deterministic=lanes zero=3 $gpt2
 
-# Ranks that do not hold the same: other options are found at the start; other weights, which one rank reads from a directory of
-# the same name elsewhere, when replicas are compared, before that rank's gradients have done much.
+# Ranks that differ: different options are found at the start; different weights (one rank reads them from a directory of the
+# same name elsewhere) are found when the replicas are compared, before that rank's gradients have much effect.
 small="train=$work/data/train_*.bin device=cpu threads=1 steps=8 seq_len=32 batch_rows=1 batch_tokens=192 val_every=0 save_every=0 comm_timeout=60 progress_bar=false"
 drift() {
     local where

@@ -1,7 +1,7 @@
 #!/bin/bash
-# test_slurm.sh: the recipes of scripts/slurm on a private Slurm cluster of two nodes, which is started here and ended with all that
-# runs on it. First the recipes alone, with a stand-in for the program; then training on two ranks that is requeued,
-# preempted, signalled and killed, each time half-way, and ends with every loss as in an undisturbed run, to the last bit.
+# test_slurm.sh: the recipes of scripts/slurm on a private Slurm cluster of two nodes, started and stopped here. First the
+# recipes with a stand-in for the program; then training on two ranks that is requeued, preempted, signalled and killed
+# half-way, and must end with the losses of an undisturbed run, to the last bit.
 set -u
 cd "$(dirname "$0")/../.." || exit 1
 . tests/support/lib.sh
@@ -15,14 +15,14 @@ at_end() {
 trap at_end EXIT
 trap 'exit 1' INT TERM
 
-# Without any cluster: the recipes explain themselves.
+# Without a cluster: the recipes print their help.
 for recipe in single_node multi_node seeds_array; do
     check "help_$recipe" expect 0 "sbatch .*scripts/slurm/$recipe.sbatch run.conf" env -u SLURM_JOB_ID -u SLURM_ARRAY_TASK_ID \
         scripts/slurm/$recipe.sbatch --help
 done
-check train_needs_a_job expect 2 "not inside a Slurm job" env -u SLURM_JOB_ID scripts/slurm/train.sh run.conf
+check train_needs_a_job expect 2 "expected to run in a Slurm job" env -u SLURM_JOB_ID scripts/slurm/train.sh run.conf
 
-# Four CPUs a node, whatever this machine has; the memory is this machine's.
+# Four CPUs per node, however many this machine has; the memory is this machine's.
 if ! cluster_start "$work/slurm" 2 4; then
     skip slurm "no Slurm cluster on this machine: $CLUSTER_WHY"
     finish
@@ -43,7 +43,7 @@ submit() {
 }
 state() { scontrol show job "$1" 2>/dev/null | sed -n 's/.*JobState=\([A-Z]*\).*/\1/p' | head -n 1; }
 exit_code() { scontrol show job "$1" 2>/dev/null | sed -n 's/.* ExitCode=\([0-9]*\):.*/\1/p' | head -n 1; }
-# Slurm lets a requeued job wait for two minutes; here it need not.
+# Slurm delays a requeued job by two minutes; this starts it at once.
 hurry() {
     case $(state "$1") in PENDING) scontrol update jobid="$1" StartTime=now 2>/dev/null ;; esac
 }
@@ -65,7 +65,7 @@ job_end() {
     status=$(exit_code "$1")
 }
 
-# ---- the recipes, with a stand-in that says what it was given and ends with one status after another ----
+# ---- the recipes, with a stand-in that prints its arguments and returns a list of exit statuses, one per start ----
 cat >"$work/stand_in" <<'EOF'
 #!/bin/bash
 rank=${RANK:-${PMIX_RANK:-?}}
@@ -87,7 +87,7 @@ stand_in() { # NAME RECIPE "STATUSES" [SBATCH OPTIONS...] -- [ARGUMENTS...]
     return $submitted
 }
 
-# Everything is submitted first, so that the jobs run beside each other.
+# All jobs are submitted first, so that they run concurrently.
 stand_in ends single_node "0 0" --ntasks-per-node=2 -- run.conf lr=1e-3 && ends=$job
 stand_in tries single_node "1 1 0" --ntasks-per-node=2 -- run.conf && tries=$job
 stand_in gives_up single_node "1 1 1 1 1" --ntasks-per-node=1 -- run.conf && gives_up=$job
@@ -142,7 +142,7 @@ job_step() { # NAME STEP
     log_end "$1"
     return 1
 }
-# Ends well, with the losses of the undisturbed run, and was not simply left alone.
+# The run ends with status 0 and the losses of the undisturbed run, and its output has TEXT: it was really disturbed.
 finished() { # NAME TEXT
     job_end "$job" "$1" && ended "$1" 0 && said "$1" "$2" && same_losses "$1" straight
 }
@@ -152,13 +152,13 @@ check requeue_half_way requeued
 # What --signal=B:USR1@120 does two minutes before the time limit.
 time_limit() {
     train limit && job_step limit $half && scancel --batch --signal=USR1 "$job" && finished limit "requeued 1 times" &&
-        said limit "exit status 75: job $job goes back"
+        said limit "exit status 75: requeueing job $job"
 }
 check signal_before_the_time_limit time_limit
 
 one_rank_signalled() {
     train usr1 && job_step usr1 $half && kill -USR1 "$(rank_pid usr1 1)" && finished usr1 "requeued 1 times" &&
-        said usr1 "exit status 75: job $job goes back"
+        said usr1 "exit status 75: requeueing job $job"
 }
 check signal_to_one_rank one_rank_signalled
 
@@ -168,8 +168,8 @@ one_rank_killed() {
 }
 check one_rank_is_killed one_rank_killed
 
-# A job of a partition that goes first wants all of the node: Slurm sends TERM, and takes the node back five seconds later. It
-# thinks for a few seconds before that; saving at every step makes the run last longer.
+# A job of a partition with higher priority requests the whole node: Slurm sends TERM and revokes the node five seconds later.
+# The scheduler takes a few seconds before that; saving at every step makes the run last longer.
 preempted() {
     extra="save_every=1 async_save=false keep_last=3" train preempted --partition=low --nodelist=node1 && job_step preempted 2 || return 1
     local first=$job

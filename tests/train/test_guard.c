@@ -1,5 +1,5 @@
-// test_guard.c: bounds against a reference that knows nothing of windows, whatever is known late or was resumed;
-// spikes put into curves are found and noise is not; counting, going back, and the data that is left out.
+// test_guard.c: bounds compared with a reference computed from the whole history, with late results and after a resume;
+// spikes inserted into curves are found and noise is not; counting, rewinding, and the data that is skipped.
 #include "llmc/checkpoint/state_file.h"
 #include "llmc/train/guard.h"
 
@@ -15,7 +15,7 @@
 
 #define STEPS 3000
 
-// ---- runs by hand ----
+// ---- simulated runs ----
 
 typedef struct {
     RunConfig config;
@@ -44,11 +44,11 @@ static double uniform(uint64_t stream, int64_t i) {
 static double normal(uint64_t stream, int64_t i) {
     return sqrt(-2 * log(uniform(stream, 2 * i))) * cos(6.283185307179586 * uniform(stream, 2 * i + 1));
 }
-// A curve as training makes them: it falls, with the noise of small batches; norms scatter by factors.
+// A curve like those of training: it falls, with the noise of small batches; norms vary by factors.
 static double noisy_loss(int64_t t) { return 2.5 + 8 * exp(-(double)t / 300) + 0.06 * normal(1, t); }
 static double noisy_norm(int64_t t) { return (0.5 + 2 * exp(-(double)t / 100)) * exp(0.15 * normal(2, t)); }
 
-// What the device does with the bounds, then what the run does with the result.
+// Applies the bounds as a device does, then handles the result as a run does.
 static SkipReason decide(double loss, double norm, double skip_loss, double skip_norm) {
     if (!isfinite(loss) || !isfinite(norm)) return SKIP_NOT_FINITE;
     if (norm > skip_norm) return SKIP_NORM;
@@ -79,7 +79,7 @@ static double naive_bound(const GuardResult *history, const Case *c, int64_t t, 
     return (double)(mean + (long double)c->config.spike_z * (deviation > least ? deviation : least));
 }
 
-// Rounding: a thousand additions of 2^-53 each, and the difference from the mean loses some more.
+// Rounding: a thousand additions of 2^-53 each, and cancellation in the difference from the mean.
 static void expect_bound(double found, double wanted, int64_t t) {
     if (isinf(wanted) ? found != wanted : !(fabs(found / wanted - 1) < 1e-11))
         fail_msg("step %lld: expected %.17g, found %.17g", (long long)t, wanted, found);
@@ -111,7 +111,7 @@ static void test_bounds(void **state) {
     check_bounds(128, 3);
 }
 
-// The bounds of step t do not know whether the results of t-1 and t are there already.
+// The bounds of step t do not depend on whether the results of t-1 and t have been added.
 static void test_late_results(void **state) {
     (void)state;
     for (int64_t window = 8; window <= 64; window += 7) {
@@ -145,26 +145,26 @@ static void test_corners(void **state) {
         assert_true(norm == INFINITY && loss == INFINITY);
         guard_add(guard, &c->config, &(GuardResult){.step = t, .loss = 2, .norm = 0});
     }
-    // Flat to the last bit: the least deviation; a norm of 0 bounds at 0, which a second 0 does not exceed.
+    // Constant values: the least deviation. Norms of 0 give the bound 0, which another 0 does not exceed.
     guard_bounds(&norm, &loss, guard, &c->schedule, 10);
     expect_bound(loss, 2 * (1 + 4e-3), 10);
     assert_true(norm == 0 && decide(2, 0, loss, norm) == SKIP_NOT);
-    // Losses below 0 (weighted text may have them): the bound lies above the mean.
+    // Losses below 0 (weighted text may have them): the bound is above the mean.
     for (int64_t t = 10; t <= 20; ++t) guard_add(guard, &c->config, &(GuardResult){.step = t, .loss = -2, .norm = 1});
     guard_bounds(&norm, &loss, guard, &c->schedule, 22);
     expect_bound(loss, -2 * (1 - 4e-3), 22);
-    // Sums that overflow bound nothing, and never become NaN.
+    // Sums that overflow give no bound, never NaN.
     for (int64_t t = 21; t <= 40; ++t)
         guard_add(guard, &c->config, &(GuardResult){.step = t, .loss = (double)t * 4e306, .norm = 1e200 * (double)t});
     guard_bounds(&norm, &loss, guard, &c->schedule, 42);
     assert_true(norm == INFINITY && loss == INFINITY);
-    // What is not finite does not enter, whatever the device said of it.
+    // Values that are not finite are not added, even if the device did not skip the step.
     int64_t count = guard->count;
     guard_add(guard, &c->config, &(GuardResult){.step = 41, .loss = NAN, .norm = 1});
     guard_add(guard, &c->config, &(GuardResult){.step = 42, .loss = 1, .norm = INFINITY});
     guard_add(guard, &c->config, &(GuardResult){.step = 43, .loss = 1, .norm = 1, .skip = SKIP_LOSS});
     assert_true(guard->count == count && guard->entry[count - 1].step == 40);
-    // A larger window is filled up, a smaller one is cut; without the option nothing is kept.
+    // A larger window fills up, a smaller one drops entries; without the option nothing is kept.
     c->config.spike_window = 1024;
     for (int64_t t = 50; t < 2000; ++t)
         guard_add(guard, &c->config, &(GuardResult){.step = t, .loss = noisy_loss(t), .norm = 1});
@@ -202,7 +202,7 @@ static void test_spikes_are_found_and_noise_is_not(void **state) {
         if (loss_spike || norm_spike) found += result.skip == (loss_spike ? SKIP_LOSS : SKIP_NORM);
         else false_alarms += result.skip != SKIP_NOT;
     }
-    // Six deviations: one step in 10^9 of normal noise; the norms' scatter is skewed, which costs a few.
+    // Six deviations: one step in 10^9 of normal noise; the distribution of norms is skewed, which costs a few.
     if (!(found == put && put == 75 - 1) || false_alarms > LONG / 5000)
         fail_msg("%lld of %lld found, %lld false alarms", (long long)found, (long long)put, (long long)false_alarms);
     assert_int_equal(c->progress.spikes, found + false_alarms);
@@ -210,7 +210,7 @@ static void test_spikes_are_found_and_noise_is_not(void **state) {
     free(c);
 }
 
-// Stopped anywhere and gone on from state.json, a run sets the same bounds, to the bit.
+// Stopped anywhere and resumed from state.json, a run has the same bounds, to the bit.
 static void test_resume(void **state) {
     (void)state;
     Case *whole = case_new(2.5, 50, 2, 400), *c = case_new(2.5, 50, 2, 400);
@@ -287,8 +287,8 @@ static void test_counting(void **state) {
     free(c);
 }
 
-// on_spike=rewind: a spike at once, what is not finite when it comes max_bad_steps times; where there is nothing to
-// go back to, as with skip.
+// on_spike=rewind: a spike rewinds at once, values that are not finite after max_bad_steps in a row; without a checkpoint
+// it acts as skip.
 static void test_when_to_go_back(void **state) {
     (void)state;
     Case *c = case_new(6, 16, 1, 100);
@@ -310,9 +310,9 @@ static void test_when_to_go_back(void **state) {
     free(c);
 }
 
-// ---- going back ----
+// ---- rewinding ----
 
-// Goes back from step t to the checkpoint of step c as the run then was, and tells which steps of data are now read.
+// Rewinds from step t to the run's checkpoint of step c.
 static bool go_back(RunProgress *run, int64_t c, int64_t t, char line[300], Error *err) {
     RunProgress *before = xmalloc(sizeof *before);
     *before = *run;
@@ -338,11 +338,11 @@ static void test_going_back(void **state) {
     expect_mention(line, "(steps 21 to 27 of");
     assert_int_equal(data_skip_step(run->skip, 1, 19), 19);  // step 20 (from 1) is done and stays
     assert_int_equal(data_skip_step(run->skip, 1, 20), 27);
-    // Again, to the same checkpoint: step 23 read data 28 to 30.
+    // Again, to the same checkpoint: data 28 to 30 were read up to step 23.
     assert_true(go_back(run, 20, 23, line, &err));
     assert_true(run->skip_count == 2 && run->skip[1].at_step == 20 && run->skip[1].steps == 3);
     expect_mention(line, "the data of steps 21 to 23 (steps 28 to 30 of");
-    // To a later one, then to that of step 20 again, because the later one is damaged: one stretch takes both.
+    // To a later one, then to that of step 20 again, because the later one is damaged: one skip covers both.
     assert_true(go_back(run, 30, 35, line, &err));
     assert_true(run->skip_count == 3 && run->skip[2].at_step == 30 && run->skip[2].steps == 5);
     int64_t last = data_skip_step(run->skip, 3, 39);
@@ -350,14 +350,13 @@ static void test_going_back(void **state) {
     assert_int_equal(run->skip_count, 3);
     assert_int_equal(data_skip_step(run->skip, 3, 20), last + 1);
     assert_int_equal(data_skip_step(run->skip, 3, 19), 19);
-    // A fourth time to this checkpoint is one too many.
+    // A fourth rewind to this checkpoint is refused.
     assert_false(go_back(run, 20, 21, line, &err));
     expect_mention(err.message, "stopped at step 21: the run went back to the checkpoint of step 20 3 times");
     free(run);
 }
 
-// Whatever the run went back for: no step of data is read twice, none that was left out is read, and none is lost
-// but those.
+// For any sequence of rewinds: no step of data is read twice, none that was skipped is read, and no others are lost.
 static void test_data_of_many_rewinds(void **state) {
     (void)state;
     enum { DATA = 4000 };
@@ -373,12 +372,12 @@ static void test_data_of_many_rewinds(void **state) {
             used[data] = 1;
             ++step;
             if (uniform(seed, draw++) > 0.06) continue;
-            // Back to a multiple of 10, mostly the last one.
+            // Rewind to a multiple of 10, mostly the last one.
             int64_t c = max_i64(0, (step - 1) / 10 - (uniform(seed, draw++) < 0.2)) * 10;
             int64_t first = data_skip_step(run->skip, run->skip_count, c);
             RunProgress before = *run;
             if (!go_back(run, c, step, line, &err)) {
-                *run = before;  // too often to this checkpoint: here the run simply goes on
+                *run = before;  // too many rewinds to this checkpoint: here the run just continues
                 continue;
             }
             for (int64_t d = first; d <= data; ++d) {
@@ -389,7 +388,7 @@ static void test_data_of_many_rewinds(void **state) {
             ++rewinds;
         }
         assert_true(rewinds > 5);
-        // In the end every step of data up to the last is used or left out.
+        // In the end every step of data up to the last was used or skipped.
         int64_t end = data_skip_step(run->skip, run->skip_count, step - 1);
         for (int64_t d = 0; d <= end; ++d) assert_int_equal(used[d] + left_out[d], 1);
         free(run);

@@ -1,6 +1,6 @@
-// test_hash_chain.c: links of a hash chain against sums written out here; the same links whatever the world size, the
-// ZeRO stage and the interruptions; every bit counts; replicas that drift are named. Ranks are threads of this
-// process, each with a backend and its share of the same made-up model, and meet at a barrier, in place of control.c.
+// test_hash_chain.c: links of a hash chain compared with sums computed here; the same links for every world size, ZeRO
+// stage and interruption; every bit changes a link; replicas that drift are named. Ranks are threads of this process, each
+// with a backend and its share of the same made-up model; a barrier replaces control.c.
 #include <math.h>
 #include <pthread.h>
 #include <stdio.h>
@@ -14,7 +14,7 @@
 #include "tests/support/model_test.h"
 
 #define MOST_RANKS 4
-#define MOST_SECONDS 120  // a rank that waits for ever ends the test
+#define MOST_SECONDS 120  // ends the test if a rank hangs
 
 // ---- ranks ----
 
@@ -59,7 +59,7 @@ static const Storage STORAGES[] = {{OPTIMIZER_ADAMW, DTYPE_F32, false}, {OPTIMIZ
                                    {OPTIMIZER_MUON, DTYPE_BF16, false}};
 #define STORAGE_COUNT (sizeof STORAGES / sizeof STORAGES[0])
 
-// What is wrong with a run, from a step on.
+// An error in a run, from a step on.
 typedef struct {
     int64_t step;
     enum { NOTHING, BAD_WEIGHT, BAD_MASTER, BAD_M, BAD_V, BAD_TOKEN, BAD_ROW, BAD_SOURCE, BAD_ROW_WEIGHT } what;
@@ -84,7 +84,7 @@ typedef struct {
     RunProgress end;
 } Rank;
 
-// ---- a made-up run: values are functions of step and place alone ----
+// ---- a made-up run: values are functions of step and position only ----
 
 static float made_up(int64_t step, uint64_t kind, int64_t elem) {
     uint64_t h = hash_element((uint64_t)elem, (uint32_t)(step * 7 + (int64_t)kind));
@@ -106,7 +106,7 @@ static void flip_bit(Backend *be, void *device) {
     be->upload(be, device, &byte, 1);
 }
 
-// The last piece that has what is to be spoilt.
+// The last piece that has the state that is to be corrupted.
 static const Piece *some_piece(const Model *m, bool with_v) {
     const Piece *found = NULL;
     for (int i = 0; i < m->part.pieces; ++i)
@@ -141,7 +141,7 @@ static void set_state(ModelTest *t, int64_t step, const Fault *fault) {
     if (fault->what == BAD_V) flip_bit(be, t->optimizer.v + piece->v_packed + at);
 }
 
-// Each step has ROWS rows, dealt out in turn; who has none left gets padding.
+// Each step has ROWS rows, distributed round-robin; ranks without a row get padding.
 #define ROWS 6
 #define ROW_TOKENS 5
 static void add_rows(HashChain *chain, int64_t step, const Story *story, int rank) {
@@ -203,7 +203,7 @@ static void *rank_main(void *context) {
     return NULL;
 }
 
-// Runs the story on its ranks; what became of them is in ranks[world].
+// Runs the story on its ranks; the results are in ranks (world).
 static void run_story(const Story *story, Rank *ranks) {
     Room room = {.world = story->world};
     pthread_t threads[MOST_RANKS];
@@ -313,7 +313,7 @@ static void test_any_ranks(void **state) {
     }
 }
 
-// One bit of anything shows, in its place and nowhere else, whoever has it.
+// A change of one bit changes exactly the hash that covers it, on whatever rank it is.
 static void test_every_bit(void **state) {
     FileTest *t = *state;
     const Storage masters = {OPTIMIZER_ADAMW, DTYPE_BF16, false};
@@ -341,8 +341,8 @@ static void test_every_bit(void **state) {
     free(good);
 }
 
-// Stopped between two links, gone on with by other ranks, gone back: the file and the chain are those of a run that
-// never stopped.
+// Stopped between two links, resumed with another number of ranks, rewound: the file and the chain equal those of a run
+// that never stopped.
 static void test_interruptions(void **state) {
     FileTest *t = *state;
     Story whole = {.storage = STORAGES[0], .world = 1, .every = 4, .last = 12, .out_dir = fresh_dir(t, "whole")};
@@ -355,7 +355,7 @@ static void test_interruptions(void **state) {
         part.last = stop;
         RunProgress saved = run_well(&part);
         assert_int_equal(saved.chain_step, 4);
-        // The run went on and was killed: what it wrote beyond the checkpoint is not what counts.
+        // The run continued and was killed: lines that it wrote after the checkpoint are dropped.
         Story lost = part;
         lost.first = stop;
         lost.start = saved;
@@ -374,7 +374,7 @@ static void test_interruptions(void **state) {
     }
     free((char *)whole.out_dir);
 }
-// Within one process, as a run that went back because of a spike.
+// Within one process, like a run that rewinds because of a spike.
 static void test_going_back(void **state) {
     FileTest *t = *state;
     Story story = {.storage = STORAGES[0], .world = 1, .every = 2, .last = 3, .out_dir = fresh_dir(t, "run")};
@@ -409,7 +409,7 @@ static void test_going_back(void **state) {
     free(whole);
 }
 
-// Without links nothing is written; when links begin later, the first one says since when.
+// Without links nothing is written; when links begin later, `since` of the first one is the step at which they began.
 static void test_begun_later(void **state) {
     FileTest *t = *state;
     Story story = {.storage = STORAGES[0], .world = 2, .stage = 1, .last = 5, .out_dir = fresh_dir(t, "run")};
@@ -427,7 +427,7 @@ static void test_begun_later(void **state) {
     free((char *)story.out_dir);
 }
 
-// A full disk costs lines, not the run, nor the chain.
+// On a full disk lines are lost, but the run and the chain continue.
 static void test_full_disk(void **state) {
     FileTest *t = *state;
     Story story = {.storage = STORAGES[0], .world = 1, .every = 1, .last = 4, .out_dir = fresh_dir(t, "run")};
@@ -506,7 +506,7 @@ static void test_replicas(void **state) {
                    .fault = {.step = 1, .what = BAD_WEIGHT, .rank = 0}};
     expect_drift(&story, SAYS("step 3: the ranks have drifted apart: the weights of rank 0 (node0, pid 4700) and "
                               "rank 1 (node0, pid 4701) differ", "no majority", "this was the first comparison"));
-    // Nobody looks: at other steps, never, or where there are no replicas.
+    // No comparison: at other steps, never, or where there are no replicas.
     story.last = 2;
     run_well(&story);
     story.last = 6;

@@ -1,5 +1,5 @@
-// test_optimizer.c: whole optimizer steps, AdamW and Muon, against a naive double-precision reference written here
-// from the papers and from tensor names; then what is frozen, skipped and allocated.
+// test_optimizer.c: whole steps of AdamW and Muon compared with a naive double-precision reference, written here from the
+// papers; then frozen tensors, skipped steps and memory.
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -31,7 +31,7 @@ static void open_model(ModelTest *t, const char *const *arch, DType dtype, Optim
     open_shape(t, arch, dtype, false, kind);
 }
 
-// N(0, scale) for every element, the same on the device and in the copy; the gaps stay zero. Caller frees.
+// N(0, scale) for every element, the same on the device and in the returned copy; alignment gaps stay zero. Caller frees.
 static float *set_gradient(ModelTest *t, uint64_t draw, double scale) {
     const ParamTable *params = &t->model.params;
     float *grads = xcalloc(to_size(params->total_elems), sizeof *grads);
@@ -81,7 +81,7 @@ static bool is_hidden_matrix(const ParamSpec *spec) {
            spec->role == PARAM_MLP_PROJ_W;
 }
 
-// Rows of the separate matrices that are stored one behind the other.
+// Rows of the separate matrices that are stored contiguously.
 static int matrix_rows(int64_t rows[3], const ModelConfig *c, const ParamSpec *spec) {
     if (spec->role == PARAM_QKV_W) {
         rows[0] = c->NH * c->HS;
@@ -94,7 +94,7 @@ static int matrix_rows(int64_t rows[3], const ModelConfig *c, const ParamSpec *s
 }
 
 typedef struct {
-    double *w, *m, *v;  // flat, as the parameter table lays them out
+    double *w, *m, *v;  // flat, with the parameter table's offsets
 } Reference;
 
 static void reference_init(Reference *r, const ModelTest *t) {
@@ -170,7 +170,7 @@ static double reference_step(Reference *r, const ModelTest *t, const float *grad
 
 // ---- comparisons ----
 
-// What the steps since `start` have moved, tensor by tensor.
+// Compares the changes since `start`, tensor by tensor.
 static void compare(const ModelTest *t, const Reference *r, const double *start, double tolerance) {
     const ParamTable *params = &t->model.params;
     float *w = model_test_download(t->be, t->model.master, params->total_elems);
@@ -199,7 +199,7 @@ static void check_weights_are_rounded_masters(const ModelTest *t) {
     free(weights);
 }
 
-// Four steps with changing rates. Every tolerance is relative to how far a tensor moved.
+// Four steps with changing rates. Tolerances are relative to the change of a tensor.
 static void check_steps(const char *const *arch, DType dtype, OptimizerKind kind, double clip, bool nesterov,
                         double tolerance) {
     ModelTest t;
@@ -230,8 +230,7 @@ static void check_steps(const char *const *arch, DType dtype, OptimizerKind kind
     model_test_close(&t);
 }
 
-// AdamW: fp32 rounding of weights near 0.3 (2e-8) against movements of 1e-2; bf16 runs keep masters and moments in
-// fp32.
+// AdamW: fp32 rounding of weights near 0.3 (2e-8) relative to changes of 1e-2; bf16 runs keep masters and moments in fp32.
 #define ADAMW_TOLERANCE 2e-5
 static void test_adamw(void **state) {
     (void)state;
@@ -264,8 +263,8 @@ static float *download_weights(const ModelTest *t) {
     return values;
 }
 // After one step from the same weights, moments and gradient, the value without a master is one of the two bf16
-// neighbours of the master, and over all elements the mean of what rounding added is 0 within five of its standard
-// deviations (of at most half the distance of two neighbours an element). A step later they may part.
+// neighbours of the master, and over all elements the mean rounding error is 0 within five of its standard deviations (for
+// each element at most half the distance of two neighbours). After the next step the values may differ more.
 static void check_no_master(const char *const *arch, OptimizerKind kind) {
     ModelTest with, without, again;
     open_model(&with, arch, DTYPE_BF16, kind);
@@ -275,7 +274,7 @@ static void check_no_master(const char *const *arch, OptimizerKind kind) {
     assert_int_equal(arena_tag_bytes(&without.arena, "master weights"), 0);
     const ParamTable *params = &with.model.params;
     size_t bytes = to_size(params->total_elems) * sizeof(float);
-    float *rounded = download_weights(&with);  // the masters start there too
+    float *rounded = download_weights(&with);  // also the initial masters
     with.be->upload(with.be, with.model.master, rounded, bytes);
     for (ModelTest *const *t = (ModelTest *const[]){&with, &without, &again, NULL}; *t != NULL; ++t) {
         (*t)->config.weight_decay = 0.5;
@@ -298,7 +297,7 @@ static void check_no_master(const char *const *arch, OptimizerKind kind) {
     }
     assert_true(moved > params->total_elems / 4);
     model_test_within(fabs(sum), 5 * sqrt(variance), "sum of what rounding added");
-    // Another seed rounds to others.
+    // Another seed rounds differently.
     again.config.seed += 1;
     for (ModelTest *const *t = (ModelTest *const[]){&without, &again, NULL}; *t != NULL; ++t)
         optimizer_step(&(*t)->optimizer, &(*t)->model, &(*t)->config, 1e-3, 0.1, 2);
@@ -324,12 +323,12 @@ static void test_without_masters(void **state) {
 
 // ---- Muon's groups ----
 
-// However many matrices go together, the bits are the same.
+// The size of groups changes no bit.
 static void check_groups(DType dtype, bool no_master) {
     static const char *const DEEP[] = {"model=llama:d1", "layers=5",     "channels=24",    "heads=3",
                                        "kv_heads=1",     "head_size=16", "ffn=40",         "vocab=61",
                                        "max_seq_len=16", "init_std=0.3", NULL};
-    const int64_t GROUP_ELEMS[] = {0, 1, 3 * 24 * 16, 4 * 40 * 24 + 1};  // 0: as the optimizer chose
+    const int64_t GROUP_ELEMS[] = {0, 1, 3 * 24 * 16, 4 * 40 * 24 + 1};  // 0: the optimizer's choice
     float *expected = NULL;
     for (size_t g = 0; g < sizeof GROUP_ELEMS / sizeof GROUP_ELEMS[0]; ++g) {
         ModelTest t;
@@ -355,14 +354,14 @@ static void test_groups(void **state) {
     check_groups(DTYPE_BF16, true);
 }
 
-// Where a parameter's second moments begin; -1: it has none. One rank holds every parameter whole.
+// Offset of a parameter's second moments; -1: it has none. The one rank has every parameter whole.
 static int64_t v_offset(const ModelTest *t, int param) {
     for (int i = 0; i < t->model.part.pieces; ++i)
         if (t->model.part.piece[i].param == param) return t->model.part.piece[i].v_packed;
     return -1;
 }
 
-// ---- what does not move ----
+// ---- values that do not change ----
 
 typedef struct {
     float *w, *m, *v;
@@ -428,7 +427,7 @@ static void test_frozen(void **state) {
     check_frozen(DTYPE_BF16, OPTIMIZER_MUON);
 }
 
-// A frozen tensor whose gradient is not finite is no reason to skip: its gradient counts for nothing.
+// A frozen tensor's gradient that is not finite does not cause a skip: it is ignored.
 static void test_frozen_gradient_may_be_nan(void **state) {
     (void)state;
     ModelTest t;
@@ -462,7 +461,7 @@ static void check_skip(DType dtype, OptimizerKind kind, float bad) {
     assert_true(same(before.v, after.v, 0, t.model.part.v_elems));
     check_weights_are_rounded_masters(&t);
     snapshot_free(&after);
-    // The next good step is as if the bad one had never been.
+    // The next good step gives the same result as without the bad one.
     step_with(&t, 3, 2);
     after = snapshot(&t);
     ModelTest other;
@@ -521,14 +520,14 @@ static void test_memory(void **state) {
                 assert_int_equal(v_offset(&t, i), -1);
                 continue;
             }
-            assert_true(v_offset(&t, i) >= end);  // in order, apart: only AdamW has second moments
+            assert_true(v_offset(&t, i) >= end);  // in order, without overlap: only AdamW has second moments
             end = v_offset(&t, i) + spec->elems;
         }
         assert_true(t.model.part.v_elems >= end && t.model.part.v_elems < end + PARAM_ALIGN_ELEMS);
         size_t moments = to_size(params->total_elems + t.model.part.v_elems) * sizeof(float);
         size_t planned = arena_tag_bytes(&t.arena, "optimizer moments");
         assert_true(planned >= moments && planned < moments + 2 * ARENA_ALIGN_BYTES);
-        // In a model as small as this, Muon's scratch is that of all equally shaped matrices, in the dtype of the run.
+        // In this small model Muon's scratch holds all equally shaped matrices, in the dtype of the run.
         size_t scratch = to_size(2 * (x + gram)) * dtype_bytes(DTYPE_BF16) + sizeof(GradStats) + sizeof(double);
         planned = arena_tag_bytes(&t.arena, "optimizer workspace");
         assert_true(planned >= scratch && planned < scratch + 6 * ARENA_ALIGN_BYTES);

@@ -1,6 +1,6 @@
-// attention.cu: all of llmc/cuda/attention_cudnn.cu and the meaning of the graphs in cudnn_sdpa.cu, on the emulated
-// GPU with a cuDNN that computes graphs node by node (fake_cudnn.cpp), against attention written out in double. What
-// NVIDIA's engines make of the same graphs is not shown. tests/gpu/test_cudnn_attention.sh builds and runs it.
+// attention.cu: llmc/cuda/attention_cudnn.cu and the meaning of the graphs in cudnn_sdpa.cu, on the emulated GPU with
+// a cuDNN that computes graphs node by node (fake_cudnn.cpp), against attention in double. NVIDIA's engines
+// themselves are not tested. tests/gpu/test_cudnn_attention.sh builds and runs it.
 #include "llmc/cuda/attention_cudnn.cu"
 
 #include <setjmp.h>
@@ -13,7 +13,7 @@ extern "C" {
 
 #define OK(call) assert_int_equal((int)(call), (int)cudaSuccess)
 
-// The backend that attention_cudnn.cu sees: a stream, a failure, a scratch block.
+// The backend for attention_cudnn.cu: a stream, a failure, a scratch block.
 bool cuda_fail(Backend *, const char *what, const char *text) {
     fail_msg("%s: %s", what, text);
     return false;
@@ -32,11 +32,11 @@ void *cuda_scratch(Backend *be, size_t bytes) {
 
 typedef struct {
     int64_t B, T, NH, NKV, HS, window;
-    int doc_tokens;  // of a document, but where a row cuts it; 0: no documents
+    int doc_tokens;  // of a document, unless a row's end cuts it; 0: no documents
     bool deterministic;
     int64_t slice_batch, slice_heads;  // sequences and query heads of one execution of the backward pass
 } Case;
-// The limit on workspace that the test is compiled with cuts the calls into slices.
+// The workspace limit of this test's build divides the calls into slices.
 static const Case CASES[] = {
     {2, 64, 2, 2, 8, 0, 0, true, 2, 2},          {8, 128, 4, 2, 16, 0, 0, true, 4, 4},
     {2, 100, 3, 1, 24, 17, 0, true, 2, 3},       {1, 256, 8, 4, 8, 64, 0, true, 1, 4},
@@ -103,7 +103,7 @@ static Tensor device_tensor(DType dtype, int64_t rows, int64_t columns) {
     OK(cudaMemset(t.data, 0xff, tensor_bytes(t)));
     return t;
 }
-// Normally distributed enough, rounded to bf16 on both sides.
+// Roughly normal, rounded to bf16 for both sides.
 static double *random_bf16(Tensor t) {
     int64_t elems = tensor_elems(t);
     double *values = (double *)xmalloc((size_t)elems * sizeof *values);
@@ -226,7 +226,7 @@ static void test_attention(void **) {
     free_backend(be);
 }
 
-// What cuDNN must not be asked for, and the number of documents that only the device knows.
+// Refused cases, and the number of documents, which is known on the device only.
 static void test_refusals(void **) {
     Backend *be = make_backend();
     Error why;

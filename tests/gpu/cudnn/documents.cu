@@ -1,5 +1,5 @@
 // documents.cu: the tables of documents and the order of the statistics that cuDNN is given (llmc/cuda/
-// attention_cudnn.cu), on the emulated GPU, against plain loops. cuDNN itself is not there.
+// attention_cudnn.cu), on the emulated GPU, against plain loops, without cuDNN itself.
 // tests/gpu/test_cudnn_attention.sh builds and runs it.
 #include "llmc/cuda/attention_cudnn.cu"
 
@@ -13,7 +13,7 @@ extern "C" {
 
 #define OK(call) assert_int_equal((int)(call), (int)cudaSuccess)
 
-// The kernels need of a backend only its stream and its failure.
+// The kernels use only the stream and the failure of a backend.
 bool cuda_fail(Backend *, const char *what, const char *text) {
     fail_msg("%s: %s", what, text);
     return false;
@@ -57,8 +57,7 @@ static void check_documents(Backend *be, Case c, int64_t places) {
     int32_t *doc = (int32_t *)xmalloc((size_t)tokens * sizeof *doc);
     int64_t *first = (int64_t *)xmalloc((size_t)(tokens + places + 2) * sizeof *first);
     for (int64_t i = 0; i < tokens; ++i) {
-        // Numbers go on over a row's end, as where a document is longer than a row: the row's end cuts it all the
-        // same.
+        // Numbers continue over a row's end, as for a document longer than a row: the row's end still cuts it.
         bool begins = i == 0 || (c.mean_tokens > 0 && rand() % c.mean_tokens == 0);
         doc[i] = i == 0 ? 5 : doc[i - 1] + (begins ? 1 + rand() % 3 : 0);
         if (begins || i % c.T == 0) first[count++] = i;
@@ -99,7 +98,7 @@ static void test_documents(void **state) {
         setenv("TOKAMAK_EMU_ORDER", order, 1);
         for (const Case &c : CASES) {
             check_documents(backend_of(state), c, cudnn_document_places(c.B, c.T));
-            check_documents(backend_of(state), c, c.B * c.T);  // as many as there can be
+            check_documents(backend_of(state), c, c.B * c.T);  // the largest possible number
             check_documents(backend_of(state), c, c.B);        // exactly enough, or too few
         }
     }

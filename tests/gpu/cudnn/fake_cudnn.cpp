@@ -1,7 +1,6 @@
-// fake_cudnn.cpp: a libcudnn.so.9 that computes the graphs it is given node by node, in double, on the emulated GPU's
-// stream: what the graphs mean, as far as NVIDIA's documentation says. It accepts every graph and knows nothing of
-// engines, speed or rounding inside of a fused kernel. tests/gpu/test_cudnn_attention.sh builds it beside
-// tests/gpu/cudnn/attention.cu.
+// fake_cudnn.cpp: a libcudnn.so.9 that computes graphs node by node, in double, on the emulated GPU's stream: their
+// meaning according to NVIDIA's documentation. It accepts every graph; engines, speed and rounding inside a fused
+// kernel are not modelled. tests/gpu/test_cudnn_attention.sh builds it beside tests/gpu/cudnn/attention.cu.
 #include <cudnn.h>
 #include <math.h>
 #include <stdio.h>
@@ -22,7 +21,7 @@
         }                                                                                \
     } while (0)
 
-// A descriptor is what was set in it.
+// A descriptor holds the attributes set in it.
 struct Fake {
     cudnnBackendDescriptorType_t type;
     std::map<int, std::vector<char>> attributes;
@@ -83,7 +82,7 @@ struct Run {
     std::map<int64_t, float> scalars;  // tensors by value, read when the call was made
     std::map<const Fake *, Values> values;
     std::vector<Fake *> operations;
-    int64_t longest;             // dimension of sequences, 0 where nothing is ragged
+    int64_t longest;             // length of the sequence dimension, 0 if nothing is ragged
     int64_t ragged_lengths_uid;  // their lengths
 
     bool is_virtual(const Fake *tensor) const { return !tensor->all<bool>(CUDNN_ATTR_TENSOR_IS_VIRTUAL).empty(); }
@@ -92,8 +91,8 @@ struct Run {
         EXPECT(found != memory.end() && found->second != nullptr);
         return found->second;
     }
-    // Calls visit(index among the values, index among the tensor's elements in memory) for what is there of the
-    // tensor.
+    // Calls visit(index among the values, index among the tensor's elements in memory) for the tensor's elements
+    // that exist.
     template <class Visit>
     void each(const Fake *tensor, Visit visit) const {
         Shape s = shape_of(tensor);
@@ -113,7 +112,7 @@ struct Run {
     const Values &load(const Fake *tensor) {
         Values &out = values[tensor];
         if (!out.empty()) return out;
-        EXPECT(!is_virtual(tensor));  // else nothing has computed it
+        EXPECT(!is_virtual(tensor));  // otherwise no node has computed it
         out.assign((size_t)shape_of(tensor).elems(), 0.0);
         if (!tensor->all<bool>(CUDNN_ATTR_TENSOR_IS_BY_VALUE).empty()) {
             out[0] = scalars.at(tensor->one<int64_t>(CUDNN_ATTR_TENSOR_UNIQUE_ID));
@@ -126,7 +125,7 @@ struct Run {
             if (dtype == CUDNN_DATA_FLOAT) x = ((const float *)from)[element];
             else if (dtype == CUDNN_DATA_BFLOAT16) x = bf16_value(((const uint16_t *)from)[element]);
             else if (dtype == CUDNN_DATA_INT32) x = ((const int32_t *)from)[element];
-            else EXPECT(!"a type that can be read");
+            else EXPECT(!"a readable type");
             out[(size_t)index] = x;
         });
         return out;
@@ -141,7 +140,7 @@ struct Run {
                 double x = result[(size_t)index];
                 if (dtype == CUDNN_DATA_FLOAT) ((float *)to)[element] = (float)x;
                 else if (dtype == CUDNN_DATA_BFLOAT16) ((uint16_t *)to)[element] = bf16_bits(x);
-                else EXPECT(!"a type that can be written");
+                else EXPECT(!"a writable type");
             });
         }
         values[tensor] = std::move(result);
@@ -169,7 +168,7 @@ static double apply(cudnnPointwiseMode_t mode, double x, double b) {
     case CUDNN_POINTWISE_CMP_GT: return x > b;
     case CUDNN_POINTWISE_CMP_LT: return x < b;
     case CUDNN_POINTWISE_LOGICAL_AND: return x != 0 && b != 0;
-    default: EXPECT(!"a pointwise mode that is known"); return 0;
+    default: EXPECT(!"a known pointwise mode"); return 0;
     }
 }
 void Run::pointwise(const Fake *op) {
@@ -181,7 +180,7 @@ void Run::pointwise(const Fake *op) {
     cudnnPointwiseMode_t mode = how->one<cudnnPointwiseMode_t>(CUDNN_ATTR_POINTWISE_MODE);
     Shape out = shape_of(y);
     Values result((size_t)out.elems());
-    // A dimension of one is the same everywhere.
+    // A dimension of one is broadcast.
     auto read = [](const Values &v, const Shape &s, const int64_t *at) {
         int64_t index[4];
         for (int d = 0; d < 4; ++d) index[d] = s.dim[d] == 1 ? 0 : at[d];
@@ -260,7 +259,7 @@ void Run::matmul(const Fake *op) {
     store(c, std::move(result));
 }
 
-// Only what the graphs need: the last two dimensions change places, and the strides say the same.
+// Only the graphs' case: the last two dimensions are swapped, and the strides agree.
 void Run::reshape(const Fake *op) {
     const Fake *x = op->desc(CUDNN_ATTR_OPERATION_RESHAPE_XDESC), *y = op->desc(CUDNN_ATTR_OPERATION_RESHAPE_YDESC);
     Shape in = shape_of(x), out = shape_of(y);
@@ -282,7 +281,7 @@ void Run::compute() {
         else if (op->type == CUDNN_BACKEND_OPERATION_REDUCTION_DESCRIPTOR) reduce(op);
         else if (op->type == CUDNN_BACKEND_OPERATION_MATMUL_DESCRIPTOR) matmul(op);
         else if (op->type == CUDNN_BACKEND_OPERATION_RESHAPE_DESCRIPTOR) reshape(op);
-        else EXPECT(!"an operation that is known");
+        else EXPECT(!"a known operation");
     }
 }
 
@@ -364,7 +363,7 @@ cudnnStatus_t cudnnBackendExecute(cudnnHandle_t handle, cudnnBackendDescriptor_t
         }
     cudaError_t status = emu_enqueue(handle->stream, "fake cuDNN", [run, workspace]() {
         Run copy = run;
-        memset(workspace, 0xff, 1000);  // it is ours
+        memset(workspace, 0xff, 1000);  // the engine owns it
         copy.compute();
         return cudaSuccess;
     });

@@ -1,6 +1,6 @@
-// graphs.cpp: the attention graphs that training gives to cuDNN, checked without a GPU: cuDNN's heuristics and
-// support checks are asked for described devices (cuDNN 9.8 and newer). Built and run by tests/gpu/test_cudnn_graphs.sh,
-// reports in cmocka's lines. What no engine serves is listed by own_kernel_serves, so that a change there is noticed.
+// graphs.cpp: the attention graphs of training, checked without a GPU: cuDNN's heuristics and support checks run for
+// described devices (cuDNN 9.8 and newer). tests/gpu/test_cudnn_graphs.sh builds and runs it; it prints cmocka's
+// lines. own_kernel_serves lists the cases without an engine, so that a change is noticed.
 #include <dlfcn.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -19,7 +19,7 @@ static const Gpu GPUS[] = {
     {"B200", 100, 148, 232448, 32, 132644864LL, 193273528320LL},
 };
 
-// Heads of the presets in llmc/config/model_config.c, and one that no engine takes.
+// Heads of the presets in llmc/config/model_config.c, and one that no engine supports.
 typedef struct {
     const char *models;
     int NH, NKV, HS, T;
@@ -67,7 +67,7 @@ static SdpaShape shape_of(const CudnnApi *api, SdpaDevice device, Heads h, Mask 
     return s;
 }
 
-// What cuDNN refuses, or would want too much workspace for (16384 tokens at a time).
+// Cases that cuDNN refuses, or that need too much workspace (16384 tokens at a time).
 static bool own_kernel_serves(Gpu gpu, Heads h, Mask mask, Pass pass) {
     if (h.HS % 8 != 0) return true;
     if (h.HS > 256 && pass.backward) return true;
@@ -75,7 +75,7 @@ static bool own_kernel_serves(Gpu gpu, Heads h, Mask mask, Pass pass) {
     if (gpu.compute_capability < 90) return true;
     if (!pass.backward) return false;
     if (h.HS % 16 != 0 || h.NH != h.NKV) return true;
-    // Hopper's ordered backward pass would store the score gradients of every place for a document.
+    // Hopper's ordered backward pass would store score gradients for every document place.
     return pass.deterministic && gpu.compute_capability == 90 && h.T > 256;
 }
 
@@ -105,7 +105,7 @@ static bool make_device(SdpaDevice *out, const CudnnApi *api, Gpu gpu) {
     return false;
 }
 
-// One case; prints what is not as expected. verbose: also what is.
+// One case; prints unexpected results, or with verbose all results.
 static bool check_case(const CudnnApi *api, SdpaDevice device, Gpu gpu, Heads h, Mask mask, Pass pass, bool verbose) {
     SdpaShape whole = shape_of(api, device, h, mask, pass), shape = cudnn_slice(whole);
     SdpaPlan plan;
@@ -117,13 +117,13 @@ static bool check_case(const CudnnApi *api, SdpaDevice device, Gpu gpu, Heads h,
     } else if (!cudnn_sdpa_build(&plan, api, device, &shape, &err)) {
         snprintf(reason, sizeof reason, "%s", err.message);
     } else if (plan.workspace_bytes > allowed) {
-        printf("%s %s %s %s: engine %lld wants %lld bytes, at most %lld were planned\n", gpu.name, h.models,
+        printf("%s %s %s %s: engine %lld needs %lld bytes, the plan has at most %lld\n", gpu.name, h.models,
                mask.name, pass.name, (long long)plan.engine, (long long)plan.workspace_bytes, (long long)allowed);
         return false;
     }
     int64_t planned = cudnn_attention_plan_bytes(whole.tokens, h.T, h.NH, h.NKV, h.HS);
     if (shape.batch > 0 && cudnn_workspace_bytes(shape) > planned) {
-        printf("%s %s %s %s: takes %lld bytes, the plan says at most %lld\n", gpu.name, h.models, mask.name,
+        printf("%s %s %s %s: needs %lld bytes, the plan has at most %lld\n", gpu.name, h.models, mask.name,
                pass.name, (long long)cudnn_workspace_bytes(shape), (long long)planned);
         return false;
     }
@@ -147,8 +147,7 @@ int main(int argc, char **argv) {
         printf("[ RUN      ] cudnn_graphs\n%s\n[  SKIPPED ] cudnn_graphs\n", err.message);
         return 0;
     }
-    // cuDNN opens and closes the runtime compiler for every question, which takes longer than the answer: keep it
-    // open.
+    // cuDNN opens and closes the runtime compiler for every query, which takes longer than the query: keep it open.
     if (dlopen("libnvrtc.so.13", RTLD_LAZY) == NULL) dlopen("libnvrtc.so.12", RTLD_LAZY);
     int failures = 0;
     for (const Gpu &gpu : GPUS) {

@@ -1,6 +1,6 @@
 // device.cu: the device half of the emulator (dev/emu/emu_device.h, emu_exec): thread indices, barriers, warp
-// operations, shared memory, cp.async, atomics and intrinsics against what CUDA's programming guide says of them, in
-// each order of threads. What must be refused is in faults.cu. tests/gpu/test_emu_device.sh runs it.
+// operations, shared memory, cp.async, atomics and intrinsics against CUDA's programming guide, in each order of
+// threads. Faults are tested by faults.cu. tests/gpu/test_emu_device.sh runs it.
 #include "llmc/cuda/gpu.h"
 
 #include <setjmp.h>
@@ -154,7 +154,7 @@ static void test_warp_operations(void **) {
     OK(cudaFree(out));
 }
 
-// Lane i gets the sum of what the lanes from i on gave.
+// Lane i receives the sum over the lanes i, i + 1, ...
 struct Suffix {
     int given, got;
 };
@@ -197,7 +197,7 @@ __global__ void shared_kernel(int *bad) {
     SHARED_ARRAY(double, wide, 5);
     SHARED_DYNAMIC(float, dynamic);
     int t = (int)threadIdx.x;
-    // Fresh in each block, full of NaN; each declaration its own; the same for all threads.
+    // New in each block, filled with NaN; one array per declaration; the same for all threads.
     bool fresh = isnan(name[t % 8]) && isnan(wide[t % 5]) && isnan(dynamic[t]) && isnan(helper_array()[t % 8]);
     bool sized = sizeof(name) == 8 * sizeof(float) && sizeof(wide) == 5 * sizeof(double);
     bool aligned = (uintptr_t)name % 16 == 0 && (uintptr_t)wide % 16 == 0 && (uintptr_t)dynamic % 128 == 0;
@@ -235,7 +235,7 @@ __global__ void async_kernel(float *out, const float *in) {
     emu_async_commit();
     emu_async_copy(third + at, in + at, 8, 8);
     bool pending = isnan(first[at]) && isnan(second[at]) && isnan(third[at]);
-    emu_async_wait(1);  // the newest of the committed groups may still be on its way, and what is not committed is
+    emu_async_wait(1);  // the newest committed group may still be pending; uncommitted copies are
     bool one_done = first[at + 3] == in[at + 3] && isnan(second[at]) && isnan(third[at]);
     emu_async_wait(0);
     bool two_done = second[at] == in[at] && second[at + 1] == 0.0f && second[at + 3] == 0.0f && isnan(third[at]);

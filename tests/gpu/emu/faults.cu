@@ -1,6 +1,6 @@
-// faults.cu: kernels with one planted fault each, and their sound twins. tests/gpu/test_emu_device.sh runs them on the
-// emulator, as `faults NAME` and `faults NAME clean`, and knows which build must find which fault. Exit status 0: the
-// result is right; 3: it is wrong, or CUDA returned an error; a fault that the emulator itself finds aborts.
+// faults.cu: kernels with one fault each, and their correct twins. tests/gpu/test_emu_device.sh runs them on the
+// emulator, as `faults NAME` and `faults NAME clean`, and lists which build must find which fault. Exit status 0: the
+// result is right; 3: it is wrong, or CUDA returned an error; a fault detected by the emulator aborts.
 #include "llmc/cuda/gpu.h"
 
 #include <stdio.h>
@@ -9,7 +9,7 @@
 #define THREADS 128
 #define ROW (THREADS / 2)
 
-// ---- one block, `in` and `out` of THREADS elements; the sound result is reference() ----
+// ---- one block, `in` and `out` of THREADS elements; the correct result is reference() ----
 
 // out[t] = in[t] + in[t - 1], the neighbour's value through shared memory.
 __global__ void barrier_kernel(float *out, const float *in, bool clean) {
@@ -19,7 +19,7 @@ __global__ void barrier_kernel(float *out, const float *in, bool clean) {
     if (clean) __syncthreads();
     out[t] = tile[t] + (t > 0 ? tile[t - 1] : 0.0f);
 }
-// The same; only neighbours in a warp exchange through shared memory, the rest through global memory.
+// The same; only neighbours in a warp exchange through shared memory, the others through global memory.
 __global__ void syncwarp_kernel(float *out, const float *in, bool clean) {
     SHARED_ARRAY(float, tile, THREADS);
     int t = (int)threadIdx.x;
@@ -66,7 +66,7 @@ __global__ void async_wait_kernel(float *out, const float *in, bool clean) {
     __syncthreads();
     out[t] = tile[t] + (t > 0 ? tile[t - 1] : 0.0f);
 }
-// Two halves of the row through one buffer: the second may only be asked for when nobody reads the first any more.
+// Two halves of the row through one buffer: the second may be requested only after all reads of the first.
 __global__ void async_refill_kernel(float *out, const float *in, bool clean) {
     SHARED_ARRAY(float, tile, ROW);
     int t = (int)threadIdx.x;
@@ -108,7 +108,7 @@ __global__ void diverged_warp_kernel(float *out, const float *in, bool clean) {
     else before += (float)__any_sync(FULL_MASK, 0);
     out[t] = in[t] + before;
 }
-// A lane outside of the mask gives anything.
+// The value of a lane outside the mask is undefined.
 __global__ void shuffle_source_kernel(float *out, const float *in, bool clean) {
     int t = (int)threadIdx.x, lane = t % WARP;
     float before = 0.0f;
@@ -135,7 +135,7 @@ __global__ void global_race_kernel(float *out, const float *in, bool clean) {
     int t = (int)threadIdx.x;
     if (!clean || blockIdx.x == 0) out[t] = in[t] + (t > 0 ? in[t - 1] : 0.0f);
 }
-// Blocks of ROW threads: each element once, but a block reads what another one writes.
+// Blocks of ROW threads: each element once, but a block reads elements that another block writes.
 __global__ void global_read_kernel(float *out, const float *in, bool clean) {
     int t = (int)(blockIdx.x * blockDim.x + threadIdx.x);
     out[t] = in[t];
@@ -188,7 +188,7 @@ static float *device_floats(size_t count) {
     return cudaMalloc(&pointer, count * sizeof(float)) == cudaSuccess ? (float *)pointer : NULL;
 }
 
-// A copy on one stream of what a kernel on another stream makes.
+// A copy on one stream of the output of a kernel on another stream.
 static cudaError_t run_streams(float *out, const float *in, bool clean) {
     float *between = device_floats(THREADS);
     cudaStream_t first, second;

@@ -1,6 +1,6 @@
 // comm_nccl_ranks.c: one rank of the tests of the NCCL group; tests/ranks/test_comm_nccl.sh starts several under mpirun, on
 // emulated GPUs, or one on a real GPU (TOKAMAK_TEST_DEVICE=cuda). Every rank knows what every other contributes
-// (rank_test_value()), so each checks its own results against sums made here, to the bit. Exit status 0: all was as expected.
+// (rank_test_value()), so each compares its results with sums computed here, to the bit. Exit status 0: all as expected.
 #include <math.h>
 #include <pthread.h>
 #include <stdatomic.h>
@@ -31,7 +31,7 @@ static double rounded(double x, DType dtype) {
 static double add(double a, double b, DType sums) {
     return sums == DTYPE_F64 ? a + b : (double)((float)a + (float)b);
 }
-// In the tree; or, as the emulated library adds, rank after rank.
+// In the tree; or rank after rank, as the emulated NCCL adds.
 static double expected_sum(int world, int salt, int64_t i, DType sums, CommSum how) {
     double x[64] = {0};
     for (int r = 0; r < world; ++r)
@@ -63,7 +63,7 @@ static void *download(Test *t, Tensor x) {
     return host;
 }
 
-// A group that has exactly the scratch memory that was planned.
+// Opens a group with exactly the planned scratch memory.
 typedef struct {
     Comm *comm;
     Tensor scratch;
@@ -171,7 +171,7 @@ static void check_all_gather(Test *t, int64_t elems, int kind, DType dtype) {
 
 static void check_all_reduce(Test *t, int64_t elems, DType dtype, CommSum how) {
     Tensor device = device_tensor(t, dtype, elems);
-    // The plan counts in fp32, and few elements in fp64 only.
+    // The planned scratch is for fp32, and for fp64 with few elements only.
     Group group = open_group(t, dtype == DTYPE_F64 && elems > 1000 ? 2 * elems + 4096 : elems, 0, how);
     unsigned char *x = xmalloc(tensor_bytes(device));
     for (int64_t i = 0; i < elems; ++i) tensor_host_store(x, dtype, i, rank_test_value(t->rank, 9, i));
@@ -209,7 +209,7 @@ static void check_broadcast(Test *t, int64_t elems, DType dtype, int root) {
 }
 
 static void test_operations(Test *t) {
-    // Around the sizes of packs; the last is several blocks of threads for each rank.
+    // Around the pack sizes; the last needs several thread blocks per rank.
     static const int64_t SIZES[] = {1, 3, 17, 1024, 4099};
     for (int s = 0; s < 5; ++s) {
         for (int kind = 0; kind < RANK_TEST_KINDS; ++kind) {
@@ -233,15 +233,15 @@ static void test_operations(Test *t) {
     }
 }
 
-// ---- beside the computation ----
+// ---- overlap with the computation ----
 
 #define STEPS 6
 #define BUCKETS 3
 #define BUCKET_ELEMS 1003
 
-// Steps as training makes them: gradients are computed from weights, summed bucket by bucket while the next is
-// computed, applied to the own part, and the weights are gathered. Whole numbers: the order of sums does not matter.
-// Any missing wait shows in one of the orders of streams.
+// Steps as in training: gradients are computed from weights, summed bucket by bucket while the next bucket is computed,
+// applied to this rank's part, and the weights are gathered. Integers, so the order of sums does not matter. A missing
+// wait changes the results in at least one order of the streams.
 static void test_steps(Test *t) {
     CommSegment segment[64] = {{0}};
     int segments = rank_test_segments(segment, t->world, BUCKET_ELEMS, 0);
@@ -302,7 +302,7 @@ static void test_steps(Test *t) {
     close_group(t, group);
 }
 
-// More operations under way than the group keeps track of, and ranks that come at different times.
+// More operations in flight than the group has events, and ranks that arrive at different times.
 static void test_queue(Test *t) {
     enum { N = 100, ELEMS = 257 };
     CommSegment segment[64] = {{0}};
@@ -353,8 +353,8 @@ static void test_queue(Test *t) {
     close_group(t, group);
 }
 
-// Faults planted in the order of work, which lazy streams must show on every rank: 0: a result that is used without
-// waiting; 1: an operand that is overwritten without waiting; 2: the sound twin.
+// Ordering errors that lazy streams must reveal on every rank: 0: a result is used without a wait; 1: an operand is
+// overwritten without a wait; 2: the correct version.
 static int wrong_elements(Test *t, int fault) {
     enum { ELEMS = 64 };
     CommSum how = {.tree = true, .wire = DTYPE_F32};
@@ -395,7 +395,7 @@ static void test_planted(Test *t) {
 typedef struct {
     Comm *comm;
     atomic_bool stop;
-    double longest;  // that "late" was seen waiting
+    double longest;  // observed waiting time of "late"
 } Watcher;
 static void *watch(void *argument) {
     Watcher *watcher = argument;
@@ -410,7 +410,7 @@ static void *watch(void *argument) {
     return NULL;
 }
 
-// Rank 0 comes 400 ms late: a thread of each other rank sees in what it waits, while the rank is in the wait.
+// Rank 0 arrives 400 ms late: meanwhile a second thread of each other rank reads from status which operation it waits in.
 static void test_status(Test *t) {
     Group group = open_group(t, 0, 0, (CommSum){.wire = DTYPE_F32});
     Comm *comm = group.comm;
@@ -439,7 +439,7 @@ static void test_status(Test *t) {
     close_group(t, group);
 }
 
-// TOKAMAK_EMU_NCCL_FAIL makes the third call fail: it is kept, later operations do nothing, whoever waits gets it.
+// TOKAMAK_EMU_NCCL_FAIL makes the third call fail: the error is kept, later operations do nothing, synchronize returns it.
 static void test_failure(Test *t) {
     Group group = open_group(t, 64, 64, (CommSum){.wire = DTYPE_F32});
     Comm *comm = group.comm;
@@ -454,7 +454,7 @@ static void test_failure(Test *t) {
     comm->close(comm);
 }
 
-// ---- uses that must not pass ----
+// ---- incorrect use ----
 
 static void test_captured(Test *t) {
     Group group = open_group(t, 0, 0, (CommSum){.wire = DTYPE_F32});
@@ -471,7 +471,7 @@ static void test_mismatch(Test *t) {
     Error err = {""};
     group.comm->synchronize(group.comm, &err);
 }
-// Rank 0 receives what rank 1 never sends.
+// Rank 0 waits for data that rank 1 never sends.
 static void test_partner(Test *t) {
     CommSum how = {.tree = true, .wire = DTYPE_F32};
     Group group = open_group(t, 64, 64, how);
@@ -487,8 +487,8 @@ static void test_scratch(Test *t) {
     Tensor x = device_tensor(t, DTYPE_F32, 1000000);
     group.comm->all_reduce(group.comm, "big", x, (CommSum){.tree = true, .wire = DTYPE_F32});
 }
-// What a group of one moves, beside a copy of the same tensor (scripts/gpu_check.sh): medians in device time, the
-// barrier as what any operation costs at least.
+// Bandwidth of a group of one rank, compared with a copy of the same tensor (scripts/gpu_check.sh): medians of device time;
+// the barrier shows the fixed cost of an operation.
 typedef enum { MOVE_COPY, MOVE_REDUCE_SCATTER, MOVE_ACCUMULATE, MOVE_ALL_REDUCE_BF16, MOVE_BARRIER, MOVE_COUNT } Move;
 static int compare_doubles(const void *a, const void *b) {
     double x = *(const double *)a, y = *(const double *)b;
@@ -520,7 +520,7 @@ static double move_ms(Test *t, Comm *comm, Move move, Tensor out, Tensor in) {
 static void test_bandwidth(Test *t) {
     static const char *const NAMES[MOVE_COUNT] = {"copy", "reduce_scatter", "reduce_scatter +=", "all_reduce bf16",
                                                   "barrier"};
-    static const double BYTES[MOVE_COUNT] = {8, 8, 12, 12, 0};  // that memory moves for an element
+    static const double BYTES[MOVE_COUNT] = {8, 8, 12, 12, 0};  // of memory traffic per element
     int64_t elems = strcmp(t->be->name, "cuda") == 0 ? 64 << 20 : 64 << 10;
     Group group = open_group(t, elems, elems, (CommSum){.wire = DTYPE_BF16});
     Tensor in = device_tensor(t, DTYPE_F32, elems), out = device_tensor(t, DTYPE_F32, elems);

@@ -1,6 +1,6 @@
 // comm_ranks.c: one rank of the tests of the MPI group; tests/ranks/test_comm_mpi.sh starts several. Every rank knows what
-// every other contributes (rank_test_value()), so each checks its own results against a plain serial sum in the same tree, to
-// the bit. Exit status 0: everything was as expected on this rank.
+// every other contributes (rank_test_value()), so each compares its results with a serial sum in the same tree, to the bit.
+// Exit status 0: all results of this rank as expected.
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -111,7 +111,7 @@ static void check_broadcast(Test *t, int64_t elems, DType dtype, int root) {
 }
 
 static void test_operations(Test *t) {
-    // Around the sizes of vectors, of the group's blocks and of pieces; the last has several pieces for each rank.
+    // Around the sizes of vectors, of the group's blocks and of pieces; the last has several pieces per rank.
     static const int64_t SIZES[] = {1, 3, 17, 1000, 4099, 140001};
     for (int s = 0; s < 6; ++s) {
         for (int kind = 0; kind < 4; ++kind) {
@@ -130,12 +130,12 @@ static void test_operations(Test *t) {
         for (int root = 0; root < t->world; ++root)
             check_broadcast(t, SIZES[s], (DType)((root + s) % DTYPE_COUNT), root);
     }
-    // Pieces of what is gathered are a megabyte.
+    // Pieces of a gather are 1 MiB.
     check_all_gather(t, 3000001, 0, DTYPE_F32);
     check_broadcast(t, 3000001, DTYPE_F32, t->world - 1);
 }
 
-// Many operations are issued before the first is waited for, and ranks come at different times.
+// Many operations are issued before the first wait, and ranks arrive at different times.
 static void test_queue(Test *t) {
     enum { N = 1000, ELEMS = 257 };
     CommSegment segment[64] = {{0}};
@@ -173,7 +173,7 @@ static void test_queue(Test *t) {
     free(y);
 }
 
-// Rank 0 comes 300 ms late: the others are waiting in the barrier and say so; what they computed meanwhile hides it.
+// Rank 0 arrives 300 ms late: the other ranks report that they wait in the barrier; their computation meanwhile hides it.
 static void test_status(Test *t) {
     ControlStatus status;
     t->comm->status(t->comm, &status);
@@ -201,7 +201,7 @@ static void test_status(Test *t) {
                stats.busy_seconds, stats.exposed_seconds);
 }
 
-// Every group has its own messages, whatever the order in which they are waited for.
+// Messages of two groups do not mix, whatever the order of the waits.
 static void test_two_groups(Test *t) {
     CommOptions options = {.axis = {t->rank, t->world}, .mpi = t->plugin};
     CommSum how = {.wire = DTYPE_F32};
@@ -231,7 +231,7 @@ static void test_two_groups(Test *t) {
     free(options.scratch);
 }
 
-// Rank 1 contributes something else than the others think: every rank's check must find it.
+// Rank 1 contributes other values than expected: every rank's check must find it.
 static void test_wrong(Test *t) {
     float x[8];
     for (int i = 0; i < 8; ++i) x[i] = (float)rank_test_value(t->rank, t->rank == 1 ? 3 : 9, i);
@@ -242,8 +242,8 @@ static void test_wrong(Test *t) {
     EXPECT(t, wrong == 0, "%d of 8 sums", wrong);
 }
 
-// The ranks disagree on a segment's length: MPI says that a message was truncated. The error is kept, later
-// operations do nothing, and the group can still be closed.
+// The ranks pass different segment lengths: MPI reports a truncated message. The error is kept, later operations do
+// nothing, and the group can still be closed.
 static void test_failure(Test *t) {
     unsigned char x[2000] = {0};
     CommSegment segment = {.owner = 0, .first = 0, .count = t->rank == 0 ? 1000 : 500};
@@ -267,7 +267,7 @@ int main(int argc, char **argv) {
     static const struct {
         const char *name;
         void (*run)(Test *t);
-        int64_t owned_elems;  // of which scratch is planned: small ones cut everything into small pieces
+        int64_t owned_elems;  // for which scratch is planned: a small value leads to small pieces
     } TESTS[] = {{"operations", test_operations, 1000000}, {"pieces", test_operations, 1}, {"queue", test_queue, 257},
                  {"status", test_status, 1}, {"groups", test_two_groups, 64}, {"wrong", test_wrong, 8},
                  {"failure", test_failure, 8}};

@@ -1,17 +1,17 @@
-# cluster.sh: a Slurm cluster of this machine alone, for tests: munged, slurmctld and slurmd on 127.0.0.1 as the present user,
-# without systemd and beside any cluster that is already here. Everything lives in one directory: key, socket, state, logs.
-# Sourced by tests/ranks/test_slurm.sh; knows nothing of training.
-#     cluster_start DIR NODES CPUS   sets CLUSTER_WHY and returns 1 when it cannot; SLURM_CONF is exported
-#     cluster_stop                   ends every process that was started, jobs' too; safe to call at any time
+# cluster.sh: a Slurm cluster on this machine for tests: munged, slurmctld and slurmd on 127.0.0.1 as the current user, without
+# systemd and independent of any installed cluster. Everything is in one directory: key, socket, state, logs.
+# Sourced by tests/ranks/test_slurm.sh. Must not know training.
+#     cluster_start DIR NODES CPUS   exports SLURM_CONF; on failure sets CLUSTER_WHY and returns 1
+#     cluster_stop                   ends every process that was started, jobs' included; safe to call at any time
 CLUSTER_WHY= CLUSTER_DIR= CLUSTER_PIDS=()
 
-# A port that nobody listens on, counted from $1.
+# The first unused port from $1 on.
 cluster_free_port() {
     local port=$1
     while (exec 3<>"/dev/tcp/127.0.0.1/$port") 2>/dev/null; do port=$((port + 1)); done
     echo "$port"
 }
-# cluster_wait SECONDS COMMAND...: until the command succeeds.
+# cluster_wait SECONDS COMMAND...: repeats the command until it succeeds.
 cluster_wait() {
     local end=$((SECONDS + $1))
     shift
@@ -63,7 +63,7 @@ EOF
         base=$(cluster_free_port $((base + 1)))
         echo "NodeName=node$i NodeHostname=$(hostname -s) NodeAddr=127.0.0.1 Port=$base CPUs=$cpus State=UNKNOWN"
     done
-    # Jobs of `high` take nodes from jobs of `low`, which then have five seconds.
+    # Jobs of `high` preempt jobs of `low`, which then have five seconds.
     echo "PartitionName=test Nodes=node[1-$nodes] Default=YES MaxTime=INFINITE State=UP"
     echo "PartitionName=low Nodes=node[1-$nodes] MaxTime=INFINITE State=UP PriorityTier=1 PreemptMode=REQUEUE GraceTime=5"
     echo "PartitionName=high Nodes=node[1-$nodes] MaxTime=INFINITE State=UP PriorityTier=9 PreemptMode=OFF"
@@ -80,7 +80,7 @@ cluster_start() {
     (umask 077 && head -c 128 /dev/urandom >"$CLUSTER_DIR/munge.key")
     cluster_config "$nodes" "$cpus" >"$CLUSTER_DIR/slurm.conf"
     export SLURM_CONF=$CLUSTER_DIR/slurm.conf
-    # Forced: it would not have its socket where only this user may look.
+    # Forced: munged refuses a socket in a directory that only this user can read.
     munged --foreground --force --key-file="$CLUSTER_DIR/munge.key" --socket="$CLUSTER_DIR/munge.socket" \
         --pid-file="$CLUSTER_DIR/munged.pid" --seed-file="$CLUSTER_DIR/munge.seed" --log-file="$CLUSTER_DIR/munged.log" \
         >"$CLUSTER_DIR/munged.out" 2>&1 &
