@@ -101,7 +101,7 @@ static const Edit EDITS[] = {
     {"\"model\": ", "\"modell\": ", "model"},
     {"\"vocab\": {", "\"vocab\": 5, \"was\": {", "vocab"},
     {"\"merges\": [", "\"merges\": 5, \"was\": [", "merges"},
-    {"\"a\": 97", "\"a\": 97, \"a\": 97", "twice"},
+    {"\"a\": 97", "\"a\": 97, \"a\": 97", "duplicate"},
     {"\"a\": 97", "\"a\": 98", "two tokens have the id 98"},
     {"\"a\": 97,", "", "0x61"},
     {"\"a\": 97", "\"a\": 97.5", "whole number"},
