@@ -8,6 +8,7 @@
 #include <sys/resource.h>
 
 #include "dev/bench/bench.h"
+#include "dev/bench/optimizer_step.h"
 #include "dev/bench/profile.h"
 #include "llmc/base/tree_sum.h"
 #include "llmc/formats/model_file.h"

@@ -7,9 +7,9 @@
 #include <xxhash.h>
 
 #include "dev/cases/cases.h"
+#include "dev/cases/values.h"
 #include "llmc/backend/arena.h"
 #include "llmc/backend/tensor_host.h"
-#include "llmc/base/rng.h"
 
 // Operands repeat a pattern of random numbers: filling a gigabyte is fast, and a reference has any element without a
 // download. The length has few divisors, so that rows of a matrix differ.

@@ -4,9 +4,6 @@
 #include <stdio.h>
 #include <sys/mman.h>
 
-#define COUNTED_OP_NAME(op, name) name,
-const char *const COUNTED_OP_NAMES[COUNT_OPS] = {COUNTED_OPS(COUNTED_OP_NAME)};
-
 static Counting *counting_of(Backend *be) { return be->impl; }
 
 // ---------------------------------------------------------------------------------------------------------------

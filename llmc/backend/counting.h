@@ -43,7 +43,6 @@
 #define COUNTED_OP_ENUM(op, name) COUNT_##op,
 typedef enum { COUNTED_OPS(COUNTED_OP_ENUM) COUNT_OPS } CountedOp;
 #undef COUNTED_OP_ENUM
-extern const char *const COUNTED_OP_NAMES[COUNT_OPS];
 
 // Sums over the calls of an operation. A multiply-add is two FLOPs; attention counts the visible keys of a query
 // (counting_mean_keys) and ignores documents. All fields are doubles: exact whole numbers up to 2^53.

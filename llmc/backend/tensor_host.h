@@ -1,21 +1,9 @@
-// tensor_host.h: reads and writes single elements of a tensor in host memory, of any dtype: for tests, benchmarks
-// and printed logits, not for computation.
+// tensor_host.h: reads single elements of a tensor in host memory, of any dtype: for printed logits, tests and
+// benchmarks, not for computation.
 #ifndef LLMC_TENSOR_HOST_H
 #define LLMC_TENSOR_HOST_H
 
 #include "llmc/backend/tensor.h"
-
-static inline void tensor_host_store(void *host, DType dtype, int64_t i, double value) {
-    switch (dtype) {
-    case DTYPE_F32: ((float *)host)[i] = (float)value; return;
-    case DTYPE_BF16: ((uint16_t *)host)[i] = bf16_from_f32((float)value); return;
-    case DTYPE_I32: ((int32_t *)host)[i] = (int32_t)value; return;
-    case DTYPE_U8: ((uint8_t *)host)[i] = (uint8_t)value; return;
-    case DTYPE_F64: ((double *)host)[i] = value; return;
-    case DTYPE_COUNT: break;
-    }
-    CHECK(false, "dtype=%d", (int)dtype);
-}
 
 static inline double tensor_host_load(const void *host, DType dtype, int64_t i) {
     switch (dtype) {

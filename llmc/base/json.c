@@ -17,7 +17,7 @@ static size_t utf8_sequence(const unsigned char *p, size_t left) {
     return overlong || surrogate || beyond ? 0 : length;
 }
 
-bool utf8_is_valid(const char *text, size_t bytes) {
+static bool utf8_is_valid(const char *text, size_t bytes) {
     const unsigned char *p = (const unsigned char *)text;
     for (size_t i = 0; i < bytes;) {
         size_t length = utf8_sequence(p + i, bytes - i);

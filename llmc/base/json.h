@@ -16,5 +16,4 @@ const cJSON *json_find(const cJSON *object, const char *key);
 // A whole number that a double holds exactly (at most 2^53 in size). False on anything else, NULL included.
 bool json_as_i64(const cJSON *item, int64_t *out);
 bool json_as_f64(const cJSON *item, double *out);  // finite
-bool utf8_is_valid(const char *text, size_t bytes);
 #endif

@@ -220,7 +220,7 @@ void option_print(FILE *out, const Option *option, OptionSpelling spelling, cons
     free(range);
 }
 
-void options_print_help(FILE *out, const OptionTable *table) {
+static void options_print_help(FILE *out, const OptionTable *table) {
     size_t length = strlen(table->about);
     bool ended = length > 0 && table->about[length - 1] == '\n';
     fprintf(out, "%s%s\noptions%s\n", table->about, ended ? "" : "\n",

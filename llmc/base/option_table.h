@@ -85,6 +85,5 @@ char *option_format(const Option *option, const void *base);
 // ---- help ----
 // A row: name, meaning, range or words, default; broken into lines.
 void option_print(FILE *out, const Option *option, OptionSpelling spelling, const void *base);
-void options_print_help(FILE *out, const OptionTable *table);
 
 #endif

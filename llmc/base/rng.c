@@ -1,8 +1,6 @@
 // rng.c: Philox4x32-10, the distributions and the permutation built on it; see rng.h.
 #include "llmc/base/rng.h"
 
-#include <math.h>
-
 #include "llmc/base/rng_philox.h"
 
 void rng_block(uint64_t seed, uint64_t stream, uint64_t index, uint32_t out[4]) {
@@ -21,13 +19,6 @@ uint64_t rng_u64(uint64_t seed, uint64_t stream, uint64_t index) {
 }
 double rng_uniform(uint64_t seed, uint64_t stream, uint64_t index) {
     return (double)(rng_u64(seed, stream, index) >> 11) * 0x1p-53;
-}
-float rng_normal(uint64_t seed, uint64_t stream, uint64_t index) {
-    uint32_t words[4];
-    rng_block(seed, stream, index, words);
-    double u = ((double)(((uint64_t)words[1] << 32 | words[0]) >> 11) + 0.5) * 0x1p-53;
-    double v = (double)(((uint64_t)words[3] << 32 | words[2]) >> 11) * 0x1p-53;
-    return (float)(sqrt(-2.0 * log(u)) * cos(6.283185307179586476925 * v));
 }
 
 _Static_assert(RNG_STREAM_ROUNDING == 4, "rounding_stream (rng_philox.h) has the number of this stream");

@@ -21,7 +21,6 @@ void rng_block(uint64_t seed, uint64_t stream, uint64_t index, uint32_t out[4]);
 uint32_t rng_u32(uint64_t seed, uint64_t stream, uint64_t index);
 uint64_t rng_u64(uint64_t seed, uint64_t stream, uint64_t index);
 double rng_uniform(uint64_t seed, uint64_t stream, uint64_t index);  // [0, 1), 53 bits
-float rng_normal(uint64_t seed, uint64_t stream, uint64_t index);    // N(0,1), Box-Muller in double
 // A 64-bit hash of a string (FNV-1a), to derive a stream or a seed from a name.
 uint64_t rng_hash(const char *text);
 

@@ -103,7 +103,8 @@ static void matmul_finish(Backend *be, const MatmulCall *call, const void *from,
 
 // ---- what a call requires ----
 
-unsigned matmul_wanted(const MatmulCall *call) {
+// FUSE_ bits that the call requires.
+static unsigned matmul_wanted(const MatmulCall *call) {
     const MatmulArgs *args = &call->args;
     unsigned wanted = 0;
     if (!tensor_is_none(args->bias)) wanted |= FUSE_BIAS;

@@ -94,8 +94,7 @@ static inline uint64_t matmul_hash(const void *bytes, size_t count, uint64_t has
 // True for success; otherwise keeps the library's text as the backend's failure.
 bool matmul_ok(Backend *be, cublasStatus_t status, const char *what);
 MatmulKey matmul_key(const MatmulCall *call);
-// FUSE_ bits that the call requires, and those of them that the library supports according to its documentation.
-unsigned matmul_wanted(const MatmulCall *call);
+// FUSE_ bits that the call requires and that the library supports according to its documentation.
 unsigned matmul_fusable(const MatmulCall *call);
 // Sets what differs between calls of one key: the operand addresses in the descriptor.
 cublasStatus_t matmul_set_pointers(const MatmulPlan *plan, const MatmulCall *call);

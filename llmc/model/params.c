@@ -8,7 +8,8 @@
 
 #include "llmc/base/rng.h"
 
-int model_dim_parts(const ModelConfig *config, ModelDim dim, int64_t parts[PARAM_MAX_PARTS]) {
+// parts = the sizes of the dimension's parts, whose sum it is. Returns their number.
+static int model_dim_parts(const ModelConfig *config, ModelDim dim, int64_t parts[PARAM_MAX_PARTS]) {
     const int64_t Q = config->NH * config->HS, KV = config->NKV * config->HS;
     switch (dim) {
         case DIM_NONE: parts[0] = 1; return 1;

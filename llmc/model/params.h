@@ -40,8 +40,6 @@ typedef enum {
 } ModelDim;
 #define PARAM_MAX_PARTS 3
 int64_t model_dim(const ModelConfig *config, ModelDim dim);
-// parts = the sizes of the dimension's parts, whose sum it is. Returns their number.
-int model_dim_parts(const ModelConfig *config, ModelDim dim, int64_t parts[PARAM_MAX_PARTS]);
 
 typedef enum {
     INIT_NORMAL,    // N(0, init_std)

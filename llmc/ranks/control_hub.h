@@ -76,5 +76,4 @@ void watch_describe_lost(const Hub *hub, const Peer *peer, char *text, size_t te
 void watch_describe_mismatch(const Hub *hub, const Peer *peer, const CallFrame *call, char *text, size_t text_bytes);
 // For a rank that has lost the hub: `me` describes that rank as the hub's own record would.
 void watch_describe_hub(const char *hub, const Peer *me, const char *why, char *text, size_t text_bytes);
-void watch_name_peer(const Peer *peer, char *text, size_t text_bytes);
 #endif

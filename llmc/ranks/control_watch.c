@@ -17,7 +17,7 @@ PRINTF_LIKE(3, 4) static void append(char *text, size_t text_bytes, const char *
     va_end(args);
 }
 
-void watch_name_peer(const Peer *peer, char *text, size_t text_bytes) {
+static void watch_name_peer(const Peer *peer, char *text, size_t text_bytes) {
     snprintf(text, text_bytes, "rank %d (%s, pid %d)", peer->rank, peer->host, peer->pid);
 }
 

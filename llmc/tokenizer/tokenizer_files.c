@@ -23,7 +23,9 @@ static int byte_level_byte(uint32_t code) {
     return code < 256 && byte_level_char((int)code) == code ? (int)code : -1;
 }
 
-int64_t byte_level_decode(uint8_t *out, const char *text) {
+// The inverse of byte_level_encode. out has room for strlen(text) bytes; returns the number of bytes, or -1 if the text has
+// other characters.
+static int64_t byte_level_decode(uint8_t *out, const char *text) {
     const uint8_t *bytes = (const uint8_t *)text;
     int64_t length = (int64_t)strlen(text), count = 0;
     for (int64_t pos = 0; pos < length;) {

@@ -87,10 +87,7 @@ static inline const PairSlot *tokenizer_find_pair(const Tokenizer *t, int32_t le
 // Applies the BPE merges to symbols[0, count) in place; returns the new count.
 int64_t tokenizer_merge_symbols(const Tokenizer *t, int32_t *symbols, int64_t count);
 
-// GPT-2's files write each byte as a printable character. Decodes such a text into out, which has room for
-// strlen(text) bytes; returns the number of bytes, or -1 if it has other characters.
-int64_t byte_level_decode(uint8_t *out, const char *text);
-// The inverse, NUL-terminated; out has room for 2 * count + 1 bytes.
+// GPT-2's files write each byte as a printable character. NUL-terminated; out has room for 2 * count + 1 bytes.
 void byte_level_encode(char *out, const uint8_t *bytes, int64_t count);
 
 struct cJSON;

@@ -208,12 +208,3 @@ void optimizer_update(Optimizer *opt, Model *model, const RunConfig *config, con
               (AdamwArgs){.beta1 = (float)config->beta1, .beta2 = (float)config->beta2, .eps = (float)config->eps,
                           .t = step->t, .seed = (uint64_t)config->seed});
 }
-
-void optimizer_step(Optimizer *opt, Model *model, const RunConfig *config, double lr, double lr_factor, int64_t t) {
-    CHECK(model->part.options.data.world == 1 && !model->part.options.lanes, "%d ranks", model->part.options.data.world);
-    optimizer_freeze(opt, model);
-    model->be->sum_squares(model->be, opt->sums, tensor_1d(model->grads, DTYPE_F32, model->params.total_elems));
-    OptimizerStep step = {.t = t, .lr = lr, .lr_factor = lr_factor,
-                          .clip = {.max_norm = (float)config->grad_clip, .skip_norm = INFINITY, .skip_loss = INFINITY}};
-    optimizer_update(opt, model, config, &step);
-}

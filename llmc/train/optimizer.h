@@ -54,6 +54,4 @@ typedef struct {
 } OptimizerStep;
 // Clips by the norm from opt->sums (zero_sum_squares) and updates this rank's pieces.
 void optimizer_update(Optimizer *opt, Model *model, const RunConfig *config, const OptimizerStep *step);
-// The whole step on one rank without lanes: freeze, norm, clipping to config->grad_clip, update.
-void optimizer_step(Optimizer *opt, Model *model, const RunConfig *config, double lr, double lr_factor, int64_t t);
 #endif

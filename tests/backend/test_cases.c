@@ -5,8 +5,8 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "llmc/backend/counting.h"
 #include "tests/support/case_test.h"
+#include "tests/support/counted_names.h"
 
 // ---- every operation has a case ----
 

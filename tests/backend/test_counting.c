@@ -7,7 +7,7 @@
 #include <cmocka.h>
 #include <string.h>
 
-#include "llmc/backend/counting.h"
+#include "tests/support/counted_names.h"
 
 // ---- entries ----
 

@@ -9,7 +9,7 @@
 #include <math.h>
 #include <stdlib.h>
 
-#include "llmc/base/rng.h"
+#include "dev/cases/values.h"
 
 // Known answers of philox4x32-10 from the Random123 distribution. The counter is (index, stream), the key the seed.
 static void test_philox_known_answers(void **state) {

@@ -8,7 +8,7 @@
 
 #include <string.h>
 
-#include "llmc/base/rng.h"
+#include "dev/cases/values.h"
 #include "llmc/base/tree_sum.h"
 
 #define MOST 300

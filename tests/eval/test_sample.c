@@ -9,8 +9,8 @@
 #include <stdio.h>
 #include <stdlib.h>
 
+#include "dev/cases/values.h"
 #include "llmc/formats/model_file.h"
-#include "llmc/base/rng.h"
 #include "llmc/eval/sample.h"
 #include "tests/support/model_test.h"
 

@@ -9,6 +9,7 @@
 #include <stdlib.h>
 
 #include "llmc/plan/work.h"
+#include "tests/support/counted_names.h"
 #include "tests/support/model_kinds.h"
 #include "tests/support/model_test.h"
 

@@ -3,7 +3,7 @@
 #ifndef TESTS_MODEL_TEST_H
 #define TESTS_MODEL_TEST_H
 
-#include "llmc/train/optimizer.h"
+#include "dev/bench/optimizer_step.h"
 
 // The defaults with overrides (NULL-terminated); the model is finished, its vocabulary the preset's unless given.
 void model_test_config(RunConfig *config, const char *const *overrides);

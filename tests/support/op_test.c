@@ -10,7 +10,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
-#include "llmc/base/rng.h"
+#include "dev/cases/values.h"
 #include "llmc/run/device.h"
 #include "llmc/backend/tensor_host.h"
 

@@ -9,7 +9,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 
-#include "llmc/base/rng.h"
+#include "dev/cases/values.h"
 #include "tests/support/model_test.h"
 
 // Wide and tall matrices: q (48,24) k, v (16,24) proj (24,48) gate, up (40,24) down (24,40).

@@ -13,6 +13,7 @@
 #include "llmc/ranks/comm_host.h"
 #include "llmc/run/device.h"
 #include "llmc/backend/tensor_host.h"
+#include "dev/cases/values.h"
 #include "tests/support/rank_test.h"
 
 typedef struct {

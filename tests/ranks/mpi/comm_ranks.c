@@ -9,6 +9,7 @@
 #include "llmc/base/tree_sum.h"
 #include "llmc/ranks/comm_host.h"
 #include "llmc/backend/tensor_host.h"
+#include "dev/cases/values.h"
 #include "tests/support/rank_test.h"
 
 typedef struct {
