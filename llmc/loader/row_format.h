@@ -42,7 +42,6 @@ typedef struct {
                  Error *err);
 } RowFormat;
 
-extern const RowFormat ROW_FORMAT_PLAIN;      // format_plain.c
 extern const RowFormat *const ROW_FORMATS[];  // ends with NULL; the first one is the default
 // name "": the default. NULL and an err that lists all formats when none has this name.
 const RowFormat *row_format_find(const char *name, Error *err);

@@ -73,6 +73,7 @@ static bool spelled_fill(const BatchRow *row, double *weight_sum, const RowSourc
 static const RowFormat SPELLED = {"spelled", true, spelled_rows, spelled_longest_read, spelled_fill};
 
 // Replaces the library's table (row_formats.c).
+extern const RowFormat ROW_FORMAT_PLAIN;  // format_plain.c
 const RowFormat *const ROW_FORMATS[] = {&ROW_FORMAT_PLAIN, &HALF, &SPELLED, NULL};
 
 // ---- sources and configs ----
