@@ -10,8 +10,7 @@
 // A decay that would begin inside the warm-up begins at its end. k = N is past the last step, so with final_lr_frac 0
 // the learning rate of the last step is still above 0.
 //
-// Micro-batch and lane: see the glossary in model.h. Both are B rows of a step; micro-batch m of rank r is lane
-// m * world + r.
+// Micro-batch and lane: see the glossary in llmc/model/model.h.
 #ifndef LLMC_SCHEDULE_H
 #define LLMC_SCHEDULE_H
 

@@ -9,9 +9,9 @@
 // their contents. In the plain format (format_plain.c) row k predicts stream[kT+1 .. kT+T] from
 // stream[kT .. kT+T-1]; a source of n tokens has (n-1)/T rows, which may cross shards.
 //
-// Micro-batch and lane: see the glossary in llmc/model/model.h. Lane k of a step is its rows k*B + [0, B); micro-batch
-// m of a rank is lane m * data.world + data.rank, so all ranks together read the same rows for any world size. Where
-// data.world does not divide the number of lanes, the last micro-batch of some ranks is past the last lane: it is
+// Micro-batch and lane: see the glossary in llmc/model/model.h. Rank and world are those of the data axis. Lane
+// k of a step is its rows k*B + [0, B), so all ranks together read the same rows for any world size. Where the world size
+// does not divide the number of lanes, the last micro-batch of some ranks is past the last lane: it is
 // padding (token 0, weight 0) and no sample. Skipped data (loader_set_skips) shifts s within the phase's sequence of
 // samples.
 //
