@@ -1,5 +1,5 @@
-// op_types.h: the enums shared by both sides of the backend seam: element types and variants of operations. Separate
-// from tensor.h and backend.h because model_config.h must not include those.
+// op_types.h: enums that rooms share: element types, variants of operations, optimizers. Separate from tensor.h and
+// backend.h because model_config.h must not include those.
 #ifndef LLMC_OP_TYPES_H
 #define LLMC_OP_TYPES_H
 
@@ -24,6 +24,8 @@ typedef enum {
     FP8_FORWARD,   // both inputs E4M3
     FP8_BACKWARD   // input a, a gradient, E5M2; b E4M3
 } Fp8Role;
+
+typedef enum { OPTIMIZER_ADAMW, OPTIMIZER_MUON } OptimizerKind;
 
 // Why an optimizer step was skipped.
 typedef enum {

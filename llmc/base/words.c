@@ -12,6 +12,7 @@ const Word DTYPE_WORDS[] = {{DTYPE_F32, "fp32"}, {DTYPE_BF16, "bf16"}, {DTYPE_I3
 const Word NORM_WORDS[] = {{NORM_LAYER, "layer"}, {NORM_RMS, "rms"}, {0, NULL}};
 const Word ACTIVATION_WORDS[] = {
     {ACT_NONE, "none"}, {ACT_GELU, "gelu"}, {ACT_RELU2, "relu2"}, {ACT_SWIGLU, "swiglu"}, {0, NULL}};
+const Word OPTIMIZER_WORDS[] = {{OPTIMIZER_ADAMW, "adamw"}, {OPTIMIZER_MUON, "muon"}, {0, NULL}};
 
 const char *word_of(const Word *words, int value) {
     for (const Word *w = words; w->word != NULL; ++w)

@@ -15,6 +15,7 @@ extern const Word DTYPE_WORDS[];  // in the order of DType; the first two are th
 #define WEIGHT_DTYPES 2
 extern const Word NORM_WORDS[];
 extern const Word ACTIVATION_WORDS[];
+extern const Word OPTIMIZER_WORDS[];
 
 const char *word_of(const Word *words, int value);  // CHECKs that the value is in the table
 bool word_find(int *value, const Word *words, const char *word);

@@ -7,7 +7,7 @@
 #include <string.h>
 
 #include "llmc/base/format_version.h"
-#include "llmc/config/config.h"
+#include "llmc/base/words.h"
 
 #define OLD_VERSION_KEY "format"  // key of the version in files of version 1
 // Most steps of one skip: more than any run has (SCHEDULE_OPEN_STEPS), and few enough that sums do not overflow.

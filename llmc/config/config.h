@@ -23,6 +23,7 @@
 
 #include <stdio.h>
 
+#include "llmc/base/op_types.h"
 #include "llmc/base/words.h"
 #include "llmc/config/model_config.h"
 
@@ -32,11 +33,9 @@
 #define CONFIG_PATH_BYTES 1024
 
 typedef enum { SCHEDULE_CONSTANT, SCHEDULE_LINEAR, SCHEDULE_COSINE, SCHEDULE_WSD } ScheduleKind;
-typedef enum { OPTIMIZER_ADAMW, OPTIMIZER_MUON } OptimizerKind;
 typedef enum { ON_SAVE_ERROR_CONTINUE, ON_SAVE_ERROR_STOP } OnSaveError;
 typedef enum { DETERMINISTIC_RUN, DETERMINISTIC_LANES } Deterministic;
 typedef enum { ON_SPIKE_SKIP, ON_SPIKE_REWIND } OnSpike;
-extern const Word SCHEDULE_WORDS[], OPTIMIZER_WORDS[], DETERMINISTIC_WORDS[];
 extern const Word DEVICE_WORDS[], CPU_ISA_WORDS[], ATTENTION_WORDS[];  // stored as text: the values are unused
 
 typedef struct {

@@ -12,15 +12,11 @@
 #define MOST 1e15  // largest count: far above any run, and exact in a double
 #define MOST_STEPS 1e12
 
-const Word SCHEDULE_WORDS[] = {{SCHEDULE_CONSTANT, "constant"},
-                               {SCHEDULE_LINEAR, "linear"},
-                               {SCHEDULE_COSINE, "cosine"},
-                               {SCHEDULE_WSD, "wsd"},
-                               {0, NULL}};
-const Word OPTIMIZER_WORDS[] = {{OPTIMIZER_ADAMW, "adamw"}, {OPTIMIZER_MUON, "muon"}, {0, NULL}};
+static const Word SCHEDULE_WORDS[] = {
+    {SCHEDULE_CONSTANT, "constant"}, {SCHEDULE_LINEAR, "linear"}, {SCHEDULE_COSINE, "cosine"}, {SCHEDULE_WSD, "wsd"}, {0, NULL}};
 static const Word ON_SAVE_ERROR_WORDS[] = {
     {ON_SAVE_ERROR_CONTINUE, "continue"}, {ON_SAVE_ERROR_STOP, "stop"}, {0, NULL}};
-const Word DETERMINISTIC_WORDS[] = {{DETERMINISTIC_RUN, "run"}, {DETERMINISTIC_LANES, "lanes"}, {0, NULL}};
+static const Word DETERMINISTIC_WORDS[] = {{DETERMINISTIC_RUN, "run"}, {DETERMINISTIC_LANES, "lanes"}, {0, NULL}};
 static const Word ON_SPIKE_WORDS[] = {{ON_SPIKE_SKIP, "skip"}, {ON_SPIKE_REWIND, "rewind"}, {0, NULL}};
 // Stored as text: other rooms interpret them.
 const Word DEVICE_WORDS[] = {{0, "auto"}, {0, "cpu"}, {0, "cuda"}, {0, "cudaemu"}, {0, NULL}};
