@@ -95,6 +95,7 @@ WorkspaceShape plan_workspace_bounds(const RunConfig *config, const Schedule *sc
     bounds.attention_library = config->dtype == DTYPE_BF16 && strcmp(config->attention, "own") != 0;
     bounds.chunk_rows = m->shape.loss_chunk_rows;
     bounds.tensors = m->shape.training ? max_i64(1, m->part.pieces) : 1;  // an update may list all pieces
+    // The gated width for every model: a reserve where there is no gate. The bytes of wide ungated models depend on it.
     bounds.widest = max_i64(bounds.widest, 2 * m->config.F);
     return bounds;
 }
