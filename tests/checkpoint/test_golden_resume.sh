@@ -62,20 +62,26 @@ versions() {
     for file in run/metrics.jsonl run/hashes.jsonl run/step_"$1"/{MANIFEST.json,state.json,optimizer.safetensors} data/dataset.json; do
         echo "$(basename "$file"): $(grep -aoE '"format_version":[[:space:]]*"?[0-9]+' "$file" | head -n 1 | tr -dc 0-9)"
     done
-    echo "shard: $(od -An -tu4 -j4 -N4 data/train_000000.bin | tr -d ' ')"
 }
+# reads ARGUMENT...: the version up to which this program reads the file whose later version ends this training.
+reads() { "$train_gpt" train "$@" 2>&1 | sed -n 's/.*reads versions up to \([0-9]*\).*/\1/p' | head -n 1; }
 # A new version needs a new golden folder (tests/golden/make_checkpoint.sh) with files of that version.
 versions_are_in_the_newest_golden() (
     versions_of=tests/golden/$newest/gpt2_fp32_adamw
     (cd "$versions_of" && versions 00000004) >"$work/golden_versions"
+    # Of run files and shards, the version that this program reads is compared: it also writes older ones.
+    for file in tests/golden/"$newest"/*/data/train_*.bin; do od -An -tu4 -j4 -N4 "$file"; done | sort -n | tail -n 1 |
+        sed 's/^ */shard: /' >>"$work/golden_versions"
     run_file=$(sed -n 's/^format_version = //p' "$versions_of/run.conf")
     echo "run file: ${run_file:-1}" >>"$work/golden_versions"
     mkdir "$work/fresh" && cp "$versions_of/run.conf" "$work/fresh" && cd "$work/fresh" && words 600 >text.txt || exit 1
     "$prep" tokenize --tokenizer bytes --out data --val-fraction 0.1 text.txt >log 2>&1 &&
         "$train_gpt" train run.conf steps=4 >log 2>&1 || { tail -n 4 log; exit 1; }
     versions 00000004 >"$work/fresh_versions"
+    printf '\x63' | dd of=data/train_000000.bin bs=1 seek=4 conv=notrunc 2>/dev/null
+    echo "shard: $(reads run.conf out_dir=newer)" >>"$work/fresh_versions"
     echo 'format_version = 999' | cat - run.conf >newer.conf
-    echo "run file: $("$train_gpt" train newer.conf 2>&1 | sed -n 's/.*reads versions up to \([0-9]*\).*/\1/p')" >>"$work/fresh_versions"
+    echo "run file: $(reads newer.conf)" >>"$work/fresh_versions"
     [ "$(grep -cE ': [0-9]+$' "$work/fresh_versions")" = 8 ] || { cat "$work/fresh_versions"; exit 1; }
     diff "$work/golden_versions" "$work/fresh_versions" || { echo "    $newest has other versions than this program writes: add a golden folder"; exit 1; }
 )
@@ -112,8 +118,8 @@ check newer_hash_chain refused "hashes.jsonl: this hash chain has format version
 status=2 check newer_run_file refused "run.conf:1: this run file has format version 9, this program $known" run.conf '^model = ' 'format_version = 9\nmodel = '
 newer_shard() (
     copy_of "$newest/qwen3_bf16_muon" || exit 1
-    printf '\x03' | dd of=data/train_000000.bin bs=1 seek=4 conv=notrunc 2>/dev/null
-    expect 1 "train_000000.bin: this token shard has format version 3, this program $known" "$train_gpt" train run.conf
+    printf '\x09' | dd of=data/train_000000.bin bs=1 seek=4 conv=notrunc 2>/dev/null
+    expect 1 "train_000000.bin: this token shard has format version 9, this program $known" "$train_gpt" train run.conf
 )
 check newer_shard newer_shard
 newer_dataset() (
