@@ -75,6 +75,8 @@ static void cuda_upload(Backend *be, void *device, const void *host, size_t byte
     copy_on_compute(be, device, host, bytes, cudaMemcpyHostToDevice);
     wait_for_compute(be);
 }
+// On the compute stream: the host waits for the computation anyway, and must not queue behind a snapshot that is still
+// leaving on the stream of downloads.
 static void cuda_download(Backend *be, void *host, const void *device, size_t bytes) {
     copy_on_compute(be, host, device, bytes, cudaMemcpyDeviceToHost);
     wait_for_compute(be);
