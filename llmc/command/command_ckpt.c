@@ -216,7 +216,7 @@ static int convert(const char *name, int argc, char **argv) {
 
 int command_ckpt(int argc, char **argv) {
     const char *name = argc > 1 ? argv[1] : "";
-    bool help = strcmp(name, "--help") == 0 || strcmp(name, "-h") == 0;
+    bool help = is_help_word(name);
     if (strcmp(name, "export") == 0 || strcmp(name, "import") == 0) return convert(name, argc - 1, argv + 1);
     if (strcmp(name, "reshard") == 0) return command_ckpt_reshard(argc - 1, argv + 1);
     if (strcmp(name, "diff") == 0) return command_ckpt_diff(argc - 1, argv + 1);
@@ -224,7 +224,7 @@ int command_ckpt(int argc, char **argv) {
     bool one_path = argc == 3 && argv[2][0] != '-';
     if (one_path && strcmp(name, "verify") == 0) return verify(argv[2]);
     if (one_path && strcmp(name, "inspect") == 0) return inspect(argv[2]);
-    help = help || (argc == 3 && (strcmp(argv[2], "--help") == 0 || strcmp(argv[2], "-h") == 0));
+    help = help || (argc == 3 && is_help_word(argv[2]));
     fputs(USAGE, help ? stdout : stderr);
     return help ? 0 : 2;
 }
