@@ -4,6 +4,8 @@
 #include <stdio.h>
 #include <string.h>
 
+#include "llmc/base/common.h"
+
 static const char USAGE[] =
     "train_gpt: pretraining of decoder-only language models\n"
     "\n"
