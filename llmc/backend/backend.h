@@ -331,8 +331,6 @@ typedef struct {
 } BackendOptions;
 // libllmc_<device>.so exports it as "backend_plugin_entry".
 typedef Backend *BackendPluginEntry(const BackendOptions *options, Error *err);
-// Opens libllmc_<device>.so beside the program or in $TOKAMAK_PLUGIN_DIR. device: "cuda", "cudaemu".
-Backend *backend_plugin_open(const char *device, const BackendOptions *options, Error *err);
 // plan_workspace of the CUDA backend, for plans made without the plug-in.
 size_t backend_cuda_plan_workspace(WorkspaceShape shape);
 

@@ -17,6 +17,9 @@ typedef struct {
 // other device opens or is an error: there is no fallback.
 Backend *device_open(const DeviceChoice *choice, char *note, size_t note_bytes, Error *err);
 
+// Opens libllmc_<device>.so beside the program or in $TOKAMAK_PLUGIN_DIR. device: "cuda", "cudaemu".
+Backend *backend_plugin_open(const char *device, const BackendOptions *options, Error *err);
+
 #define DEVICE_NOTE_BYTES 1200
 // Opens the device of the config; note: why device=auto uses the CPU, "" if it does not. local_rank: index of the GPU;
 // threads: of the CPU, if the config does not set them.

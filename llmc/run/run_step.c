@@ -9,6 +9,7 @@
 #include "llmc/run/run_load.h"
 #include "llmc/run/run_save.h"
 #include "llmc/train/guard.h"
+#include "llmc/train/replicas.h"
 
 // A rank's contribution to the agreement before a step: sums (the weights of its micro-batches last), then maxima.
 enum { VOTE_SECONDS, VOTE_WEIGHTS };

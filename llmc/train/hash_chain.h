@@ -1,14 +1,13 @@
 // hash_chain.h: the hash chain, by which two runs can be compared: every hash_every steps rank 0 appends a link to
 // out_dir/hashes.jsonl, with hashes of the data since the last link, the weights and the optimizer state (hash_file.h).
-// train_gpt verify compares two such files. Also the comparison of replicas, which finds ranks whose weights have drifted.
-// Ranks communicate through control.h only. Must not know: checkpoints' files, the training loop.
+// train_gpt verify compares two such files. Ranks communicate through control.h only. Must not know: checkpoints' files,
+// the training loop.
 //
 // Hashes are sums mod 2^64 over elements (hash_element.h) and over rows. Each rank adds the elements that it owns, so a
 // link depends neither on the world size nor on the ZeRO stage. Weights: the fp32 masters if there are any.
 //
 //     hash_chain_add_batch(&chain, step->step, &step->batch[i]);             each micro-batch of a step
 //     if (!hash_chain_link(&chain, t, model, optimizer, err)) return false;  after the update of step t
-//     if (!replicas_compare(&chain, t, model, err)) return false;            when the weights are whole
 //     if (!hash_chain_save(&chain, &progress, err)) return false;            before a checkpoint
 #ifndef LLMC_HASH_CHAIN_H
 #define LLMC_HASH_CHAIN_H
@@ -23,7 +22,7 @@ typedef struct {
     int launch_rank, launch_world;  // control's
     MeshAxis data;                  // the axis of replicas, or of the owners of elements
     int64_t every;          // steps between links; 0: none
-    int64_t compare_every;  // steps between comparisons; 0: never
+    int64_t compare_every;  // steps between comparisons (replicas.h); 0: never
     const char *out_dir;    // must exist
 } HashChainOptions;
 
@@ -34,7 +33,7 @@ typedef struct {
 typedef struct {
     HashChainOptions options;  // out_dir: a copy
     Backend *be;
-    uint64_t *device;  // [2] sums of a link
+    uint64_t *device;  // [2] sums of a link; [0] also the sum of a comparison
     uint64_t *host;    // [2] the same in host memory
     HashSums *all;     // [launch_world]
     int file;          // rank 0: hashes.jsonl; -1: none
@@ -62,12 +61,4 @@ void hash_chain_add_batch(HashChain *chain, int64_t step, const Batch *batch);
 bool hash_chain_link(HashChain *chain, int64_t step, const Model *model, const Optimizer *opt, Error *err);
 // Writes the chain's state for a checkpoint into progress, whose step is set already. Collective.
 bool hash_chain_save(HashChain *chain, RunProgress *progress, Error *err);
-
-// If `step` is due and several ranks hold all weights (ZeRO stage below 3): checks that they hold the same bits. The
-// weights must be whole (zero_gather_weights, every bucket). Collective. False, with the same message on every rank, if
-// some have drifted; also if the device failed or the run is ending.
-bool replicas_compare(HashChain *chain, int64_t step, const Model *model, Error *err);
-// odd (launch_world) = whether rank r's hash differs from that of the majority (more than half of the ranks); without a
-// majority all are odd. Returns the number of odd ranks.
-int replicas_judge(bool *odd, const uint64_t *hashes, int launch_world);
 #endif

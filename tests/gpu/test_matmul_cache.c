@@ -8,8 +8,8 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "llmc/backend/backend.h"
 #include "llmc/base/rng.h"
+#include "llmc/run/device.h"
 
 #define M 16
 #define N 24

@@ -10,6 +10,7 @@
 
 #include "llmc/formats/model_file.h"
 #include "llmc/loader/shard.h"
+#include "llmc/run/device.h"
 
 void model_test_config(RunConfig *config, const char *const *overrides) {
     Error err = {""};

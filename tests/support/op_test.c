@@ -11,6 +11,7 @@
 #include <unistd.h>
 
 #include "llmc/base/rng.h"
+#include "llmc/run/device.h"
 #include "llmc/backend/tensor_host.h"
 
 #define OP_TEST_SEED 20240520

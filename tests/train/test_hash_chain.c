@@ -10,6 +10,7 @@
 
 #include "llmc/train/hash_chain.h"
 #include "llmc/base/hash_element.h"
+#include "llmc/train/replicas.h"
 #include "tests/support/file_test.h"
 #include "tests/support/model_test.h"
 
