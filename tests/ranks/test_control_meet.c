@@ -83,7 +83,7 @@ static void test_directory(void **state) {
     static const char *const STALE[] = {
         "", "tokamak hub 1\n", "something else\n",
         ("tokamak hub 1\nnonce 00112233445566778899aabbccddeeff\nworld 2\nhost elsewhere\npid 7\nstarted 2026-01-01 "
-        "00:00:00\nport 9\naddress 127.0.0.1\nend\n")};
+         "00:00:00\nport 9\naddress 127.0.0.1\nend\n")};
     for (size_t i = 0; i < sizeof STALE / sizeof STALE[0]; ++i) {
         file_test_write(&team->files, "meet/tokamak-hub-2", STALE[i], strlen(STALE[i]));
         team_start(team, 1, 2, part_greet);
