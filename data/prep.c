@@ -24,7 +24,7 @@ static void print_usage(FILE *out) {
 
 int main(int argc, char **argv) {
     const char *name = argc > 1 ? argv[1] : "";
-    if (strcmp(name, "--help") == 0 || strcmp(name, "-h") == 0) {
+    if (is_help_word(name)) {
         print_usage(stdout);
         return EXIT_OK;
     }

@@ -183,7 +183,7 @@ plain_json() {
 }
 metrics() { grep -aE '"(loss|val_loss|sample)":|"event":"(step [0-9]+ skipped|back to step)' "$1" | plain_json; }
 header_bytes() { od -An -tu8 -N8 "$1" | tr -d ' '; }
-header() { # of a .safetensors file: one tensor a line, without the ignored keys and the padding
+header() { # of a .safetensors file: one tensor per line, without the ignored keys and the padding
     head -c $(($(header_bytes "$1") + 8)) "$1" | tail -c +9 | plain_json | sed 's/"__metadata__":{},\{0,1\}//;s/ *$//;s/},/},\n/g'
 }
 # The tensor of FILE that contains byte AT (from 0) of its data.

@@ -41,7 +41,7 @@ int main(int argc, char **argv) {
                  {"comm", "collectives of a group of ranks, under mpirun", bench_comm_main}};
     for (size_t i = 0; argc > 1 && i < sizeof PARTS / sizeof PARTS[0]; ++i)
         if (strcmp(argv[1], PARTS[i].name) == 0) return PARTS[i].run(argc - 1, argv + 1);
-    bool help = argc > 1 && (strcmp(argv[1], "--help") == 0 || strcmp(argv[1], "-h") == 0);
+    bool help = argc > 1 && is_help_word(argv[1]);
     fprintf(help ? stdout : stderr, "bench: measures the speed of the engine\n\n");
     for (size_t i = 0; i < sizeof PARTS / sizeof PARTS[0]; ++i)
         fprintf(help ? stdout : stderr, "  bench %-8s %s\n", PARTS[i].name, PARTS[i].help);

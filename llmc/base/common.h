@@ -12,6 +12,7 @@
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
+#include <string.h>
 
 #ifdef __cplusplus
 extern "C" {
@@ -60,6 +61,8 @@ static inline int64_t div_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 static inline int64_t round_up(int64_t a, int64_t multiple) { return div_up(a, multiple) * multiple; }
 // Whether an action that is due every `every` steps is due after this one; every 0: never.
 static inline bool is_due(int64_t step, int64_t every) { return every > 0 && step % every == 0; }
+// Whether a word of the command line asks for help.
+static inline bool is_help_word(const char *word) { return strcmp(word, "--help") == 0 || strcmp(word, "-h") == 0; }
 
 // ---- strict text to number: no leading or trailing characters, no overflow; "1e-3", "128", "0x10" not accepted as
 // int ----

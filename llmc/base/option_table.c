@@ -313,7 +313,7 @@ static bool parse_dashes(int *rest_count, int argc, char **argv, const OptionTab
 OptionsResult options_parse(int *rest_count, int argc, char **argv, const OptionTable *table, Error *err) {
     bool by_dashes = table->spelling == OPTIONS_DASHES;
     for (int i = 0; i < argc && !(by_dashes && strcmp(argv[i], "--") == 0); ++i)
-        if (strcmp(argv[i], "--help") == 0 || strcmp(argv[i], "-h") == 0) {
+        if (is_help_word(argv[i])) {
             options_print_help(stdout, table);
             return OPTIONS_HELP;
         }

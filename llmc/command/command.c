@@ -46,7 +46,7 @@ int command_read_config(RunConfig *config, const char *command, int argc, char *
     char **overrides = xcalloc((size_t)argc, sizeof *overrides);
     int override_count = 0;
     for (int i = 1; i < argc; ++i) {
-        if (strcmp(argv[i], "--help") == 0 || strcmp(argv[i], "-h") == 0) {
+        if (is_help_word(argv[i])) {
             print_config_help(command, i + 1 < argc ? argv[i + 1] : NULL);
             free(overrides);
             return 0;

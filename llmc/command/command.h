@@ -18,7 +18,7 @@ bool command_parse_ids(TokenList *out, const char *text, int64_t vocab, Error *e
 // Option rows that choose the model and the device; `open`: an OpenModelOptions with the defaults.
 #define COMMAND_MODEL_ROWS(open)                                                                        \
     {"ckpt", OPTION_TO((open).path), .help = "checkpoint, Hugging Face directory or llm.c .bin"},       \
-        {"tokenizer", OPTION_TO((open).tokenizer), .help = "default: the one in the model's folder"},   \
+        {"tokenizer", OPTION_TO((open).tokenizer), .help = "file or directory; default: the model's"},  \
         {"device", OPTION_TO((open).device), .words = DEVICE_WORDS, .help = "device to run on"},        \
         {"dtype",                                                                                       \
          OPTION_TO((open).dtype),                                                                       \

@@ -16,8 +16,8 @@ static const char USAGE[] =
     "train_gpt ckpt reshard from=DIR to=DIR ranks=N   the same checkpoint as the files of N ranks\n"
     "train_gpt ckpt average from=A,B,... to=DIR ...   the mean of the weights of several checkpoints\n"
     "train_gpt ckpt export  from=DIR to=PATH ...      writes llm.c's model file or a bare Hugging Face directory\n"
-    "train_gpt ckpt import  from=PATH to=DIR ...      turns a Hugging Face directory or llm.c file into a model "
-    "directory with a manifest\n"
+    "train_gpt ckpt import  from=PATH to=DIR ...      converts a Hugging Face directory or llm.c file to a model "
+    "directory\n"
     "\n"
     "example\n"
     "  train_gpt ckpt verify runs/kjv/step_00000500\n"
@@ -192,7 +192,7 @@ static int convert(const char *name, int argc, char **argv) {
         {"format", OPTION_TO(format), OPTION_WORD, .words = FORMAT_WORDS, .help = "hf: a directory; llmc: a file"},
         {"dtype", OPTION_TO(dtype), OPTION_WORD, .words = DTYPE_WORDS, .word_count = WEIGHT_DTYPES,
          .help = "of the written weights"},
-        {"tokenizer", OPTION_TO(tokenizer), .help = "default: the one of the source"}};
+        {"tokenizer", OPTION_TO(tokenizer), .help = "file or directory; default: the source's"}};
     const OptionTable table = {OPTION_ROWS(rows), OPTIONS_KEYS, .program = "train_gpt ckpt", .about = USAGE};
     int status = options_read(&table, argc, argv);
     if (status != OPTIONS_CONTINUE) return status;
@@ -216,7 +216,7 @@ static int convert(const char *name, int argc, char **argv) {
 
 int command_ckpt(int argc, char **argv) {
     const char *name = argc > 1 ? argv[1] : "";
-    bool help = strcmp(name, "--help") == 0 || strcmp(name, "-h") == 0;
+    bool help = is_help_word(name);
     if (strcmp(name, "export") == 0 || strcmp(name, "import") == 0) return convert(name, argc - 1, argv + 1);
     if (strcmp(name, "reshard") == 0) return command_ckpt_reshard(argc - 1, argv + 1);
     if (strcmp(name, "diff") == 0) return command_ckpt_diff(argc - 1, argv + 1);
@@ -224,7 +224,7 @@ int command_ckpt(int argc, char **argv) {
     bool one_path = argc == 3 && argv[2][0] != '-';
     if (one_path && strcmp(name, "verify") == 0) return verify(argv[2]);
     if (one_path && strcmp(name, "inspect") == 0) return inspect(argv[2]);
-    help = help || (argc == 3 && (strcmp(argv[2], "--help") == 0 || strcmp(argv[2], "-h") == 0));
+    help = help || (argc == 3 && is_help_word(argv[2]));
     fputs(USAGE, help ? stdout : stderr);
     return help ? 0 : 2;
 }

@@ -233,7 +233,7 @@ int command_ckpt_average(int argc, char **argv) {
     const char *from = NULL, *to = NULL, *dtype_text = NULL;
     int average_state = false;
     const Option rows[] = {
-        {"from", OPTION_TO(from), .help = "checkpoints or Hugging Face directories, with commas; PATH:W: weight"},
+        {"from", OPTION_TO(from), .help = "checkpoints or Hugging Face directories, with commas; PATH:W sets a weight"},
         {"to", OPTION_TO(to), .help = "directory to write; must not exist"},
         {"dtype", OPTION_TO(dtype_text), .words = DTYPE_WORDS, .word_count = WEIGHT_DTYPES,
          .help = "of the written weights; default: fp32"},

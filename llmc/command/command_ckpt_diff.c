@@ -174,7 +174,7 @@ static bool compare_rest(Report *all, char **path, Error *err) {
 }
 
 int command_ckpt_diff(int argc, char **argv) {
-    bool help = argc == 2 && (strcmp(argv[1], "--help") == 0 || strcmp(argv[1], "-h") == 0);
+    bool help = argc == 2 && is_help_word(argv[1]);
     if (argc != 3) {
         fputs(USAGE, help ? stdout : stderr);
         return help ? 0 : 2;

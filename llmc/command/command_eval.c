@@ -40,7 +40,7 @@ static bool eval_data(OpenModel *model, const char *data, int64_t B, int64_t T, 
     bool ok = eval_heldout(&result, &model->model, heldout, model->tokenizer, NULL, MESH_ALONE, err);
     heldout_close(heldout);
     if (!ok) return false;
-    printf("%s: %lld tokens, loss %.6f nats a token, perplexity %.4f", data, (long long)result.tokens, result.loss,
+    printf("%s: %lld tokens, loss %.6f nats per token, perplexity %.4f", data, (long long)result.tokens, result.loss,
            result.perplexity);
     if (result.bits_per_byte >= 0)
         printf(", %.6f bits per byte of %lld bytes", result.bits_per_byte, (long long)result.text_bytes);
@@ -59,7 +59,7 @@ int command_eval(int argc, char **argv) {
         {"seq_len", OPTION_TO(seq_len), OPTION_WHOLE, 0, 1e9, .help = "row length in tokens; 0: the model's"},
         {"batch_rows", OPTION_TO(batch_rows), OPTION_WHOLE, 1, 1e6, .help = "rows of a batch"},
         {"tokens", OPTION_TO(tokens), OPTION_WHOLE, 0, 9e18, .help = "largest number of tokens; 0: all"},
-        {"doc_mask", OPTION_TO(doc_mask), OPTION_BOOL, .help = "attention stays inside documents"},
+        {"doc_mask", OPTION_TO(doc_mask), OPTION_BOOL, .help = "restrict attention to documents"},
         {"ids", OPTION_TO(ids), .help = "token ids \"1 2 3\" whose logits are written to logits_out"},
         {"logits_out", OPTION_TO(logits_out), .help = "file for raw fp32 logits (tokens, V)"}};
     const OptionTable table = {OPTION_ROWS(rows), OPTIONS_KEYS, .program = "train_gpt", .about = USAGE};

@@ -134,7 +134,7 @@ static int report(const HashFile *a, const HashFile *b) {
 
 int command_verify(int argc, char **argv) {
     for (int i = 1; i < argc; ++i)
-        if (strcmp(argv[i], "--help") == 0 || strcmp(argv[i], "-h") == 0) {
+        if (is_help_word(argv[i])) {
             fputs(USAGE, stdout);
             return 0;
         }

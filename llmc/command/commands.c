@@ -4,6 +4,8 @@
 #include <stdio.h>
 #include <string.h>
 
+#include "llmc/base/common.h"
+
 static const char USAGE[] =
     "train_gpt: pretraining of decoder-only language models\n"
     "\n"
@@ -23,7 +25,7 @@ int command_main(int argc, char **argv) {
     } COMMANDS[] = {
         {"plan", command_plan}, {"sample", command_sample}, {"eval", command_eval}, {"ckpt", command_ckpt},
         {"verify", command_verify}};
-    if (argc < 2 || strcmp(argv[1], "--help") == 0 || strcmp(argv[1], "-h") == 0 || strcmp(argv[1], "help") == 0) {
+    if (argc < 2 || is_help_word(argv[1]) || strcmp(argv[1], "help") == 0) {
         fputs(USAGE, argc < 2 ? stderr : stdout);
         return argc < 2 ? 2 : 0;
     }

@@ -7,6 +7,8 @@
 // bf16, contributions are sent by ncclSend and ncclRecv and added here (comm_sum.cu).
 //
 // A failure of NCCL becomes the backend's failure, which wait and synchronize return.
+//
+// More than 600 lines: every operation shares the group's fields and its begin, end and wait, which stay private here.
 #include "llmc/cuda/comm_nccl.h"
 
 #include <pthread.h>

@@ -16,6 +16,7 @@ if [ ! -e "$build/libllmc_$device.so" ]; then
     exit 0
 fi
 failures=0
+mkdir -p "$build/test-logs"
 for program in "${programs[@]}"; do
     log=$build/test-logs/$program.$device.log
     TOKAMAK_TEST_DEVICE=$device timeout -k 10 600 "$build/tests/$program" >"$log" 2>&1

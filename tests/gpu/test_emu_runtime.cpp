@@ -1,7 +1,8 @@
 // test_emu_runtime.cpp: the emulated CUDA runtime (dev/emu) against CUDA's documented behaviour: streams run late, a
 // missing wait is detected, graphs replay, captures refuse what CUDA refuses, injected failures end the context.
 // dev/emu/emu.mk builds it if the CUDA headers are found; tests/gpu/test_emu_runtime.sh runs it. Tests that need other
-// settings of the emulated device, or that end its context, run in a child process.
+// settings of the emulated device, or that end its context, run in a child process. More than 600 lines: a list of short
+// independent cases.
 #include "emu_runtime.h"
 
 #include <math.h>

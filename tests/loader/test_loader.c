@@ -1,5 +1,5 @@
 // test_loader.c: batches compared with the contract of loader.h, token by token; any world size, seek, phases,
-// segment ids, held-out text, and every error.
+// segment ids, held-out text, and every error. More than 600 lines: the cases share shards and helpers.
 #include "llmc/loader/heldout.h"
 #include "llmc/loader/loader.h"
 

@@ -97,7 +97,7 @@ tiny_ranks() {
     on_ranks "$2" "${program[@]}" "$train_gpt" train out_dir="$work/$1" device=cpu threads=1 "${tiny[@]}" warmup_steps=2 \
         comm_timeout=60 "${@:3}" >"$work/$1.log" 2>&1
 }
-# fault_library NAME [COMPILER]: compiles tests/faults/NAME.c; $preload: the library, after a sanitizer's runtime, which must be first.
+# fault_library NAME [COMPILER]: compiles that file of tests/faults; $preload: the library, after a sanitizer's runtime, which must be first.
 fault_library() {
     sanitizer=$(ldd "$train_gpt" | awk '/libasan/ {print $3}')
     "${2:-cc}" -D_GNU_SOURCE -shared -fPIC -o "$work/$1.so" "tests/faults/$1.c" -ldl || return 1
