@@ -8,7 +8,7 @@
 #   --ignore KEY      one more key of state.json, config.json and dataset.json that may differ; may be repeated
 #
 # Compared for each run: every link of hashes.jsonl (hash_every=1); every line of metrics.jsonl with a loss, a gradient norm, a held-out
-# loss or a sampled text, and the events of skips and rewinds; every file of every checkpoint, byte by byte; the output of `eval` and
+# loss or a sampled text, and the events of skips and rewinds (of events and of what eval prints the numbers, not the words); every file of every checkpoint, byte by byte; the output of `eval` and
 # `sample` for the last checkpoint; and, before the runs, the shards that each build's prep writes.
 #
 # Not compared:
@@ -181,7 +181,9 @@ plain_json() {
     for key in $ignored; do expression="$expression;s/,?[[:space:]]*\"$key\":[[:space:]]*(\"[^\"]*\"|[-+0-9.eE]+|true|false|null)//g"; done
     sed -E "${expression#;};s/\{,/{/;/^\{(\"step\":0)?\}\$/d" | sed -E 's/^(\{?)[[:space:]]*,/\1/;/^[[:space:]]*$/d'
 }
-metrics() { grep -aE '"(loss|val_loss|sample)":|"event":"(step [0-9]+ skipped|back to step)' "$1" | plain_json; }
+metrics() {
+    grep -aE '"(loss|val_loss|sample)":|"event":"(step [0-9]+ skipped|back to step)' "$1" | plain_json | sed -E '/"event":/s/[^0-9.]+/ /g'
+}
 header_bytes() { od -An -tu8 -N8 "$1" | tr -d ' '; }
 header() { # of a .safetensors file: one tensor per line, without the ignored keys and the padding
     head -c $(($(header_bytes "$1") + 8)) "$1" | tail -c +9 | plain_json | sed 's/"__metadata__":{},\{0,1\}//;s/ *$//;s/},/},\n/g'
@@ -296,7 +298,8 @@ one() {
         last=$(ls -d "$out"/step_* | tail -n 1)
         "$build/train_gpt" ckpt verify "$last" >>log 2>&1 || { echo; echo "    $build: $last does not verify"; return 1; }
         { "$build/train_gpt" sample ckpt="$last" prompt="the king" tokens=16 seed=3 device=cpu threads=2
-          "$build/train_gpt" eval ckpt="$last" data='../data/val_*.bin' seq_len=32 batch_rows=2 tokens=1k device=cpu threads=2; } 2>&1 |
+          "$build/train_gpt" eval ckpt="$last" data='../data/val_*.bin' seq_len=32 batch_rows=2 tokens=1k device=cpu threads=2 |
+              sed -E 's/[^0-9.]+/ /g'; } 2>&1 |
             sed -E 's/[0-9.]+[kM]? (tok|tokens)\/s.*//;s/,? (in )?[0-9.]+ s\b.*//' >"$out.printed"
     done
 }
