@@ -132,6 +132,8 @@ ranks_data || exit 1
 export TRAIN_GPT=$train_gpt
 train() { submit "$1" single_node --ntasks-per-node=2 "${@:2}" -- out_dir="$work/$1" "${options[@]}" ${extra:-}; }
 half=$((steps / 2))
+# A run that saves at every step takes long enough to be disturbed half-way on a busy machine too.
+slow="save_every=1 async_save=false keep_last=3"
 
 undisturbed() { train straight && job_end "$job" straight && ended straight 0 && same_losses straight straight; }
 check training undisturbed
@@ -146,24 +148,24 @@ job_step() { # NAME STEP
 finished() { # NAME TEXT
     job_end "$job" "$1" && ended "$1" 0 && said "$1" "$2" && same_losses "$1" straight
 }
-requeued() { train requeued && job_step requeued $half && scontrol requeue "$job" && finished requeued "requeued 1 times"; }
+requeued() { extra=$slow train requeued && job_step requeued $half && scontrol requeue "$job" && finished requeued "requeued 1 times"; }
 check requeue_half_way requeued
 
 # What --signal=B:USR1@120 does two minutes before the time limit.
 time_limit() {
-    train limit && job_step limit $half && scancel --batch --signal=USR1 "$job" && finished limit "requeued 1 times" &&
+    extra=$slow train limit && job_step limit $half && scancel --batch --signal=USR1 "$job" && finished limit "requeued 1 times" &&
         said limit "exit status 75: requeueing job $job"
 }
 check signal_before_the_time_limit time_limit
 
 one_rank_signalled() {
-    train usr1 && job_step usr1 $half && kill -USR1 "$(rank_pid usr1 1)" && finished usr1 "requeued 1 times" &&
+    extra=$slow train usr1 && job_step usr1 $half && kill -USR1 "$(rank_pid usr1 1)" && finished usr1 "requeued 1 times" &&
         said usr1 "exit status 75: requeueing job $job"
 }
 check signal_to_one_rank one_rank_signalled
 
 one_rank_killed() {
-    train killed && job_step killed $half && kill -9 "$(rank_pid killed 1)" && finished killed "starting again from the last checkpoint" &&
+    extra=$slow train killed && job_step killed $half && kill -9 "$(rank_pid killed 1)" && finished killed "starting again from the last checkpoint" &&
         said killed "rank 1 \(.*pid"
 }
 check one_rank_is_killed one_rank_killed
@@ -171,7 +173,7 @@ check one_rank_is_killed one_rank_killed
 # A job of a partition with higher priority requests the whole node: Slurm sends TERM and revokes the node five seconds later.
 # The scheduler takes a few seconds before that; saving at every step makes the run last longer.
 preempted() {
-    extra="save_every=1 async_save=false keep_last=3" train preempted --partition=low --nodelist=node1 && job_step preempted 2 || return 1
+    extra=$slow train preempted --partition=low --nodelist=node1 && job_step preempted 2 || return 1
     local first=$job
     sbatch --parsable --partition=high --nodelist=node1 --exclusive --output=/dev/null --wrap=true >/dev/null || return 1
     job=$first finished preempted "requeued 1 times"
